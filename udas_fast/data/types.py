@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass
 class Batch:
-    """Images of one size: ``image`` uint8 ``[N, 3, H, W]``, ``label`` uint8 ``[N, H, W]`` train ids or None."""
+    """Images of one size, uint8 ``[N, 3, H, W]``; ``label`` is uint8 ``[N, H, W]`` train ids, or None."""
 
     image: torch.Tensor
     label: torch.Tensor | None

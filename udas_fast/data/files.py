@@ -1,0 +1,115 @@
+"""Image and label files to arrays; whatever is wrong with a file becomes one sentence that names it."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from udas_fast.data import png
+from udas_fast.errors import InputError, bad
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+LABEL_SUFFIX = ".png"
+
+# What Pillow raises on damaged files, found by feeding it some.
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "data that is no image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"unreadable data ({error})"
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The image as uint8 ``[H, W, 3]`` RGB; grey, palette, CMYK and 16-bit files are converted.
+
+    An EXIF orientation is ignored, because labels are drawn on the stored pixels.
+    Raises InputError naming the file where it is missing, truncated or no JPEG or PNG.
+    """
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "MPO")) as image:
+            if image.mode.startswith("I;16"):
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
+            return np.array(image.convert("RGB"))
+    except _UNREADABLE as error:
+        raise bad(f"image {path}", _reason(error), "a whole JPEG or PNG file") from error
+
+
+def read_ids(path: Path, *, wide: bool = False) -> np.ndarray:
+    """The class ids stored in a label file, ``[H, W]``, uint8 or uint16, as they are in the file.
+
+    ``wide=False``: PNGs of 8-bit palette (the index is read, never the colour), 8-bit grey or 16-bit grey.
+    ``wide=True``: PNGs of 16-bit RGB(A), id in the first channel (SYNTHIA).
+    Raises InputError naming the file where it is missing, damaged or of another kind.
+    """
+    kinds = "a 16-bit RGB PNG" if wide else "a PNG whose pixels are class ids (palette or grey)"
+    try:
+        data = path.read_bytes()
+        header, pixels = png.parse(data)
+        if wide:
+            return png.first_channel(header, pixels)
+        # Pillow scales grey of 1, 2 and 4 bits to the range of 8, which changes the ids.
+        grey = header.colour == png.GREY and header.depth >= 8
+        if not grey and header.colour != png.PALETTE:
+            raise bad(f"label {path}", header, kinds)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.array(image)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise bad(f"label {path}", error, kinds) from error
+    except _UNREADABLE as error:
+        raise bad(f"label {path}", _reason(error), kinds) from error
+
+
+class IdMap:
+    """File ids to train ids by look-up; the ids that are not in ``mapping`` are errors.
+
+    ``mapping`` is ``{file id 0..255: train id}``, train id 255 for what is declared but ignored.
+    """
+
+    def __init__(self, mapping: dict[int, int]) -> None:
+        self.mapping = dict(mapping)
+        self.table = np.full(256, 255, np.uint8)
+        self.declared = np.zeros(256, bool)
+        for file_id, train_id in mapping.items():
+            self.table[file_id] = train_id
+            self.declared[file_id] = True
+
+    def __call__(self, ids: np.ndarray, path: Path) -> np.ndarray:
+        """Train ids, uint8 ``[H, W]``; raises InputError naming ``path`` and the undeclared ids."""
+        if ids.max(initial=0) > 255 or not self.declared[ids].all():
+            found = [int(i) for i in np.unique(ids) if i > 255 or not self.declared[i]]
+            listed = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
+            raise bad(f"label {path}", f"id {listed}", f"ids among {_ranges(self.mapping)}")
+        return self.table[ids]
+
+
+def _ranges(ids: dict[int, int]) -> str:
+    """``0-33, 255`` for those ids."""
+    parts: list[list[int]] = []
+    for i in sorted(ids):
+        if parts and i == parts[-1][1] + 1:
+            parts[-1][1] = i
+        else:
+            parts.append([i, i])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
