@@ -1,0 +1,180 @@
+"""AutoAugment without geometry: colours change, every pixel stays in its place, so labels stay right.
+
+The operations equal Pillow's ImageOps and ImageEnhance, on uint8 tensors on any device, without
+waiting for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from udas_fast.errors import bad
+
+# The 25 sub-policies for ImageNet of AutoAugment (Cubuk et al., CVPR 2019, arXiv 1805.09501, table 9):
+# (operation, probability, level 0..9). Rotations and shears are left out; what they were is in the comment.
+POLICY: tuple[tuple[tuple[str, float, int], ...], ...] = (
+    (("posterize", 0.4, 8),),  # + rotate 0.6 9
+    (("solarize", 0.6, 5), ("autocontrast", 0.6, 5)),
+    (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
+    (("posterize", 0.6, 7), ("posterize", 0.6, 6)),
+    (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
+    (("equalize", 0.4, 4),),  # + rotate 0.8 8
+    (("solarize", 0.6, 3), ("equalize", 0.6, 7)),
+    (("posterize", 0.8, 5), ("equalize", 1.0, 2)),
+    (("solarize", 0.6, 8),),  # rotate 0.2 3 +
+    (("equalize", 0.6, 8), ("posterize", 0.4, 6)),
+    (("color", 0.4, 0),),  # rotate 0.8 8 +
+    (("equalize", 0.6, 2),),  # rotate 0.4 9 +
+    (("equalize", 0.0, 7), ("equalize", 0.8, 8)),
+    (("invert", 0.6, 4), ("equalize", 1.0, 8)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("color", 1.0, 2),),  # rotate 0.8 8 +
+    (("color", 0.8, 8), ("solarize", 0.8, 7)),
+    (("sharpness", 0.4, 7), ("invert", 0.6, 8)),
+    (("equalize", 1.0, 9),),  # shear x 0.6 5 +
+    (("color", 0.4, 0), ("equalize", 0.6, 3)),
+    (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
+    (("solarize", 0.6, 5), ("autocontrast", 0.6, 5)),
+    (("invert", 0.6, 4), ("equalize", 1.0, 8)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
+)
+
+
+def auto_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each image through a sub-policy of its own, drawn with ``generator`` (on the CPU).
+
+    ``images`` uint8 ``[N, 3, H, W]`` → new uint8 tensor of that shape on the same device. Three numbers are
+    drawn for each image, whatever they decide. Raises InputError for other shapes and dtypes.
+    """
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+        raise bad("images", f"{images.dtype} {tuple(images.shape)}", "uint8 [N, 3, H, W]")
+    picks = torch.randint(len(POLICY), (len(images),), generator=generator).tolist()
+    chances = torch.rand(len(images), 2, generator=generator).tolist()
+    out = torch.empty_like(images)
+    for i, image in enumerate(images):
+        for (name, probability, level), chance in zip(POLICY[picks[i]], chances[i], strict=False):
+            if chance < probability:
+                image = apply(name, image, level)
+        out[i] = image
+    return out
+
+
+def apply(name: str, image: torch.Tensor, level: int) -> torch.Tensor:
+    """Operation ``name`` of the policy at ``level`` 0..9 over the paper's range of magnitudes (table 6).
+
+    posterize to 8..4 bits and solarize above 256..0 (a higher level is stronger, as in the authors' code),
+    enhancement by a factor of 0.1..1.9 (1 changes nothing); the other operations have no magnitude.
+    """
+    if name == "posterize":
+        return posterize(image, 8 - round(4 * level / 9))
+    if name == "solarize":
+        return solarize(image, 256 - round(256 * level / 9))
+    if name in _ENHANCEMENTS:
+        return _ENHANCEMENTS[name](image, 0.1 + 1.8 * level / 9)
+    return _PLAIN[name](image)
+
+
+def posterize(image: torch.Tensor, bits: int) -> torch.Tensor:
+    """Keep the ``bits`` highest bits of each value of uint8 ``[3, H, W]``."""
+    return image & (256 - (1 << (8 - bits)))
+
+
+def solarize(image: torch.Tensor, threshold: int) -> torch.Tensor:
+    """Invert the values of uint8 ``[3, H, W]`` from ``threshold`` 0..256 on."""
+    ramp = torch.arange(256, device=image.device)
+    return _look_up(image, torch.where(ramp < threshold, ramp, 255 - ramp).expand(3, 256))
+
+
+def invert(image: torch.Tensor) -> torch.Tensor:
+    """255 − value, uint8 ``[3, H, W]``."""
+    return ~image
+
+
+def autocontrast(image: torch.Tensor) -> torch.Tensor:
+    """Stretch each channel of uint8 ``[3, H, W]`` linearly to 0..255."""
+    low = image.flatten(1).amin(1, keepdim=True).double()
+    high = image.flatten(1).amax(1, keepdim=True).double()
+    ramp = torch.arange(256, device=image.device, dtype=torch.float64).expand(3, 256)
+    # A channel of one value has no contrast to stretch: scale 1 around 0 leaves it as it is.
+    flat = high == low
+    # torch computes number / tensor by way of the reciprocal, which is not the nearest quotient.
+    scale = torch.where(flat, 1.0, torch.full_like(high, 255.0) / (high - low))
+    offset = torch.where(flat, 0.0, -low * scale)
+    return _look_up(image, (ramp * scale + offset).clamp_(0, 255))
+
+
+def equalize(image: torch.Tensor) -> torch.Tensor:
+    """Flatten the histogram of each channel of uint8 ``[3, H, W]``."""
+    bins = image.flatten(1).long() + torch.arange(0, 768, 256, device=image.device)[:, None]
+    ones = torch.ones((), dtype=torch.int32, device=image.device).expand(bins.numel())
+    counts = torch.zeros(768, dtype=torch.int32, device=image.device)
+    counts = counts.scatter_add_(0, bins.flatten(), ones).view(3, 256).long()
+    highest = image.flatten(1).amax(1, keepdim=True).long()
+    step = (image[0].numel() - counts.gather(1, highest)) // 255
+    below = counts.cumsum(1) - counts
+    table = ((step // 2 + below) // step.clamp_min(1)).clamp_(0, 255)
+    # Nearly all pixels are of one value: Pillow leaves such a channel alone, and so does this.
+    ramp = torch.arange(256, device=image.device).expand(3, 256)
+    return _look_up(image, torch.where(step > 0, table, ramp))
+
+
+def color(image: torch.Tensor, factor: float) -> torch.Tensor:
+    """Blend uint8 ``[3, H, W]`` with its grey version; a factor of 0 is grey, above 1 more colourful."""
+    return _blend(_grey(image), image, factor)
+
+
+def brightness(image: torch.Tensor, factor: float) -> torch.Tensor:
+    """Blend uint8 ``[3, H, W]`` with black."""
+    return _blend(torch.zeros((), device=image.device), image, factor)
+
+
+def contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
+    """Blend uint8 ``[3, H, W]`` with its mean grey."""
+    mean = (_grey(image).double().mean() + 0.5).floor().float()
+    return _blend(mean, image, factor)
+
+
+def sharpness(image: torch.Tensor, factor: float) -> torch.Tensor:
+    """Blend uint8 ``[3, H, W]`` with its smoothed version (3 × 3, centre weight 5 of 13); the rim stays."""
+    if min(image.shape[1:]) < 3:
+        return image
+    wide = image.short()
+    rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
+    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, 1:-1, 1:-1]
+    smooth = wide.clone()
+    smooth[:, 1:-1, 1:-1] = (total.float() / 13 + 0.5).short()
+    return _blend(smooth, image, factor)
+
+
+_Enhancement = Callable[[torch.Tensor, float], torch.Tensor]
+_ENHANCEMENTS: dict[str, _Enhancement] = {
+    "brightness": brightness,
+    "color": color,
+    "contrast": contrast,
+    "sharpness": sharpness,
+}
+_PLAIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "autocontrast": autocontrast,
+    "equalize": equalize,
+    "invert": invert,
+}
+
+
+def _look_up(image: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """``table[c, image[c]]`` for uint8 ``[3, H, W]`` and a table ``[3, 256]``, cut to whole numbers."""
+    return table.to(torch.uint8).gather(1, image.flatten(1).long()).view_as(image)
+
+
+def _grey(image: torch.Tensor) -> torch.Tensor:
+    """Luma of uint8 ``[3, H, W]`` as int32 ``[H, W]``: ITU-R 601-2 in 16-bit fixed point, rounded."""
+    red, green, blue = image.int()
+    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+
+
+def _blend(degenerate: torch.Tensor, image: torch.Tensor, factor: float) -> torch.Tensor:
+    """degenerate + factor · (image − degenerate), cut to 0..255 and to whole numbers."""
+    base = degenerate.float()
+    return (base + factor * (image.float() - base)).clamp_(0, 255).to(torch.uint8)
