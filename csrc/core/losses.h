@@ -1,0 +1,194 @@
+#pragma once
+// The pixel losses: the mathematics of every loss operator, once, for host and device.
+//
+// Each takes the logits of one pixel (or one vector of pixels: V) and returns the pixel's loss before
+// weighting; with kGrad it leaves weight · dloss/dlogits in the gradient accessors. `u[c]`, `v[c]` give class
+// c's logit as V; `gu[c]`, `gv[c]` are V& and serve as scratch even without kGrad. `classes` is an int or an
+// integral_constant, which unrolls the loops and keeps the arrays in registers. The largest logit is
+// subtracted before each exp.
+#include "math.h"
+
+UDAS_BEGIN
+
+template <class V, class Logits>
+UDAS_HD V largest(const Logits& v, int classes) {
+  V top = v[0];
+  UDAS_UNROLL
+  for (int c = 1; c < classes; ++c) top = larger(V(v[c]), top);
+  return top;
+}
+
+// g[c] = exp((v[c] - top)·inverse); returns the sum, so that softmax = g / sum. g may be v.
+template <class V, class Logits, class Scratch>
+UDAS_HD V exponentials(const Logits& v, V top, int classes, Scratch& g, float inverse = 1.0f) {
+  V sum = V{};
+  UDAS_UNROLL
+  for (int c = 0; c < classes; ++c) {
+    const V e = exp((V(v[c]) - top) * inverse);
+    g[c] = e;
+    sum += e;
+  }
+  return sum;
+}
+
+// -log softmax(v)[label]; 0 with a zero gradient where label < 0. g may be v.
+template <bool kGrad, class V, class Logits, class Grad>
+UDAS_HD V cross_entropy_pixel(const Logits& v, IntOf<V> label, V weight, int classes, Grad& g) {
+  const V top = largest<V>(v, classes);
+  V picked = V{};
+  UDAS_UNROLL
+  for (int c = 0; c < classes; ++c) picked = select(label == c, V(v[c]), picked);
+  const V sum = exponentials<V>(v, top, classes, g);
+  if (kGrad) {
+    const V scale = weight / sum;
+    UDAS_UNROLL
+    for (int c = 0; c < classes; ++c) g[c] = g[c] * scale - select(label == c, weight, V{});
+  }
+  return select(label < 0, V{}, log(sum) - (picked - top));
+}
+
+// J = KL(p‖q) + KL(q‖p) = Σ (p - q)·d, d = u - v, p = softmax u, q = softmax v.
+// dJ/du = (p - q) + p·(d - Σpd), dJ/dv = (q - p) + q·(Σqd - d).
+template <bool kGrad, class V, class LogitsU, class LogitsV, class GradU, class GradV>
+UDAS_HD V symmetric_kl_pixel(const LogitsU& u, const LogitsV& v, V weight, int classes, GradU& gu,
+                             GradV& gv) {
+  const V top_u = largest<V>(u, classes), top_v = largest<V>(v, classes);
+  const V inverse_u = 1.0f / exponentials<V>(u, top_u, classes, gu);
+  const V inverse_v = 1.0f / exponentials<V>(v, top_v, classes, gv);
+  V mean_p = V{},
+    mean_q = V{};  // Σpd, Σqd; d is taken between logits less their maxima, which changes no sum
+  UDAS_UNROLL
+  for (int c = 0; c < classes; ++c) {
+    const V d = (V(u[c]) - top_u) - (V(v[c]) - top_v);
+    const V p = gu[c] * inverse_u, q = gv[c] * inverse_v;
+    gu[c] = p;
+    gv[c] = q;
+    mean_p += p * d;
+    mean_q += q * d;
+  }
+  if (kGrad) {
+    UDAS_UNROLL
+    for (int c = 0; c < classes; ++c) {
+      const V d = (V(u[c]) - top_u) - (V(v[c]) - top_v);
+      const V p = gu[c], q = gv[c];
+      gu[c] = weight * ((p - q) + p * (d - mean_p));
+      gv[c] = weight * ((q - p) + q * (mean_q - d));
+    }
+  }
+  return mean_p - mean_q;
+}
+
+// KL(m‖p) + KL(m‖q), m = softmax(u + v/2) held constant (MRNet): the gradients are p - m and q - m.
+template <bool kGrad, class V, class LogitsU, class LogitsV, class GradU, class GradV>
+UDAS_HD V ensemble_kl_pixel(const LogitsU& u, const LogitsV& v, V weight, int classes, GradU& gu, GradV& gv) {
+  const V top_u = largest<V>(u, classes), top_v = largest<V>(v, classes);
+  V top_z = V(u[0]) + 0.5f * V(v[0]);
+  UDAS_UNROLL
+  for (int c = 1; c < classes; ++c) top_z = larger(V(u[c]) + 0.5f * V(v[c]), top_z);
+  const V sum_u = exponentials<V>(u, top_u, classes, gu);
+  const V sum_v = exponentials<V>(v, top_v, classes, gv);
+  V sum_z = V{}, cross = V{};  // Σ exp z and Σ exp(z)·(2z - u - v), each less its maximum
+  UDAS_UNROLL
+  for (int c = 0; c < classes; ++c) {
+    const V x = V(u[c]), y = V(v[c]);
+    const V z = x + 0.5f * y - top_z;
+    const V e = exp(z);
+    sum_z += e;
+    cross += e * ((z - (x - top_u)) + (z - (y - top_v)));
+  }
+  if (kGrad) {
+    const V scale_u = weight / sum_u, scale_v = weight / sum_v, scale_z = weight / sum_z;
+    UDAS_UNROLL
+    for (int c = 0; c < classes; ++c) {
+      const V m = exp(V(u[c]) + 0.5f * V(v[c]) - top_z) * scale_z;
+      gu[c] = gu[c] * scale_u - m;
+      gv[c] = gv[c] * scale_v - m;
+    }
+  }
+  return cross / sum_z - 2.0f * log(sum_z) + log(sum_u) + log(sum_v);
+}
+
+// KL(m‖p), m = mean_k softmax(t_k / T) held constant, p = softmax(u / T): the gradient is (p - m) / T.
+// teachers(k) gives the accessor of teacher k; `scratch` is a second array beside gu and may not be u.
+template <bool kGrad, class V, class Logits, class Teachers, class Grad, class Scratch>
+UDAS_HD V distillation_kl_pixel(const Logits& u, const Teachers& teachers, int count,
+                                float inverse_temperature, V weight, int classes, Grad& gu,
+                                Scratch& scratch) {
+  UDAS_UNROLL
+  for (int c = 0; c < classes; ++c) gu[c] = V{};
+  for (int k = 0; k < count; ++k) {
+    const auto teacher = teachers(k);
+    const V top = largest<V>(teacher, classes);
+    const V sum = exponentials<V>(teacher, top, classes, scratch, inverse_temperature);
+    const V share = 1.0f / (sum * static_cast<float>(count));
+    UDAS_UNROLL
+    for (int c = 0; c < classes; ++c) gu[c] += scratch[c] * share;
+  }
+  const V top = largest<V>(u, classes);
+  const V sum = exponentials<V>(u, top, classes, scratch, inverse_temperature);
+  V loss = log(sum);
+  const V scale = 1.0f / sum;
+  UDAS_UNROLL
+  for (int c = 0; c < classes; ++c) {
+    const V m = gu[c];
+    const V own = log(select(m > 1e-37f, m, V{} + 1e-37f));
+    loss += m * (own - (V(u[c]) - top) * inverse_temperature);
+    if (kGrad) gu[c] = weight * inverse_temperature * (scratch[c] * scale - m);
+  }
+  return loss;
+}
+
+// CE(u, label)·exp(-var) + var, var = KL(q‖p), p = softmax u (primary), q = softmax v (auxiliary); CE is 0
+// where label < 0. With E = exp(-var) and r = 1 - CE·E: d/du = E·(p - onehot) + r·(p - q), d/dv = r·q·(log q
+// - log p - var) (Zheng and Yang, "Rectifying Pseudo Label Learning", eq. 8).
+template <bool kGrad, class V, class LogitsU, class LogitsV, class GradU, class GradV>
+UDAS_HD V rectified_pixel(const LogitsU& u, const LogitsV& v, IntOf<V> label, V weight, int classes,
+                          GradU& gu, GradV& gv) {
+  const V top_u = largest<V>(u, classes), top_v = largest<V>(v, classes);
+  const V sum_u = exponentials<V>(u, top_u, classes, gu);
+  const V sum_v = exponentials<V>(v, top_v, classes, gv);
+  const V scale_u = 1.0f / sum_u, scale_v = 1.0f / sum_v;
+  V picked = V{}, cross = V{};  // cross = Σ exp(v)·(v - u)
+  UDAS_UNROLL
+  for (int c = 0; c < classes; ++c) {
+    const V x = V(u[c]) - top_u;
+    picked = select(label == c, x, picked);
+    cross += gv[c] * ((V(v[c]) - top_v) - x);
+  }
+  const V gap = log(sum_u) - log(sum_v);
+  const V variance = cross * scale_v + gap;
+  const V entropy = select(label < 0, V{}, log(sum_u) - picked);
+  const V certainty = exp(-variance);
+  if (kGrad) {
+    const V rest = weight * (1.0f - entropy * certainty);
+    const V kept = select(label < 0, V{}, weight * certainty);
+    UDAS_UNROLL
+    for (int c = 0; c < classes; ++c) {
+      const V p = gu[c] * scale_u, q = gv[c] * scale_v;
+      const V ratio = (V(v[c]) - top_v) - (V(u[c]) - top_u) + gap;
+      gu[c] = kept * (p - select(label == c, V{} + 1.0f, V{})) + rest * (p - q);
+      gv[c] = rest * q * (ratio - variance);
+    }
+  }
+  return entropy * certainty + variance;
+}
+
+// H = -Σ p·log p · inverse_log_classes (MinEnt); dH/dv = -p·(log p + H') · inverse_log_classes, H' unscaled.
+template <bool kGrad, class V, class Logits, class Grad>
+UDAS_HD V entropy_pixel(const Logits& v, float inverse_log_classes, V weight, int classes, Grad& g) {
+  const V top = largest<V>(v, classes);
+  const V sum = exponentials<V>(v, top, classes, g);
+  V cross = V{};
+  UDAS_UNROLL
+  for (int c = 0; c < classes; ++c) cross += V(g[c]) * (V(v[c]) - top);
+  const V mean = cross / sum, log_sum = log(sum);
+  if (kGrad) {
+    const V scale = weight * inverse_log_classes / sum;
+    UDAS_UNROLL
+    for (int c = 0; c < classes; ++c)
+      g[c] = g[c] * scale * (mean - (V(v[c]) - top));  // log p + H' = v - mean
+  }
+  return (log_sum - mean) * inverse_log_classes;
+}
+
+UDAS_END
