@@ -1,0 +1,124 @@
+"""ResNet backbones at output stride 8, with torchvision's parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from udas_fast.errors import bad, unknown
+from udas_fast.models.norm import NORMS
+
+Norm = Callable[[int], nn.Module]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (ResNet-18)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, norm: Norm, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, dilation, dilation, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, dilation, dilation, bias=False)
+        self.bn2 = norm(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, width, norm, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 beside a shortcut, the stride on the first 1x1 as in Caffe (ResNet-50, -101)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, norm: Norm, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = nn.Conv2d(inputs, width, 1, stride, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, dilation, dilation, bias=False)
+        self.bn2 = norm(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = norm(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, outputs, norm, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
+
+
+def _shortcut(inputs: int, outputs: int, norm: Norm, stride: int) -> nn.Module | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+
+
+BACKBONES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """ResNet without classifier, dilated to output stride 8 (facts of DeepLabV2-ResNet101; He et al. 2016).
+
+    Parameters are named as in torchvision's ResNet, so its state dicts load by name. Stem and layers are
+    attributes (``stem()``, ``layer1`` … ``layer4``), so that a caller can run or checkpoint them one by one.
+    Convolutions start from He initialisation.
+
+    name: "resnet18", "resnet50" or "resnet101". width: channels of the stem, 64 in the published networks;
+    16 or 32 gives nets a quarter or half as wide for small machines, which no published weights fit.
+    norm: "batch", "frozen" or "domain" (:mod:`udas_fast.models.norm`). ``channels`` holds the channel
+    numbers of the two outputs. Raises InputError for another name, norm or a width below 1.
+    """
+
+    def __init__(self, name: str = "resnet101", *, width: int = 64, norm: str = "batch") -> None:
+        super().__init__()
+        if name not in BACKBONES:
+            raise unknown("backbone", name, BACKBONES)
+        if norm not in NORMS:
+            raise unknown("norm", norm, NORMS)
+        if width < 1:
+            raise bad("width", width, "at least 1")
+        block, depths = BACKBONES[name]
+        make_norm = NORMS[norm]
+
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = make_norm(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+        layers, inputs = [], width
+        for i, (depth, stride, dilation) in enumerate(zip(depths, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
+            inner = width * 2**i
+            first = block(inputs, inner, make_norm, stride, dilation)
+            inputs = inner * block.expansion
+            others = (block(inputs, inner, make_norm, 1, dilation) for _ in range(depth - 1))
+            layers.append(nn.Sequential(first, *others))
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+        self.channels = (inputs // 2, inputs)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Image [N, 3, H, W] to the input of ``layer1`` at stride 4."""
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised image [N, 3, H, W] to the maps of ``layer3`` and ``layer4``, both at stride 8."""
+        x = self.layer2(self.layer1(self.stem(x)))
+        third = self.layer3(x)
+        return third, self.layer4(third)
