@@ -1,0 +1,75 @@
+"""Multi-level DeepLabV2: one ASPP head on layer4 and an auxiliary one on layer3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from udas_fast.errors import bad
+from udas_fast.models.resnet import ResNet
+
+ASPP_RATES = (6, 12, 18, 24)
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid of DeepLabV2: the sum of 3x3 convolutions of different dilation, each with bias.
+
+    Weights start from N(0, 0.01), biases from zero. ``branches`` counts from the smallest rate; AdaptSegNet's
+    code returns inside its loop and so sums the first two only, whatever its checkpoints hold.
+    """
+
+    def __init__(self, inputs: int, num_classes: int, branches: int = len(ASPP_RATES)) -> None:
+        super().__init__()
+        rates = ASPP_RATES[:branches]
+        self.branches = nn.ModuleList(nn.Conv2d(inputs, num_classes, 3, 1, rate, rate) for rate in rates)
+        for conv in self.branches:
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [N, inputs, h, w] to logits [N, num_classes, h, w]."""
+        first, *others = self.branches
+        y = first(x)
+        for branch in others:
+            y = y + branch(x)
+        return y
+
+
+class DeepLabV2(nn.Module):
+    """DeepLabV2 (Chen et al. 2017) with the two heads of AdaptSegNet (Tsai et al. 2018).
+
+    backbone: "resnet18", "resnet50" or "resnet101"; width and norm: see :class:`udas_fast.models.ResNet`;
+    aspp_branches: 1 to 4 dilation rates, 2 for checkpoints of AdaptSegNet's code. The ResNet-101 form has
+    44,601,560 parameters at 19 classes. Raises InputError for unknown names and numbers outside their range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = "resnet101",
+        width: int = 64,
+        norm: str = "batch",
+        aspp_branches: int = 4,
+    ) -> None:
+        super().__init__()
+        if not 2 <= num_classes <= 255:
+            raise bad("num_classes", num_classes, "2 to 255")
+        if not 1 <= aspp_branches <= len(ASPP_RATES):
+            raise bad("aspp_branches", aspp_branches, f"1 to {len(ASPP_RATES)}")
+        self.num_classes = num_classes
+        self.backbone = ResNet(backbone, width=width, norm=norm)
+        third, fourth = self.backbone.channels
+        self.auxiliary = ASPP(third, num_classes, aspp_branches)
+        self.primary = ASPP(fourth, num_classes, aspp_branches)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits [N, num_classes, H/8, W/8]."""
+        third, fourth = self.backbone(x)
+        return self.primary(fourth), self.auxiliary(third)
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that are new for the task, which learn faster than the pretrained backbone."""
+        yield from self.primary.parameters()
+        yield from self.auxiliary.parameters()
