@@ -1,0 +1,264 @@
+"""Every kind of file that --weights meets, and what is said about it."""
+
+import pickle
+
+import pytest
+import torch
+
+from udas_fast.errors import InputError
+from udas_fast.models import DeepLabV2, ResNet, load_weights, normalize
+from udas_fast.models.adaptsegnet import CAFFE_MEAN
+
+
+def deeplab(seed: int, num_classes: int = 5, **kwargs) -> DeepLabV2:
+    """A small network with nothing at its initial value."""
+    torch.manual_seed(seed)
+    model = DeepLabV2(num_classes, **{"backbone": "resnet18", "width": 8, **kwargs})
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor + 0.1 * torch.rand_like(tensor))
+    return model
+
+
+def torchvision_state(model: DeepLabV2) -> dict[str, torch.Tensor]:
+    extra = {"fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)}
+    return {**model.backbone.state_dict(), **extra}
+
+
+def adaptsegnet_state(model: DeepLabV2) -> dict[str, torch.Tensor]:
+    """The same tensors under AdaptSegNet's names."""
+    names = {
+        "backbone.": "",
+        "auxiliary.branches": "layer5.conv2d_list",
+        "primary.branches": "layer6.conv2d_list",
+    }
+    state = {}
+    for key, value in model.state_dict().items():
+        ours, theirs = next(item for item in names.items() if key.startswith(item[0]))
+        state[theirs + key.removeprefix(ours)] = value
+    return state
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(content) -> str:
+        path = tmp_path / "weights.pth"
+        torch.save(content, path)
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"step": 3, "model": s}]
+)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_our_own_checkpoint_loads_whole(saved, wrap, prefix):
+    there, here = deeplab(1), deeplab(2)
+    report = load_weights(here, saved(wrap({prefix + k: v for k, v in there.state_dict().items()})))
+    assert same(there.state_dict(), here.state_dict())
+    assert set(report.loaded) == set(here.state_dict())
+    assert (report.missing, report.unexpected, report.ignored, report.mismatched) == ((), (), (), ())
+    assert not report.caffe_input
+
+
+def test_torchvision_state_dict_loads_the_backbone_and_leaves_the_heads(saved):
+    there, here = deeplab(1), deeplab(2)
+    heads_before = {k: v.clone() for k, v in here.state_dict().items() if not k.startswith("backbone.")}
+    report = load_weights(here, saved(torchvision_state(there)))
+    assert same(there.backbone.state_dict(), here.backbone.state_dict())
+    assert same(heads_before, here.state_dict())
+    assert report.ignored == ("fc.weight", "fc.bias")
+    assert set(report.missing) == set(heads_before)
+    assert (report.unexpected, report.mismatched) == ((), ())
+    text = report.summary()
+    assert "120 of 136 tensors loaded" in text
+    assert "not in the file, left as they were: auxiliary.* (8), primary.* (8)" in text
+    assert "classifier of another task, ignored: fc.* (2)" in text
+
+
+def test_old_files_without_batch_counters_load_whole(saved):
+    there, here = deeplab(1), deeplab(2)
+    old = {k: v for k, v in there.state_dict().items() if not k.endswith("num_batches_tracked")}
+    report = load_weights(here, saved(old))
+    assert report.missing == ()
+    assert same(old, here.state_dict())
+
+
+def test_a_backbone_alone_loads_a_torchvision_state_dict(saved):
+    there, here = deeplab(1), ResNet("resnet18", width=8)
+    report = load_weights(here, saved(torchvision_state(there)))
+    assert same(there.backbone.state_dict(), here.state_dict())
+    assert not report.missing
+
+
+def test_adaptsegnet_checkpoint_loads_both_heads_and_everything_but_the_input_as_it_is(saved):
+    there, here = deeplab(1), deeplab(2)
+    report = load_weights(here, saved(adaptsegnet_state(there)))
+    converted = {"backbone.conv1.weight", "backbone.bn1.running_mean"}
+    assert same({k: v for k, v in there.state_dict().items() if k not in converted}, here.state_dict())
+    assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
+    assert report.caffe_input
+    assert "BGR of 0 to 255" in report.summary()
+
+
+def test_converted_first_layer_answers_our_images_as_the_old_one_answered_its_own(saved):
+    there, here = deeplab(1), deeplab(2)
+    there.backbone.conv1.weight.data /= 50
+    load_weights(here, saved(adaptsegnet_state(there)))
+    image = torch.randint(0, 256, (1, 3, 40, 48), dtype=torch.uint8)
+    theirs = image.flip(1).float() - torch.tensor(CAFFE_MEAN[::-1]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        old = there.eval().backbone.bn1(there.backbone.conv1(theirs))
+        new = here.eval().backbone.bn1(here.backbone.conv1(normalize(image)))
+    inside = (..., slice(2, -2), slice(2, -2))  # outputs that see no padding
+    torch.testing.assert_close(new[inside], old[inside], rtol=1e-4, atol=1e-4)
+    assert (new - old).abs().max() < 0.05 * old.std()
+
+
+def test_single_level_adaptsegnet_head_is_the_primary(saved):
+    there, here = deeplab(1), deeplab(2)
+    state = adaptsegnet_state(there)
+    single = {k.replace("layer6.", "layer5."): v for k, v in state.items() if not k.startswith("layer5.")}
+    report = load_weights(here, saved(single))
+    assert same(there.primary.state_dict(), here.primary.state_dict())
+    assert report.missing == tuple(k for k in here.state_dict() if k.startswith("auxiliary."))
+
+
+def test_adaptsegnets_initial_weights_load_without_their_head(saved):
+    there, here = deeplab(1), deeplab(2)
+    state = {f"Scale.{k}": v for k, v in adaptsegnet_state(there).items() if not k.startswith("layer5.")}
+    state = {k.replace("layer6.", "layer5."): v for k, v in state.items()}
+    report = load_weights(here, saved(state))
+    assert torch.equal(there.backbone.layer4[0].conv1.weight, here.backbone.layer4[0].conv1.weight)
+    assert not same(there.primary.state_dict(), here.primary.state_dict())
+    assert len(report.ignored) == 8
+    assert all(key.startswith("Scale.layer5.") for key in report.ignored)
+    assert report.caffe_input
+
+
+def test_unused_branches_of_an_adaptsegnet_checkpoint_are_reported(saved):
+    report = load_weights(deeplab(2, aspp_branches=2), saved(adaptsegnet_state(deeplab(1))))
+    assert not report.missing
+    assert len(report.unexpected) == 8
+    assert "not in the model: layer5.conv2d_list.2.* (2), layer5.conv2d_list.3.* (2)" in report.summary()
+
+
+def test_an_ordinary_file_fills_both_domains_and_a_domain_file_gives_the_targets(saved):
+    there, both = deeplab(1), deeplab(2, norm="domain")
+    report = load_weights(both, saved(there.state_dict()))
+    assert not report.missing
+    assert torch.equal(both.backbone.bn1.source_running_mean, there.backbone.bn1.running_mean)
+    plain = deeplab(3)
+    both.backbone.bn1.source_running_mean += 1
+    report = load_weights(plain, saved(both.state_dict()))
+    assert torch.equal(plain.backbone.bn1.running_mean, there.backbone.bn1.running_mean)
+    assert len(report.unexpected) == 40
+
+
+def test_tensors_of_another_shape_are_listed_with_both(saved):
+    there, here = deeplab(1), deeplab(2)
+    state = there.state_dict()
+    state["backbone.layer1.0.conv1.weight"] = torch.zeros(8, 8, 1, 1)
+    before = here.backbone.layer1[0].conv1.weight.detach().clone()
+    report = load_weights(here, saved(state))
+    assert report.mismatched == (("backbone.layer1.0.conv1.weight", (8, 8, 1, 1), (8, 8, 3, 3)),)
+    assert "backbone.layer1.0.conv1.weight is [8, 8, 1, 1], wanted [8, 8, 3, 3]" in report.summary()
+    assert torch.equal(here.backbone.layer1[0].conv1.weight, before)
+    assert torch.equal(here.primary.branches[0].bias, there.primary.branches[0].bias)
+
+
+def test_a_first_layer_of_another_shape_is_not_converted(saved):
+    state = adaptsegnet_state(deeplab(1))
+    state["conv1.weight"] = torch.zeros(8, 1, 7, 7)
+    report = load_weights(deeplab(2), saved(state))
+    assert report.mismatched == (("backbone.conv1.weight", (8, 1, 7, 7), (8, 3, 7, 7)),)
+    assert not report.caffe_input
+
+
+def test_a_deeper_networks_rest_is_missing_and_named_briefly(saved):
+    there, here = deeplab(1, backbone="resnet50", width=4), deeplab(2, backbone="resnet101", width=4)
+    report = load_weights(here, saved(torchvision_state(there)))
+    assert len(report.missing) == 17 * 18 + 16
+    assert "backbone.layer3.6.* (18)" in report.summary()
+    assert "backbone.layer3.5" not in report.summary()
+
+
+def test_half_precision_weights_load_into_float(saved):
+    there, here = deeplab(1), deeplab(2)
+    load_weights(here, saved({k: v.half() for k, v in adaptsegnet_state(there).items()}))
+    torch.testing.assert_close(
+        here.primary.branches[0].weight, there.primary.branches[0].weight, rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "key"),
+    [
+        (lambda m: m.state_dict(), "auxiliary.branches.0.weight"),
+        (adaptsegnet_state, "layer5.conv2d_list.0.weight"),
+    ],
+)
+def test_another_number_of_classes_is_an_error_that_names_key_and_numbers(saved, state, key):
+    here = deeplab(2, num_classes=5)
+    before = {k: v.clone() for k, v in here.state_dict().items()}
+    with pytest.raises(InputError, match=rf"weights.pth: found 7 classes in {key}, wanted 5 classes"):
+        load_weights(here, saved(state(deeplab(1, num_classes=7))))
+    assert same(before, here.state_dict())
+
+
+def test_weights_of_another_width_do_not_fit_and_the_first_shape_is_shown(saved):
+    with pytest.raises(InputError, match=r"conv1.weight is \[16, 3, 7, 7\], not \[8, 3, 7, 7\]"):
+        load_weights(deeplab(2), saved(torchvision_state(deeplab(1, width=16))))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"encoder.weight": torch.zeros(3)},
+            "nothing that fits the model, wanted weights of the same network",
+        ),
+        ({"epoch": 3}, "no tensors"),
+        ([torch.zeros(3)], "found list"),
+        (torch.zeros(3), "found Tensor"),
+    ],
+)
+def test_files_without_fitting_weights_are_refused(saved, content, message):
+    with pytest.raises(InputError, match=message):
+        load_weights(deeplab(1), saved(content))
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ("run by a checkpoint",)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint", b"PK\x03\x04truncated", pickle.dumps(Hostile(), protocol=2)]
+)
+def test_unreadable_files_are_refused_and_never_run(tmp_path, capsys, content):
+    path = tmp_path / "broken.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"broken.pth: found a file that torch cannot read safely"):
+        load_weights(deeplab(1), path)
+    assert "run by a checkpoint" not in capsys.readouterr().out
+
+
+def test_a_truncated_checkpoint_is_refused(saved):
+    path = saved(deeplab(1).state_dict())
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(InputError, match="cannot read safely"):
+        load_weights(deeplab(1), path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.pth: found no such file"):
+        load_weights(deeplab(1), tmp_path / "nowhere.pth")
+    with pytest.raises(InputError, match="no such file"):
+        load_weights(deeplab(1), tmp_path)

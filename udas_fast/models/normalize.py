@@ -1,0 +1,23 @@
+"""The one normalisation that every model here expects: RGB in [0, 1], ImageNet mean and deviation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from udas_fast.errors import bad
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def normalize(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(image / 255 - MEAN) / STD per RGB channel, computed in float32 and returned as ``dtype``.
+
+    image: uint8 [..., 3, H, W]. Raises InputError for another dtype or shape.
+    """
+    if image.dtype != torch.uint8 or image.dim() < 3 or image.shape[-3] != 3:
+        raise bad("image", f"{image.dtype} {list(image.shape)}", "torch.uint8 [..., 3, H, W]")
+    mean = torch.tensor(MEAN, device=image.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=image.device).view(3, 1, 1)
+    return ((image / 255 - mean) / std).to(dtype)
