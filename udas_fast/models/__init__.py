@@ -1,0 +1,30 @@
+"""Networks: segmentation, discriminators, and what connects them to weights, recipes and optimisers."""
+
+from udas_fast.models.adapter import heads
+from udas_fast.models.config import ModelConfig, build_model
+from udas_fast.models.deeplab import ASPP, DeepLabV2
+from udas_fast.models.discriminator import Discriminator
+from udas_fast.models.groups import parameter_groups
+from udas_fast.models.norm import DomainBatchNorm2d, FrozenBatchNorm2d, set_domain
+from udas_fast.models.normalize import MEAN, STD, normalize
+from udas_fast.models.resnet import ResNet
+from udas_fast.models.weights import WeightsReport, load_weights
+
+__all__ = [
+    "ASPP",
+    "MEAN",
+    "STD",
+    "DeepLabV2",
+    "Discriminator",
+    "DomainBatchNorm2d",
+    "FrozenBatchNorm2d",
+    "ModelConfig",
+    "ResNet",
+    "WeightsReport",
+    "build_model",
+    "heads",
+    "load_weights",
+    "normalize",
+    "parameter_groups",
+    "set_domain",
+]
