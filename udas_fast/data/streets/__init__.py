@@ -1,0 +1,64 @@
+"""Streets: procedural street scenes with Cityscapes' classes in two styles; nothing is read from disk."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from udas_fast.data.streets.look import LOOKS
+from udas_fast.data.streets.scene import render
+from udas_fast.data.types import CITYSCAPES, Sample, SegmentationDataset
+from udas_fast.errors import bad, unknown
+
+COUNTS = {"train": 2975, "val": 500}
+"""Scenes per split unless asked otherwise: Cityscapes' own numbers."""
+CACHE_BYTES = 256 * 2**20
+"""A dataset keeps the scenes that it has rendered, up to this much memory."""
+_ROOT = 0x57_7EE75
+_STYLES = tuple(LOOKS)
+_SPLITS = tuple(COUNTS)
+
+
+class Streets(SegmentationDataset):
+    """Scenes of one ``style`` ("sim" or "real") and ``split`` ("train" or "val") at ``size`` (H, W), made on demand.
+
+    Scene i depends on (style, split, i) alone: no two styles or splits share one. It has the same layout at every
+    size of one aspect ratio. ``image`` is uint8 ``[H, W, 3]``, ``label`` uint8 ``[H, W]`` with Cityscapes' train ids
+    and 255 for the own car's bonnet and unclassed things. Raises InputError for a wrong style, split, size or count.
+    """
+
+    classes = CITYSCAPES
+
+    def __init__(
+        self, style: str, split: str, size: tuple[int, int] = (96, 192), count: int | None = None
+    ) -> None:
+        if style not in _STYLES:
+            raise unknown("streets style", style, _STYLES)
+        if split not in _SPLITS:
+            raise unknown("streets split", split, _SPLITS)
+        if len(size) != 2 or not all(isinstance(n, int | np.integer) and n >= 32 for n in size):
+            raise bad("streets size", size, "height and width of at least 32 pixels")
+        if count is not None and count < 1:
+            raise bad("streets count", count, "at least one scene")
+        self.style, self.split = style, split
+        self.size = int(size[0]), int(size[1])
+        self.name = f"streets-{style}"
+        self._count = COUNTS[split] if count is None else int(count)
+        self._seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._room = CACHE_BYTES // (4 * self.size[0] * self.size[1])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Sample:
+        """Scene ``index``; negative indices count from the end, IndexError beyond them."""
+        i = int(index) + (self._count if index < 0 else 0)
+        if not 0 <= i < self._count:
+            raise IndexError(f"scene {index} of {self._count}")
+        found = self._seen.get(i)
+        if found is None:
+            key = (_ROOT, _STYLES.index(self.style), _SPLITS.index(self.split), i)
+            found = render(self.style, np.random.SeedSequence(key), self.size)
+            if len(self._seen) < self._room:
+                self._seen[i] = found
+        image, label = found
+        return Sample(image.copy(), label.copy(), f"streets-{self.style}-{self.split}-{i:06d}")
