@@ -1,0 +1,116 @@
+"""Read every file of a dataset before training does: what is wrong, and how often each class occurs."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from udas_fast.data.types import IGNORE, ClassSet, SegmentationDataset
+from udas_fast.errors import InputError, bad
+
+
+@dataclass
+class DatasetReport:
+    """What :func:`check_dataset` found; only samples without a problem are counted.
+
+    ``counts``: labelled pixels of each class, int64 ``[C]``; ``images_with``: images in which the class
+    occurs, int64 ``[C]``; ``ignored``: pixels of id 255; ``sizes``: (H, W) → images; ``problems``: a sentence
+    for each sample that cannot be used, in order; ``images`` counts all, ``labelled`` those with a label.
+    """
+
+    name: str
+    classes: ClassSet
+    images: int
+    labelled: int
+    sizes: dict[tuple[int, int], int]
+    counts: np.ndarray
+    images_with: np.ndarray
+    ignored: int
+    problems: list[str]
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """A table: class, labelled pixels, their share of all scored ones, images with the class."""
+        total = max(int(self.counts.sum()), 1)
+        return [
+            (name, f"{pixels:,}", f"{pixels / total:.2%}", f"{images:,}")
+            for name, pixels, images in zip(
+                self.classes.names, self.counts.tolist(), self.images_with.tolist(), strict=True
+            )
+        ]
+
+    def require_clean(self) -> None:
+        """Raise InputError with the first problem, and how many more there are, if there is any."""
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise InputError(self.problems[0] + more)
+
+
+def check_dataset(
+    dataset: SegmentationDataset,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> DatasetReport:
+    """Decode every image and label of ``dataset``, compare their sizes and ids, and count classes.
+
+    Collects the first problem of each sample instead of stopping. ``progress`` is called with 1 after each
+    sample. ``threads`` defaults to the number of cores.
+    """
+    threads = threads or os.cpu_count() or 1
+    classes = len(dataset.classes)
+    counts, images_with = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+    sizes: Counter[tuple[int, int]] = Counter()
+    ignored, labelled, problems = 0, 0, []
+
+    def check(index: int) -> tuple[tuple[int, int], np.ndarray | None] | str:
+        try:
+            return _measure(dataset, index)
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(check, range(len(dataset))):
+            if isinstance(found, str):
+                problems.append(found)
+            else:
+                size, histogram = found
+                sizes[size] += 1
+                if histogram is not None:
+                    labelled += 1
+                    counts += histogram[:classes]
+                    images_with += histogram[:classes] > 0
+                    ignored += int(histogram[IGNORE])
+            if progress is not None:
+                progress(1)
+    return DatasetReport(
+        dataset.name,
+        dataset.classes,
+        len(dataset),
+        labelled,
+        dict(sizes.most_common()),
+        counts,
+        images_with,
+        ignored,
+        problems,
+    )
+
+
+def _measure(dataset: SegmentationDataset, index: int) -> tuple[tuple[int, int], np.ndarray | None]:
+    """Size (H, W) and histogram of train ids, int64 ``[256]``, of one sample."""
+    sample = dataset[index]
+    height, width = sample.image.shape[:2]
+    if sample.label is None:
+        return (height, width), None
+    if sample.label.shape != (height, width):
+        raise bad(f"label of {sample.id}", sample.label.shape, f"the {(height, width)} of its image")
+    histogram = np.bincount(sample.label.ravel(), minlength=256)
+    classes = len(dataset.classes)
+    if histogram[classes:IGNORE].any():
+        wrong = classes + int(np.flatnonzero(histogram[classes:IGNORE])[0])
+        raise bad(f"label of {sample.id}", f"train id {wrong}", f"0 to {classes - 1}, or 255")
+    return (height, width), histogram
