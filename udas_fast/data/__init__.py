@@ -3,7 +3,8 @@
 from udas_fast.data.augment import auto_augment
 from udas_fast.data.check import DatasetReport, check_dataset
 from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, open_dataset, subset
-from udas_fast.data.geometry import Geometry
+from udas_fast.data.files import IMAGE_SUFFIXES, read_image
+from udas_fast.data.geometry import Geometry, resize
 from udas_fast.data.loader import Stream, evaluation_batches
 from udas_fast.data.types import CAMVID, CITYSCAPES, IGNORE, Batch, ClassSet, Sample, SegmentationDataset
 
@@ -11,6 +12,7 @@ __all__ = [
     "CAMVID",
     "CITYSCAPES",
     "IGNORE",
+    "IMAGE_SUFFIXES",
     "Batch",
     "ClassSet",
     "DatasetReport",
@@ -25,5 +27,7 @@ __all__ = [
     "check_dataset",
     "evaluation_batches",
     "open_dataset",
+    "read_image",
+    "resize",
     "subset",
 ]

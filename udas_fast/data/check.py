@@ -43,6 +43,19 @@ class DatasetReport:
             )
         ]
 
+    def table(self) -> str:
+        """The report as text: images, sizes, a line for each class, ignored pixels; not the problems."""
+        sizes = ", ".join(f"{count} of {width}x{height}" for (height, width), count in self.sizes.items())
+        lines = [f"{self.name}: {self.images} images, {self.labelled} labelled ({sizes or 'none readable'})"]
+        if self.labelled:
+            rows = [("class", "pixels", "share", "images"), *self.rows()]
+            widths = [max(len(row[column]) for row in rows) for column in range(4)]
+            for name, *numbers in rows:
+                cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+                lines.append("  ".join([name.ljust(widths[0]), *cells]))
+            lines.append(f"ignored: {self.ignored:,} pixels")
+        return "\n".join(lines)
+
     def require_clean(self) -> None:
         """Raise InputError with the first problem, and how many more there are, if there is any."""
         if self.problems:

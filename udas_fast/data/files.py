@@ -13,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from udas_fast.data import png
 from udas_fast.errors import InputError, bad
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")
 LABEL_SUFFIX = ".png"
 
 # What Pillow raises on damaged files, found by feeding it some.
@@ -42,16 +43,20 @@ def read_image(path: Path) -> np.ndarray:
     """The image as uint8 ``[H, W, 3]`` RGB; grey, palette, CMYK and 16-bit files are converted.
 
     An EXIF orientation is ignored, because labels are drawn on the stored pixels.
-    Raises InputError naming the file where it is missing, truncated or no JPEG or PNG.
+    Raises InputError naming the file where it is missing, truncated or no such image.
     """
     try:
-        with Image.open(path, formats=("JPEG", "PNG", "MPO")) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.mode.startswith("I;16"):
                 grey = (np.asarray(image) >> 8).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise bad(f"image {path}", "32-bit grey pixels", "8 or 16 bits per channel")
             return np.array(image.convert("RGB"))
+    except InputError:
+        raise
     except _UNREADABLE as error:
-        raise bad(f"image {path}", _reason(error), "a whole JPEG or PNG file") from error
+        raise bad(f"image {path}", _reason(error), "a whole image file") from error
 
 
 def read_ids(path: Path, *, wide: bool = False) -> np.ndarray:

@@ -38,8 +38,8 @@ def match_lab(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     lab = rgb_to_lab(source)
     mean, std = _statistics(lab)
     wanted_mean, wanted_std = _statistics(rgb_to_lab(target))
-    # A channel of one value has no spread to scale; its pixels become the target's mean.
-    gain = wanted_std / std.clamp_min(1e-6)
+    # A grey image has a and b of one value: what little they spread is rounding, and is not to be blown up.
+    gain = wanted_std / std.clamp_min(0.01)
     return lab_to_rgb((lab - mean) * gain + wanted_mean)
 
 
