@@ -27,6 +27,8 @@ class Item:
 class FileDataset(SegmentationDataset):
     """Images and labels on disk as a :class:`Description` tells; files are opened when a sample is read."""
 
+    on_disk = True
+
     def __init__(self, description: Description, items: Sequence[Item]) -> None:
         self.name = description.name
         self.classes = description.classes
@@ -58,6 +60,7 @@ class Subset(SegmentationDataset):
     def __init__(self, dataset: SegmentationDataset, indices: Sequence[int]) -> None:
         self.name = dataset.name
         self.classes = dataset.classes
+        self.on_disk = dataset.on_disk
         self.dataset = dataset
         self.indices = sorted(int(i) for i in indices)
 
@@ -77,6 +80,7 @@ class Unlabelled(SegmentationDataset):
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.name = dataset.name
         self.classes = dataset.classes
+        self.on_disk = dataset.on_disk
         self.dataset = dataset
 
     def __len__(self) -> int:

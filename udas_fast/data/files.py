@@ -14,7 +14,8 @@ from udas_fast.data import png
 from udas_fast.errors import InputError, bad
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")
+# MPO (JPEGs of phones) is opened by the JPEG reader and is no name of its own to Pillow.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 LABEL_SUFFIX = ".png"
 
 # What Pillow raises on damaged files, found by feeding it some.

@@ -65,6 +65,8 @@ class SegmentationDataset(ABC):
 
     name: str
     classes: ClassSet
+    on_disk: bool = False
+    """Whether samples come from files, which may be damaged and are read once before training."""
 
     @abstractmethod
     def __len__(self) -> int:
