@@ -1,0 +1,163 @@
+"""Evaluation pixel by pixel, the model left as it was, and wrong input named."""
+
+import copy
+
+import numpy as np
+import pixel_oracle as oracle
+import pytest
+import torch
+from torch import nn
+
+from udas_fast.data import Batch
+from udas_fast.errors import InputError
+from udas_fast.evaluation import evaluate, evaluate_dataset
+from udas_fast.models import DeepLabV2, normalize
+
+
+def expected_matrix(model, batches, align_corners: bool) -> np.ndarray:
+    total = np.zeros((5, 5), np.int64)
+    model = copy.deepcopy(model).eval()
+    for batch in batches:
+        with torch.no_grad():
+            logits = model(normalize(batch.image))[0][0].double().numpy()
+        label = batch.label[0].numpy()
+        prediction = oracle.upsample(logits, label.shape, align_corners).argmax(0)
+        total += oracle.confusion(prediction, label, 5)
+    return total
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_matrix_is_exact_at_the_labels_own_sizes(model, batches, classes, protocol, align_corners):
+    rules = protocol(align_corners=align_corners)
+    scores = evaluate(model, batches, classes, rules)
+    np.testing.assert_array_equal(scores.matrix.numpy(), expected_matrix(model, batches, align_corners))
+    assert scores.matrix.sum() == sum(int((b.label != 255).sum()) for b in batches)
+    assert scores.protocol == rules
+    assert scores.classes == classes.names
+
+
+def test_corners_matter(model, batches, classes, protocol):
+    plain = evaluate(model, batches, classes, protocol())
+    aligned = evaluate(model, batches, classes, protocol(align_corners=True))
+    assert not torch.equal(plain.matrix, aligned.matrix)
+
+
+def test_only_the_primary_head_is_scored(model, batches, classes, protocol):
+    class PrimaryOnly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return {"out": self.inner(x)[0]}
+
+    both = evaluate(model, batches, classes, protocol())
+    one = evaluate(PrimaryOnly(), batches, classes, protocol())
+    assert torch.equal(both.matrix, one.matrix)
+
+
+def test_several_images_to_a_batch_count_as_each_alone(model, classes, protocol):
+    image = torch.randint(0, 256, (3, 3, 16, 24), dtype=torch.uint8)
+    label = torch.randint(0, 5, (3, 20, 30), dtype=torch.uint8)
+    together = evaluate(model, [Batch(image, label, ["a", "b", "c"])], classes, protocol())
+    alone = [Batch(image[i : i + 1], label[i : i + 1], [str(i)]) for i in range(3)]
+    assert torch.equal(together.matrix, evaluate(model, alone, classes, protocol()).matrix)
+
+
+def test_half_precision_is_close_and_is_what_the_protocol_says(model, batches, classes, protocol):
+    full = evaluate(model, batches, classes, protocol())
+    half = evaluate(model, batches, classes, protocol(precision="bf16"))
+    assert half.protocol.precision == "bf16"
+    moved = (full.matrix - half.matrix).abs().sum() / full.matrix.sum()
+    assert moved < 0.05
+
+
+def test_the_model_comes_back_in_the_modes_it_had_and_unchanged(model, batches, classes, protocol):
+    model.train()
+    model.norm.eval()
+    before = copy.deepcopy(model.state_dict())
+    evaluate(model, batches, classes, protocol())
+    assert model.training
+    assert model.dropout.training
+    assert not model.norm.training
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    with pytest.raises(InputError):
+        evaluate(model, batches[:1], classes, protocol())
+    assert model.training
+    assert not model.norm.training
+
+
+def test_evaluation_of_a_domain_model_uses_the_targets_statistics(batches, classes, protocol):
+    torch.manual_seed(0)
+    model = DeepLabV2(5, backbone="resnet18", width=4, norm="domain").train()
+    before = evaluate(model, batches, classes, protocol())
+    model.backbone.bn1.source_running_mean += 5
+    assert torch.equal(evaluate(model, batches, classes, protocol()).matrix, before.matrix)
+
+
+def test_a_whole_dataset_at_the_networks_size(model, dataset):
+    scores = evaluate_dataset(model, dataset, "val", (16, 24))
+    assert scores.protocol.images == 3
+    assert scores.protocol.input_size == (16, 24)
+    assert scores.matrix.sum() == sum(int((s.label != 255).sum()) for s in dataset.samples)
+    native = evaluate_dataset(model, dataset, "val")
+    assert native.protocol.input_size is None
+    assert not torch.equal(native.matrix, scores.matrix)
+
+
+def with_label(batches, value):
+    batches[1].label[0, 0, 0] = value
+    return batches
+
+
+def test_an_id_outside_the_classes_is_named_with_its_image(model, batches, classes, protocol):
+    message = r"label of tiny val scene1: found id 5, wanted 0 to 4 of tiny, or 255"
+    with pytest.raises(InputError, match=message):
+        evaluate(model, with_label(batches, 5), classes, protocol())
+
+
+def test_images_without_any_labelled_pixel_give_no_score(model, batches, classes, protocol):
+    for batch in batches:
+        batch.label.fill_(255)
+    with pytest.raises(InputError, match="tiny val: found no labelled pixel"):
+        evaluate(model, batches, classes, protocol())
+
+
+def test_one_unlabelled_image_among_others_counts_nothing(model, batches, classes, protocol):
+    without = evaluate(model, batches[1:], classes, protocol(images=2))
+    batches[0].label.fill_(255)
+    assert torch.equal(evaluate(model, batches, classes, protocol()).matrix, without.matrix)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": 4}, "tiny val: found 3 images, wanted 4 as in the protocol"),
+        ({"input_size": (16, 32)}, r"image of tiny val scene0: found \(16, 24\), wanted \(16, 32\)"),
+        ({"num_classes": 4}, "protocol.num_classes: found 4, wanted 5 as in tiny"),
+        ({"flips": True}, "protocol: found flips True"),
+        ({"scales": (1.0, 1.25)}, "protocol: found flips False, scales"),
+    ],
+)
+def test_batches_that_break_the_protocol_are_refused(model, batches, classes, protocol, changes, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(model, batches, classes, protocol(**changes))
+
+
+def test_no_batches_or_no_label_are_refused(model, batches, classes, protocol):
+    with pytest.raises(InputError, match="found 0 images"):
+        evaluate(model, [], classes, protocol())
+    batches[2].label = None
+    with pytest.raises(InputError, match="label of tiny val scene2: found None"):
+        evaluate(model, batches, classes, protocol())
+
+
+def test_a_model_of_other_classes_or_without_finite_answers_is_refused(
+    make_model, batches, classes, protocol
+):
+    with pytest.raises(InputError, match="model output: found 7 classes, wanted 5 as in tiny"):
+        evaluate(make_model(7), batches, classes, protocol())
+    broken = make_model()
+    broken.conv.bias.data[2] = float("nan")
+    with pytest.raises(InputError, match="model output: found NaN or infinite logits"):
+        evaluate(broken, batches, classes, protocol())

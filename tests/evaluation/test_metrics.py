@@ -1,0 +1,109 @@
+"""Scores against counting pixel sets, and their way through JSON."""
+
+import json
+import math
+
+import numpy as np
+import pixel_oracle as oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from udas_fast.data import CITYSCAPES
+from udas_fast.errors import InputError
+from udas_fast.evaluation import Protocol, Scores
+
+
+def scores_of(matrix, names=None) -> Scores:
+    matrix = torch.as_tensor(matrix, dtype=torch.int64)
+    names = names or tuple(f"class {i}" for i in range(len(matrix)))
+    protocol = Protocol(dataset="d", split="val", images=1, input_size=None, num_classes=len(matrix))
+    return Scores(matrix, names, protocol)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 6))
+def test_scores_equal_those_of_pixel_sets(seed, classes):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, classes, 60)
+    label[rng.random(60) < 0.3] = 255
+    prediction = rng.integers(0, classes, 60)
+    scores = scores_of(oracle.confusion(prediction, label, classes))
+    expected = oracle.iou(prediction, label, classes)
+    np.testing.assert_allclose(scores.iou.numpy(), expected, rtol=1e-12)
+    valid = label != 255
+    assert scores.miou == pytest.approx(np.nanmean(expected), rel=1e-12)
+    assert scores.pixel_accuracy == pytest.approx((prediction == label)[valid].mean(), rel=1e-6)
+
+
+def test_classes_that_do_not_occur_are_left_out_of_the_mean_and_false_ones_are_not():
+    absent = scores_of([[4, 0, 0], [2, 2, 0], [0, 0, 0]])
+    assert math.isnan(absent.iou[2])
+    assert absent.miou == pytest.approx((4 / 6 + 2 / 4) / 2)
+    predicted = scores_of([[4, 0, 1], [2, 2, 0], [0, 0, 0]])
+    assert predicted.miou == pytest.approx((4 / 7 + 2 / 4 + 0) / 3)
+
+
+def test_synthia_means_are_over_sixteen_and_thirteen_classes():
+    matrix = torch.diag(torch.arange(1, 20))
+    matrix[:, 0] += 10
+    scores = scores_of(matrix, CITYSCAPES.names)
+    iou = scores.iou.tolist()
+    lacks = {"terrain", "truck", "train"}
+    sixteen = [v for n, v in zip(CITYSCAPES.names, iou, strict=True) if n not in lacks]
+    thirteen = [
+        v for n, v in zip(CITYSCAPES.names, iou, strict=True) if n not in lacks | {"wall", "fence", "pole"}
+    ]
+    assert (len(sixteen), len(thirteen)) == (16, 13)
+    assert scores.subset_means == {
+        "synthia16": pytest.approx(np.mean(sixteen)),
+        "synthia13": pytest.approx(np.mean(thirteen)),
+    }
+    assert scores_of(matrix).subset_means == {}
+
+
+def test_scores_go_through_json_and_come_back():
+    scores = scores_of([[4, 0, 0], [2, 2, 0], [0, 0, 0]])
+    text = json.dumps(scores.to_dict(), allow_nan=False)
+    back = Scores.from_dict(json.loads(text))
+    assert json.loads(text)["iou"]["class 2"] is None
+    assert back.to_dict() == scores.to_dict()
+    assert back.protocol == scores.protocol
+    assert torch.equal(back.matrix, scores.matrix)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda d: d.pop("iou"),
+        lambda d: d["protocol"].pop("dataset"),
+        lambda d: d["confusion_matrix"].pop(),
+        lambda d: d["confusion_matrix"][0].pop(),
+        lambda d: d.clear(),
+    ],
+)
+def test_other_json_is_refused(spoil):
+    content = scores_of([[1, 0], [0, 1]]).to_dict()
+    spoil(content)
+    with pytest.raises(InputError, match=r"scores: found .*wanted what Scores\.to_dict wrote"):
+        Scores.from_dict(content)
+
+
+@pytest.mark.parametrize("matrix", [torch.zeros(3, 2).long(), torch.zeros(3, 3), torch.zeros(2, 2).long()])
+def test_a_matrix_of_another_form_is_refused(matrix):
+    protocol = Protocol(dataset="d", split="val", images=1, input_size=None, num_classes=3)
+    with pytest.raises(InputError, match=r"confusion matrix: found torch.*wanted torch.int64 \[3, 3\]"):
+        Scores(matrix, ("a", "b", "c"), protocol)
+
+
+def test_protocol_says_all_that_a_comparison_needs():
+    fields = {"dataset": "camvid", "split": "val", "images": 101, "input_size": (180, 240), "num_classes": 11}
+    text = str(Protocol(**fields))
+    for part in ("camvid val", "101 images", "180x240", "11 classes", "labels native", "scales 1", "fp32"):
+        assert part in text
+    assert Protocol(**fields) != Protocol(**fields, align_corners=True)
+    with pytest.raises(ValidationError):
+        Protocol(**fields, precision="fp8")
+    with pytest.raises(ValidationError):
+        Protocol(**fields, flip=True)

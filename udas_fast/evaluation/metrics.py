@@ -1,0 +1,119 @@
+"""Scores from one confusion matrix, with the protocol that makes them comparable."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import ConfigDict, PositiveInt
+from pydantic.dataclasses import dataclass as checked_dataclass
+from torch import Tensor
+
+from udas_fast.data.types import CITYSCAPES
+from udas_fast.errors import bad
+
+# SYNTHIA lacks terrain, truck and train; its 13-class scores also leave out wall, fence and pole.
+SYNTHIA_LACKS = {"synthia16": (9, 14, 16), "synthia13": (3, 4, 5, 9, 14, 16)}
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Protocol:
+    """How a score was measured; scores under different protocols do not compare. Sizes are (H, W)."""
+
+    dataset: str
+    split: str
+    images: PositiveInt
+    input_size: tuple[PositiveInt, PositiveInt] | None  # what the network sees; None: each image's own
+    num_classes: PositiveInt
+    label_size: Literal["native"] = "native"  # predictions are upsampled to each label's own size
+    flips: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    align_corners: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    def __str__(self) -> str:
+        size = "native size" if self.input_size is None else "{}x{}".format(*self.input_size)
+        views = f"scales {', '.join(f'{s:g}' for s in self.scales)}{' with flips' if self.flips else ''}"
+        corners = "aligned" if self.align_corners else "not aligned"
+        return (
+            f"{self.dataset} {self.split}, {self.images} images, {self.num_classes} classes, input {size}, "
+            f"labels {self.label_size}, {views}, corners {corners}, {self.precision}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """What a confusion matrix says; all scores are fractions of 1, NaN where nothing was counted.
+
+    matrix: int64 [C, C] on the CPU, pixels of true class i (row) that were predicted as class j (column).
+    classes: the C class names. Raises InputError where their numbers differ.
+    """
+
+    matrix: Tensor
+    classes: tuple[str, ...]
+    protocol: Protocol
+
+    def __post_init__(self) -> None:
+        classes = len(self.classes)
+        if self.matrix.shape != (classes, classes) or self.matrix.dtype != torch.int64:
+            found = f"{self.matrix.dtype} {list(self.matrix.shape)}"
+            raise bad("confusion matrix", found, f"torch.int64 [{classes}, {classes}]")
+        if self.protocol.num_classes != classes:
+            raise bad("protocol.num_classes", self.protocol.num_classes, f"{classes}, as there are names")
+
+    @property
+    def iou(self) -> Tensor:
+        """TP / (TP + FP + FN) per class, float64 [C]; NaN for a class neither there nor predicted."""
+        hit = self.matrix.diagonal().double()
+        union = self.matrix.sum(0) + self.matrix.sum(1) - self.matrix.diagonal()
+        return hit / union
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur, in the labels or in the predictions."""
+        return self.iou.nanmean().item()
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of the labelled pixels whose class is right."""
+        return (self.matrix.diagonal().sum() / self.matrix.sum()).item()
+
+    @property
+    def subset_means(self) -> dict[str, float]:
+        """Mean IoU over published subsets of the classes: SYNTHIA's 16 and 13 of Cityscapes' 19."""
+        if self.classes != CITYSCAPES.names:
+            return {}
+        iou = self.iou
+        return {
+            name: iou[[i for i in range(len(iou)) if i not in lacks]].nanmean().item()
+            for name, lacks in SYNTHIA_LACKS.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON; NaN becomes None."""
+        return {
+            "miou": _or_none(self.miou),
+            "pixel_accuracy": _or_none(self.pixel_accuracy),
+            "subset_means": {name: _or_none(value) for name, value in self.subset_means.items()},
+            "iou": {name: _or_none(v) for name, v in zip(self.classes, self.iou.tolist(), strict=True)},
+            "protocol": dataclasses.asdict(self.protocol),
+            "confusion_matrix": self.matrix.tolist(),
+        }
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> Scores:
+        """The scores that :meth:`to_dict` wrote; raises InputError for anything else."""
+        try:
+            names: Sequence[str] = tuple(content["iou"])
+            matrix = torch.tensor(content["confusion_matrix"], dtype=torch.int64)
+            return Scores(matrix, names, Protocol(**content["protocol"]))
+        except (KeyError, TypeError, ValueError) as error:
+            found = str(error).splitlines()[0]
+            raise bad("scores", found, "what Scores.to_dict wrote") from error
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
