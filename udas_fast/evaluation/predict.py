@@ -1,0 +1,40 @@
+"""One image's labels and confidence."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from udas_fast import ops
+from udas_fast.data.geometry import resize
+from udas_fast.errors import bad
+from udas_fast.evaluation.evaluate import device_of, evaluating
+from udas_fast.models import heads, normalize
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    image: Tensor,
+    size: tuple[int, int],
+    out_size: tuple[int, int] | None = None,
+    *,
+    align_corners: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(label uint8, confidence float32), both ``out_size`` (H, W), on the model's device.
+
+    image: uint8 RGB [3, H, W], resized to ``size`` as for :func:`udas_fast.evaluation.evaluate`, so both see
+    the same pixels. out_size: the image's own size if None. The label is the arg-max of the primary head, the
+    confidence its softmax; nothing of C channels exists at ``out_size``. The model's mode is left as it was.
+    Raises InputError for another dtype or shape.
+    """
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
+        raise bad("image", f"{image.dtype} {list(image.shape)}", "torch.uint8 [3, H, W]")
+    pixels = resize(image.permute(1, 2, 0).cpu().numpy(), tuple(size), Image.Resampling.BILINEAR)
+    x = normalize(torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).to(device_of(model)))
+    with evaluating(model):
+        logits, _ = heads(model(x))
+    height, width = image.shape[-2:] if out_size is None else out_size
+    result = ops.pseudo_label([logits], (height, width), threshold=0.0, align_corners=align_corners)
+    return result.label[0], result.confidence[0]
