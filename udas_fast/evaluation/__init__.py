@@ -1,0 +1,21 @@
+"""Scores, tables and pictures of a trained model; knows nothing of training."""
+
+from udas_fast.evaluation.evaluate import evaluate, evaluate_dataset, evaluating
+from udas_fast.evaluation.figure import colorize, comparison_figure, validation_figure
+from udas_fast.evaluation.metrics import Protocol, Scores
+from udas_fast.evaluation.predict import predict
+from udas_fast.evaluation.report import rich_table, scores_table
+
+__all__ = [
+    "Protocol",
+    "Scores",
+    "colorize",
+    "comparison_figure",
+    "evaluate",
+    "evaluate_dataset",
+    "evaluating",
+    "predict",
+    "rich_table",
+    "scores_table",
+    "validation_figure",
+]

@@ -1,0 +1,145 @@
+"""Pictures of predictions beside the truth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+from torch import nn
+
+from udas_fast.data.geometry import resize
+from udas_fast.data.types import IGNORE, ClassSet, SegmentationDataset
+from udas_fast.errors import bad
+from udas_fast.evaluation.predict import predict
+
+Array: TypeAlias = np.ndarray | torch.Tensor
+
+IGNORED_COLOUR = (224, 224, 224)
+CONFIDENCE_MAP = "viridis"
+DPI = 150
+# inches
+PANEL, GAP, TITLE, MARGIN = 2.4, 0.05, 0.26, 0.08
+BAR, BAR_AREA, KEY_LINE, KEY_WIDTH = 0.09, 0.32, 0.18, 1.2
+
+
+def colorize(label: Array, classes: ClassSet) -> np.ndarray:
+    """Train ids [..., H, W] to uint8 RGB [..., H, W, 3] in the classes' palette, 255 in light grey.
+
+    Raises InputError for any other id.
+    """
+    label = np.asarray(label)
+    wrong = (label != IGNORE) & ((label < 0) | (label >= len(classes)))
+    if wrong.any():
+        raise bad("label", f"id {label[wrong][0]}", f"0 to {len(classes) - 1} of {classes.name}, or {IGNORE}")
+    table = np.full((IGNORE + 1, 3), IGNORED_COLOUR, np.uint8)
+    table[: len(classes)] = classes.palette
+    return table[label]
+
+
+def comparison_figure(
+    image: Array,
+    label: Array,
+    predictions: Mapping[str, Array],
+    confidence: Array,
+    pseudo_label: Array,
+    classes: ClassSet,
+    path: str | os.PathLike[str],
+) -> None:
+    """Save image, truth, each prediction, confidence and kept pseudo-labels side by side to ``path``.
+
+    image: uint8 RGB [H, W, 3]; label, predictions, pseudo_label: train ids [H, W], 255 drawn grey;
+    confidence: [H, W] in 0 to 1. All may have one leading axis of N examples, which become N lines.
+    Raises InputError where their sizes differ or a label has an unknown id.
+    """
+    image = np.asarray(image)
+    labels = {"ground truth": label, **predictions, "kept pseudo-labels": pseudo_label}
+    for name, values in {**labels, "confidence": confidence}.items():
+        if values.shape != image.shape[:-1]:
+            raise bad(name, list(values.shape), f"{list(image.shape[:-1])}, the image's")
+    pictures = [(name, colorize(values, classes)) for name, values in labels.items()]
+    panels = [("image", image), *pictures[:-1], ("confidence", np.asarray(confidence)), pictures[-1]]
+    if image.ndim == 3:
+        panels = [(title, values[None]) for title, values in panels]
+    _draw(panels, classes).savefig(path, dpi=DPI)
+
+
+def validation_figure(
+    models: Mapping[str, nn.Module],
+    teacher: nn.Module,
+    dataset: SegmentationDataset,
+    size: tuple[int, int],
+    path: str | os.PathLike[str],
+    *,
+    examples: int = 3,
+    threshold: float = 0.6,
+) -> None:
+    """:func:`comparison_figure` of ``examples`` images spread over ``dataset``, all drawn at ``size`` (H, W),
+    which is also what the models see.
+
+    Confidence and pseudo-labels are the ``teacher``'s on the plain image; labels less confident than
+    ``threshold`` are dropped. Raises InputError for an empty dataset or one without labels.
+    """
+    if len(dataset) == 0:
+        raise bad(dataset.name, "no images", "at least one")
+    images, labels, confidences, kept = [], [], [], []
+    predictions: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    for index in sorted({round(i) for i in np.linspace(0, len(dataset) - 1, examples)}):
+        sample = dataset[index]
+        if sample.label is None:
+            raise bad(f"{dataset.name} {sample.id}", "no label", "ground truth to draw")
+        images.append(resize(sample.image, size, Image.Resampling.BILINEAR))
+        labels.append(resize(sample.label, size, Image.Resampling.NEAREST))
+        pixels = torch.from_numpy(np.ascontiguousarray(sample.image)).permute(2, 0, 1)
+        for name, model in models.items():
+            predictions[name].append(predict(model, pixels, size, size)[0].cpu().numpy())
+        label, confidence = (values.cpu().numpy() for values in predict(teacher, pixels, size, size))
+        confidences.append(confidence)
+        kept.append(np.where(confidence >= threshold, label, np.uint8(IGNORE)))
+    stacked = {name: np.stack(maps) for name, maps in predictions.items()}
+    data = (np.stack(images), np.stack(labels), stacked, np.stack(confidences), np.stack(kept))
+    comparison_figure(*data, dataset.classes, path)
+
+
+def _draw(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figure:
+    """One column per (title, [N, H, W, 3] colours or [N, H, W] confidences); key and colour bar below."""
+    count, height, width = panels[0][1].shape[:3]
+    tall = PANEL * height / width
+    lefts = [MARGIN + i * (PANEL + GAP) for i in range(len(panels))]
+    key_columns = max(1, int((lefts[-2] - MARGIN) / KEY_WIDTH))  # the key ends where the bar begins
+    key_lines = -(-(len(classes) + 1) // key_columns)
+    below = max(BAR_AREA, key_lines * KEY_LINE + GAP) + MARGIN
+    total = np.array([lefts[-1] + PANEL + MARGIN, TITLE + count * (tall + GAP) - GAP + below])
+    figure = Figure(figsize=tuple(total), facecolor="white")
+    FigureCanvasAgg(figure)
+
+    for left, (title, pictures) in zip(lefts, panels, strict=True):
+        for row, picture in enumerate(pictures):
+            corner = np.array([left, below + (count - 1 - row) * (tall + GAP)])
+            axes = figure.add_axes((*(corner / total), *((PANEL, tall) / total)))
+            axes.imshow(picture, cmap=CONFIDENCE_MAP, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(title, fontsize=10, pad=4)
+        if pictures.ndim == 3:
+            bar = figure.add_axes((*((left, below - GAP - BAR) / total), *((PANEL, BAR) / total)))
+            figure.colorbar(ScalarMappable(cmap=CONFIDENCE_MAP), cax=bar, orientation="horizontal")
+            bar.tick_params(labelsize=7, length=2, pad=1)
+    colours = [*zip(classes.names, classes.palette, strict=True), ("ignored", IGNORED_COLOUR)]
+    figure.legend(
+        handles=[Patch(color=[c / 255 for c in colour], label=name) for name, colour in colours],
+        loc="upper left",
+        bbox_to_anchor=tuple((0, below) / total),
+        ncols=key_columns,
+        frameon=False,
+        fontsize=8,
+        handlelength=1,
+    )
+    return figure
