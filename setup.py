@@ -1,7 +1,7 @@
 """Builds udas_fast._C: the CPU operators always, the CUDA operators where nvcc can be used.
 
 UDAS_FAST_CUDA=auto (default) | 1 (succeed or stop) | 0. TORCH_CUDA_ARCH_LIST chooses the architectures.
-torch is the one of the environment that runs pip: nothing is downloaded, and the stable ABI of torch 2.11 makes
+torch is the one of the environment that runs pip: nothing is downloaded. The stable ABI of torch 2.11 makes
 the result load on that torch and every later one.
 """
 
@@ -81,7 +81,7 @@ def cuda_toolkit(torch) -> tuple[str, str, str]:
         if not version:
             why = f"{home}/bin/nvcc --version was not understood"
         elif own and own.split(".")[0] != version.split(".")[0]:
-            why = f"nvcc is {version} but torch {torch.__version__} has CUDA {own}; the major versions must agree"
+            why = f"nvcc is {version} but torch {torch.__version__} has CUDA {own}; the majors must agree"
         elif own is None and mode != "1":
             why = f"torch {torch.__version__} is CPU-only (UDAS_FAST_CUDA=1 compiles the CUDA sources anyway)"
     if why and mode == "1":

@@ -4,7 +4,7 @@
 
 #include "config.h"
 
-UDAS_BEGIN
+namespace udas {
 
 // value = (1 - fraction) · at[low] + fraction · at[high]; low == high at the end of the axis.
 struct Source {
@@ -48,4 +48,4 @@ UDAS_HD int64_t first_position(int64_t row, int64_t in, int64_t out, bool align_
   return i < out ? i : out;
 }
 
-UDAS_END
+}  // namespace udas

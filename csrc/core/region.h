@@ -4,7 +4,7 @@
 
 #include "config.h"
 
-UDAS_BEGIN
+namespace udas {
 
 enum class Region : int { box, classes, mask };
 
@@ -23,4 +23,4 @@ UDAS_HD Affine affine(double unit, double mean, double std) {
   return {static_cast<float>(1.0 / (unit * std)), static_cast<float>(-mean / std)};
 }
 
-UDAS_END
+}  // namespace udas

@@ -1,0 +1,12 @@
+#pragma once
+// Everything from outside that the kernels use, included before a file changes the instruction set: what is
+// declared here stays code for any processor.
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "../core/config.h"
+#include "level.h"
+#include "task.h"

@@ -1,0 +1,19 @@
+// The CPU kernels for AVX2 and FMA.
+#define UDAS_LEVEL v3
+#define UDAS_SIMD_WIDTH 8
+#include "level_begin.h"
+#ifdef UDAS_X86_LEVELS
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+#include "loss_kernel.h"
+#include "mix_kernel.h"
+#include "predict_kernel.h"
+
+namespace udas {
+namespace cpu {
+extern const Kernels v3_kernels;
+const Kernels v3_kernels{run_losses, run_predictions, run_mix};
+}  // namespace cpu
+}  // namespace udas
+#pragma GCC pop_options
+#endif
