@@ -1,0 +1,150 @@
+"""Photometric operations against Pillow's; the policy and its frequencies against the paper's table."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+
+from udas_fast.data import augment
+from udas_fast.data.augment import POLICY, auto_augment
+from udas_fast.errors import InputError
+
+BITS = [8, 8, 7, 7, 6, 6, 5, 5, 4, 4]
+THRESHOLDS = [256, 228, 199, 171, 142, 114, 85, 57, 28, 0]
+ORACLES = {
+    "posterize": lambda image, level: ImageOps.posterize(image, BITS[level]),
+    "solarize": lambda image, level: ImageOps.solarize(image, THRESHOLDS[level]),
+    "invert": lambda image, level: ImageOps.invert(image),
+    "autocontrast": lambda image, level: ImageOps.autocontrast(image),
+    "equalize": lambda image, level: ImageOps.equalize(image),
+    "color": lambda image, level: ImageEnhance.Color(image).enhance(0.1 + 0.2 * level),
+    "brightness": lambda image, level: ImageEnhance.Brightness(image).enhance(0.1 + 0.2 * level),
+    "contrast": lambda image, level: ImageEnhance.Contrast(image).enhance(0.1 + 0.2 * level),
+    "sharpness": lambda image, level: ImageEnhance.Sharpness(image).enhance(0.1 + 0.2 * level),
+}
+
+
+def pictures() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    smooth = np.linspace(0, 1, 40)[:, None, None] * rng.uniform(40, 250, (1, 50, 3))
+    skewed = (255 * rng.random((30, 41, 3)) ** 4).astype(np.uint8)
+    return [
+        smooth.astype(np.uint8),
+        skewed,
+        rng.integers(0, 256, (17, 23, 3), dtype=np.uint8),
+        rng.integers(100, 140, (17, 23, 3), dtype=np.uint8),
+        np.full((5, 6, 3), 7, np.uint8),
+        np.stack([np.full((9, 9), 255), np.zeros((9, 9)), rng.integers(0, 2, (9, 9))], 2).astype(np.uint8),
+        rng.integers(0, 256, (2, 9, 3), dtype=np.uint8),
+        rng.integers(0, 256, (1, 1, 3), dtype=np.uint8),
+    ]
+
+
+def tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("level", range(10))
+@pytest.mark.parametrize("name", ORACLES)
+def test_operations_equal_pillow(name, level):
+    for picture in pictures():
+        wanted = np.asarray(ORACLES[name](Image.fromarray(picture), level)).astype(int)
+        for image in (tensor(picture), tensor(picture).contiguous()):
+            found = augment.apply(name, image, level)
+            assert found.dtype == torch.uint8
+            assert found.shape == image.shape
+            difference = np.abs(found.permute(1, 2, 0).numpy() - wanted)
+            # Blending may round otherwise where the compiler fuses multiply and add; the others may not.
+            assert difference.max() <= (1 if name in ("color", "brightness", "contrast", "sharpness") else 0)
+
+
+def test_policy_is_the_papers_without_geometry():
+    assert len(POLICY) == 25
+    assert {name for sub in POLICY for name, _, _ in sub} <= set(ORACLES)
+    # 7 of the 50 operations in the paper's table are rotations and shears.
+    assert sum(map(len, POLICY)) == 43
+
+
+def recorded_draws(monkeypatch: pytest.MonkeyPatch, n: int) -> list[list[tuple[str, int]]]:
+    """The operations that each of ``n`` images went through."""
+    calls: list[list[tuple[str, int]]] = [[] for _ in range(n)]
+
+    def record(name: str, image: torch.Tensor, level: int) -> torch.Tensor:
+        number = image.flatten().tolist()
+        calls[number[0] + 256 * number[1]].append((name, level))
+        return image
+
+    monkeypatch.setattr(augment, "apply", record)
+    i = torch.arange(n)
+    numbered = torch.stack([i % 256, i // 256, i * 0], 1).to(torch.uint8).view(n, 3, 1, 1)
+    auto_augment(numbered, torch.Generator().manual_seed(0))
+    return calls
+
+
+def test_operations_come_as_often_as_the_policy_says(monkeypatch):
+    n = 20000
+    found = Counter(call for calls in recorded_draws(monkeypatch, n) for call in calls)
+    expected: Counter[tuple[str, int]] = Counter()
+    for sub in POLICY:
+        for name, probability, level in sub:
+            expected[name, level] += n * probability / 25
+    assert set(found) <= set(expected)
+    for key, count in expected.items():
+        assert abs(found[key] - count) <= 4 * np.sqrt(count) + 1, key
+
+
+def test_draws_are_independent(monkeypatch):
+    n = 20000
+    draws = recorded_draws(monkeypatch, n)
+    # Within a sub-policy: colour at level 8 has solarize at 0.8 beside it, and nothing else has.
+    coloured = [calls for calls in draws if ("color", 8) in calls]
+    both = sum(("solarize", 7) in calls for calls in coloured) / len(coloured)
+    assert abs(both - 0.8) < 4 * np.sqrt(0.16 / len(coloured))
+    # Between neighbouring samples.
+    equalized = np.array([any(name == "equalize" for name, _ in calls) for calls in draws], float)
+    assert abs(np.corrcoef(equalized[1:], equalized[:-1])[0, 1]) < 4 / np.sqrt(n)
+
+
+def test_samples_of_a_batch_and_calls_differ():
+    picture = tensor(pictures()[0])[None].expand(40, -1, -1, -1)
+    generator = torch.Generator().manual_seed(1)
+    first, second = auto_augment(picture, generator), auto_augment(picture, generator)
+    assert len({image.numpy().tobytes() for image in first}) > 10
+    assert not torch.equal(first, second)
+
+
+def test_repeats_with_the_seed_and_leaves_its_input_alone():
+    images = torch.stack([tensor(pictures()[2])] * 6)
+    before = images.clone()
+    out = [auto_augment(images, torch.Generator().manual_seed(4)) for _ in range(2)]
+    assert torch.equal(out[0], out[1])
+    assert torch.equal(images, before)
+    assert auto_augment(images[:0], torch.Generator()).shape == (0, 3, 17, 23)
+    # A fixed number of draws: what one image gets does not depend on the images before it.
+    other = images.clone()
+    other[0] = 0
+    assert torch.equal(auto_augment(other, torch.Generator().manual_seed(4))[1:], out[0][1:])
+
+
+def test_a_pixel_never_moves():
+    # One bright pixel, no neighbourhood but sharpness (which blurs at most by one): its place is its own.
+    images = torch.full((200, 3, 9, 9), 60, dtype=torch.uint8)
+    images[:, :, 2, 6] = 200
+    images[:, :, 7, 1] = 120
+    for image in auto_augment(images, torch.Generator().manual_seed(0)).int():
+        background = image[:, 4:5, 4:5]
+        moved = (image != background).any(0).nonzero()
+        for y, x in moved.tolist():
+            assert min(max(abs(y - 2), abs(x - 6)), max(abs(y - 7), abs(x - 1))) <= 1
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (1, 1, 4, 4), (2, 4, 4, 3)])
+def test_wrong_shape(shape):
+    with pytest.raises(InputError, match=r"images: found .* wanted uint8 \[N, 3, H, W\]"):
+        auto_augment(torch.zeros(shape, dtype=torch.uint8), torch.Generator())
+    with pytest.raises(InputError, match=r"float32"):
+        auto_augment(torch.zeros(1, 3, 4, 4), torch.Generator())
