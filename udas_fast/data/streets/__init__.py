@@ -19,11 +19,12 @@ _SPLITS = tuple(COUNTS)
 
 
 class Streets(SegmentationDataset):
-    """Scenes of one ``style`` ("sim" or "real") and ``split`` ("train" or "val") at ``size`` (H, W), made on demand.
+    """Scenes of one ``style`` ("sim" or "real") and ``split`` ("train" or "val") at ``size`` (H, W).
 
-    Scene i depends on (style, split, i) alone: no two styles or splits share one. It has the same layout at every
-    size of one aspect ratio. ``image`` is uint8 ``[H, W, 3]``, ``label`` uint8 ``[H, W]`` with Cityscapes' train ids
-    and 255 for the own car's bonnet and unclassed things. Raises InputError for a wrong style, split, size or count.
+    Scene i is made on demand and depends on (style, split, i) alone: no two styles or splits share one. It
+    has the same layout at every size of one aspect ratio. ``image`` is uint8 ``[H, W, 3]``, ``label`` uint8
+    ``[H, W]`` with Cityscapes' train ids, 255 for the own car's bonnet and for things without a class.
+    Raises InputError for an unknown style or split, a side under 32 pixels, or a count under 1.
     """
 
     classes = CITYSCAPES
@@ -57,7 +58,7 @@ class Streets(SegmentationDataset):
         found = self._seen.get(i)
         if found is None:
             key = (_ROOT, _STYLES.index(self.style), _SPLITS.index(self.split), i)
-            found = render(self.style, np.random.SeedSequence(key), self.size)
+            found = render(self.style, key, self.size)
             if len(self._seen) < self._room:
                 self._seen[i] = found
         image, label = found

@@ -19,8 +19,8 @@ Colour = np.ndarray
 class Camera:
     """A level pinhole camera. World axes in metres: X right, Y up from the ground, Z forward.
 
-    ``focal`` is in half image widths, ``height`` in metres; ``horizon`` and ``centre`` place the vanishing point
-    as shares of the image's height and width. The street bends sideways by ``curve``·Z² metres.
+    ``focal`` is in half image widths, ``height`` in metres; ``horizon`` and ``centre`` place the vanishing
+    point as shares of the image's height and width. The street bends sideways by ``curve``·Z² metres.
     """
 
     focal: float
@@ -33,7 +33,7 @@ class Camera:
 class Canvas:
     """The picture being painted: ``image`` float32 ``[3, H, W]`` in 0..1 and ``label`` uint8 ``[H, W]``.
 
-    Far things fade to ``haze_colour`` by ``exp(-density·Z)``. ``noise`` is a field in -1..1 of size ``[H, W]`` whose
+    Far things fade to ``haze_colour`` by ``exp(-density·Z)``. ``noise`` is a field ``[H, W]`` in -1..1 whose
     cells are shares of the image, so that outlines which follow it agree between image sizes.
     """
 
@@ -56,7 +56,7 @@ class Canvas:
         return self.camera.curve * z * z
 
     def ground(self) -> tuple[int, np.ndarray, np.ndarray]:
-        """The first row below the horizon, and X (street coordinates) ``[h, W]`` and Z ``[h, 1]`` from there on."""
+        """The first row below the horizon; street X ``[h, W]`` and Z ``[h, 1]`` from there on."""
         first = min(max(math.ceil(self.hy + 0.5), 0), self.height - 1)
         below = np.arange(first, self.height, dtype=np.float32)[:, None] + np.float32(0.5 - self.hy)
         z = np.float32(self.scale * self.camera.height) / np.maximum(below, np.float32(0.05))
@@ -68,7 +68,7 @@ class Canvas:
     def face(
         self, a: tuple[float, float], b: tuple[float, float], high: float, low: float = 0.0
     ) -> Face | None:
-        """The upright rectangle over ground points ``a`` to ``b``, each (street X, Z); None if out of view."""
+        """The upright rectangle over ground points ``a`` to ``b``, (street X, Z); None if out of view."""
         (xa, za), (xb, zb) = a, b
         xa, xb = xa + self.bend(za), xb + self.bend(zb)
         length, start, end = math.hypot(xb - xa, zb - za), 0.0, 1.0
@@ -91,32 +91,35 @@ class Canvas:
             face.origin += width / 2 * face.metre
         return face
 
-    def shadow(self, x: float, z: float, width: float, depth: float, strength: float, soft: bool) -> None:
-        """Darken the ground in an ellipse around (``x``, ``z``), with a soft or a sharp rim."""
-        z = max(z, NEAR + depth / 2 + 0.1)
-        px = self.cx + self.scale * (x + self.bend(z)) / z
-        top, low = (self.hy + self.scale * self.camera.height / (z + s * depth / 2) for s in (1, -1))
-        py, rx, ry = (top + low) / 2, self.scale * width / 2 / z, max((low - top) / 2, 0.6)
-        rows = slice(max(math.floor(py - ry), 0), min(math.ceil(py + ry) + 1, self.height))
-        cols = slice(max(math.floor(px - rx), 0), min(math.ceil(px + rx) + 1, self.width))
-        if rows.start >= rows.stop or cols.start >= cols.stop:
+    def shadow(self, at: tuple[float, float], size: tuple[float, float], strength: float, soft: bool) -> None:
+        """Darken a rectangle of the ground around (street X, Z), ``size`` metres wide and deep."""
+        (x, z), (wide, deep) = at, size
+        near, far = max(z - deep / 2, NEAR), z + deep / 2
+        if far <= near:
             return
-        y = (np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(0.5 - py)) / np.float32(
-            ry
-        )
-        x_ = (np.arange(cols.start, cols.stop, dtype=np.float32)[None] + np.float32(0.5 - px)) / np.float32(
-            rx
-        )
-        inside = 1 - (x_ * x_ + y * y)
-        shade = np.clip(2 * inside, 0, 1) if soft else (inside > 0).astype(np.float32)
-        self.image[:, rows, cols] *= 1 - np.float32(strength) * shade
+        reach = self.scale * self.camera.height
+        top = max(math.floor(self.hy + reach / far), 0)
+        low = min(math.ceil(self.hy + reach / near) + 1, self.height)
+        ends = [
+            self.cx + self.scale * (x + self.bend(d) + s * wide / 2) / d for d in (near, far) for s in (-1, 1)
+        ]
+        first, last = max(math.floor(min(ends)), 0), min(math.ceil(max(ends)) + 1, self.width)
+        if top >= low or first >= last:
+            return
+        rows = np.arange(top, low, dtype=np.float32)[:, None] + np.float32(0.5 - self.hy)
+        depth = np.float32(reach) / np.maximum(rows, np.float32(0.05))
+        cols = np.arange(first, last, dtype=np.float32)[None] + np.float32(0.5 - self.cx)
+        across = cols * depth / np.float32(self.scale) - np.float32(self.camera.curve) * depth * depth
+        inside = np.minimum(1 - np.abs(across - x) * (2 / wide), 1 - np.abs(depth - z) * (2 / deep))
+        shade = np.clip(4 * inside, 0, 1) if soft else (inside > 0).astype(np.float32)
+        self.image[:, top:low, first:last] *= 1 - np.float32(strength) * shade
 
 
 class Face:
     """An upright rectangle of the world as the camera sees it: pixels with their place on it in metres.
 
-    ``u`` ``[1, w]`` runs along it from its first point, ``v`` (``[h, 1]`` if it faces the camera, else ``[h, w]``) is
-    the height above the ground. Painting writes straight into the canvas.
+    ``u`` ``[1, w]`` runs along it from its first point, ``v`` (``[h, 1]`` if it faces the camera, else
+    ``[h, w]``) is the height above the ground. Painting writes straight into the canvas.
     """
 
     def __init__(self, canvas: Canvas, rows: slice, cols: slice, u: np.ndarray, q: np.ndarray) -> None:
@@ -137,7 +140,7 @@ class Face:
     def cut(
         cls, canvas: Canvas, left: Sequence[float], right: Sequence[float], low: float, high: float
     ) -> Face | None:
-        """The face between two ends (X, Z, u), ``left`` being left on the screen; None if it covers no pixel."""
+        """The face between two ends (X, Z, u), in screen order; None if it covers no pixel."""
         (xl, zl, ul), (xr, zr, ur) = left, right
         pl, pr = canvas.cx + canvas.scale * xl / zl, canvas.cx + canvas.scale * xr / zr
         first, last = max(math.ceil(pl - 0.5), 0), min(math.ceil(pr - 0.5), canvas.width)
@@ -169,7 +172,7 @@ class Face:
         return colour * self.clear + self.fog
 
     def paint(self, mask: np.ndarray, colour: Colour, cls: int | None = None) -> None:
-        """Paint where ``mask`` (broadcastable to ``[h, w]``) holds; ``cls`` None leaves the label as it is."""
+        """Paint where ``mask`` (broadcast to ``[h, w]``) holds; ``cls`` None leaves the label as it is."""
         if not self.frontal:  # its rows reach below the ground at the far end
             mask = mask & (self.v >= 0)
         np.copyto(self.image, self.hazed(colour), where=mask)

@@ -1,4 +1,4 @@
-"""The two styles: which colours things have, how crowded a street is, and what light and lens do to the picture."""
+"""The two styles: the colours of things, how crowded streets are, and what light and lens do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def palette(text: str) -> Palette:
 
 @dataclass(frozen=True)
 class Look:
-    """One style. Palettes are drawn from once per thing; ``spread`` is the random brightness between things."""
+    """One style. Each thing draws its colour from a palette, and its brightness within ``spread``."""
 
     road: Palette
     sidewalk: Palette
@@ -61,23 +61,23 @@ class Look:
 
 
 SIM = Look(
-    road=palette("4a4a62 545470 464a5c"),
-    sidewalk=palette("c79a9a d0a890 c8b0a0"),
+    road=palette("4c4c5e 585868 46485a 606068"),
+    sidewalk=palette("c49c98 c8a890 c0b0a4 b8a8a0"),
     kerb=palette("f0e8e0"),
-    terrain=palette("a8c850 8ac848 c8c060"),
-    house=palette("e8a050 d86848 e8d070 70a8d8 c880b8 f0c8a0 80c0a8"),
+    terrain=palette("a4bc58 8cb850 b8b464"),
+    house=palette("e0a058 cc6848 e0cc78 78a4cc c088b0 e8c8a4 88b8a4 c8c0b8 a8a4a8"),
     roof=palette("b03830 803060 405898 8a4a28"),
     window=palette("284878 3870a8 204060"),
     wall=palette("b890d0 a878a0 9890c8"),
     fence=palette("e8c088 d89860 f0e0c0"),
-    leaf=palette("30b030 48c038 209848"),
+    leaf=palette("38a038 50ac3c 2c9048 6ca840"),
     car=palette("e02020 2040e0 f0d020 20c0d0 f08020 f0f0f0 c020a0"),
     big=palette("f04828 2878f0 f0b820 28b890"),
     cloth=palette("f03060 30a0f0 f0e040 60e060 f08030 a040e0"),
     pole=palette("a8b0c0 8890a8"),
     sign=palette("f02020 2050f0 f0d000"),
-    zenith=palette("2878e8 3088f0 2068d8"),
-    low=palette("a8d8ff c0e4ff"),
+    zenith=palette("4884d8 5890e0 4078c8 88a8d0"),
+    low=palette("b0d4f0 c4e0f4 d8e4ec"),
     cloud=palette("ffffff"),
     mark=palette("ffffff f8f060"),
     spread=0.06,
@@ -90,16 +90,16 @@ SIM = Look(
 )
 
 REAL = Look(
-    road=palette("6a6a6a 767470 5c5e62 827e78"),
-    sidewalk=palette("8c8780 97918a 7d7b7a a0968a"),
+    road=palette("606064 6a6a6c 565860 72706e"),
+    sidewalk=palette("9c948c a89c90 948c88 b0a290"),
     kerb=palette("a8a49c 8e8a86"),
-    terrain=palette("7a7850 6c7048 8a8060 66603f"),
+    terrain=palette("808450 72804a 8e8a58 6c7446"),
     house=palette("a89c8a 8a8078 c0b4a0 7c6a5e 94604c b0a8a0 6e6a68 cabfae"),
     roof=palette("5a4a44 4c4c50 6e5a50 3e3a3a"),
     window=palette("3a3e42 50565c 2e2e30 8c96a0"),
-    wall=palette("8c8478 77716c 9a9084"),
-    fence=palette("6a6258 58544e 8a8274 4a4e4a"),
-    leaf=palette("4a5a34 5c6438 3c4a30 78703a 6a5a34"),
+    wall=palette("8c7c84 7c7076 9a8c90"),
+    fence=palette("84705a 70604e 94846c 645848"),
+    leaf=palette("4a6434 5a6e38 3c5630 707438 5e6a3a"),
     car=palette("202226 303438 8a8e92 c8cacc b4b6b8 5a5e62 6a2424 28344c 4c5a4a"),
     big=palette("c8c4b8 8a8c90 b09a40 a03c30 3c587c"),
     cloth=palette("2c2e36 3a3a3a 5a5248 28344a 6a4440 8a8478 47503f"),
@@ -109,11 +109,11 @@ REAL = Look(
     low=palette("d0d0cc dcd4c8 c4ccd4"),
     cloud=palette("e4e2de c8c8c8 b0b2b8"),
     mark=palette("c8c6c0 b0aea8"),
-    spread=0.16,
-    crowd=1.45,
+    spread=0.13,
+    crowd=1.25,
     trees=0.6,
     ragged=0.8,
-    density=(0.002, 0.012),
+    density=(0.0015, 0.008),
     soft=True,
     cloud_edge=2.5,
 )
@@ -121,17 +121,9 @@ REAL = Look(
 LOOKS = {"sim": SIM, "real": REAL}
 
 # How strongly each class is mottled in the real style: leaves and grass more than paint and glass.
-MOTTLE = np.full(256, 0.05, np.float32)
-MOTTLE[[ROAD, SIDEWALK, BUILDING, WALL, FENCE, VEGETATION, TERRAIN, SKY]] = [
-    0.10,
-    0.14,
-    0.12,
-    0.16,
-    0.14,
-    0.30,
-    0.26,
-    0.02,
-]
+MOTTLE = np.full(256, 0.06, np.float32)
+MOTTLE[[ROAD, SIDEWALK, BUILDING, WALL, FENCE]] = 0.11, 0.14, 0.13, 0.16, 0.15
+MOTTLE[[VEGETATION, TERRAIN, SKY]] = 0.32, 0.26, 0.02
 
 
 @lru_cache(maxsize=64)
@@ -169,8 +161,9 @@ def blur(image: np.ndarray, amount: float) -> np.ndarray:
 
 def develop_sim(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     """Game-like: even light, a touch of contrast, nothing else. Returns uint8 ``[H, W, 3]``."""
-    gain = np.float32(rng.uniform(0.97, 1.05))
-    return to_bytes(canvas.image * gain)
+    image = canvas.image * np.float32(rng.uniform(0.8, 1.08))
+    grey = np.float32(0.3) * image[0] + np.float32(0.59) * image[1] + np.float32(0.11) * image[2]
+    return to_bytes(grey + (image - grey) * np.float32(rng.uniform(0.65, 1.0)))
 
 
 def develop_real(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
@@ -179,12 +172,12 @@ def develop_real(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     Returns uint8 ``[H, W, 3]``.
     """
     mood = int(rng.choice(4, p=(0.42, 0.28, 0.16, 0.14)))  # overcast, sun, dusk, haze
-    saturation = np.float32(rng.uniform(0.5, 0.95) * (1.0, 1.15, 0.8, 0.65)[mood])
-    warmth, tint = rng.normal((0.0, 0.06, 0.09, 0.0)[mood], 0.06), rng.normal(0, 0.025)
-    exposure = rng.uniform(*((0.85, 1.15), (0.95, 1.25), (0.55, 0.8), (0.9, 1.1))[mood])
-    veil = np.float32(rng.uniform(*((0.02, 0.08), (0.0, 0.05), (0.03, 0.08), (0.14, 0.26))[mood]))
+    saturation = np.float32(rng.uniform(0.65, 1.1) * (1.0, 1.15, 0.85, 0.75)[mood])
+    warmth, tint = rng.normal((0.0, 0.05, 0.08, 0.0)[mood], 0.045), rng.normal(0, 0.02)
+    exposure = rng.uniform(*((0.95, 1.2), (1.0, 1.3), (0.65, 0.85), (0.95, 1.15))[mood])
+    veil = np.float32(rng.uniform(*((0.02, 0.08), (0.0, 0.05), (0.03, 0.08), (0.1, 0.2))[mood]))
     soften, corners = rng.uniform(0.05, 0.2), round(float(rng.uniform(0.1, 0.4)), 1)
-    sensor = np.float32(rng.uniform(0.008, 0.022) * (1.4 if mood == 2 else 1.0))
+    sensor = np.float32(rng.uniform(0.004, 0.014) * (1.4 if mood == 2 else 1.0))
     image, size = canvas.image, canvas.label.shape
     drift = noise(rng, (4, 6), size)
     fine = noise(rng, (max(size[0] * 2 // 3, 2), max(size[1] * 2 // 3, 2)), size)

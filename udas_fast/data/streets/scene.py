@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +12,11 @@ from udas_fast.data.streets import scenery, things
 from udas_fast.data.streets.canvas import Camera, Canvas, Colour
 from udas_fast.data.streets.look import LOOKS, Look, Palette, develop_real, develop_sim, noise
 
-Painter = tuple[float, Callable[[], None]]
+Paint = Callable[[], None]
+Painter = tuple[float, Paint]
+"""Something to paint, and the depth by which it is sorted."""
+Lot = tuple[tuple[float, float], tuple[float, float]]
+"""The near and far end of a frontage, as (street X, Z)."""
 FAR = 75.0
 """Depth in metres beyond which only the skyline stands."""
 LANE = 3.5
@@ -20,7 +24,7 @@ LANE = 3.5
 
 @dataclass(frozen=True)
 class Side:
-    """One side of the street, in metres of |X|: the road's edge, the pavement's outer edge and the house line."""
+    """One side of the street, in metres of |X|: where road and pavement end, and the house line."""
 
     sign: float
     road: float
@@ -29,31 +33,31 @@ class Side:
     parking: bool
 
 
-def render(style: str, seed: np.random.SeedSequence, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def render(style: str, seed: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Scene ``seed`` as image uint8 ``[H, W, 3]`` and label uint8 ``[H, W]``.
 
-    Everything that stands in the scene is drawn from the first child of ``seed`` without regard to ``size``, so
-    one scene has one layout at all sizes; light and sensor noise come from the second.
+    Everything that stands in the scene is drawn from a first stream of ``seed`` without regard to ``size``,
+    so one scene has one layout at all sizes; light and sensor noise come from a second.
     """
-    layout, light = (np.random.Generator(np.random.PCG64(child)) for child in seed.spawn(2))
+    layout, light = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     look = LOOKS[style]
     canvas = _canvas(layout, look, size)
     _sky(canvas, layout, look)
-    left, right = _side(layout, -1.0), _side(layout, 1.0)
+    sides = _side(layout, -1.0), _side(layout, 1.0)
     tram = layout.random() < 0.16
     tracks = -LANE if tram or layout.random() < 0.08 else None
-    crossing = float(layout.uniform(7, 14)) if layout.random() < 0.3 else 0.0
-    _ground(canvas, layout, look, (left, right), tracks, crossing)
-    for side in (left, right):
-        for _, paint in _frontage(canvas, layout, look, side):
+    crossing = float(layout.uniform(6, 12)) if layout.random() < 0.35 else 0.0
+    _ground(canvas, layout, look, sides, tracks, crossing)
+    for side in sides:
+        for paint in _frontage(canvas, layout, look, side):
             paint()
-    painters = _traffic(canvas, layout, look, left, tram)
-    for side in (left, right):
-        painters += _parked(canvas, layout, look, side)
+    painters = _traffic(canvas, layout, look, tram, crossing) + _cyclist(canvas, layout, look, sides[1])
+    for side in sides:
+        painters += _parked(canvas, layout, look, side, crossing)
         painters += _furniture(canvas, layout, look, side)
         painters += _people(canvas, layout, look, side)
     if crossing:
-        painters += _crossers(canvas, layout, look, (left, right), crossing)
+        painters += _crossers(canvas, layout, look, sides, crossing)
     for _, paint in sorted(painters, key=lambda p: -p[0]):
         paint()
     _bonnet(canvas, layout, look)
@@ -68,7 +72,7 @@ def pick(rng: np.random.Generator, colours: Palette, spread: float = 0.0) -> Col
 
 def _canvas(rng: np.random.Generator, look: Look, size: tuple[int, int]) -> Canvas:
     camera = Camera(
-        focal=float(rng.uniform(0.9, 1.25)),
+        focal=float(rng.uniform(1.0, 1.35)),
         height=float(rng.uniform(1.5, 1.85)),
         horizon=float(rng.uniform(0.36, 0.5)),
         centre=float(rng.uniform(0.4, 0.6)),
@@ -142,29 +146,23 @@ def _house(rng: np.random.Generator, look: Look) -> scenery.House:
     )
 
 
-def _frontage(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side) -> list[Painter]:
+def _frontage(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side) -> list[Paint]:
     """Houses, walls, fences and gardens along one side, from the far end to the near one."""
-    painters: list[Painter] = []
+    paints: list[Paint] = []
     z = FAR
     while z > 1.5:
-        deep = float(rng.uniform(7, 17))
-        start, kind = max(z - deep, 1.0), rng.random()
+        start, kind = max(z - float(rng.uniform(7, 17)), 1.0), rng.random()
         x = side.sign * (side.front + float(rng.uniform(0, 0.6)))
         lot = (x, start), (x, z)
         if kind < 0.62:
-            painters.append((z, partial(_house_at, canvas, lot, side.sign, _house(rng, look))))
+            paints.append(partial(_house_at, canvas, lot, side.sign, _house(rng, look)))
         else:
-            painters += _garden(canvas, rng, look, lot, side.sign, kind)
+            paints += _garden(canvas, rng, look, lot, side.sign, kind)
         z = start
-    return painters
+    return paints
 
 
-def _house_at(
-    canvas: Canvas,
-    lot: tuple[tuple[float, float], tuple[float, float]],
-    sign: float,
-    house: scenery.House,
-) -> None:
+def _house_at(canvas: Canvas, lot: Lot, sign: float, house: scenery.House) -> None:
     (x, start), _ = lot
     gable = canvas.face((min(x, x + sign * 10), start), (max(x, x + sign * 10), start), house.tall)
     front = canvas.face(*lot, house.tall)
@@ -175,38 +173,27 @@ def _house_at(
 
 
 def _garden(
-    canvas: Canvas,
-    rng: np.random.Generator,
-    look: Look,
-    lot: tuple[tuple[float, float], tuple[float, float]],
-    sign: float,
-    kind: float,
-) -> list[Painter]:
+    canvas: Canvas, rng: np.random.Generator, look: Look, lot: Lot, sign: float, kind: float
+) -> list[Paint]:
     """A lot without a house: trees at its back, and a wall, a fence or a hedge in front."""
     (x, start), (_, end) = lot
-    leaf = pick(rng, look.leaf, look.spread)
-    painters: list[Painter] = []
+    trees: list[Painter] = []
     for _ in range(int(rng.integers(1, 3))):
         z = float(rng.uniform(start, end))
-        painters.append((z, _tree(canvas, rng, look, x + sign * float(rng.uniform(3, 8)), z)))
-    painters.sort(key=lambda p: -p[0])
+        trees.append((z, _tree(canvas, rng, look, x + sign * float(rng.uniform(3, 8)), z)))
+    paints = [paint for _, paint in sorted(trees, key=lambda p: -p[0])]
     tall = float(rng.uniform(1.3, 2.6))
     if kind < 0.75:
-        face = canvas.face(*lot, tall)
-        if face is not None:
-            painters.append((0.0, partial(scenery.paint_wall, face, tall, pick(rng, look.wall, look.spread))))
+        paints.append(partial(scenery.wall, canvas, *lot, tall, pick(rng, look.wall, look.spread)))
     elif kind < 0.9:
-        face = canvas.face(*lot, tall)
-        if face is not None:
-            painters.append(
-                (0.0, partial(scenery.paint_fence, face, tall, pick(rng, look.fence, look.spread)))
-            )
+        paints.append(partial(scenery.fence, canvas, *lot, tall, pick(rng, look.fence, look.spread)))
     else:
-        painters.append((0.0, partial(things.hedge, canvas, *lot, tall, leaf, look.ragged)))
-    return painters
+        leaf = pick(rng, look.leaf, look.spread)
+        paints.append(partial(things.hedge, canvas, *lot, tall, leaf, look.ragged))
+    return paints
 
 
-def _tree(canvas: Canvas, rng: np.random.Generator, look: Look, x: float, z: float) -> Callable[[], None]:
+def _tree(canvas: Canvas, rng: np.random.Generator, look: Look, x: float, z: float) -> Paint:
     tall = float(rng.uniform(4.5, 9))
     blobs = np.stack((rng.uniform(-0.2, 0.2, 4), rng.uniform(0.5, 0.8, 4), rng.uniform(0.15, 0.24, 4)), 1)
     leaf = pick(rng, look.leaf, look.spread)
@@ -225,12 +212,12 @@ def _clothes(rng: np.random.Generator, look: Look) -> tuple[Colour, ...]:
 
 
 def _grounded(
-    canvas: Canvas, look: Look, x: float, z: float, wide: float, deep: float, paint: Callable[[], None]
+    canvas: Canvas, look: Look, x: float, z: float, wide: float, deep: float, paint: Paint
 ) -> Painter:
     """``paint`` after its shadow on the ground; ``z`` is its near end, by which it is sorted."""
 
     def both() -> None:
-        canvas.shadow(x, z + deep / 2, wide * 1.25, deep + 0.6, 0.55 if look.soft else 0.4, look.soft)
+        canvas.shadow((x, z + deep / 2), (wide + 0.35, deep + 0.5), 0.6 if look.soft else 0.4, look.soft)
         paint()
 
     return z, both
@@ -267,11 +254,13 @@ def _two_wheeler(
     return _grounded(canvas, look, x, z, 1.7 if view in ("left", "right") else 0.7, 0.5, draw)
 
 
-def _traffic(canvas: Canvas, rng: np.random.Generator, look: Look, left: Side, tram: bool) -> list[Painter]:
-    """What drives in the two lanes, and the tram that shares the left one."""
+def _traffic(
+    canvas: Canvas, rng: np.random.Generator, look: Look, tram: bool, crossing: float
+) -> list[Painter]:
+    """What drives in the two lanes, and the tram that shares the left one; all of it beyond the crossing."""
     painters: list[Painter] = []
     for lane, oncoming in ((0.0, False), (-LANE, True)):
-        z = float(rng.uniform(7, 16))
+        z = float(rng.uniform(6, 14)) if not crossing else crossing + float(rng.uniform(2, 7))
         if oncoming and tram:
             painters.append(_vehicle(canvas, rng, look, things.TRAM_BODY, lane, z, bool(rng.random() < 0.5)))
             continue
@@ -293,9 +282,20 @@ def _traffic(canvas: Canvas, rng: np.random.Generator, look: Look, left: Side, t
     return painters
 
 
-def _parked(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side) -> list[Painter]:
+def _cyclist(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side) -> list[Painter]:
+    """Now and then someone who rides ahead at the edge of the lane."""
+    if rng.random() > 0.4:
+        return []
+    cls = things.BICYCLE if rng.random() < 0.6 else things.MOTORCYCLE
+    x, z = side.sign * float(rng.uniform(1.2, 1.8)), float(rng.uniform(5.5, 12))
+    return [_two_wheeler(canvas, rng, look, cls, x, z, "back", True)]
+
+
+def _parked(
+    canvas: Canvas, rng: np.random.Generator, look: Look, side: Side, crossing: float
+) -> list[Painter]:
     painters: list[Painter] = []
-    z = float(rng.uniform(3, 12))
+    z = float(rng.uniform(3, 12)) if not crossing else crossing + float(rng.uniform(2, 5))
     while side.parking and z < 50:
         if rng.random() < min(0.6 * look.crowd, 0.9):
             body = things.VAN_BODY if rng.random() < 0.2 else things.CAR_BODY
@@ -326,7 +326,7 @@ def _furniture(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side)
             at = side.sign * (side.walk + (0.5 if side.front - side.walk > 1.2 else -0.5))
             painters.append((float(z), _tree(canvas, rng, look, at, float(z))))
     if rng.random() < 0.35 * look.crowd:
-        z, cls = float(rng.uniform(6, 16)), things.BICYCLE if rng.random() < 0.65 else things.MOTORCYCLE
+        z, cls = float(rng.uniform(5.5, 11)), things.BICYCLE if rng.random() < 0.65 else things.MOTORCYCLE
         view = ("left", "right")[int(rng.integers(2))]
         for step in range(int(rng.integers(1, 4))):
             at = side.sign * (side.road + 1.0)
@@ -340,7 +340,7 @@ def _furniture(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side)
 def _people(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side) -> list[Painter]:
     painters: list[Painter] = []
     for _ in range(int(rng.poisson(1.3 * look.crowd))):
-        z, x = float(rng.uniform(5.5, 28)), side.sign * float(rng.uniform(side.road + 0.7, side.walk - 0.3))
+        z, x = float(rng.uniform(5.5, 20)), side.sign * float(rng.uniform(side.road + 0.7, side.walk - 0.3))
         painters += [_person(canvas, rng, look, x, z)]
         if rng.random() < 0.3:
             painters += [_person(canvas, rng, look, x + 0.65, z + 0.1)]
@@ -362,7 +362,7 @@ def _crossers(
         _person(canvas, rng, look, float(rng.uniform(-left.road, right.road)), z + float(rng.uniform(-1, 1)))
         for _ in range(int(rng.integers(0, 3)))
     ]
-    if rng.random() < 0.45:
+    if rng.random() < 0.6:
         cls = things.BICYCLE if rng.random() < 0.6 else things.MOTORCYCLE
         x, view = float(rng.uniform(-left.road, right.road)), "left" if rng.random() < 0.5 else "right"
         painters.append(_two_wheeler(canvas, rng, look, cls, x, z, view, True))

@@ -9,12 +9,13 @@ import numpy as np
 from udas_fast.data.streets.canvas import Canvas, Colour, Face
 from udas_fast.data.streets.things import BUILDING, FENCE, ROAD, SKY, VEGETATION, WALL, rgb
 
-WHITE = rgb(225, 225, 220)
+Point = tuple[float, float]
+"""A place on the ground as (street X, Z), in metres."""
 
 
 @dataclass(frozen=True)
 class Ground:
-    """Bands of the ground from left to right: ``edges`` in street metres, a class and a colour for each band."""
+    """Bands of the ground, left to right: ``edges`` in street metres, a class and a colour for each band."""
 
     edges: np.ndarray
     classes: np.ndarray
@@ -63,7 +64,7 @@ def paint_sky(
     cover: float,
     sharp: float,
 ) -> None:
-    """A gradient from ``zenith`` down to ``low``; clouds where the field ``clouds`` (-1..1) exceeds 1 - ``cover``."""
+    """A gradient from ``zenith`` to ``low``, with clouds where ``clouds`` (-1..1) exceeds 1 - ``cover``."""
     last = min(max(int(np.ceil(canvas.hy + 0.5)), 1), canvas.height)
     t = np.linspace(0, 1, last, dtype=np.float32)[None, :, None] ** np.float32(0.8)
     sky = zenith[:, None, None] * (1 - t) + low[:, None, None] * t
@@ -89,7 +90,7 @@ class House:
 
 
 def paint_house(face: Face, house: House, shade: float) -> None:
-    """One side of a house: wall, windows wherever they are larger than a pixel, a ground floor and a roof edge."""
+    """One side of a house: wall, windows that are larger than a pixel, a ground floor and a roof edge."""
     face.paint(face.v < house.tall, house.wall * shade, BUILDING)
     u, v = face.u / np.float32(house.bay), (face.v - np.float32(3.2)) / np.float32(house.storey)
     lo, hi = 0.5 - house.fill / 2, 0.5 + house.fill / 2
@@ -106,8 +107,11 @@ def paint_house(face: Face, house: House, shade: float) -> None:
     face.paint((face.v < house.tall) & (face.v > house.tall - 0.7), house.roof * shade)
 
 
-def paint_wall(face: Face, tall: float, colour: Colour) -> None:
-    """A garden or retaining wall with a coping and joints."""
+def wall(canvas: Canvas, a: Point, b: Point, tall: float, colour: Colour) -> None:
+    """A garden or retaining wall with a coping and joints between two ground points."""
+    face = canvas.face(a, b, tall)
+    if face is None:
+        return
     face.paint(face.v < tall, colour, WALL)
     seen = face.pixels > 6
     course = ((face.v / np.float32(0.5)) % 1) < 0.12
@@ -115,8 +119,11 @@ def paint_wall(face: Face, tall: float, colour: Colour) -> None:
     face.paint((face.v < tall) & (face.v > tall - 0.18), colour * 1.15)
 
 
-def paint_fence(face: Face, tall: float, colour: Colour) -> None:
+def fence(canvas: Canvas, a: Point, b: Point, tall: float, colour: Colour) -> None:
     """A fence of boards or bars; the gaps between them belong to it, as annotators draw it."""
+    face = canvas.face(a, b, tall)
+    if face is None:
+        return
     face.paint(face.v < tall, colour * 0.62, FENCE)
     bars = ((face.u / np.float32(0.5)) % 1) < 0.55
     face.paint(bars & (face.v < tall) & (face.pixels > 4), colour)
@@ -127,7 +134,7 @@ def paint_fence(face: Face, tall: float, colour: Colour) -> None:
 
 
 def paint_skyline(canvas: Canvas, heights: np.ndarray, houses: Colour, leaf: Colour) -> None:
-    """What closes the view at 130 m: blocks and trees, ``heights`` metres every 6 m; odd steps are trees."""
+    """What closes the view at 130 m: ``heights`` metres every 6 m, a block and then two trees in turn."""
     span = 6.0 * len(heights)
     face = canvas.face((-span / 2, 130.0), (span / 2, 130.0), float(heights.max()) * 1.1 + 1)
     if face is None:

@@ -1,4 +1,4 @@
-"""What stands in a street: each thing is a function that paints itself at a depth, image and label together."""
+"""What stands in a street: each thing is a function that paints image and label together."""
 
 from __future__ import annotations
 
@@ -53,21 +53,31 @@ def vehicle(
     flank = canvas.face((side, z), (side, far), body.height)
     if flank is not None and flank.u.size > 1:
         profile(flank, body, paint * 0.82, accent * 0.82, oncoming)
-    end = canvas.stand(x, z, body.width, body.height)
-    if end is not None and z > NEAR:
-        (car_end if body.cls == CAR else big_end)(end, body, paint, accent, oncoming)
+    if z <= NEAR:
+        return
+    if body.cls == CAR:
+        cabin = canvas.stand(x, z + cabin_start(body, oncoming) * body.length, body.width, body.height)
+        if cabin is not None:
+            car_cabin(cabin, body, paint)
+    end = canvas.stand(x, z, body.width, body.waist if body.cls == CAR else body.height)
+    if end is not None:
+        if body.cls == CAR:
+            car_end(end, body, paint, oncoming)
+        else:
+            big_end(end, body, paint, accent, oncoming)
 
 
 def profile(face: Face, body: Body, paint: Colour, accent: Colour, oncoming: bool) -> None:
     """A vehicle's side; u runs from the end nearer to the camera."""
     n, top = body.length, body.height
     if body.cls == CAR:
-        boxy = top > 1.8
-        cabin = (0.02, 0.06, 0.62, 0.76, 1.0) if boxy else (0.04, 0.18, 0.52, 0.70, 1.0)
-        us = [(1 - c if oncoming else c) * n for c in cabin]
-        vs = [body.waist, top, top, body.waist + 0.08, body.waist - 0.12]
-        order = sorted(range(5), key=us.__getitem__)
-        us, vs = [us[i] for i in order], [vs[i] for i in order]
+        rear, front = cabin_start(body, False), 1 - cabin_start(body, True)
+        us = [0, rear, rear + 0.03, front - 0.1, front, 1]
+        vs = [body.waist, body.waist, top, top, body.waist + 0.04, body.waist - 0.1]
+        if oncoming:
+            us, vs = [1 - u for u in us[::-1]], vs[::-1]
+            us[1:3] = [us[1], us[1] + 0.03]
+        us = [u * n for u in us]
         face.under(us, vs, body.clear, paint, CAR)
         inner = [v - 0.12 if v == top else v - 0.05 for v in vs]
         face.under(us, inner, body.waist + 0.04, GLASS)
@@ -90,14 +100,26 @@ def profile(face: Face, body: Body, paint: Colour, accent: Colour, oncoming: boo
             face.disc(at * n, radius, radius * 1.1, radius, TYRE, body.cls)
 
 
-def car_end(face: Face, body: Body, paint: Colour, accent: Colour, oncoming: bool) -> None:
-    """A car's back or front."""
+def cabin_start(body: Body, oncoming: bool) -> float:
+    """How far the cabin lies behind a car's visible end, as a share of its length."""
+    boxy = body.height > 1.8
+    return (0.16 if boxy else 0.27) if oncoming else (0.01 if boxy else 0.07)
+
+
+def car_cabin(face: Face, body: Body, paint: Colour) -> None:
+    """A car above its waist, and the bonnet or boot before it."""
     w, top, waist = body.width / 2, body.height, body.waist
-    face.box(-w, w, body.clear, waist, paint, CAR)
-    face.under([-w, -0.78 * w, 0.78 * w, w], [waist, top, top, waist], waist - 0.05, paint, CAR)
+    face.box(-w, w, body.clear, waist, paint * 1.08, CAR)
+    face.under([-w, -0.88 * w, 0.88 * w, w], [waist, top, top, waist], waist - 0.05, paint, CAR)
     face.under(
-        [-0.9 * w, -0.7 * w, 0.7 * w, 0.9 * w], [waist, top - 0.1, top - 0.1, waist], waist + 0.05, GLASS
+        [-0.92 * w, -0.8 * w, 0.8 * w, 0.92 * w], [waist, top - 0.1, top - 0.1, waist], waist + 0.05, GLASS
     )
+
+
+def car_end(face: Face, body: Body, paint: Colour, oncoming: bool) -> None:
+    """A car's back or front below its waist."""
+    w, waist = body.width / 2, body.waist
+    face.box(-w, w, body.clear, waist, paint, CAR)
     lamp = HEADLIGHT if oncoming else TAILLIGHT
     for left in (-w + 0.04, w - 0.4):
         face.box(left, left + 0.36, waist - 0.3, waist - 0.1, lamp)
@@ -128,17 +150,10 @@ def big_end(face: Face, body: Body, paint: Colour, accent: Colour, oncoming: boo
             face.box(left, left + 0.4, 0, body.clear, TYRE, body.cls)
 
 
-def crossing_car(canvas: Canvas, x: float, z: float, paint: Colour, left: bool) -> None:
-    """A car that crosses the street, seen from its side."""
-    face = canvas.face((x - 2.15, z), (x + 2.15, z), 1.5)
-    if face is not None:
-        profile(face, CAR_BODY, paint, paint, left)
-
-
 def person(
     canvas: Canvas, x: float, z: float, tall: float, colours: tuple[Colour, ...], stride: float
 ) -> None:
-    """A pedestrian; ``colours`` are coat, trousers, skin and hair, ``stride`` the feet's distance in metres."""
+    """A pedestrian; ``colours``: coat, trousers, skin and hair; ``stride``: metres between the feet."""
     face = canvas.stand(x, z, 1.1, tall)
     if face is None:
         return
@@ -168,12 +183,12 @@ def body(
 def two_wheeler(
     canvas: Canvas, cls: int, x: float, z: float, paint: Colour, colours: tuple[Colour, ...] | None, view: str
 ) -> None:
-    """A bicycle or motorcycle, with a rider where ``colours`` are given; ``view`` is left, right, back or front."""
+    """A bicycle or motorcycle, ridden if ``colours`` are given; ``view``: left, right, back or front."""
     face = canvas.stand(x, z, 2.2, 1.85)
     if face is None:
         return
     if view in ("back", "front"):
-        wide = 0.12 if cls == BICYCLE else 0.26
+        wide = 0.16 if cls == BICYCLE else 0.28
         face.box(-wide, wide, 0.0, 0.75, TYRE, cls)
         if cls == MOTORCYCLE:
             face.box(-0.34, 0.34, 0.45, 0.95, paint, cls)
@@ -186,7 +201,7 @@ def two_wheeler(
             body(face, 0.0, 0.85, 1.8, coat, skin, hair, RIDER)
         return
     ahead = 1.0 if view == "right" else -1.0
-    motor_side(face, ahead, paint) if cls == MOTORCYCLE else bicycle_side(face, ahead, paint)
+    (motor_side if cls == MOTORCYCLE else bicycle_side)(face, ahead, paint)
     if colours is not None:
         coat, trousers, skin, hair = colours
         face.line((-0.15 * ahead, 0.95), (0.18 * ahead, 0.62), 0.22, trousers, RIDER)
@@ -198,7 +213,7 @@ def two_wheeler(
 def bicycle_side(face: Face, ahead: float, paint: Colour) -> None:
     """A bicycle seen from its side."""
     for hub in (-0.55, 0.55):
-        face.ring(hub, 0.36, 0.37, 0.09, TYRE, BICYCLE)
+        face.ring(hub, 0.36, 0.37, 0.11, TYRE, BICYCLE)
     for a, b in (((-0.55, 0.36), (0.0, 0.4)), ((0.0, 0.4), (0.4, 0.85)), ((-0.2, 0.85), (0.4, 0.85))):
         face.line((a[0] * ahead, a[1]), (b[0] * ahead, b[1]), 0.09, paint, BICYCLE)
     face.line((0.55 * ahead, 0.36), (0.38 * ahead, 1.02), 0.09, paint, BICYCLE)
@@ -214,9 +229,9 @@ def motor_side(face: Face, ahead: float, paint: Colour) -> None:
     face.box(-0.45, 0.45, 0.28, 0.62, METAL * 0.6, MOTORCYCLE)
     us = [-0.95, -0.5, 0.05, 0.35, 0.62, 0.7]
     vs = [0.85, 0.85, 0.88, 1.0, 0.85, 0.6]
-    face.under(us, vs, 0.55, paint, MOTORCYCLE) if ahead > 0 else face.under(
-        [-u for u in us[::-1]], vs[::-1], 0.55, paint, MOTORCYCLE
-    )
+    if ahead < 0:
+        us, vs = [-u for u in us[::-1]], vs[::-1]
+    face.under(us, vs, 0.55, paint, MOTORCYCLE)
     face.line((0.68 * ahead, 0.33), (0.42 * ahead, 1.1), 0.1, METAL, MOTORCYCLE)
 
 
@@ -254,8 +269,8 @@ def lamp(canvas: Canvas, x: float, z: float, tall: float, colour: Colour, arm: f
     """A street lamp whose arm reaches ``arm`` metres sideways."""
     face = canvas.stand(x, z, 2 * abs(arm) + 0.5, tall)
     if face is not None:
-        face.box(-0.1, 0.1, 0, tall, colour, POLE)
-        face.box(min(arm, 0), max(arm, 0), tall - 0.16, tall, colour, POLE)
+        face.box(-0.13, 0.13, 0, tall, colour, POLE)
+        face.box(min(arm, 0), max(arm, 0), tall - 0.2, tall, colour, POLE)
 
 
 def traffic_light(canvas: Canvas, x: float, z: float, low: float, colour: Colour, lit: int) -> None:
@@ -263,7 +278,7 @@ def traffic_light(canvas: Canvas, x: float, z: float, low: float, colour: Colour
     face = canvas.stand(x, z, 0.9, low + 1.5)
     if face is None:
         return
-    face.box(-0.1, 0.1, 0, low + 0.1, colour, POLE)
+    face.box(-0.13, 0.13, 0, low + 0.1, colour, POLE)
     face.box(-0.34, 0.34, low, low + 1.5, BLACK, LIGHT)
     lamps = (rgb(255, 60, 40), rgb(255, 190, 40), rgb(60, 240, 130))
     for place, shade in enumerate(lamps):
@@ -276,7 +291,7 @@ def sign(canvas: Canvas, x: float, z: float, low: float, kind: str, colour: Colo
     face = canvas.stand(x, z, 2.2, low + 1.1)
     if face is None:
         return
-    face.box(-0.07, 0.07, 0, low + 0.5, pole, POLE)
+    face.box(-0.1, 0.1, 0, low + 0.5, pole, POLE)
     white = rgb(238, 238, 232)
     if kind == "disc":
         face.disc(0, low + 0.5, 0.5, 0.5, colour, SIGN)
