@@ -1,0 +1,52 @@
+"""Domain CutMix: labels follow pixels, and what is pasted into what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from udas_fast.data import Batch
+from udas_fast.objectives.mixing import MixingConfig, domain_cutmix, labelled_batches
+
+PLAIN = MixingConfig(translate="none", augment=False)
+
+
+def _coded(value: int, n: int = 8) -> Batch:
+    """Images whose every pixel holds its label's value."""
+    label = torch.full((n, 20, 30), value, dtype=torch.uint8)
+    return Batch(label[:, None].expand(-1, 3, -1, -1).contiguous(), label, [str(value)] * n)
+
+
+@pytest.mark.parametrize("paste", ["source", "target"])
+def test_labels_follow_pixels_and_the_box_holds_the_pasted_domain(paste: str) -> None:
+    config = replace(PLAIN, paste=paste, fit=True)
+    mixed = domain_cutmix(_coded(3), _coded(255), config, torch.Generator().manual_seed(0))
+    for channel in range(3):
+        assert torch.equal(mixed.image[:, channel], mixed.label)
+    assert mixed.label.unique().tolist() == [3, 255]
+    for label in mixed.label:
+        inside = label == (3 if paste == "source" else 255)
+        rows, columns = inside.any(1).nonzero(), inside.any(0).nonzero()
+        if len(rows):  # a rectangle: as many pixels as its bounding box
+            assert inside.sum() == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+
+
+def test_mixed_batch_joins_the_source_or_replaces_it(batches: dict[str, Batch]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    joined = labelled_batches(batches, PLAIN, generator)
+    assert list(joined) == ["seg", "seg_mixed"]
+    assert torch.equal(joined["seg"].image, batches["source"].image)
+    assert list(labelled_batches(batches, replace(PLAIN, replace=True), generator)) == ["seg_mixed"]
+    del batches["labelled"]
+    assert list(labelled_batches(batches, PLAIN, generator)) == ["seg"]
+
+
+def test_augmentation_and_translation_leave_labels_alone(batches: dict[str, Batch]) -> None:
+    plain = labelled_batches(batches, PLAIN, torch.Generator().manual_seed(5))
+    full = labelled_batches(batches, MixingConfig(), torch.Generator().manual_seed(5))
+    for name in plain:
+        assert torch.equal(plain[name].label, full[name].label)
+        assert full[name].image.dtype == torch.uint8
+        assert not torch.equal(plain[name].image, full[name].image)

@@ -1,0 +1,113 @@
+"""What a whole step does: which images are seen, who learns, and when a term begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from udas_fast.data import Batch
+from udas_fast.objectives import Step
+from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives.mixing import MixingConfig
+from udas_fast.objectives.self_training import SelfTrainingConfig
+from udas_fast.objectives.supervised import SupervisedConfig
+
+PLAIN = MixingConfig(translate="none", augment=False)
+
+
+def test_no_adaptation_sees_source_images_only(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    config = SupervisedConfig(domain="source")
+    assert config.needs == ("source",)
+    assert config.uses == ()
+    config.build(4).step(tiny_net, batches, make_step())
+    assert len(tiny_net.inputs) == 1
+    assert torch.equal(tiny_net.inputs[0], batches["source"].image.float() / 255)
+
+
+def test_ignored_pixels_teach_nothing(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    batches["source"].label[:] = 255
+    losses = SupervisedConfig().build(4).step(tiny_net, batches, make_step())
+    assert losses["seg"] == 0
+    assert all(p.grad is None or not p.grad.any() for p in tiny_net.parameters())
+
+
+def test_adaptation_updates_network_and_discriminators(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    objective = AdaptationConfig(mixing=PLAIN, discriminator_width=4).build(4)
+    losses = objective.step(tiny_net, batches, make_step())
+    assert set(losses) == {"seg", "seg_mixed", "adv", "kl", "dis"}
+    assert all(not loss.requires_grad for loss in losses.values())
+    assert all(p.grad is not None for p in objective.optimized())
+    assert {id(p) for p in objective.optimized()} == {id(p) for p in objective.adversary.parameters()}
+    # Source, mixed and target, each forward on its own.
+    assert [len(x) for x in tiny_net.inputs] == [2, 2, 2]
+    assert torch.equal(tiny_net.inputs[2], batches["unlabelled"].image.float() / 255)
+
+
+def test_agreement_begins_at_its_share_of_the_stage(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    objective = AdaptationConfig(mixing=PLAIN, discriminator_width=4).build(4)
+    assert "kl" not in objective.step(tiny_net, batches, make_step(progress=0.0999))
+    assert "kl" in objective.step(tiny_net, batches, make_step(progress=0.1))
+
+
+def test_teacher_is_frozen_and_labels_what_it_is_sure_of(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    image = batches["unlabelled"].image
+    with torch.no_grad():
+        logits = tiny_net.eval()(image.float() / 255)[0]
+    probability = nn.functional.interpolate(logits, (32, 48), mode="bilinear").softmax(1)
+    confidence, label = probability.max(1)
+    threshold = confidence.median().item()
+
+    objective = SelfTrainingConfig(views=1, threshold=threshold, mixing=PLAIN).build(4)
+    objective.start(tiny_net)
+    before = {k: v.clone() for k, v in objective.teacher.state_dict().items()}
+    losses = objective.step(tiny_net.train(), batches, make_step())
+    assert set(losses) == {"pseudo", "kept", "seg", "seg_mixed", "seg_labelled"}
+    assert all(torch.equal(v, before[k]) for k, v in objective.teacher.state_dict().items())
+    assert all(p.grad is None for p in objective.teacher.parameters())
+    assert objective.optimized() == ()
+
+    label[confidence < threshold] = 255
+    away = (confidence - threshold).abs() > 1e-5
+    assert away.float().mean() > 0.9
+    assert torch.equal(objective.label(image, make_step()).label[away].long(), label[away])
+
+
+def test_a_round_replaces_the_teacher_by_the_student(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    objective = SelfTrainingConfig(views=1).build(4)
+    objective.start(tiny_net)
+    with torch.no_grad():
+        tiny_net.body.weight.add_(1.0)
+    assert not torch.equal(objective.teacher.body.weight, tiny_net.body.weight)
+    objective.start(tiny_net)
+    assert torch.equal(objective.teacher.body.weight, tiny_net.body.weight)
+    assert objective.teacher.body.weight is not tiny_net.body.weight
+
+
+def test_the_same_step_draws_the_same_numbers(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    objective = SelfTrainingConfig().build(4)
+    objective.start(tiny_net)
+    state = {k: v.clone() for k, v in tiny_net.state_dict().items()}
+    runs = []
+    for seed in (7, 7, 8):
+        tiny_net.load_state_dict(state)
+        tiny_net.zero_grad()
+        objective.step(tiny_net, batches, make_step(seed=seed))
+        runs.append(tiny_net.body.weight.grad.clone())
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])

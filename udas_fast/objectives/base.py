@@ -1,0 +1,70 @@
+"""The interface between a method and the loop that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor, nn
+
+from udas_fast.data import Batch
+
+#: Every configuration dataclass of the package: unknown keys are errors, nothing changes after validation.
+STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the engine lends an objective for one optimisation step."""
+
+    progress: float
+    """Share of the stage's steps that are done, in [0, 1)."""
+    generator: torch.Generator
+    """CPU generator seeded by (seed, stage, round, step): the only source of randomness of a step."""
+    backward: Callable[[Tensor], None]
+    """Adds the gradient of a loss (scaled in mixed precision); call it once per forward to free activations."""
+    normalize: Callable[[Tensor], Tensor]
+    """uint8 ``[N, 3, H, W]`` to the network's floating input."""
+
+
+class Objective(nn.Module):
+    """What one step optimises; sub-modules (discriminators, a teacher) are saved with every checkpoint.
+
+    A method is one subclass with one :meth:`step`, built by its configuration (:class:`ObjectiveConfig`).
+    """
+
+    def start(self, model: nn.Module) -> None:
+        """Called when a round begins: a teacher is taken from the student here.
+
+        A resumed round calls it too, and the checkpoint's state then replaces what it set.
+        """
+
+    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
+        """Run forward and backward passes; return detached scalar losses by name, left on the device."""
+        raise TypeError(f"{type(self).__name__} has no step()")
+
+    def optimized(self) -> Sequence[nn.Parameter]:
+        """Parameters beside the model's own that the second optimiser updates (the discriminators')."""
+        return ()
+
+
+class ObjectiveConfig:
+    """Base of the frozen dataclasses that describe an objective; ``kind`` is its name in a recipe's YAML."""
+
+    kind: str
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Streams that must be there, of "source" (labelled), "labelled" (target) and "unlabelled" (target)."""
+        return ()
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Streams that are used as well when they are there."""
+        return ()
+
+    def build(self, num_classes: int) -> Objective:
+        """The objective for a model of ``num_classes`` classes."""
+        raise TypeError(f"{type(self).__name__} has no build()")

@@ -1,0 +1,62 @@
+"""A step's labelled images: source in the target's colours, and Domain CutMix (UDAS 3.2 and 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from udas_fast import ops
+from udas_fast.data import Batch, auto_augment
+from udas_fast.objectives.base import STRICT
+from udas_fast.objectives.translation import match_lab
+
+
+@dataclass(frozen=True, config=STRICT)
+class MixingConfig:
+    """How source images are translated and mixed with labelled target images."""
+
+    translate: Literal["none", "lab"] = "lab"  # colours of the target, mean and std in LAB (DDM)
+    paste: Literal["source", "target"] = "source"  # DDM and UDAS's overview figure; UDAS's text: "target"
+    fit: bool = False  # keep the whole box inside instead of clipping it
+    alpha: float = 1.0  # λ ~ Beta(alpha, alpha); the box has area 1 − λ (CutMix)
+    replace: bool = False  # True: the mixed batch stands in place of the source batch; False: it joins it
+    augment: bool = True  # photometric AutoAugment on the mixed image
+
+
+def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, generator: torch.Generator) -> Batch:
+    """x̃ = M⊙x_s + (1−M)⊙x_t and ỹ = M⊙y_s + (1−M)⊙y_t for two labelled batches of one size.
+
+    Labels stay dense and keep their 255: the paper's λ weighting of labels belongs to classification.
+    """
+    n, _, height, width = source.image.shape
+    boxes, _ = ops.sample_boxes(
+        n,
+        (height, width),
+        alpha=config.alpha,
+        fit=config.fit,
+        generator=generator,
+        device=source.image.device,
+    )
+    inside, outside = (source, target) if config.paste == "source" else (target, source)
+    image, label = ops.region_mix(inside.image, outside.image, inside.label, outside.label, boxes)
+    if config.augment:
+        image = auto_augment(image, generator)
+    ids = [f"{s} + {t}" for s, t in zip(source.ids, target.ids, strict=True)]
+    return Batch(image=image, label=label, ids=ids)
+
+
+def labelled_batches(
+    batches: Mapping[str, Batch], config: MixingConfig, generator: torch.Generator
+) -> dict[str, Batch]:
+    """What L_seg is computed on: ``seg``, the translated source, and ``seg_mixed`` where target labels exist."""
+    source = batches["source"]
+    if config.translate == "lab":
+        source = replace(source, image=match_lab(source.image, batches["unlabelled"].image))
+    if "labelled" not in batches:
+        return {"seg": source}
+    mixed = domain_cutmix(source, batches["labelled"], config, generator)
+    return {"seg_mixed": mixed} if config.replace else {"seg": source, "seg_mixed": mixed}

@@ -1,0 +1,93 @@
+"""UDAS's self-training: a frozen teacher labels K views, a student learns from the sure ones (3.5)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from udas_fast import ops
+from udas_fast.data import Batch, auto_augment
+from udas_fast.models import heads, set_domain
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+from udas_fast.objectives.mixing import MixingConfig, labelled_batches
+from udas_fast.objectives.supervised import segmentation_loss
+
+
+@dataclass(frozen=True, config=STRICT)
+class SelfTrainingConfig(ObjectiveConfig):
+    """A round of self-training; at the round's end the student becomes the teacher."""
+
+    kind: Literal["self_training"] = "self_training"
+    views: int = 3  # K, the identity among them (UDAS 4.2.5)
+    threshold: float = 0.6  # keep where the maximum confidence is at least this (UDAS 4.2.5)
+    reduce: Literal["max", "mean"] = "max"  # maximum confidence map (UDAS 3.5); "mean": MixMatch
+    pseudo_weight: float = 1.0
+    auxiliary_weight: float = 0.1
+    augment: bool = True  # photometric AutoAugment on the target images that the student sees
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("source", "unlabelled")
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("labelled",)
+
+    def build(self, num_classes: int) -> SelfTraining:
+        return SelfTraining(self)
+
+
+class SelfTraining(Objective):
+    """Teacher: K views, maximum confidence, threshold. Student: pseudo-labels and labelled images."""
+
+    def __init__(self, config: SelfTrainingConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def start(self, model: nn.Module) -> None:
+        self.teacher = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def label(self, image: Tensor, step: Step) -> ops.PseudoLabel:
+        """The teacher's pseudo-labels of uint8 ``image`` ``[N, 3, H, W]``: photometric views, so none moves a pixel."""
+        self.teacher.eval()
+        views = [image] + [auto_augment(image, step.generator) for _ in range(self.config.views - 1)]
+        logits = [heads(self.teacher(step.normalize(view)))[0] for view in views]
+        return ops.pseudo_label(
+            logits, image.shape[-2:], threshold=self.config.threshold, reduce=self.config.reduce
+        )
+
+    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
+        config, target = self.config, batches["unlabelled"]
+
+        # Pseudo-labelled target images, strongly augmented for the student.
+        pseudo = self.label(target.image, step)
+        set_domain(model, "target")
+        image = auto_augment(target.image, step.generator) if config.augment else target.image
+        loss = segmentation_loss(model(step.normalize(image)), pseudo.label, config.auxiliary_weight)
+        step.backward(config.pseudo_weight * loss)
+        losses = {"pseudo": loss, "kept": (pseudo.label != 255).float().mean()}
+
+        # Labelled images: translated source, and its Domain CutMix with labelled target images.
+        set_domain(model, "source")
+        for name, batch in labelled_batches(batches, config.mixing, step.generator).items():
+            loss = segmentation_loss(model(step.normalize(batch.image)), batch.label, config.auxiliary_weight)
+            step.backward(loss)
+            losses[name] = loss
+
+        # Labelled target images themselves, augmented: the student agrees with the ground truth.
+        if "labelled" in batches:
+            set_domain(model, "target")
+            labelled = batches["labelled"]
+            image = auto_augment(labelled.image, step.generator) if config.augment else labelled.image
+            loss = segmentation_loss(model(step.normalize(image)), labelled.label, config.auxiliary_weight)
+            step.backward(loss)
+            losses["seg_labelled"] = loss
+        return {name: loss.detach() for name, loss in losses.items()}

@@ -1,0 +1,62 @@
+"""Cross-entropy of both heads on labelled images: AdaptSegNet's and UDAS's L_seg, and the two baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from udas_fast import ops
+from udas_fast.data import Batch
+from udas_fast.models import heads, set_domain
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+
+
+def segmentation_loss(output: object, label: Tensor, auxiliary_weight: float) -> Tensor:
+    """L_seg = CE(primary) + λ_seg · CE(auxiliary) at the label's size (UDAS section 3.3).
+
+    Args:
+        output: what a segmentation network returns (:func:`udas_fast.models.heads`).
+        label: uint8 ``[N, H, W]`` train ids; 255 is ignored, and a batch of nothing else gives zero.
+        auxiliary_weight: λ_seg; unused where the network has no auxiliary head.
+    """
+    primary, auxiliary = heads(output)
+    loss = ops.cross_entropy(primary, label)
+    if auxiliary is not None and auxiliary_weight:
+        loss = loss + auxiliary_weight * ops.cross_entropy(auxiliary, label)
+    return loss
+
+
+@dataclass(frozen=True, config=STRICT)
+class SupervisedConfig(ObjectiveConfig):
+    """Train on one labelled domain and nothing else: no forward of the other domain ever happens."""
+
+    kind: Literal["supervised"] = "supervised"
+    domain: Literal["source", "labelled"] = "source"  # "source": no adaptation; "labelled": labelled target
+    auxiliary_weight: float = 0.1  # AdaptSegNet; 0.5 in MRNet's command lines
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.domain,)
+
+    def build(self, num_classes: int) -> Supervised:
+        return Supervised(self)
+
+
+class Supervised(Objective):
+    """L_seg on labelled images of one domain."""
+
+    def __init__(self, config: SupervisedConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
+        batch = batches[self.config.domain]
+        set_domain(model, "source" if self.config.domain == "source" else "target")
+        loss = segmentation_loss(
+            model(step.normalize(batch.image)), batch.label, self.config.auxiliary_weight
+        )
+        step.backward(loss)
+        return {"seg": loss.detach()}
