@@ -1,0 +1,47 @@
+"""Published learning rates at given iterations, and every parameter in one group once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from udas_fast.engine.optim import OptimizerConfig, build_optimizers, lr_factor, set_learning_rates
+from udas_fast.models import ModelConfig, build_model
+
+
+@pytest.mark.parametrize("iteration", [0, 15_000, 75_000, 149_999])
+def test_polynomial_decay_of_adaptsegnet(iteration: int) -> None:
+    # lr = 2.5e-4 · (1 - i / 250000)^0.9, stopped at 150,000.
+    rate = 2.5e-4 * lr_factor(iteration / 150_000, OptimizerConfig())
+    assert rate == pytest.approx(2.5e-4 * (1 - iteration / 250_000) ** 0.9, rel=1e-9)
+
+
+def test_warmup_rises_linearly() -> None:
+    config = OptimizerConfig(warmup=0.1, power=1.0, horizon=1e9)
+    assert [lr_factor(p, config) for p in (0.0, 0.05, 0.1, 0.5)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_every_parameter_is_optimised_once(backbone: str, name: str) -> None:
+    model = build_model(ModelConfig(backbone=backbone, width=8), 5)
+    discriminators = list(nn.Linear(2, 2).parameters())
+    optimizers = build_optimizers(model, discriminators, OptimizerConfig(name=name))
+    seen = [id(p) for g in optimizers["model"].param_groups for p in g["params"]]
+    assert sorted(seen) == sorted(id(p) for p in model.parameters())
+    ids = [id(p) for g in optimizers["discriminators"].param_groups for p in g["params"]]
+    assert ids == [id(p) for p in discriminators]
+
+
+def test_heads_learn_ten_times_faster_and_all_rates_decay_together() -> None:
+    model = build_model(ModelConfig(backbone="resnet18", width=8), 5)
+    config = replace(OptimizerConfig(), backbone_lr_mult=3)
+    optimizers = build_optimizers(model, [nn.Parameter(torch.zeros(1))], config)
+    set_learning_rates(optimizers, 0.5, config)
+    factor = (1 - 0.5 * 150 / 250) ** 0.9
+    rates = {group["name"]: group["lr"] for group in optimizers["model"].param_groups}
+    assert rates == pytest.approx({"backbone": 7.5e-4 * factor, "heads": 2.5e-3 * factor})
+    assert optimizers["discriminators"].param_groups[0]["lr"] == pytest.approx(1e-4 * factor)

@@ -1,0 +1,113 @@
+"""The training loop. There is one; methods differ in the objective that it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from udas_fast.data import Stream
+from udas_fast.engine.optim import OptimizerConfig, build_optimizers, set_learning_rates
+from udas_fast.engine.precision import Amp
+from udas_fast.engine.seeding import seed_step
+from udas_fast.models import normalize
+from udas_fast.objectives import Objective, Step
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One round of one stage: what :class:`Loop` runs from its first step to its last."""
+
+    name: str
+    steps: int
+    optimizer: OptimizerConfig
+
+
+class Loop:
+    """Runs one phase; :meth:`state_dict` is everything that the phase needs to go on.
+
+    Args:
+        phase: what to run.
+        model: the segmentation network, on the device.
+        objective: the method, on the device.
+        streams: batches by name; a batch is a pure function of the step.
+        amp: device and precision.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        phase: Phase,
+        model: nn.Module,
+        objective: Objective,
+        streams: dict[str, Stream],
+        amp: Amp,
+        seed: int,
+    ) -> None:
+        self.phase, self.model, self.objective, self.streams = phase, model, objective, streams
+        self.amp, self.seed = amp, seed
+        self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer)
+        self.done = 0
+
+    def run(self, after_step: Callable[[dict[str, Tensor]], None]) -> None:
+        """Run the steps that are left; ``after_step`` gets each step's losses, still on the device."""
+        batches = {name: stream.batches(self.done) for name, stream in self.streams.items()}
+        self.model.train()
+        while self.done < self.phase.steps:
+            losses = self._step({name: next(it).to(self.amp.device) for name, it in batches.items()})
+            self.done += 1
+            after_step(losses)
+
+    @property
+    def lr(self) -> float:
+        """The rate of the model's first parameter group in the last step."""
+        return self.optimizers["model"].param_groups[0]["lr"]
+
+    def _step(self, batches: dict[str, Any]) -> dict[str, Tensor]:
+        progress = self.done / self.phase.steps
+        set_learning_rates(self.optimizers, progress, self.phase.optimizer)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        step = Step(
+            progress=progress,
+            generator=seed_step(self.seed, self.phase.name, self.done),
+            backward=self._backward,
+            normalize=_channels_last_input,
+        )
+        with self.amp.autocast():
+            losses = self.objective.step(self.model, batches, step)
+        for optimizer in self.optimizers.values():
+            self.amp.scaler.step(optimizer)
+        self.amp.scaler.update()
+        return losses
+
+    def _backward(self, loss: Tensor) -> None:
+        # The objective calls this inside its forward's autocast, where a backward does not belong.
+        with torch.autocast(self.amp.device.type, enabled=False):
+            self.amp.scaler.scale(loss).backward()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimisers, scaler and position; random states follow from seed and position."""
+        return {
+            "done": self.done,
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "scaler": self.amp.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`'s result."""
+        self.done = state["done"]
+        self.model.load_state_dict(state["model"])
+        self.objective.load_state_dict(state["objective"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.amp.scaler.load_state_dict(state["scaler"])
+
+
+def _channels_last_input(image: Tensor) -> Tensor:
+    return normalize(image).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,74 @@
+"""Optimisers and the learning-rate schedule, a pure function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from udas_fast.models import parameter_groups
+from udas_fast.objectives.base import STRICT
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimizerConfig:
+    """Segmentation network: SGD or AdamW; discriminators: Adam. Defaults: AdaptSegNet."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 2.5e-4
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    head_lr_mult: float = 10.0
+    backbone_lr_mult: float = 1.0  # 3 reproduces the repeated parameters of AdaptSegNet's code
+    power: float = 0.9  # polynomial decay
+    horizon: float = 250 / 150  # the decay's length as a share of the stage: 250k, stopped at 150k
+    warmup: float = 0.0  # share of the stage with a linearly rising rate
+    discriminator_lr: Positive = 1e-4
+    discriminator_betas: tuple[float, float] = (0.9, 0.99)
+
+
+def build_optimizers(
+    model: nn.Module, discriminators: Sequence[nn.Parameter], config: OptimizerConfig
+) -> dict[str, torch.optim.Optimizer]:
+    """``{"model": …}`` and, where there are any, ``{"discriminators": …}``; each parameter in one group once."""
+    groups = parameter_groups(
+        model,
+        config.lr,
+        weight_decay=config.weight_decay,
+        head_lr_mult=config.head_lr_mult,
+        backbone_lr_mult=config.backbone_lr_mult,
+    )
+    if config.name == "sgd":
+        optimizers = {"model": torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)}
+    else:
+        optimizers = {"model": torch.optim.AdamW(groups, lr=config.lr, fused=True)}
+    if discriminators:
+        optimizers["discriminators"] = torch.optim.Adam(
+            discriminators, lr=config.discriminator_lr, betas=config.discriminator_betas, fused=True
+        )
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def lr_factor(progress: float, config: OptimizerConfig) -> float:
+    """(1 − progress/horizon)^power with linear warm-up; ``progress`` is the stage's share that is done."""
+    decay = max(0.0, 1.0 - progress / config.horizon) ** config.power
+    return decay if progress >= config.warmup else decay * progress / config.warmup
+
+
+def set_learning_rates(
+    optimizers: dict[str, torch.optim.Optimizer], progress: float, config: OptimizerConfig
+) -> None:
+    """Set every group's rate for the step at ``progress``."""
+    factor = lr_factor(progress, config)
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor

@@ -1,0 +1,69 @@
+"""Mixed precision by device: bf16 where the card has it, else fp16 with a scaler; fp32 on a CPU."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from udas_fast.errors import InputError, bad
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the current CUDA device where torch sees one, else the CPU.
+
+    Raises:
+        InputError: the device does not exist here, or its name is not one.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise bad("device", repr(name), "auto, cpu, cuda or cuda:INDEX") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        reason = "a CPU-only torch" if torch.version.cuda is None else "no GPU that torch can use"
+        raise bad(
+            f"device {name!r}",
+            reason,
+            "a CUDA torch and a GPU (`udas-fast doctor` tells more), or --device cpu",
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise bad(f"device {name!r}", f"{torch.cuda.device_count()} GPUs", "the index of one of them")
+    return device
+
+
+@dataclass(frozen=True)
+class Amp:
+    """Autocast and loss scaling of one run."""
+
+    device: torch.device
+    name: str
+    scaler: torch.amp.GradScaler
+
+    def autocast(self) -> AbstractContextManager:
+        """Context of every forward."""
+        return torch.autocast(self.device.type, _DTYPES[self.name], enabled=self.name != "fp32")
+
+
+def build_amp(precision: Precision, device: torch.device) -> Amp:
+    """Resolve ``auto`` for the device; the scaler does nothing outside fp16.
+
+    Raises:
+        InputError: fp16 on a CPU, where a step takes minutes.
+    """
+    if precision == "auto":
+        precision = "fp32" if device.type == "cpu" else "bf16" if _has_bf16(device) else "fp16"
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("precision fp16 is unusable on a CPU: wanted bf16 or fp32")
+    return Amp(device, precision, torch.amp.GradScaler(device.type, enabled=precision == "fp16"))
+
+
+def _has_bf16(device: torch.device) -> bool:
+    # torch.cuda.is_bf16_supported() counts emulation, which is slower than fp32.
+    return torch.cuda.get_device_capability(device) >= (8, 0)
