@@ -1,0 +1,44 @@
+"""Which objectives, in which stages, with which numbers; one file a method, found by :func:`recipes`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from udas_fast.errors import unknown
+from udas_fast.recipes.recipe import InputConfig, Recipe, Stage, load_recipe, override, recipe_from_dict
+from udas_fast.recipes.small import small
+
+__all__ = [
+    "InputConfig",
+    "Recipe",
+    "Stage",
+    "get_recipe",
+    "load_recipe",
+    "override",
+    "recipe_from_dict",
+    "recipes",
+    "small",
+]
+
+
+def recipes() -> dict[str, Recipe]:
+    """Every recipe of the package by name: a new file in this folder is all that a new recipe needs."""
+    found: dict[str, Recipe] = {}
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
+        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(value, Recipe):
+                found[value.name] = value
+    return found
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe ``name``.
+
+    Raises:
+        InputError: there is none, with the nearest name.
+    """
+    known = recipes()
+    if name not in known:
+        raise unknown("recipe", name, known)
+    return known[name]

@@ -1,0 +1,102 @@
+"""Recipes as data: defaults of the papers, YAML and back, and what is said about wrong keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from udas_fast.errors import InputError
+from udas_fast.recipes import get_recipe, load_recipe, override, recipe_from_dict, recipes, small
+
+
+def test_udas_holds_the_published_numbers() -> None:
+    adaptation, self_training = get_recipe("udas").stages
+    assert adaptation.steps == 150_000
+    assert adaptation.objective.auxiliary_weight == 0.1
+    assert adaptation.objective.adversarial_weights == (0.001, 0.0002)
+    assert (adaptation.objective.kl, adaptation.objective.kl_weight) == ("mean", 0.1)
+    assert adaptation.objective.kl_start * adaptation.steps == 15_000
+    assert adaptation.objective.mixing.paste == "source"
+    assert not adaptation.objective.mixing.replace
+    assert (self_training.objective.views, self_training.objective.threshold) == (3, 0.6)
+    optimizer = adaptation.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (
+        "sgd",
+        2.5e-4,
+        0.9,
+        5e-4,
+    )
+    assert (optimizer.head_lr_mult, optimizer.power, optimizer.horizon) == (10, 0.9, 250 / 150)
+    assert (optimizer.discriminator_lr, optimizer.discriminator_betas) == (1e-4, (0.9, 0.99))
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_yaml_and_back(name: str, tmp_path: Path) -> None:
+    recipe = get_recipe(name)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.to_dict()))
+    assert load_recipe(path) == recipe
+
+
+def test_small_shares_the_steps_over_stages_and_rounds() -> None:
+    recipe = small(get_recipe("udas"), size=(96, 192), steps=100)
+    assert [(s.steps, s.rounds) for s in recipe.stages] == [(50, 1), (25, 2)]
+    assert [s.steps for s in small(get_recipe("no_adaptation"), size=(96, 192), steps=100).stages] == [100]
+    with pytest.raises(InputError, match="steps: found 2, wanted at least 3"):
+        small(get_recipe("udas"), size=(96, 192), steps=2)
+
+
+def test_override_reaches_every_level() -> None:
+    recipe = override(
+        get_recipe("udas"),
+        ["model.width=32", "stages.self_training.objective.threshold=0.7", "input.source.size=[90, 160]"],
+    )
+    assert recipe.model.width == 32
+    assert recipe.stages[1].objective.threshold == 0.7
+    assert recipe.input.source.size == (90, 160)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("model.widht=3", "key of model: found 'widht'.*did you mean 'width'"),
+        (
+            "stages.self_trainnig.steps=3",
+            "key of stages: found 'self_trainnig'.*did you mean 'self_training'",
+        ),
+        ("stages.adaptation.objective.kl=max", "stages.*objective.kl.*'mean' or 'symmetric'"),
+        ("stages.adaptation.steps=0", "stages.*steps.*greater than 0"),
+        ("model.width", "found 'model.width', wanted KEY=VALUE"),
+        ("precision=fp8", "precision.*found 'fp8'"),
+    ],
+)
+def test_wrong_settings_are_named(setting: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        override(get_recipe("udas"), [setting])
+
+
+def test_unknown_keys_of_a_file_are_named_with_the_nearest() -> None:
+    data = get_recipe("udas").to_dict()
+    data["stages"][1]["objective"]["treshold"] = 0.5
+    with pytest.raises(InputError, match=r"key stages\[1\].objective.treshold.*did you mean 'threshold'"):
+        recipe_from_dict(data)
+    data = get_recipe("udas").to_dict()
+    data["input"]["batchsize"] = 2
+    with pytest.raises(InputError, match="key input.batchsize.*did you mean 'batch_size'"):
+        recipe_from_dict(data)
+
+
+def test_unknown_recipe_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="recipe: found 'uads'.*did you mean 'udas'"):
+        get_recipe("uads")
+    with pytest.raises(InputError, match="missing.yaml: No such file"):
+        load_recipe(tmp_path / "missing.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(InputError, match="broken.yaml: not valid YAML"):
+        load_recipe(broken)
+    broken.write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(InputError, match="broken.yaml: not valid YAML"):
+        load_recipe(broken)

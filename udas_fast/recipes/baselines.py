@@ -1,0 +1,16 @@
+"""What adaptation is measured against: the source alone, and the labelled target alone."""
+
+from udas_fast.objectives.supervised import SupervisedConfig
+from udas_fast.recipes.recipe import Recipe, Stage
+
+NO_ADAPTATION = Recipe(
+    name="no_adaptation",
+    summary="cross-entropy on the labelled source only; the target is never seen in training",
+    stages=(Stage("source", SupervisedConfig(domain="source"), steps=250_000),),
+)
+
+SUPERVISED = Recipe(
+    name="supervised",
+    summary="cross-entropy on the labelled target images only",
+    stages=(Stage("target", SupervisedConfig(domain="labelled"), steps=250_000),),
+)

@@ -1,0 +1,138 @@
+"""Which data a run uses: a source, a target, and how many of the target's labels may be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from tqdm import tqdm
+
+from udas_fast.data import ClassSet, SegmentationDataset, Stream, check_dataset, open_dataset, subset
+from udas_fast.errors import bad
+from udas_fast.objectives import STRICT
+from udas_fast.recipes.recipe import InputConfig, Recipe
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataConfig:
+    """Datasets by name, ``KIND:ROOT`` as :func:`udas_fast.data.open_dataset` reads it."""
+
+    source: str | None = None
+    target: str | None = None
+    labels: Annotated[int, Field(ge=0)] = (
+        0  # labelled target images: a fixed, nested subset of its train split
+    )
+    workers: Annotated[int, Field(ge=0)] = 0  # loader processes per stream
+
+
+@plain_dataclass(frozen=True)
+class Domains:
+    """The datasets of a run; any of them may be a user's own :class:`SegmentationDataset`."""
+
+    source: SegmentationDataset | None = None
+    labelled: SegmentationDataset | None = None
+    unlabelled: SegmentationDataset | None = None
+    val: SegmentationDataset | None = None
+    workers: int = 0
+
+    @classmethod
+    def open(cls, config: DataConfig, recipe: Recipe) -> Domains:
+        """Open what ``recipe`` needs of ``config``; every file list is checked here.
+
+        Raises:
+            InputError: a domain that the recipe needs is not given, or a dataset is not as it should be.
+        """
+        needs, uses = recipe.streams
+        inputs = recipe.input
+        if "source" in needs and config.source is None:
+            raise bad("--source", "none", f"the labelled source domain of recipe {recipe.name}, as KIND:ROOT")
+        if needs & {"labelled", "unlabelled"} and config.target is None:
+            raise bad("--target", "none", f"the target domain of recipe {recipe.name}, as KIND:ROOT")
+        if "labelled" in needs and not config.labels:
+            raise bad(
+                "--labels", 0, f"the number of labelled target images, which recipe {recipe.name} needs"
+            )
+        if config.labels and "labelled" not in needs | uses:
+            raise bad("--labels", config.labels, f"0: recipe {recipe.name} uses no labelled target images")
+        source = labelled = unlabelled = val = None
+        if "source" in needs:
+            source = open_dataset(config.source, "train", size=inputs.source.size)
+        if "unlabelled" in needs:
+            unlabelled = open_dataset(config.target, "train", size=inputs.target.size, labelled=False)
+        if config.labels:
+            pool = open_dataset(config.target, "train", size=inputs.source.size)
+            labelled = subset(pool, config.labels)
+        if config.target is not None:
+            val = open_dataset(config.target, "val", size=inputs.target.size)
+        return cls(source, labelled, unlabelled, val, config.workers)
+
+    def require(self, recipe: Recipe) -> None:
+        """Raise InputError unless every stream that ``recipe`` needs is here."""
+        for name in sorted(recipe.streams[0]):
+            if getattr(self, name) is None:
+                raise bad(f"data for recipe {recipe.name}", f"no {name!r} dataset", "one")
+
+    def verify(self) -> None:
+        """Read every file once: damage, sizes that differ and ids outside the map end a run before it starts.
+
+        Raises:
+            InputError: the first problem, and how many more there are.
+        """
+        datasets = [d for d in self._all() if d.on_disk]
+        total = sum(map(len, datasets))
+        # disable=None: no bar where nobody watches, so that an error stays the only line
+        with tqdm(total=total, desc="reading every file", unit="image", leave=False, disable=None) as bar:
+            for dataset in datasets:
+                check_dataset(dataset, progress=bar.update).require_clean()
+
+    def describe(self) -> str:
+        """One line: which images the run sees."""
+        named = {
+            "source": self.source,
+            "labelled": self.labelled,
+            "unlabelled": self.unlabelled,
+            "val": self.val,
+        }
+        return "data " + ", ".join(f"{k} {v.name} ({len(v)})" for k, v in named.items() if v is not None)
+
+    def _all(self) -> list[SegmentationDataset]:
+        return [d for d in (self.source, self.labelled, self.unlabelled, self.val) if d is not None]
+
+    def classes(self) -> ClassSet:
+        """The classes, the same in every domain.
+
+        Raises:
+            InputError: the domains have different classes.
+        """
+        datasets = self._all()
+        first = datasets[0].classes
+        for dataset in datasets[1:]:
+            if dataset.classes.names != first.names:
+                raise bad(
+                    "classes",
+                    f"{len(first)} in {datasets[0].name} and {len(dataset.classes)} in {dataset.name}",
+                    "the same classes in every domain",
+                )
+        return first
+
+    def streams(
+        self, names: Iterable[str], inputs: InputConfig, *, mixed: bool, seed: int, phase: str
+    ) -> dict[str, Stream]:
+        """The endless batches of a phase. With ``mixed``, labelled target images take the source's geometry."""
+        datasets = {"source": self.source, "labelled": self.labelled, "unlabelled": self.unlabelled}
+        source_like = {"source", "labelled"} if mixed else {"source"}
+        return {
+            name: Stream(
+                datasets[name],
+                inputs.source if name in source_like else inputs.target,
+                batch_size=inputs.batch_size,
+                seed=seed,
+                name=f"{phase}/{name}",
+                workers=self.workers,
+            )
+            for name in names
+            if datasets[name] is not None
+        }

@@ -1,0 +1,155 @@
+"""What a recipe is: frozen data that names objectives, stages and numbers; and its YAML form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import field
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from udas_fast.data import Geometry
+from udas_fast.engine.optim import OptimizerConfig
+from udas_fast.errors import InputError, bad, unknown
+from udas_fast.models import ModelConfig
+from udas_fast.objectives import STRICT, objective_configs
+
+AnyObjective = Annotated[reduce(or_, objective_configs()), Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class InputConfig:
+    """What the network is shown. Labelled target images that are mixed with the source take its geometry."""
+
+    source: Geometry = field(default_factory=lambda: Geometry(size=(720, 1280)))  # AdaptSegNet
+    target: Geometry = field(default_factory=lambda: Geometry(size=(512, 1024)))  # AdaptSegNet
+    batch_size: Annotated[int, Field(gt=0)] = 1
+
+
+@dataclass(frozen=True, config=STRICT)
+class Stage:
+    """``rounds`` runs of ``steps`` optimisation steps of one objective, each with its own schedule."""
+
+    name: str
+    objective: AnyObjective
+    steps: Annotated[int, Field(gt=0)]
+    rounds: Annotated[int, Field(gt=0)] = 1
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """Which objectives, in which stages, with which numbers."""
+
+    name: str
+    summary: str
+    stages: tuple[Stage, ...]
+    model: ModelConfig = field(default_factory=ModelConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as YAML holds it."""
+        return _ADAPTER.dump_python(self, mode="json")
+
+    @property
+    def streams(self) -> tuple[set[str], set[str]]:
+        """(needed, used where present) over all stages."""
+        needs = {name for stage in self.stages for name in stage.objective.needs}
+        uses = {name for stage in self.stages for name in stage.objective.uses}
+        return needs, uses - needs
+
+
+_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+def recipe_from_dict(data: object, origin: str = "recipe") -> Recipe:
+    """The recipe that ``data`` describes.
+
+    Raises:
+        InputError: names the first key that is unknown (with the nearest valid one), missing or wrong.
+    """
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        raise _sentence(error, origin) from None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe from YAML (safe loader).
+
+    Raises:
+        InputError: no such file, not YAML, or :func:`recipe_from_dict`'s reasons.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"recipe file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe file {path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    return recipe_from_dict(data, f"recipe file {path}")
+
+
+def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
+    """Apply ``KEY=VALUE`` settings: ``model.width=32``, ``stages.self_training.objective.threshold=0.7``.
+
+    Stages are named by their ``name``; the value is YAML.
+
+    Raises:
+        InputError: a key that the recipe does not have, or a value that does not fit.
+    """
+    data = recipe.to_dict()
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise bad("--set", repr(assignment), "KEY=VALUE")
+        _assign(data, key, yaml.safe_load(text))
+    return recipe_from_dict(data, "--set")
+
+
+def _assign(data: dict[str, Any], key: str, value: object) -> None:
+    *parents, last = key.split(".")
+    node: Any = data
+    for depth, name in enumerate([*parents, last]):
+        children = {s["name"]: s for s in node} if isinstance(node, list) else node
+        if not isinstance(children, dict) or name not in children:
+            at = ".".join([*parents, last][:depth]) or "recipe"
+            raise unknown(f"--set {key}: key of {at}", name, children if isinstance(children, dict) else ())
+        if depth < len(parents):
+            node = children[name]
+        elif isinstance(node, list):
+            raise bad(f"--set {key}", "a whole stage", "a key inside it")
+        else:
+            node[name] = value
+
+
+def _sentence(error: ValidationError, origin: str) -> InputError:
+    first = error.errors()[0]
+    # pydantic's path holds the objective's kind as a step of its own; the user's file has no such key.
+    kinds = {config.kind for config in objective_configs()}
+    path = [str(part) for part in first["loc"] if part not in kinds]
+    key = re.sub(r"\.(\d+)", r"[\1]", ".".join(path)) or "the whole"
+    if first["type"] == "unexpected_keyword_argument":
+        return unknown(f"{origin}: key {key}", path[-1], _fields_near(first["loc"][:-1]))
+    return InputError(
+        f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]} (found {first['input']!r:.80})"
+    )
+
+
+def _fields_near(loc: Sequence[int | str]) -> list[str]:
+    """Field names of the dataclass at a validation path."""
+    kinds = {config.kind: config for config in objective_configs()}
+    node: type = Recipe
+    for part in loc:
+        if part in kinds:
+            node = kinds[part]
+        elif isinstance(part, str) and part != "objective":
+            kind = node.__pydantic_fields__[part].annotation
+            node = Stage if part == "stages" else kind
+    return list(node.__pydantic_fields__)

@@ -1,0 +1,52 @@
+"""Any recipe at a size that a CPU can train: what `--preset small`, the demo and the README's table use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from udas_fast.data import Geometry
+from udas_fast.errors import bad
+from udas_fast.models import ModelConfig
+from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
+
+
+def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int = 8) -> Recipe:
+    """``recipe`` on a ResNet-18 of a quarter of the width from random weights, ``steps`` steps in all.
+
+    The stages share the steps as follows: half for the first where there are several, the rest evenly
+    over the rounds of the others. AdamW replaces SGD, whose published rates are for ImageNet weights.
+
+    Raises:
+        InputError: fewer steps than rounds.
+    """
+    rounds = sum(stage.rounds for stage in recipe.stages[1:])
+    first = steps if not rounds else steps // 2
+    later = (steps - first) // rounds if rounds else 0
+    if first < 1 or (rounds and later < 1):
+        raise bad("steps", steps, f"at least {max(2, 2 * rounds - 1)} for {recipe.name}")
+    stages = [_small_stage(stage, first if i == 0 else later) for i, stage in enumerate(recipe.stages)]
+    geometry = Geometry(size=size, flip=True)
+    return replace(
+        recipe,
+        stages=tuple(stages),
+        model=ModelConfig(backbone="resnet18", width=16, norm=recipe.model.norm),
+        input=InputConfig(source=geometry, target=geometry, batch_size=batch_size),
+    )
+
+
+def _small_stage(stage: Stage, steps: int) -> Stage:
+    optimizer = replace(
+        stage.optimizer,
+        name="adamw",
+        lr=2e-3,
+        weight_decay=1e-2,
+        head_lr_mult=1.0,
+        horizon=1.0,
+        warmup=0.05,
+        discriminator_lr=5e-4,
+    )
+    objective = stage.objective
+    if isinstance(objective, AdaptationConfig):
+        objective = replace(objective, discriminator_width=16)
+    return replace(stage, steps=steps, optimizer=optimizer, objective=objective)

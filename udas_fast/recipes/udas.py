@@ -1,0 +1,16 @@
+"""UDAS: domain adaptation, then self-training; comments give the paper's sections."""
+
+from udas_fast.models import ModelConfig
+from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives.self_training import SelfTrainingConfig
+from udas_fast.recipes.recipe import Recipe, Stage
+
+UDAS = Recipe(
+    name="udas",
+    summary="LAB translation, multi-level adversary, head agreement, Domain CutMix, then K-view self-training",
+    model=ModelConfig(norm="domain"),
+    stages=(
+        Stage("adaptation", AdaptationConfig(), steps=150_000),  # UDAS 3.2-3.4; AdaptSegNet's early stop
+        Stage("self_training", SelfTrainingConfig(), steps=50_000, rounds=2),  # UDAS 3.5; budget is ours
+    ),
+)
