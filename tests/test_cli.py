@@ -1,0 +1,240 @@
+"""The command line as a user meets it: whole runs on tiny data, and one sentence for each bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from udas_fast import cli
+
+TINY = ("--set", "model.width=4", "--set", "input.batch_size=2")
+
+
+@pytest.fixture
+def run_cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Calls the entry point; returns (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["udas-fast", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def _train(root: Path, out: Path, *more: object, recipe: str = "no_adaptation") -> tuple[object, ...]:
+    return (
+        *("train", recipe, "--source", f"camvid:{root}", "--target", f"camvid:{root}", "--out", out),
+        *("--small", "32x48", "--steps", 6, "--device", "cpu", *TINY, *more),
+    )
+
+
+def test_train_evaluate_predict(
+    run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, out = camvid_folder("data", size=(40, 56)), tmp_path / "run"
+    code, stdout, stderr = run_cli(*_train(root, out, "--labels", 2, recipe="udas"))
+    assert code == 0, stderr
+    assert "mIoU" in stdout
+    for name in (
+        "run.yaml",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "scores.json",
+        "model.pt",
+        "pictures",
+    ):
+        assert (out / name).exists(), name
+    scores = json.loads((out / "scores.json").read_text())
+    assert list(scores["phases"]) == ["adaptation", "self_training.1", "self_training.2"]
+    protocol = scores["phases"]["adaptation"]["protocol"]
+    assert protocol["input_size"] == [32, 48]
+    assert protocol["images"] == 2
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 5  # 3 + 1 + 1 steps
+
+    code, stdout, stderr = run_cli(
+        "evaluate", out, "--data", f"camvid:{root}", "--json", tmp_path / "scores.json"
+    )
+    assert code == 0, stderr
+    last = scores["phases"]["self_training.2"]
+    assert json.loads((tmp_path / "scores.json").read_text())["confusion_matrix"] == last["confusion_matrix"]
+
+    code, stdout, stderr = run_cli("predict", out, root / "images/val", "--out", tmp_path / "labels")
+    assert code == 0, stderr
+    ids = np.asarray(Image.open(tmp_path / "labels/0000_ids.png"))
+    assert ids.shape == (40, 56)
+    assert ids.max() < 11
+    assert np.asarray(Image.open(tmp_path / "labels/0000_colour.png")).shape == (40, 56, 3)
+
+
+def test_check_data_prints_frequencies_and_finds_problems(
+    run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path]
+) -> None:
+    root = camvid_folder("data")
+    code, stdout, _ = run_cli("check-data", f"camvid:{root}")
+    assert code == 0
+    assert "bicyclist" in stdout
+    label = root / "labels/train/0001.png"
+    Image.fromarray(np.full((24, 32), 77, np.uint8)).save(label)
+    code, _, stderr = run_cli("check-data", f"camvid:{root}")
+    assert code == 2
+    assert "0001.png" in stderr
+    assert "77" in stderr
+
+
+def test_doctor_names_versions_and_backends(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    code, stdout, _ = run_cli("doctor")
+    assert code == 0
+    for word in (torch.__version__, "pseudo_label", "cross_entropy", "CUDA"):
+        assert word in stdout
+
+
+def _no_folder(root: Path) -> None:
+    shutil.rmtree(root)
+
+
+def _empty_folder(root: Path) -> None:
+    for file in (root / "images/train").iterdir():
+        file.unlink()
+
+
+def _no_label(root: Path) -> None:
+    (root / "labels/train/0002.png").unlink()
+
+
+def _wrong_id(root: Path) -> None:
+    Image.fromarray(np.full((24, 32), 40, np.uint8)).save(root / "labels/train/0003.png")
+
+
+def _truncated(root: Path) -> None:
+    file = root / "images/train/0001.png"
+    file.write_bytes(file.read_bytes()[:60])
+
+
+def _other_size(root: Path) -> None:
+    Image.fromarray(np.zeros((24, 30), np.uint8)).save(root / "labels/train/0000.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "names"),
+    [
+        (_no_folder, ["data"]),
+        (_empty_folder, ["images/train"]),
+        (_no_label, ["0002"]),
+        (_wrong_id, ["0003.png", "40"]),
+        (_truncated, ["0001.png"]),
+        (_other_size, ["0000.png", "24", "30"]),
+    ],
+)
+def test_bad_data_ends_before_training_with_one_sentence(
+    run_cli: Callable[..., tuple[int, str, str]],
+    camvid_folder: Callable[..., Path],
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    names: list[str],
+) -> None:
+    root, out = camvid_folder("data"), tmp_path / "run"
+    damage(root)
+    code, stdout, stderr = run_cli(*_train(root, out))
+    assert code == 2
+    assert stdout == ""
+    lines = stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("udas-fast: ")
+    for name in names:
+        assert name in lines[0]
+    assert not (out / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--set", "model.wdth=3"), ["wdth", "width"]),
+        (("--weights", "missing.pth"), ["missing.pth"]),
+        (("--device", "cuda:99"), ["cuda:99"]),
+        (("--labels", "3"), ["--labels", "no_adaptation"]),
+    ],
+)
+def test_bad_settings_end_with_one_sentence(
+    run_cli: Callable[..., tuple[int, str, str]],
+    camvid_folder: Callable[..., Path],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    words: list[str],
+) -> None:
+    code, _, stderr = run_cli(*_train(camvid_folder("data"), tmp_path / "run", *arguments))
+    assert code == 2
+    assert len(stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in stderr
+
+
+def test_more_labels_than_images(
+    run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    code, _, stderr = run_cli(*_train(camvid_folder("data"), tmp_path / "run", "--labels", 9, recipe="udas"))
+    assert code == 2
+    assert "found 9" in stderr
+    assert "4" in stderr
+
+
+def test_checkpoint_of_other_classes_is_refused(
+    run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    from udas_fast.models import ModelConfig, build_model
+
+    model = build_model(ModelConfig(backbone="resnet18", width=4, norm="batch"), 19)
+    torch.save(model.state_dict(), tmp_path / "other.pth")
+    root = camvid_folder("data")
+    code, _, stderr = run_cli(*_train(root, tmp_path / "run", "--weights", tmp_path / "other.pth"))
+    assert code == 2
+    assert len(stderr.strip().splitlines()) == 1
+    assert "19" in stderr
+    assert "11" in stderr
+
+
+def test_a_run_folder_is_not_overwritten(
+    run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, out = camvid_folder("data"), tmp_path / "run"
+    assert run_cli(*_train(root, out))[0] == 0
+    before = (out / "metrics.jsonl").read_text()
+    code, _, stderr = run_cli(*_train(root, out))
+    assert code == 2
+    assert "--resume" in stderr
+    assert (out / "metrics.jsonl").read_text() == before
+
+
+def test_recipe_from_a_file(
+    run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    from udas_fast.recipes import get_recipe, small
+
+    root, path = camvid_folder("data"), tmp_path / "recipe.yaml"
+    recipe = small(get_recipe("supervised"), size=(32, 48), steps=2, batch_size=2)
+    path.write_text(yaml.safe_dump(recipe.to_dict()))
+    code, _, stderr = run_cli(
+        *("train", "--recipe", path, "--target", f"camvid:{root}", "--labels", 2, "--out", tmp_path / "run"),
+        *("--device", "cpu", "--set", "model.width=4"),
+    )
+    assert code == 0, stderr
+    written = yaml.safe_load((tmp_path / "run/run.yaml").read_text())
+    assert written["recipe"]["model"]["width"] == 4
+    assert written["recipe"]["name"] == "supervised"

@@ -1,0 +1,208 @@
+"""The command line: ``udas-fast train|evaluate|predict|demo|check-data|doctor``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udas_fast.errors import InputError, bad
+
+app = typer.Typer(
+    help="Train semantic segmentation across domains: labelled synthetic images, unlabelled real ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+INTERRUPTED = 130  # the shell's code for a run ended by Ctrl-C
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``"180x240"`` as (height, width)."""
+    height, x, width = text.partition("x")
+    if not (x and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise bad("--size", repr(text), "HEIGHTxWIDTH, for example 180x240")
+    return int(height), int(width)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="udas, no_adaptation or supervised")] = None,
+    recipe_file: Annotated[Path | None, typer.Option("--recipe", help="a recipe in YAML")] = None,
+    source: Annotated[str | None, typer.Option(help="labelled source domain, KIND:ROOT")] = None,
+    target: Annotated[str | None, typer.Option(help="target domain, KIND:ROOT")] = None,
+    labels: Annotated[int, typer.Option(help="labelled target images that may be used")] = 0,
+    out: Annotated[Path | None, typer.Option(help="folder of the run")] = None,
+    small: Annotated[
+        str | None,
+        typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: a small network, images of this size"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="with --small: optimisation steps over all stages")
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe")] = None,
+    weights: Annotated[str | None, typer.Option(help="torchvision ResNet or AdaptSegNet checkpoint")] = None,
+    seed: int = 0,
+    workers: Annotated[int, typer.Option(help="loader processes per stream")] = 0,
+    checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
+    device: Device = "auto",
+    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
+) -> None:
+    """Train a recipe. KIND:ROOT names a dataset: cityscapes, gta5, synthia, camvid, folder, or streets:sim."""
+    from udas_fast.recipes import get_recipe, load_recipe, override
+    from udas_fast.recipes import small as scale_down
+    from udas_fast.recipes.domains import DataConfig
+    from udas_fast.trainer import Trainer
+
+    if resume is not None:
+        trainer = Trainer.resume(resume, device=device)
+    else:
+        if (recipe is None) == (recipe_file is None):
+            raise bad(
+                "train", "both a recipe's name and --recipe" if recipe else "no recipe", "one of the two"
+            )
+        if out is None:
+            raise bad("--out", "none", "the folder of the run")
+        chosen = get_recipe(recipe) if recipe is not None else load_recipe(recipe_file)
+        if (small is None) != (steps is None):
+            raise bad("--small and --steps", "one of them", "both or neither")
+        if small is not None:
+            chosen = scale_down(chosen, size=parse_size(small), steps=steps)
+        trainer = Trainer(
+            None,
+            override(chosen, settings or ()),
+            DataConfig(source, target, labels, workers),
+            run=out,
+            weights=weights,
+            seed=seed,
+            device=device,
+            checkpoint_every=checkpoint_every,
+        )
+    print(trainer.describe())
+    _print_scores(trainer.fit(), trainer.classes)
+    print(f"run folder: {trainer.run}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="a run's folder or a model.pt")],
+    data: Annotated[str, typer.Option(help="dataset, KIND:ROOT")],
+    split: str = "val",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the scores here too")] = None,
+    device: Device = "auto",
+) -> None:
+    """Score a trained model; labels are compared at their own size."""
+    from udas_fast.data import open_dataset
+    from udas_fast.engine.precision import resolve_device
+    from udas_fast.evaluation import evaluate_dataset
+    from udas_fast.inference import TrainedModel
+
+    trained = TrainedModel.load(model, resolve_device(device))
+    dataset = open_dataset(data, split, size=trained.size)
+    if dataset.classes.names != trained.classes.names:
+        raise bad(
+            f"dataset {data}",
+            f"{len(dataset.classes)} classes",
+            f"the model's {len(trained.classes)} classes",
+        )
+    scores = evaluate_dataset(trained.model, dataset, split, trained.size)
+    if json_file is not None:
+        json_file.write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")
+    _print_scores({split: scores}, trained.classes)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="a run's folder or a model.pt")],
+    images: Annotated[list[Path], typer.Argument(help="image files, or folders of them")],
+    out: Annotated[Path, typer.Option(help="folder for NAME_ids.png and NAME_colour.png")],
+    device: Device = "auto",
+) -> None:
+    """Label images: train ids and colours as PNG files, at each image's own size."""
+    from udas_fast.engine.precision import resolve_device
+    from udas_fast.inference import TrainedModel, image_files, predict_files
+
+    files = image_files(images)
+    trained = TrainedModel.load(model, resolve_device(device))
+    print(f"{predict_files(trained, files, out)} images labelled in {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the runs, the table and the figure")] = Path(
+        "runs/demo"
+    ),
+    seed: int = 0,
+    device: Device = "auto",
+) -> None:
+    """Train four recipes on procedural streets, sim to real, and show what adaptation is worth."""
+    from udas_fast.demo import run_demo
+
+    run_demo(out, seed=seed, device=device)
+
+
+@app.command("check-data")
+def check_data(
+    data: Annotated[str, typer.Argument(help="dataset, KIND:ROOT")],
+    split: str = "train",
+) -> None:
+    """Read every file of a dataset: damaged images, sizes that differ, ids outside the map, class frequencies."""
+    from tqdm import tqdm
+
+    from udas_fast.data import check_dataset, open_dataset
+
+    dataset = open_dataset(data, split)
+    with tqdm(total=len(dataset), unit="image", leave=False, disable=None) as bar:
+        report = check_dataset(dataset, progress=bar.update)
+    print(
+        f"{report.name} {split}: {report.images} images, sizes {report.sizes}, {report.ignored:,} ignored pixels"
+    )
+    for row in report.rows():
+        print("{:<20}{:>16}{:>9}{:>8}".format(*row))
+    for problem in report.problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    if report.problems:
+        raise InputError(f"{data} {split}: {len(report.problems)} problems in {report.images} images")
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what was built, what runs here, and what to do about what is missing."""
+    from udas_fast.doctor import diagnose
+
+    print(diagnose())
+
+
+def _print_scores(scores: dict, classes: object) -> None:
+    from udas_fast.evaluation import scores_table
+
+    if scores:
+        print(scores_table(scores, classes))
+
+
+def main() -> None:
+    """Entry point: an :class:`InputError` becomes one sentence and exit code 2, an interruption 130."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        print(f"udas-fast: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        from udas_fast.engine.interrupt import Interrupted
+
+        if not isinstance(error, Interrupted):
+            raise
+        print(f"udas-fast: {error}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

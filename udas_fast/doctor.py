@@ -1,0 +1,69 @@
+"""What was built, what runs here, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+
+import udas_fast
+from udas_fast import ops
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as they stand beside every figure that this project reports."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "udas_fast": udas_fast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": gpus,
+        "os": f"{platform.system()} {platform.machine()}",
+        "build": udas_fast.build_info(),
+    }
+
+
+def diagnose() -> str:
+    """The text of ``udas-fast doctor``."""
+    env, build = environment(), udas_fast.build_info()
+    lines = [
+        f"udas_fast    {env['udas_fast']} on Python {env['python']}, {env['os']}",
+        f"torch        {env['torch']}, CUDA {env['torch_cuda'] or 'none (CPU-only build)'}",
+        f"CPU          {env['cpu']}, {env['cpu_count']} cores, {env['threads']} threads, {env['cpu_capability']}",
+        f"GPU          {', '.join(env['gpus']) or 'none that torch can use'}",
+        *(f"{name.replace('_', ' '):<12} {value}" for name, value in build.items()),
+        "",
+        f"{'operator':<26}{'CPU':<12}CUDA",
+        *(f"{name:<26}{where['cpu']:<12}{where['cuda']}" for name, where in ops.backends().items()),
+    ]
+    advice = _advice(env, build)
+    return "\n".join([*lines, "", *(advice or ["Nothing is missing for this machine."])])
+
+
+def _advice(env: dict[str, Any], build: dict[str, Any]) -> list[str]:
+    if not build["extension"]:
+        return [
+            "The compiled extension is missing, every operator runs its plain PyTorch form: run `pip install .` "
+            "(with --no-build-isolation where pip cannot find your torch)."
+        ]
+    if env["gpus"] and not build["cuda"]:
+        return [
+            f"There is a GPU but no CUDA operators ({build['cuda_reason']}): install a CUDA toolkit of torch's "
+            f"major version {env['torch_cuda']} and run `UDAS_FAST_CUDA=1 pip install --no-build-isolation .`"
+        ]
+    return []
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
