@@ -22,7 +22,7 @@ HISTOGRAM_BINS = 64
 
 
 class PseudoLabel(NamedTuple):
-    """What :func:`udas_fast.ops.pseudo_label` gives: uint8 ``[N, H, W]``, float32 ``[N, H, W]``, int64 ``[C, 2, 64]``."""
+    """label uint8 ``[N, H, W]``, confidence float32 ``[N, H, W]``, histogram int64 ``[C, 2, 64]``."""
 
     label: Tensor
     confidence: Tensor
@@ -148,7 +148,7 @@ def flip_table(
     samples: int,
     device: torch.device,
 ) -> Tensor | None:
-    """``flips`` as bool ``[K, N]`` on ``device``, or None where nothing is flipped. Fills, so no copy waits."""
+    """``flips`` as bool ``[K, N]`` on ``device``, None where nothing is flipped. Fills: no copy waits."""
     if flips is None:
         return None
     if isinstance(flips, Tensor):

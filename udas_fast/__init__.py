@@ -1,0 +1,22 @@
+"""Domain-adaptive semantic segmentation: fused operators, and the training recipes that live on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from udas_fast._build import __version__, build_info, warn_where_missing
+
+if TYPE_CHECKING:
+    from udas_fast.trainer import Trainer
+
+__all__ = ["Trainer", "__version__", "build_info"]
+
+warn_where_missing()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Trainer":  # late: torch and the models take a second to import
+        from udas_fast.trainer import Trainer
+
+        return Trainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,140 @@
+"""The checks of the operators' arguments: one sentence that names argument, find and wish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from udas_fast.errors import bad, unknown
+from udas_fast.ops._loss import REDUCTIONS
+
+MAX_CLASSES = 256
+MAX_VIEWS = 16
+LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LABEL_DTYPES = (torch.uint8, torch.int64)
+
+
+def shape(t: Tensor) -> str:
+    return f"shape {list(t.shape)}"
+
+
+def tensor(name: str, value: object, wanted: str) -> None:
+    """``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise bad(name, type(value).__name__, wanted)
+
+
+def logits(name: str, t: Tensor) -> None:
+    """``[N, C, h, w]``, C from 2 to 256, float32, float16 or bfloat16."""
+    tensor(name, t, "a tensor of logits [N, C, h, w]")
+    if t.dim() != 4 or not 2 <= t.shape[1] <= MAX_CLASSES or t.shape[2] < 1 or t.shape[3] < 1:
+        raise bad(name, shape(t), f"[N, C, h, w] with C from 2 to {MAX_CLASSES}")
+    if t.dtype not in LOGIT_DTYPES:
+        raise bad(name, t.dtype, "float32, float16 or bfloat16 (udas_fast.ops.reference takes float64)")
+
+
+def alike(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
+    """Logits with the samples and classes of ``first``, on its device."""
+    logits(name, t)
+    if t.shape[:2] != first.shape[:2]:
+        raise bad(name, shape(t), f"the samples and classes of {first_name}, {list(first.shape[:2])}")
+    same_device(name, t, first_name, first)
+
+
+def one_dtype(maps: Sequence[Tensor]) -> list[Tensor]:
+    """``maps`` as they are, or all in float32 where their dtypes differ (low resolution: cheap)."""
+    if all(m.dtype == maps[0].dtype for m in maps):
+        return list(maps)
+    return [m.float() for m in maps]
+
+
+def same_device(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
+    if t.device != first.device:
+        raise bad(name, f"device {t.device}", f"the device of {first_name}, {first.device}")
+
+
+def size(value: Sequence[int]) -> list[int]:
+    """(H, W), both at least 1."""
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(int(v) == v and v >= 1 for v in value):
+        raise bad("size", value, "(height, width), both at least 1")
+    return [int(v) for v in value]
+
+
+def plane(name: str, t: Tensor, like: Tensor, height: int, width: int) -> None:
+    """``[N, H, W]`` on the device of ``like``, whose first axis is N."""
+    tensor(name, t, "a tensor [N, H, W]")
+    if tuple(t.shape) != (like.shape[0], height, width):
+        raise bad(name, shape(t), f"[N, H, W] = {[like.shape[0], height, width]}")
+    if t.device != like.device:
+        raise bad(name, f"device {t.device}", str(like.device))
+
+
+def labels(name: str, t: Tensor, like: Tensor) -> None:
+    """uint8 or int64 ``[N, H, W]`` beside ``like``."""
+    tensor(name, t, "a tensor of labels [N, H, W]")
+    if t.dim() != 3 or t.shape[0] != like.shape[0] or t.shape[1] < 1 or t.shape[2] < 1:
+        raise bad(name, shape(t), f"[N, H, W] with N = {like.shape[0]}")
+    if t.dtype not in LABEL_DTYPES:
+        raise bad(name, t.dtype, "uint8 or int64")
+    if t.device != like.device:
+        raise bad(name, f"device {t.device}", str(like.device))
+
+
+def constant(name: str, t: Tensor) -> None:
+    """No gradient flows into ``t``, and a wish for one is an error."""
+    if t.requires_grad and torch.is_grad_enabled():
+        raise bad(name, "a tensor that requires grad", "a constant (call .detach())")
+
+
+def pixel_weight(t: Tensor | None, like: Tensor, height: int, width: int) -> Tensor | None:
+    """Floating ``[N, H, W]``, as float32."""
+    if t is None:
+        return None
+    plane("pixel_weight", t, like, height, width)
+    if not t.is_floating_point():
+        raise bad("pixel_weight", t.dtype, "a floating dtype")
+    constant("pixel_weight", t)
+    return t.float()
+
+
+def class_values(name: str, t: Tensor, like: Tensor) -> Tensor:
+    """Floating ``[C]``, as float32 on the device of ``like``."""
+    tensor(name, t, "a tensor [C]")
+    if tuple(t.shape) != (like.shape[1],) or not t.is_floating_point():
+        raise bad(name, f"{t.dtype} {list(t.shape)}", f"floating, one number per class, [{like.shape[1]}]")
+    if t.device != like.device:
+        raise bad(name, f"device {t.device}", str(like.device))
+    constant(name, t)
+    return t.float()
+
+
+def reduction(value: str) -> int:
+    """ "none", "mean" or "sum" as the schema's number."""
+    if value not in REDUCTIONS:
+        raise unknown("reduction", value, REDUCTIONS)
+    return REDUCTIONS[value]
+
+
+def positive(name: str, value: float) -> float:
+    """A finite number above 0."""
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise bad(name, value, "a finite number above 0")
+    return float(value)
+
+
+def ignore_byte(value: int) -> int:
+    """An ignored label that fits uint8."""
+    if not 0 <= int(value) <= 255:
+        raise bad("ignore_index", value, "0 to 255")
+    return int(value)
+
+
+def count(name: str, values: Sequence[Tensor]) -> list[Tensor]:
+    """1 to 16 tensors in a sequence."""
+    if isinstance(values, Tensor) or not 1 <= len(values) <= MAX_VIEWS:
+        found = "one tensor" if isinstance(values, Tensor) else f"{len(values)} tensors"
+        raise bad(name, found, f"a sequence of 1 to {MAX_VIEWS} tensors")
+    return list(values)

@@ -1,0 +1,176 @@
+"""Mixing two images and their labels: where (boxes), and the fused composite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from udas_fast.errors import bad
+from udas_fast.ops import _check, _library, reference
+
+IMAGE_DTYPES = (torch.uint8, *_check.LOGIT_DTYPES)
+
+
+def sample_boxes(
+    n: int,
+    size: tuple[int, int],
+    *,
+    alpha: float = 1.0,
+    fit: bool = False,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """CutMix boxes: λ ~ Beta(alpha, alpha), centre uniform, sides W·√(1−λ) and H·√(1−λ), clipped.
+
+    (Yun et al., "CutMix", 2019, eq. 2.) Drawn on ``device`` without waiting for it.
+
+    Args:
+        n: how many boxes.
+        size: (H, W) of the image.
+        alpha: parameter of the Beta distribution, above 0; 1 is uniform.
+        fit: place the box uniformly where it fits whole, instead of clipping it.
+        generator: of ``device``; None uses PyTorch's default.
+        device: where boxes are drawn; None is that of the generator, or the CPU.
+
+    Returns:
+        boxes int32 ``[n, 4]`` as x0, y0, x1, y1 in pixels (x1 and y1 outside), and float32 ``[n]``, each
+        box's share of the image.
+
+    Raises:
+        InputError: a negative ``n``, a size below 1, an alpha that is not finite and above 0.
+    """
+    if n < 0:
+        raise bad("n", n, "0 or more")
+    height, width = _check.size(size)
+    alpha = _check.positive("alpha", alpha)
+    if device is None and generator is not None:
+        device = generator.device
+    return reference.sample_boxes(
+        n, (height, width), alpha=alpha, fit=fit, generator=generator, device=device
+    )
+
+
+@torch.no_grad()
+def region_mix(
+    inside: Tensor,
+    outside: Tensor,
+    inside_label: Tensor,
+    outside_label: Tensor,
+    region: Tensor,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    out_dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """M⊙inside + (1−M)⊙outside for image and label, with normalisation, cast and layout in the same pass.
+
+    Args:
+        inside, outside: images ``[N, channels, H, W]``, both uint8, float32, float16 or bfloat16, any stride.
+        inside_label, outside_label: ``[N, H, W]``, both uint8 or both int64.
+        region: M, as int32 boxes ``[N, 4]`` (x0, y0, x1, y1), as a bool class table ``[N, C]`` (ClassMix: M
+            where ``inside_label`` is in the sample's set; 255 never is), or as a bool mask ``[N, H, W]``.
+        mean, std: one number per channel. uint8 images that become floating are first scaled to [0, 1], then
+            (x − mean) / std; floating images are taken as they are.
+        out_dtype: of the image; by default its own dtype, or float32 for normalised uint8.
+        channels_last: memory layout of the image.
+
+    Returns:
+        image ``[N, channels, H, W]`` and label ``[N, H, W]``, both new.
+
+    Raises:
+        InputError: wrong shape, dtype or device; on the CPU a label outside the class table.
+    """
+    _check_images(inside, outside)
+    _check.labels("inside_label", inside_label, inside)
+    height, width = inside.shape[2:]
+    for name, label in (("inside_label", inside_label), ("outside_label", outside_label)):
+        _check.plane(name, label, inside, height, width)
+    if outside_label.dtype != inside_label.dtype:
+        raise bad("outside_label", outside_label.dtype, f"the dtype of inside_label, {inside_label.dtype}")
+    _check_region(region, inside)
+    mean, std = _per_channel("mean", mean, inside), _per_channel("std", std, inside)
+    if any(s == 0 for s in std):
+        raise bad("std", list(std), "numbers other than 0")
+    dtype = _out_dtype(out_dtype, inside, bool(mean or std))
+    if not _library.compiled("region_mix", inside):
+        return reference.region_mix(
+            inside,
+            outside,
+            inside_label,
+            outside_label,
+            region,
+            mean=mean or None,
+            std=std or None,
+            out_dtype=dtype,
+            channels_last=channels_last,
+        )
+    labels = (inside_label, outside_label)
+    region = region if region.dim() == 3 else region.contiguous()
+    return _library.call("region_mix", inside, outside, *labels, region, mean, std, dtype, channels_last)
+
+
+def _check_images(inside: Tensor, outside: Tensor) -> None:
+    _check.tensor("inside", inside, "an image tensor [N, channels, H, W]")
+    _check.tensor("outside", outside, "an image tensor [N, channels, H, W]")
+    if inside.dim() != 4:
+        raise bad("inside", _check.shape(inside), "[N, channels, H, W]")
+    if inside.dtype not in IMAGE_DTYPES:
+        raise bad("inside", inside.dtype, "uint8, float32, float16 or bfloat16")
+    if outside.shape != inside.shape or outside.dtype != inside.dtype:
+        found = f"{outside.dtype} {list(outside.shape)}"
+        raise bad("outside", found, f"as inside, {inside.dtype} {list(inside.shape)}")
+    _check.same_device("outside", outside, "inside", inside)
+
+
+def _check_region(region: Tensor, image: Tensor) -> None:
+    _check.tensor("region", region, "a tensor of boxes, classes or pixels")
+    n, _, height, width = image.shape
+    boxes = region.dtype == torch.int32 and region.shape == (n, 4)
+    table = region.dtype == torch.bool and region.dim() == 2 and region.shape[0] == n and region.shape[1] >= 1
+    mask = region.dtype == torch.bool and region.shape == (n, height, width)
+    if not (boxes or table or mask):
+        wanted = f"int32 boxes [{n}, 4], a bool class table [{n}, C] or a bool mask [{n}, {height}, {width}]"
+        raise bad("region", f"{region.dtype} {list(region.shape)}", wanted)
+    _check.same_device("region", region, "inside", image)
+
+
+def _per_channel(name: str, values: Sequence[float] | None, image: Tensor) -> list[float]:
+    if values is None:
+        return []
+    numbers = [float(v) for v in values]
+    if len(numbers) != image.shape[1] or not all(math.isfinite(v) for v in numbers):
+        raise bad(name, numbers, f"{image.shape[1]} finite numbers, one per channel")
+    return numbers
+
+
+def _out_dtype(dtype: torch.dtype | None, image: Tensor, normalised: bool) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if normalised and image.dtype == torch.uint8 else image.dtype
+    if dtype not in IMAGE_DTYPES:
+        raise bad("out_dtype", dtype, "uint8, float32, float16 or bfloat16")
+    if dtype == torch.uint8 and (normalised or image.dtype != torch.uint8):
+        raise bad("out_dtype", dtype, "a floating dtype, since the image is floating or normalised")
+    return dtype
+
+
+def _region_mix_fake(
+    inside: Tensor,
+    outside: Tensor,
+    inside_label: Tensor,
+    outside_label: Tensor,
+    region: Tensor,
+    mean: list[float],
+    std: list[float],
+    out_dtype: torch.dtype,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    image = torch.empty(inside.shape, dtype=out_dtype, device=inside.device, memory_format=layout)
+    return image, inside_label.new_empty(inside_label.shape)
+
+
+_library.register_fake("region_mix", _region_mix_fake)

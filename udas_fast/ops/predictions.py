@@ -1,0 +1,174 @@
+"""What a model predicts at full resolution: pseudo-labels with confidences, and the confusion matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udas_fast.errors import bad, unknown
+from udas_fast.ops import _check, _library, reference
+from udas_fast.ops.reference import HISTOGRAM_BINS, PseudoLabel
+
+Flips = Tensor | Sequence[bool] | Sequence[Sequence[bool]] | None
+
+
+@torch.no_grad()
+def pseudo_label(
+    views: Sequence[Tensor],
+    size: tuple[int, int],
+    *,
+    threshold: float | Tensor = 0.6,
+    temperature: float = 1.0,
+    flips: Flips = None,
+    reduce: str = "max",
+    align_corners: bool = False,
+    ignore_index: int = 255,
+) -> PseudoLabel:
+    """Pseudo-labels of K views of the same images, with confidences and their histogram.
+
+    p_k = softmax(views_k / T) at full resolution. "max": the view with the largest maximum wins (UDAS,
+    maximum confidence map; the lowest k of equals). "mean": the mean of the p_k decides (MixMatch, DDM). The class is
+    the arg-max (the lowest of equals), and it is kept where its probability is at least the threshold.
+
+    Args:
+        views: 1 to 16 maps ``[N, C, h_k, w_k]`` float32, float16 or bfloat16; sizes may differ.
+        size: (H, W) of the result.
+        threshold: a finite number, or floating ``[C]``, one per class.
+        temperature: T > 0.
+        flips: which views are of the mirrored image, undone here: ``flips[k]`` or ``flips[k][n]``, or a bool
+            tensor ``[K]`` or ``[K, N]``.
+        reduce: "max" or "mean".
+        align_corners: as in ``torch.nn.functional.interpolate``.
+        ignore_index: the label of dropped pixels, 0 to 255.
+
+    Returns:
+        PseudoLabel(label, confidence, histogram): uint8 ``[N, H, W]``, float32 ``[N, H, W]``, and int64
+        ``[C, 2, 64]``, which counts kept (0) and dropped (1) pixels by predicted class and floor(64·confidence).
+
+    Raises:
+        InputError: wrong shape, dtype, device or option; a threshold that is not finite.
+    """
+    views = _check.count("views", views)
+    _check.logits("views[0]", views[0])
+    for k, view in enumerate(views):
+        _check.alike(f"views[{k}]", view, "views[0]", views[0])
+    hw = _check.size(size)
+    temperature = _check.positive("temperature", temperature)
+    number, per_class = _threshold(threshold, views[0])
+    table = _flip_table(flips, views)
+    if reduce not in ("max", "mean"):
+        raise unknown("reduce", reduce, ("max", "mean"))
+    ignore_index = _check.ignore_byte(ignore_index)
+    if not _library.compiled("pseudo_label", views[0]):
+        return reference.pseudo_label(
+            views,
+            hw,
+            threshold=number if per_class is None else per_class,
+            temperature=temperature,
+            flips=table,
+            reduce=reduce,
+            align_corners=align_corners,
+            ignore_index=ignore_index,
+        )
+    views = _check.one_dtype(views)
+    mean = reduce == "mean"
+    return PseudoLabel(
+        *_library.call(
+            "pseudo_label",
+            views,
+            hw,
+            number,
+            per_class,
+            temperature,
+            table,
+            mean,
+            align_corners,
+            ignore_index,
+        )
+    )
+
+
+def _threshold(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
+    """(number, None) or (0, per class)."""
+    if not isinstance(value, Tensor):
+        if not math.isfinite(value):
+            raise bad("threshold", value, "a finite number or a tensor [C]")
+        return float(value), None
+    value = _check.class_values("threshold", value, like)
+    on_host = value.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_host and not bool(value.isfinite().all()):
+        raise bad("threshold", "a value that is not finite", "finite numbers")
+    return 0.0, value
+
+
+def _flip_table(flips: Flips, views: Sequence[Tensor]) -> Tensor | None:
+    k, n = len(views), views[0].shape[0]
+    if isinstance(flips, Tensor):
+        good = flips.dtype == torch.bool and (flips.shape == (k,) or flips.shape == (k, n))
+        found: Any = f"{flips.dtype} {list(flips.shape)}"
+    elif flips is not None:
+        good = len(flips) == k and all(isinstance(f, bool) or len(f) == n for f in flips)
+        found = flips
+    else:
+        return None
+    if not good:
+        raise bad("flips", found, f"{k} booleans, one per view, or {k} rows of {n}")
+    return reference.flip_table(flips, k, n, views[0].device)
+
+
+@torch.no_grad()
+def confusion_matrix(
+    logits: Tensor,
+    target: Tensor,
+    num_classes: int,
+    *,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+) -> Tensor:
+    """Counts of (true class, predicted class), the prediction being the arg-max of the upsampled logits.
+
+    Args:
+        logits: ``[N, C, h, w]`` float32, float16 or bfloat16.
+        target: ``[N, H, W]`` uint8 or int64; predictions are made at its size.
+        num_classes: C, which the logits must have.
+        ignore_index: label of pixels that do not count.
+        align_corners: as in ``torch.nn.functional.interpolate``.
+
+    Returns:
+        int64 ``[C, C]``: rows are the truth, columns the prediction; ties go to the lowest class.
+
+    Raises:
+        InputError: wrong shape, dtype or device; on the CPU a label that is neither below C nor ignored (on
+            CUDA such pixels do not count).
+    """
+    _check.logits("logits", logits)
+    if logits.shape[1] != num_classes:
+        raise bad("logits", _check.shape(logits), f"num_classes = {num_classes} classes")
+    _check.labels("target", target, logits)
+    if not _library.compiled("confusion_matrix", logits):
+        return reference.confusion_matrix(
+            logits, target, num_classes, ignore_index=ignore_index, align_corners=align_corners
+        )
+    return _library.call("confusion_matrix", logits, target, ignore_index, align_corners)
+
+
+def _pseudo_label_fake(views: list[Tensor], size: list[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    like = views[0]
+    shape = (like.shape[0], *size)
+    return (
+        like.new_empty(shape, dtype=torch.uint8),
+        like.new_empty(shape, dtype=torch.float32),
+        like.new_empty((like.shape[1], 2, HISTOGRAM_BINS), dtype=torch.int64),
+    )
+
+
+def _confusion_matrix_fake(logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty((logits.shape[1], logits.shape[1]), dtype=torch.int64)
+
+
+_library.register_fake("pseudo_label", _pseudo_label_fake)
+_library.register_fake("confusion_matrix", _confusion_matrix_fake)
