@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """The user's input is wrong; the message is for the user and the command line prints it without a trace."""
+    """The user's input is wrong; the message is for the user, the command line prints it alone."""
 
 
 def bad(thing: str, found: object, wanted: object) -> InputError:
