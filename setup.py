@@ -131,13 +131,18 @@ def extension(torch, ce):
     return ext
 
 
-if {"sdist", "egg_info"} & set(sys.argv):
-    setup()  # metadata needs no torch
-else:
-    installed = find_torch()
+def main() -> None:
+    if {"sdist", "egg_info"} & set(sys.argv):
+        setup()  # metadata needs no torch
+        return
+    torch = find_torch()
     from torch.utils import cpp_extension
 
     setup(
-        ext_modules=[extension(installed, cpp_extension)],
+        ext_modules=[extension(torch, cpp_extension)],
         cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
     )
+
+
+if __name__ == "__main__":
+    main()
