@@ -261,6 +261,20 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(ops: SimpleNamespace, na
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("classes", [19, 250])
+def test_sixteen_views(ops: SimpleNamespace, classes: int) -> None:
+    """The most that shared memory has to hold."""
+    views = [random_map((1, classes, 2 + k, 3), k) for k in range(16)]
+    arguments = (views[0], views, [20, 150], 1.5, None, None, False, 1, True)
+    found, wanted = ops.emulated.distillation_kl(*arguments), ops.cpu.distillation_kl(*arguments)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert_close(ours, theirs, 2e-5)
+    for mean in (False, True):
+        arguments = (views, [20, 150], 0.3, None, 1.5, None, mean, False, 255)
+        found, wanted = ops.emulated.pseudo_label(*arguments), ops.cpu.pseudo_label(*arguments)
+        assert_close(found[1], wanted[1], 2e-5)
+
+
 @pytest.mark.parametrize("label", [19, 200, -1, 2**40])
 def test_a_label_that_is_no_class_reads_nothing_and_shows(ops: SimpleNamespace, label: int) -> None:
     logits, target = random_map((1, 19, 3, 4), 0), torch.zeros((1, 20, 30), dtype=torch.int64)
