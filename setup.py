@@ -111,7 +111,11 @@ def extension(torch, ce):
             f"-isystem{home}/include",
         ]
         nvcc = ["-O3", "-std=c++17", "-Werror", "all-warnings"]  # the .cu files include nothing of torch
-        nvcc += ["-Xcompiler=-fvisibility=hidden", f"--threads={os.environ.get('NVCC_THREADS', '2')}"]
+        nvcc += [
+            "-Xcompiler=-fvisibility=hidden",
+            "-Xfatbin=-compress-all",
+            f"--threads={os.environ.get('NVCC_THREADS', '2')}",
+        ]
         library_dirs = [f"{home}/lib64"]
         link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]  # static: no libcudart.so to find at import
     cuda = f"on (nvcc {version}, {archs})" if home else f"off ({why})"
