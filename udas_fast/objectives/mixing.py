@@ -24,7 +24,7 @@ class MixingConfig:
     fit: bool = False  # keep the whole box inside instead of clipping it
     alpha: float = 1.0  # λ ~ Beta(alpha, alpha); the box has area 1 − λ (CutMix)
     replace: bool = False  # True: the mixed batch stands in place of the source batch; False: it joins it
-    augment: bool = True  # photometric AutoAugment on the mixed image; without target labels, on the source
+    augment: bool = True  # photometric AutoAugment on the mixed image
 
 
 def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, generator: torch.Generator) -> Batch:
@@ -57,8 +57,6 @@ def labelled_batches(
     if config.translate == "lab":
         source = replace(source, image=match_lab(source.image, batches["unlabelled"].image))
     if "labelled" not in batches:
-        # No mixed image to augment: the source takes its part, or a teacher would meet augmented views unprepared.
-        image = auto_augment(source.image, generator) if config.augment else source.image
-        return {"seg": replace(source, image=image)}
+        return {"seg": source}
     mixed = domain_cutmix(source, batches["labelled"], config, generator)
     return {"seg_mixed": mixed} if config.replace else {"seg": source, "seg_mixed": mixed}
