@@ -8,6 +8,7 @@ from udas_fast.data import Geometry
 from udas_fast.errors import bad
 from udas_fast.models import ModelConfig
 from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
 
 
@@ -15,7 +16,8 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int 
     """``recipe`` on a narrow ResNet-18 at output stride 4, from random weights, ``steps`` steps in all.
 
     Where there are several stages, the first takes two thirds of the steps and the rounds of the others share
-    the rest. AdamW replaces SGD, whose published rates are for ImageNet weights.
+    the rest. AdamW replaces SGD, whose published rates are for ImageNet weights. Self-training learns at a third
+    of the rate and with thresholds by class: the teachers of short runs are sure of the large classes only.
 
     Raises:
         InputError: fewer steps than rounds.
@@ -49,4 +51,7 @@ def _small_stage(stage: Stage, steps: int) -> Stage:
     objective = stage.objective
     if isinstance(objective, AdaptationConfig):
         objective = replace(objective, discriminator_width=8)
+    elif isinstance(objective, SelfTrainingConfig):
+        objective = replace(objective, threshold="balanced")
+        optimizer = replace(optimizer, lr=2e-3)
     return replace(stage, steps=steps, optimizer=optimizer, objective=objective)
