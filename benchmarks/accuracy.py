@@ -21,7 +21,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = (("no_adaptation", 0), ("udas", 0), ("udas", 50), ("supervised", 50))
-RENDERED_CAMVID = ("--small", "180x240", "--steps", "1200", "--set", "precision=bf16")
+RENDERED_CAMVID = ("--small", "180x240", "--steps", "900")
 
 
 def main() -> None:
