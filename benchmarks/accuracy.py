@@ -23,7 +23,7 @@ import harness
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = (("no_adaptation", 0), ("udas", 0), ("udas", 50), ("supervised", 50))
-RENDERED_CAMVID = ("--small", "180x240", "--steps", "900")
+RENDERED_CAMVID = ("--small", "180x240", "--steps", "600")
 
 
 def main() -> None:
