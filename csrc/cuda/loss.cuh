@@ -54,13 +54,14 @@ UDAS_DEVICE Pixel resolve(const LossTask& task, const Sides& sides) {
   if (Loss::kLabels && sides.label != task.ignore_index) {
     const bool known = sides.label >= 0 && sides.label < task.classes;
     pixel.label = known ? static_cast<int>(sides.label) : 0;
-    if (!known) pixel.weight = NAN;
+    if (!known) pixel.weight = pixel.count = NAN;
   }
   if (Loss::kCountsLabels) {
     pixel.active = pixel.label >= 0;
     if (pixel.active && task.class_weight != nullptr) {
-      pixel.count = __ldg(task.class_weight + pixel.label);
-      pixel.weight *= pixel.count;
+      const float weight = __ldg(task.class_weight + pixel.label);
+      pixel.count *= weight;
+      pixel.weight *= weight;
     }
   }
   if (!pixel.active) pixel.count = 0.0f;
