@@ -103,7 +103,7 @@ def extension(torch, ce):
         ce.CUDA_HOME = home  # torch leaves it None in a CPU-only torch
         archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or (ARCHS_CUDA_12 if version < "13" else ARCHS)
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
-        sources += [str(p) for p in sorted(csrc.glob("cuda/*.cu"))]
+        sources += [str(p) for pattern in ("cuda/*.cu", "cuda/*.cpp") for p in sorted(csrc.glob(pattern))]
         system.append(f"-isystem{home}/include")
         cxx += [
             "-DUDAS_WITH_CUDA",
@@ -124,20 +124,25 @@ def extension(torch, ce):
         library_dirs=library_dirs,
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         extra_link_args=link,
-        depends=[str(p) for p in sorted(csrc.rglob("*.h"))],
+        depends=[str(p) for p in sorted(csrc.rglob("*.*h"))],  # .h and .cuh
     )
     ext.include_dirs = []  # given with -isystem: only our own code is held to -Werror
     ext.libraries = ["torch", "torch_cpu"]  # the C shim alone: neither c10 nor torch_python
     return ext
 
 
-if {"sdist", "egg_info"} & set(sys.argv):
-    setup()  # metadata needs no torch
-else:
-    installed = find_torch()
+def main() -> None:
+    if {"sdist", "egg_info"} & set(sys.argv):
+        setup()  # metadata needs no torch
+        return
+    torch = find_torch()
     from torch.utils import cpp_extension
 
     setup(
-        ext_modules=[extension(installed, cpp_extension)],
+        ext_modules=[extension(torch, cpp_extension)],
         cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -39,6 +39,7 @@ def upsample(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor
 
 def check_labels(name: str, label: Tensor, classes: int, ignore_index: int | None) -> None:
     """Raise InputError where a label is neither a class nor ``ignore_index``; costs a wait on CUDA."""
+    label = label.long()  # a uint8 compared with 256 would wrap
     wrong = (label < 0) | (label >= classes)
     if ignore_index is not None:
         wrong &= label != ignore_index
@@ -106,7 +107,7 @@ def region_mask(region: Tensor, inside_label: Tensor) -> Tensor:
         return region
     classes = region.shape[1]
     check_labels("inside_label", inside_label, classes, 255)
-    known = inside_label < classes
+    known = inside_label.long() < classes
     flat = inside_label.long().clamp(max=classes - 1).flatten(1)
     return region.gather(1, flat).view(inside_label.shape) & known
 
@@ -213,8 +214,9 @@ def pseudo_label(
 def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """−log softmax(logits)[target] per pixel, 0 where ignored, and the mask of pixels that count."""
     check_labels("target", target, logits.shape[1], ignore_index)
+    target = target.long()
     valid = target != ignore_index
-    index = torch.where(valid, target.long(), torch.zeros_like(target, dtype=torch.int64))
+    index = torch.where(valid, target, torch.zeros_like(target))
     picked = logits.log_softmax(1).gather(1, index.unsqueeze(1)).squeeze(1)
     return torch.where(valid, -picked, torch.zeros_like(picked)), valid
 
@@ -342,8 +344,8 @@ def confusion_matrix(
     """int64 ``[C, C]``: pixels of true class i (row) predicted as class j (column)."""
     check_labels("target", target, num_classes, ignore_index)
     prediction = upsample(logits, target.shape[-2:], align_corners).argmax(1)
-    valid = target != ignore_index
-    cell = torch.where(valid, target.long() * num_classes + prediction, num_classes * num_classes)
+    target = target.long()
+    cell = torch.where(target != ignore_index, target * num_classes + prediction, num_classes * num_classes)
     counts = torch.zeros(num_classes * num_classes + 1, dtype=torch.int64, device=cell.device)
     counts.scatter_add_(0, cell.flatten(), torch.ones_like(cell).flatten())
     return counts[:-1].view(num_classes, num_classes)

@@ -1,0 +1,300 @@
+#pragma once
+// What every kernel uses: loads that widen to float32, tiles, and how a pixel's logits are interpolated.
+//
+// One thread works on one full-resolution column of a tile and walks down its rows. The horizontal weights of
+// a column are therefore computed once, and the two low-resolution rows it lies between are interpolated
+// horizontally once per pair of rows (4 loads a class through L1, for 8 pixels at stride 8) and stay in
+// registers: what is left per pixel and class is one FMA. Low-resolution maps of any dtype, strides and size
+// take the same path; nothing depends on the ratio of the sizes but speed.
+//
+// For more classes than are unrolled (C = 0 below) nothing per class stays in registers: logits are
+// interpolated anew at each use and gradients live in shared memory.
+#include <cuda_fp16.h>
+
+#include <type_traits>
+#include <utility>
+
+#include "../core/interpolate.h"
+#include "task.h"
+
+#define UDAS_DEVICE __device__ __forceinline__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
+#define UDAS_PARAMETER const
+#else
+#define UDAS_PARAMETER const __grid_constant__
+#endif
+
+// The class counts with kernels of their own.
+#ifndef UDAS_UNROLLED
+#define UDAS_UNROLLED 2, 11, 13, 16, 19, 21
+#endif
+
+namespace udas {
+namespace cuda {
+
+constexpr int kTileWidth = 128;
+constexpr int kTileHeight = 32;
+constexpr int kMostShared = 48 * 1024;  // bytes a block may have on every device without asking
+
+// ---- loads and stores --------------------------------------------------------------------------------
+
+UDAS_DEVICE float widen(float value) { return value; }
+UDAS_DEVICE float widen(__half value) { return __half2float(value); }
+UDAS_DEVICE float widen(uint8_t value) { return static_cast<float>(value); }
+
+// bfloat16: the upper half of a float32.
+struct Brain {
+  uint16_t raw;
+};
+UDAS_DEVICE float widen(Brain value) { return __uint_as_float(static_cast<uint32_t>(value.raw) << 16); }
+
+UDAS_DEVICE float load(const float* p) { return __ldg(p); }
+UDAS_DEVICE float load(const __half* p) {
+  return widen(__ushort_as_half(__ldg(reinterpret_cast<const unsigned short*>(p))));
+}
+UDAS_DEVICE float load(const Brain* p) {
+  return widen(Brain{__ldg(reinterpret_cast<const unsigned short*>(p))});
+}
+
+// body(pointer of the type's own element) for logits.
+template <class Body>
+UDAS_DEVICE void typed(const void* data, Type type, const Body& body) {
+  if (type == Type::float32) {
+    body(static_cast<const float*>(data));
+  } else if (type == Type::float16) {
+    body(static_cast<const __half*>(data));
+  } else {
+    body(static_cast<const Brain*>(data));
+  }
+}
+
+UDAS_DEVICE int64_t load_label(const Labels& labels, int64_t at) {
+  return labels.type == Type::uint8
+             ? static_cast<int64_t>(__ldg(static_cast<const uint8_t*>(labels.data) + at))
+             : __ldg(static_cast<const long long*>(labels.data) + at);
+}
+
+UDAS_DEVICE bool load_flag(const bool* flags, int64_t at) {
+  return __ldg(reinterpret_cast<const uint8_t*>(flags) + at) != 0;
+}
+
+// ---- tiles -------------------------------------------------------------------------------------------
+
+// The tile of block `index`: which pixels, of which sample.
+struct Tile {
+  UDAS_DEVICE Tile(const Tiling& tiling, unsigned index)
+      : sample(index / (tiling.down * tiling.across)), index(index) {
+    const int within = index % (tiling.down * tiling.across);
+    y = within / tiling.across * tiling.tile_height;
+    x = within % tiling.across * tiling.tile_width;
+    rows = min(tiling.tile_height, tiling.height - y);
+    columns = min(tiling.tile_width, tiling.width - x);
+  }
+  int64_t sample;
+  unsigned index;
+  int y, x, rows, columns;
+};
+
+__host__ UDAS_DEVICE int64_t tile_count(const Tiling& tiling) {
+  return tiling.samples * tiling.down * tiling.across;
+}
+
+// As udas::source, with fraction 0 where low == high.
+UDAS_DEVICE Source position(int i, int in, int out, bool align_corners) {
+  Source s = source(i, in, out, align_corners);
+  if (s.low == s.high) s.fraction = 0.0f;
+  return s;
+}
+
+UDAS_DEVICE Source row_position(const Tiling& tiling, const Map& map, int y) {
+  return position(y, map.height, tiling.height, tiling.align_corners);
+}
+
+UDAS_DEVICE Source column_position(const Tiling& tiling, const Map& map, int x) {
+  return position(x, map.width, tiling.width, tiling.align_corners);
+}
+
+// ---- shared memory and per-class scratch ---------------------------------------------------------------
+
+UDAS_DEVICE unsigned char* shared_memory() {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  return shared_bytes;
+}
+
+// In shared memory one class is a line of a tile's columns; every eighth column skips a bank, so that threads
+// eight columns apart (stride 8) do not meet.
+UDAS_DEVICE int slot(int column) { return column + (column >> 3); }
+__host__ UDAS_DEVICE int line(int columns) { return (columns + (columns >> 3)) | 1; }
+
+// C floats of a thread, in registers.
+template <int C>
+struct Values {
+  UDAS_DEVICE float& operator[](int c) { return value[c]; }
+  UDAS_DEVICE const float& operator[](int c) const { return value[c]; }
+  float value[C];
+};
+
+// Any number of floats of a thread, in shared memory.
+struct Strided {
+  UDAS_DEVICE float& operator[](int c) const { return first[c * pitch]; }
+  float* first;
+  int pitch;
+};
+
+template <>
+struct Values<0> : Strided {};
+
+// The class count as the pixel functions of core/ take it: a constant where it is unrolled.
+template <int C>
+struct Classes {
+  int count;
+  UDAS_DEVICE operator int() const { return C; }
+};
+
+template <>
+struct Classes<0> {
+  int count;
+  UDAS_DEVICE operator int() const { return count; }
+};
+
+// ---- interpolation -----------------------------------------------------------------------------------
+
+UDAS_DEVICE float blend(float a, float b, float fraction) { return fmaf(fraction, b - a, a); }
+
+// The logits of a thread's pixels in one map, row after row. `Steps` holds the differences between the two
+// low-resolution rows around a pixel: registers, or shared memory where those would not be enough.
+template <int C, class Steps = Values<C>>
+class Logits {
+ public:
+  UDAS_DEVICE void keep_in(Strided steps) { step_ = steps; }
+
+  // Goes to a pixel. Memory is read only where `fresh`: where the pixel above, if any, was between other
+  // rows.
+  UDAS_DEVICE void move(const Map& map, int64_t sample, const Source& row, const Source& column, bool fresh) {
+    fraction_ = row.fraction;
+    if (!fresh) return;
+    const int64_t left = sample * map.stride[0] + column.low * map.stride[3];
+    const int64_t right = sample * map.stride[0] + column.high * map.stride[3];
+    typed(map.data, map.type, [&](auto* data) {
+      auto* low = data + row.low * map.stride[2];
+      auto* high = data + row.high * map.stride[2];
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+        const float above = blend(load(low + left), load(low + right), column.fraction);
+        const float below = blend(load(high + left), load(high + right), column.fraction);
+        above_[c] = above;
+        step_[c] = below - above;
+        low += map.stride[1];
+        high += map.stride[1];
+      }
+    });
+  }
+
+  UDAS_DEVICE float operator[](int c) const { return fmaf(fraction_, step_[c], above_[c]); }
+
+ private:
+  float fraction_;
+  Values<C> above_;
+  Steps step_;
+};
+
+template <class Steps>
+class Logits<0, Steps> {
+ public:
+  UDAS_DEVICE void move(const Map& map, int64_t sample, const Source& row, const Source& column, bool) {
+    map_ = &map;
+    low_ = sample * map.stride[0] + row.low * map.stride[2] + column.low * map.stride[3];
+    down_ = (row.high - row.low) * map.stride[2];
+    right_ = (column.high - column.low) * map.stride[3];
+    across_ = column.fraction;
+    fraction_ = row.fraction;
+  }
+
+  UDAS_DEVICE float operator[](int c) const {
+    float value = 0.0f;
+    typed(map_->data, map_->type, [&](auto* data) {
+      data += low_ + c * map_->stride[1];
+      const float above = blend(load(data), load(data + right_), across_);
+      const float below = blend(load(data + down_), load(data + down_ + right_), across_);
+      value = blend(above, below, fraction_);
+    });
+    return value;
+  }
+
+ private:
+  const Map* map_;
+  int64_t low_, down_, right_;
+  float across_, fraction_;
+};
+
+// All logits of one pixel, without keeping anything for the next.
+template <int C, class Out>
+UDAS_DEVICE void interpolate(const Map& map, int64_t sample, const Source& row, const Source& column,
+                             int classes, Out& out) {
+  const Classes<C> count{classes};
+  typed(map.data, map.type, [&](auto* data) {
+    data += sample * map.stride[0];
+    auto* low = data + row.low * map.stride[2];
+    auto* high = data + row.high * map.stride[2];
+    const int64_t left = column.low * map.stride[3], right = column.high * map.stride[3];
+#pragma unroll
+    for (int c = 0; c < count; ++c) {
+      const float above = blend(load(low + left), load(low + right), column.fraction);
+      const float below = blend(load(high + left), load(high + right), column.fraction);
+      out[c] = blend(above, below, row.fraction);
+      low += map.stride[1];
+      high += map.stride[1];
+    }
+  });
+}
+
+// ---- launches ----------------------------------------------------------------------------------------
+
+template <class Task>
+cudaError_t launch(void (*kernel)(Task), dim3 blocks, int threads, size_t shared, cudaStream_t stream,
+                   const Task& task) {
+  void* arguments[] = {const_cast<Task*>(&task)};
+  return cudaLaunchKernel(kernel, blocks, dim3(threads), arguments, shared, stream);
+}
+
+// The tiling by the largest tile whose block gets along with `shared(height, width)` bytes; only 16 rows high
+// where 32 would leave a large GPU without work.
+template <class Shared>
+void choose_tiles(Tiling& tiling, bool unrolled, const Shared& shared) {
+  constexpr int64_t kEnough = 512;
+  const auto cut = [&](int height, int width) {
+    tiling.tile_height = height;
+    tiling.tile_width = width;
+    tiling.down = (tiling.height + height - 1) / height;
+    tiling.across = (tiling.width + width - 1) / width;
+  };
+  for (int width = unrolled ? kTileWidth : kTileWidth / 2; width >= 8; width /= 2) {
+    cut(kTileHeight, width);
+    if (tile_count(tiling) >= kEnough && shared(kTileHeight, width) <= kMostShared) return;
+    cut(kTileHeight / 2, width);
+    if (shared(kTileHeight / 2, width) <= kMostShared) return;
+  }
+}
+
+template <class Body, int... kUnrolled>
+cudaError_t with_classes(int classes, const Body& body, std::integer_sequence<int, kUnrolled...>) {
+  cudaError_t result = cudaSuccess;
+  const bool found =
+      ((classes == kUnrolled && (result = body(std::integral_constant<int, kUnrolled>{}), true)) || ...);
+  return found ? result : body(std::integral_constant<int, 0>{});
+}
+
+// body(constant C) with C the class count where that is unrolled, else 0.
+template <class Body>
+cudaError_t with_classes(int classes, const Body& body) {
+  return with_classes(classes, body, std::integer_sequence<int, UDAS_UNROLLED>{});
+}
+
+inline bool is_unrolled(int classes) {
+  bool unrolled = false;
+  for (const int known : {UDAS_UNROLLED}) unrolled = unrolled || classes == known;
+  return unrolled;
+}
+
+}  // namespace cuda
+}  // namespace udas

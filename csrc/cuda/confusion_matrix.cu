@@ -1,0 +1,128 @@
+// The confusion matrix: upsample, arg-max, count, in one pass; nothing of the image's size is written.
+//
+// One thread a column; equal cells in a row are counted before they are added, to a matrix in shared memory
+// for up to 64 classes and to the result beyond. Counts are integers, so their order does not matter.
+//
+// The floor, with P pixels: bytes P·(1 or 8) and N·C·h·w·(2 or 4) read; no exps; per pixel and class 4 FMAs
+// and the like (interpolation, compare, two selects).
+#include "../core/predict.h"
+#include "common.cuh"
+
+namespace udas {
+namespace cuda {
+namespace {
+
+constexpr int kMostSharedMatrix = 64;                 // classes
+constexpr unsigned long long kBadLabel = 1ull << 63;  // makes the first count negative
+
+struct ConfusionLayout {
+  size_t rows, matrix, bytes;
+};
+
+__host__ UDAS_DEVICE ConfusionLayout confusion_layout(int height, int classes) {
+  ConfusionLayout at;
+  at.rows = 0;                                    // Source [height]
+  at.matrix = at.rows + sizeof(Source) * height;  // unsigned [classes][classes]
+  at.bytes = at.matrix + (classes <= kMostSharedMatrix ? sizeof(unsigned) * classes * classes : 0);
+  return at;
+}
+
+template <int C>
+class ConfusionBlock {
+ public:
+  UDAS_DEVICE ConfusionBlock(const ConfusionTask& task, unsigned char* shared)
+      : task_(task), tile_(task.tiling, blockIdx.x), width_(task.tiling.tile_width) {
+    const ConfusionLayout at = confusion_layout(task.tiling.tile_height, task.classes);
+    rows_ = reinterpret_cast<Source*>(shared + at.rows);
+    matrix_ = reinterpret_cast<unsigned*>(shared + at.matrix);
+  }
+
+  UDAS_DEVICE void run() {
+    const bool in_shared = task_.classes <= kMostSharedMatrix;
+    const int cells = task_.classes * task_.classes;
+    for (int y = threadIdx.x; y < tile_.rows; y += width_)
+      rows_[y] = row_position(task_.tiling, task_.map, tile_.y + y);
+    for (int i = threadIdx.x; in_shared && i < cells; i += width_) matrix_[i] = 0;
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < tile_.columns) walk();
+    __syncthreads();
+    for (int i = threadIdx.x; in_shared && i < cells; i += width_) {
+      if (matrix_[i] != 0) atomicAdd(task_.counts + i, static_cast<unsigned long long>(matrix_[i]));
+    }
+  }
+
+ private:
+  UDAS_DEVICE void walk() {
+    const Tiling& tiling = task_.tiling;
+    const int x = tile_.x + threadIdx.x;
+    const Source column = column_position(tiling, task_.map, x);
+    int64_t at = (tile_.sample * tiling.height + tile_.y) * tiling.width + x;
+    int64_t next = load_label(task_.target, at);
+    Logits<C> logits;
+    int cell = -1;
+    unsigned count = 0;
+#pragma unroll 1
+    for (int y = 0; y < tile_.rows; ++y, at += tiling.width) {
+      const int64_t truth = next;
+      if (y + 1 < tile_.rows) next = load_label(task_.target, at + tiling.width);
+      const bool fresh = y == 0 || rows_[y].low != rows_[y - 1].low;
+      logits.move(task_.map, tile_.sample, rows_[y], column, fresh);
+      const int found = arg_max<float>(logits, Classes<C>{task_.classes}).label;
+      if (truth == task_.ignore_index) continue;
+      if (truth < 0 || truth >= task_.classes) {
+        atomicOr(task_.counts, kBadLabel);
+        continue;
+      }
+      const int now = static_cast<int>(truth) * task_.classes + found;
+      if (now != cell) {
+        add(cell, count);
+        cell = now;
+        count = 0;
+      }
+      ++count;
+    }
+    add(cell, count);
+  }
+
+  UDAS_DEVICE void add(int cell, unsigned count) {
+    if (count == 0) return;
+    if (task_.classes <= kMostSharedMatrix) {
+      atomicAdd(matrix_ + cell, count);
+    } else {
+      atomicAdd(task_.counts + cell, static_cast<unsigned long long>(count));
+    }
+  }
+
+  const ConfusionTask& task_;
+  const Tile tile_;
+  const int width_;
+  Source* rows_;
+  unsigned* matrix_;
+};
+
+template <int C>
+__global__ void __launch_bounds__(kTileWidth, 4) confusion_matrix_kernel(UDAS_PARAMETER ConfusionTask task) {
+  ConfusionBlock<C>(task, shared_memory()).run();
+}
+
+}  // namespace
+
+void plan_confusion_matrix(Tiling& tiling, int classes) {
+  choose_tiles(tiling, is_unrolled(classes),
+               [&](int height, int) { return confusion_layout(height, classes).bytes; });
+}
+
+cudaError_t run_confusion_matrix(const ConfusionTask& task, cudaStream_t stream) {
+  const Tiling& tiling = task.tiling;
+  const cudaError_t zeroed =
+      cudaMemsetAsync(task.counts, 0, sizeof(*task.counts) * task.classes * task.classes, stream);
+  if (zeroed != cudaSuccess || tile_count(tiling) == 0) return zeroed;
+  return with_classes(task.classes, [&](auto classes) {
+    constexpr int C = decltype(classes)::value;
+    return launch(confusion_matrix_kernel<C>, dim3(static_cast<unsigned>(tile_count(tiling))),
+                  tiling.tile_width, confusion_layout(tiling.tile_height, task.classes).bytes, stream, task);
+  });
+}
+
+}  // namespace cuda
+}  // namespace udas

@@ -1,0 +1,357 @@
+#pragma once
+// The one loop of every loss on the device: interpolate the maps at a pixel, let the pixel function of
+// core/losses.h turn logits into the loss and its gradient, apply the adjoint of the interpolation.
+//
+// loss_kernel: a block owns a tile of 128 columns by 16 or 32 rows, a thread a column. Vertically, a gradient
+// is added to two values per class in registers, which belong to the low-resolution rows above and below;
+// when the walk leaves a row, the tile's 128 columns meet in shared memory and are added up per
+// low-resolution column, left to right, into the tile's own patch of `partial`. finish_kernel adds for each
+// low-resolution cell the patches that touch it, in the order of the tiles. So there are no float atomics,
+// the same input gives the same bits, no pixel is computed twice, and the temporary memory is the patches:
+// about 1.7 low-resolution maps per gradient at stride 8 with 32 rows, 2.3 with 16.
+//
+// The floor of every loss with M maps with a gradient, K without, P pixels and C classes (each family's .cu
+// gives exps and FMAs of its own pixel function):
+//   bytes  labels and weights P·(1 to 8) + P·4 where given, logits (M + K)·N·C·h·w·(2 or 4), gradients
+//          M·N·C·h·w·4 written, patches about 2·1.7·M·N·C·h·w·4 (they stay in L2)
+//   FMAs   per pixel, class and map: 1 to interpolate at each use, 2 for the adjoint; horizontal work is
+//          1/8 of that at stride 8
+// At stride 8 this is bound by exps and instruction issue, not by memory.
+#include "../core/losses.h"
+#include "common.cuh"
+
+namespace udas {
+namespace cuda {
+
+// What is known of a pixel before its logits: as loaded, so that the next pixel's loads can be in flight
+// while this one is worked on, and as used.
+struct Sides {
+  int64_t label;
+  float weight;
+  bool masked_in;
+};
+
+struct Pixel {
+  int label;  // -1: ignored
+  float weight, count;
+  bool active;  // false: neither loss nor gradient
+};
+
+// `at` is the pixel's place in [N, H, W].
+template <class Loss>
+UDAS_DEVICE Sides load_sides(const LossTask& task, int64_t at) {
+  Sides sides{0, 1.0f, true};
+  if (Loss::kLabels) sides.label = load_label(task.target, at);
+  if (task.pixel_weight != nullptr) sides.weight = __ldg(task.pixel_weight + at);
+  if (Loss::kTeachers && task.mask != nullptr) sides.masked_in = load_flag(task.mask, at);
+  return sides;
+}
+
+// A label that is neither a class nor ignored reads nothing: its pixel counts as NaN.
+template <class Loss>
+UDAS_DEVICE Pixel resolve(const LossTask& task, const Sides& sides) {
+  Pixel pixel{-1, sides.weight, 1.0f, sides.masked_in};
+  if (Loss::kLabels && sides.label != task.ignore_index) {
+    const bool known = sides.label >= 0 && sides.label < task.classes;
+    pixel.label = known ? static_cast<int>(sides.label) : 0;
+    if (!known) pixel.weight = NAN;
+  }
+  if (Loss::kCountsLabels) {
+    pixel.active = pixel.label >= 0;
+    if (pixel.active && task.class_weight != nullptr) {
+      pixel.count = __ldg(task.class_weight + pixel.label);
+      pixel.weight *= pixel.count;
+    }
+  }
+  if (!pixel.active) pixel.count = 0.0f;
+  return pixel;
+}
+
+// ---- a block's shared memory ---------------------------------------------------------------------------
+
+// Sizes and places, the same for the host that asks for the memory and the block that uses it.
+struct LossLayout {
+  size_t sums, rows, columns, lines, bytes;
+};
+
+__host__ UDAS_DEVICE LossLayout loss_layout(int width, int maps, int lines) {
+  LossLayout at;
+  at.sums = 0;                                                 // double [2][width]
+  at.rows = at.sums + 2 * sizeof(double) * width;              // Source [maps][32]
+  at.columns = at.rows + sizeof(Source) * maps * kTileHeight;  // Source [maps][width]
+  at.lines = at.columns + sizeof(Source) * maps * width;       // float [lines][line(width)]
+  at.bytes = at.lines + sizeof(float) * lines * line(width);
+  return at;
+}
+
+// ---- one block -----------------------------------------------------------------------------------------
+
+template <class Loss, int C, bool kGrad>
+class LossBlock {
+ public:
+  static constexpr int kMaps = Loss::kMaps;
+  // For more classes than these the registers (255 a thread) do not hold everything.
+  static constexpr bool kSharedSteps = kGrad && C > Loss::kMostInRegisters;
+  using Steps = std::conditional_t<kSharedSteps, Strided, Values<C>>;
+
+  // Lines of shared memory, one float a column: of each map's steps, which the gradient on its way from the
+  // columns to the low-resolution columns replaces, or of that gradient alone; for C = 0 of the scratch.
+  static int lines(int classes) {
+    if (C == 0) return Loss::kScratch * classes;
+    return kGrad ? (kSharedSteps ? kMaps : 1) * C : 0;
+  }
+
+  UDAS_DEVICE LossBlock(const LossTask& task, unsigned char* shared)
+      : task_(task), tile_(task.tiling, blockIdx.x) {
+    const LossLayout at = loss_layout(width(), maps(), 0);
+    sums_ = reinterpret_cast<double*>(shared + at.sums);
+    rows_ = reinterpret_cast<Source*>(shared + at.rows);
+    columns_ = reinterpret_cast<Source*>(shared + at.columns);
+    lines_ = reinterpret_cast<float*>(shared + at.lines);
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+      if constexpr (kSharedSteps) logits_[m].keep_in(own_line(m * C));
+    }
+    if constexpr (C == 0) {
+      for (int g = 0; g < Loss::kScratch; ++g) gradient_[g] = Values<0>{own_line(g * task.classes)};
+    }
+  }
+
+  UDAS_DEVICE void run() {
+    tables();
+    const int x = threadIdx.x;
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+      clear(above_[m]);
+      clear(below_[m]);
+    }
+    walk(x < tile_.columns ? x : -1);
+    add_up();
+  }
+
+ private:
+  // Constants wherever registers are scarce.
+  UDAS_DEVICE int width() const { return C > 0 ? kTileWidth : task_.tiling.tile_width; }
+  UDAS_DEVICE int maps() const { return kMaps + (Loss::kTeachers ? task_.teachers : 0); }
+
+  // This thread's column of the lines from `first` on.
+  UDAS_DEVICE Strided own_line(int first) const {
+    return {lines_ + first * line(width()) + slot(threadIdx.x), line(width())};
+  }
+  // Where the lines of map `m` begin that its gradient goes through.
+  UDAS_DEVICE float* lines_of(int m) const {
+    return lines_ + (C == 0 ? m * task_.classes : kSharedSteps ? m * C : 0) * line(width());
+  }
+  UDAS_DEVICE const Source& row(int map, int y) const { return rows_[map * kTileHeight + y]; }
+  UDAS_DEVICE const Source& column(int map, int x) const { return columns_[map * width() + x]; }
+
+  // Where the tile's rows and columns read from, for every map.
+  UDAS_DEVICE void tables() {
+    for (int i = threadIdx.x; i < maps() * kTileHeight; i += width()) {
+      const int y = min(i % kTileHeight, tile_.rows - 1);
+      rows_[i] = row_position(task_.tiling, task_.maps[i / kTileHeight], tile_.y + y);
+    }
+    const int x = min(static_cast<int>(threadIdx.x), tile_.columns - 1);
+    for (int m = 0; m < maps(); ++m)
+      columns_[m * width() + threadIdx.x] = column_position(task_.tiling, task_.maps[m], tile_.x + x);
+    __syncthreads();
+  }
+
+  // Down column `x` of the tile; -1: outside of the image, only taking part where the block meets.
+  UDAS_DEVICE void walk(int x) {
+    const bool inside = x >= 0;
+    const Tiling& tiling = task_.tiling;
+    int64_t at = (tile_.sample * tiling.height + tile_.y) * tiling.width + tile_.x + (inside ? x : 0);
+    Sides next = load_sides<Loss>(task_, at);
+#pragma unroll 1
+    for (int y = 0; y < tile_.rows; ++y, at += tiling.width) {
+      Pixel pixel = resolve<Loss>(task_, next);
+      if (y + 1 < tile_.rows) next = load_sides<Loss>(task_, at + tiling.width);
+      pixel.active = pixel.active && inside;
+      if (kGrad && C > 0 && y > 0) leave_rows(y - 1, y);
+#pragma unroll
+      for (int m = 0; m < kMaps; ++m) {
+        const bool fresh = y == 0 || row(m, y).low != row(m, y - 1).low;
+        logits_[m].move(task_.maps[m], tile_.sample, row(m, y), column(m, threadIdx.x), fresh);
+      }
+      float loss = 0.0f;
+      if (pixel.active) {
+        loss = pixel.weight * pixel_loss(pixel, y);
+        total_ += loss;
+        count_ += pixel.count;
+      }
+      if (kGrad) collect(pixel.active, y);
+      if (inside && task_.loss_map != nullptr) task_.loss_map[at] = loss;
+    }
+    if (kGrad && C > 0) leave_rows(tile_.rows - 1, -1);
+  }
+
+  UDAS_DEVICE float pixel_loss(const Pixel& pixel, int y) {
+    // A teacher's logits go through the last scratch array; from there its softmax replaces them.
+    const auto teachers = [&](int k) {
+      auto& to = gradient_[Loss::kScratch - 1];
+      const int m = kMaps + k;
+      interpolate<C>(task_.maps[m], tile_.sample, row(m, y), column(m, threadIdx.x), task_.classes, to);
+      return to;
+    };
+    return Loss::template run<kGrad>(task_, pixel, Classes<C>{task_.classes}, logits_, gradient_, teachers);
+  }
+
+  // ---- the adjoint of the interpolation ----
+
+  UDAS_DEVICE void clear(Values<C>& values) {
+    if constexpr (C > 0) {
+#pragma unroll
+      for (int c = 0; c < C; ++c) values[c] = 0.0f;
+    }
+  }
+
+  // Vertically: registers where there are some, else straight to the columns' sums.
+  UDAS_DEVICE void collect(bool active, int y) {
+    if constexpr (C > 0) {
+      if (!active) return;
+#pragma unroll
+      for (int m = 0; m < kMaps; ++m) {
+        const float fraction = row(m, y).fraction;
+#pragma unroll
+        for (int c = 0; c < C; ++c) {
+          const float g = gradient_[m][c], part = fraction * g;
+          above_[m][c] += g - part;
+          below_[m][c] += part;
+        }
+      }
+    } else {
+#pragma unroll
+      for (int m = 0; m < kMaps && !active; ++m)
+        for (int c = 0; c < task_.classes; ++c) gradient_[m][c] = 0.0f;
+      __syncthreads();
+#pragma unroll
+      for (int m = 0; m < kMaps; ++m) {
+        const Source& at = row(m, y);
+        const bool fresh = y == 0 || row(m, y - 1).high < at.low;
+        const bool fresh_below = y == 0 || row(m, y - 1).high < at.high;
+        const float* lines = lines_of(m);
+        add_columns(m, at.low, lines, 1.0f - at.fraction, fresh);
+        if (at.high > at.low) add_columns(m, at.high, lines, at.fraction, fresh_below);
+      }
+      __syncthreads();
+    }
+  }
+
+  // Hands on what was collected for the low-resolution rows of pixel row `y` that `next` (-1: none) does not
+  // read.
+  UDAS_DEVICE void leave_rows(int y, int next) {
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+      const int low = row(m, y).low, high = row(m, y).high;
+      const int to = next < 0 ? high + 1 : row(m, next).low;
+#pragma unroll 1
+      for (int r = low; r < to && r <= high; ++r) {
+#pragma unroll
+        for (int c = 0; c < C; ++c) {
+          lines_of(m)[c * line(width()) + slot(threadIdx.x)] = above_[m][c];
+          above_[m][c] = below_[m][c];
+          below_[m][c] = 0.0f;
+        }
+        __syncthreads();
+        add_columns(m, r, lines_of(m), 1.0f, true);
+        __syncthreads();
+      }
+    }
+  }
+
+  // The first column of the tile whose low is at least `low`.
+  UDAS_DEVICE int first_column(int map, int low) const {
+    int begin = 0, end = tile_.columns;
+    while (begin < end) {
+      const int middle = (begin + end) / 2;
+      if (column(map, middle).low < low) {
+        begin = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    return begin;
+  }
+
+  // Horizontally: for each low-resolution column of the tile, its pixel columns from left to right, times
+  // `factor`, into row `r` of the tile's patch. A thread keeps its column and strides over the classes.
+  UDAS_DEVICE void add_columns(int map, int r, const float* lines, float factor, bool fresh) {
+    const Footprint& room = task_.footprint[map];
+    const int first = column(map, 0).low;
+    const int touched = column(map, tile_.columns - 1).high - first + 1;
+    const int abreast = min(touched, width()), groups = width() / abreast;
+    const int group = threadIdx.x / abreast;
+    if (group >= groups) return;
+    float* patch =
+        task_.partial[map] + (static_cast<int64_t>(tile_.index) * room.rows + (r - row(map, 0).low)) *
+                                 task_.classes * room.columns;
+    for (int j = threadIdx.x % abreast; j < touched; j += abreast) {
+      const int begin = first_column(map, first + j - 1);
+      const int middle = first_column(map, first + j);
+      const int end = first_column(map, first + j + 1);
+      for (int c = group; c < task_.classes; c += groups) {
+        const float* values = lines + c * line(width());
+        float sum = 0.0f;
+        for (int x = begin; x < middle; ++x) sum = fmaf(column(map, x).fraction, values[slot(x)], sum);
+        for (int x = middle; x < end; ++x) sum = fmaf(1.0f - column(map, x).fraction, values[slot(x)], sum);
+        float& to = patch[c * room.columns + j];
+        to = fresh ? factor * sum : fmaf(factor, sum, to);
+      }
+    }
+  }
+
+  // The tile's loss and count, added as a tree of fixed shape.
+  UDAS_DEVICE void add_up() {
+    const int t = threadIdx.x;
+    double* counts = sums_ + width();
+    sums_[t] = total_;
+    counts[t] = count_;
+    for (int n = width(); n > 1;) {
+      const int half = (n + 1) / 2;
+      __syncthreads();
+      if (t < n - half) {
+        sums_[t] += sums_[t + half];
+        counts[t] += counts[t + half];
+      }
+      n = half;
+    }
+    if (t == 0) {
+      task_.totals[tile_.index] = sums_[0];
+      task_.counts[tile_.index] = counts[0];
+    }
+  }
+
+  const LossTask& task_;
+  const Tile tile_;
+  double* sums_;
+  Source *rows_, *columns_;
+  float* lines_;
+  Logits<C, Steps> logits_[kMaps];
+  Values<C> gradient_[Loss::kScratch];
+  Values<C> above_[kMaps], below_[kMaps];
+  float total_ = 0.0f, count_ = 0.0f;
+};
+
+template <class Loss, int C, bool kGrad>
+__global__ void __launch_bounds__(kTileWidth, 2) loss_kernel(UDAS_PARAMETER LossTask task) {
+  LossBlock<Loss, C, kGrad>(task, shared_memory()).run();
+}
+
+template <class Loss>
+cudaError_t run_loss(const LossTask& task, cudaStream_t stream) {
+  const int64_t tiles = tile_count(task.tiling);
+  if (tiles == 0) return cudaSuccess;
+  const int width = task.tiling.tile_width;
+  return with_classes(task.classes, [&](auto classes) {
+    constexpr int C = decltype(classes)::value;
+    const int lines = task.with_grad ? LossBlock<Loss, C, true>::lines(task.classes)
+                                     : LossBlock<Loss, C, false>::lines(task.classes);
+    const size_t bytes = loss_layout(width, Loss::kMaps + task.teachers, lines).bytes;
+    const auto kernel = task.with_grad ? loss_kernel<Loss, C, true> : loss_kernel<Loss, C, false>;
+    return launch(kernel, dim3(static_cast<unsigned>(tiles)), width, bytes, stream, task);
+  });
+}
+
+}  // namespace cuda
+}  // namespace udas

@@ -1,0 +1,137 @@
+#pragma once
+// What a kernel is asked to do, in plain types that travel to the device as they are: the torch tensors stay
+// in the .cpp files, the kernels in the .cu files, and neither has to parse the other's headers.
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "../core/region.h"
+
+namespace udas {
+namespace cuda {
+
+constexpr int kMaxViews = 16;
+constexpr int kMaxChannels = 64;
+
+enum class Type : int32_t { none, float32, float16, bfloat16, uint8, int64 };
+
+// Low-resolution logits [N, C, h, w]; strides in elements.
+struct Map {
+  const void* data;
+  int64_t stride[4];
+  int32_t height, width;
+  Type type;
+};
+
+// Full-resolution labels [N, H, W], contiguous; data is null where absent.
+struct Labels {
+  const void* data;
+  Type type;
+};
+
+// How the full-resolution pixels are cut into tiles, one block of threads each, one thread a column.
+struct Tiling {
+  int32_t height, width;            // of the image
+  int32_t tile_height, tile_width;  // at most 32 rows; tile_width is the number of threads
+  int32_t down, across;             // tiles of an image
+  int64_t samples;
+  bool align_corners;
+};
+
+// The most low-resolution rows and columns of a map that one tile touches.
+struct Footprint {
+  int32_t rows, columns;
+};
+
+struct LossTask {
+  Tiling tiling;
+  int32_t classes, teachers;
+  Map maps[1 + kMaxViews];  // those with a gradient first, then the teachers
+  Labels target;
+  const float* pixel_weight;  // [N, H, W] or null
+  const bool* mask;           // [N, H, W] or null
+  const float* class_weight;  // [C] or null
+  int64_t ignore_index;
+  float inverse_temperature, inverse_log_classes;
+  bool with_grad;
+  Footprint footprint[2];
+  // Results. A tile's sum of weighted losses and its count; per map with a gradient [tiles, rows, C,
+  // columns].
+  float* loss_map;  // [N, H, W], null unless asked for
+  double *totals, *counts;
+  float* partial[2];
+};
+
+// The second launch of every loss: adds up the tiles.
+struct FinishTask {
+  Tiling tiling;
+  int32_t classes, maps;
+  int32_t height[2], width[2];  // of the maps
+  Footprint footprint[2];
+  bool mean;
+  const double *totals, *counts;
+  const float* partial[2];
+  float *loss, *scale;  // loss is null where it is a map
+  float* gradient[2];   // [N, C, h, w]
+};
+
+struct PredictTask {
+  Tiling tiling;
+  int32_t classes, views;
+  Map maps[kMaxViews];
+  const bool* flips;  // [K, N] or null
+  bool mean;
+  float inverse_temperature, threshold;
+  const float* class_threshold;  // [C] or null
+  uint8_t ignore_label;
+  uint8_t* label;
+  float* confidence;
+  unsigned long long* histogram;  // [C, 2, 64], zeroed by the launch
+};
+
+struct ConfusionTask {
+  Tiling tiling;
+  int32_t classes;
+  Map map;
+  Labels target;
+  int64_t ignore_index;
+  unsigned long long* counts;  // [C, C], zeroed by the launch
+};
+
+struct MixTask {
+  int64_t samples;
+  int32_t channels, height, width;
+  Map inside, outside;
+  Labels inside_label, outside_label;
+  Region region;
+  const int32_t* boxes;  // [N, 4]
+  const bool* table;     // [N, table_classes]
+  int64_t table_classes;
+  const bool* mask;  // [N, H, W]
+  Affine affine[kMaxChannels];
+  void* image;
+  Type out_type;
+  bool channels_last;
+  void* label;  // contiguous, of the type of the labels
+};
+
+// Tiles, chosen before memory is allocated, by the sizes alone; and what one tile of a loss touches of a map.
+void plan_loss(Tiling& tiling, int classes, int maps);
+void plan_pseudo_label(Tiling& tiling, int classes, int views, bool mean);
+void plan_confusion_matrix(Tiling& tiling, int classes);
+Footprint footprint(const Tiling& tiling, const Map& map);
+
+// Each launches on `stream` and neither allocates nor waits.
+cudaError_t run_cross_entropy(const LossTask& task, cudaStream_t stream);
+cudaError_t run_rectified(const LossTask& task, cudaStream_t stream);
+cudaError_t run_symmetric_kl(const LossTask& task, cudaStream_t stream);
+cudaError_t run_ensemble_kl(const LossTask& task, cudaStream_t stream);
+cudaError_t run_distillation_kl(const LossTask& task, cudaStream_t stream);
+cudaError_t run_entropy(const LossTask& task, cudaStream_t stream);
+cudaError_t run_finish(const FinishTask& task, cudaStream_t stream);
+cudaError_t run_pseudo_label(const PredictTask& task, cudaStream_t stream);
+cudaError_t run_confusion_matrix(const ConfusionTask& task, cudaStream_t stream);
+cudaError_t run_region_mix(const MixTask& task, cudaStream_t stream);
+
+}  // namespace cuda
+}  // namespace udas

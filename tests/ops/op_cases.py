@@ -1,0 +1,119 @@
+"""What the operators' tests share: devices, random maps, one entry per loss, and how close is close."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from udas_fast.ops import reference
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[NO_GPU, pytest.mark.cuda])]
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss with ``maps`` logit maps that have a gradient; ``call(module, maps, target, **options)``."""
+
+    name: str
+    maps: int
+    call: Callable[..., Tensor]
+    labelled: bool = False
+
+
+def _labelled(name: str) -> Callable[..., Tensor]:
+    return lambda module, maps, target, **kw: getattr(module, name)(*maps, target, **kw)
+
+
+def _unlabelled(name: str) -> Callable[..., Tensor]:
+    return lambda module, maps, target, **kw: getattr(module, name)(*maps, tuple(target.shape[1:]), **kw)
+
+
+def _distilled(module: ModuleType, maps: Sequence[Tensor], target: Tensor, **kw: object) -> Tensor:
+    """Two teachers made from the student, at two other sizes."""
+    student = maps[0]
+    first = student.detach().flip(1) * 0.5
+    second = student.detach().roll(1, 1)[:, :, : (student.shape[2] + 1) // 2]
+    return module.distillation_kl(student, [first, second], tuple(target.shape[1:]), temperature=1.5, **kw)
+
+
+LOSSES = [
+    Loss("cross_entropy", 1, _labelled("cross_entropy"), labelled=True),
+    Loss("rectified_cross_entropy", 2, _labelled("rectified_cross_entropy"), labelled=True),
+    Loss("symmetric_kl", 2, _unlabelled("symmetric_kl")),
+    Loss("ensemble_kl", 2, _unlabelled("ensemble_kl")),
+    Loss("distillation_kl", 1, _distilled),
+    Loss("entropy", 1, _unlabelled("entropy")),
+]
+LOSS_PARAMS = [pytest.param(loss, id=loss.name) for loss in LOSSES]
+
+
+def random_map(
+    shape: Sequence[int],
+    seed: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "contiguous",
+    scale: float = 3,
+) -> Tensor:
+    """Logits of ``shape`` on the CPU; ``layout`` is contiguous, channels_last, transposed or sliced."""
+    n, c, h, w = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return (torch.randn(size, generator=generator) * scale).to(dtype)
+
+    if layout == "channels_last":
+        return normal(n, h, w, c).permute(0, 3, 1, 2)
+    if layout == "transposed":
+        return normal(n, c, w, h).transpose(2, 3)
+    if layout == "sliced":
+        return normal(n, c + 2, 2 * h, w + 3)[:, 1:-1, ::2, 3:]
+    return normal(n, c, h, w)
+
+
+def random_labels(
+    shape: Sequence[int], classes: int, seed: int, *, dtype: torch.dtype = torch.uint8, ignored: float = 0.2
+) -> Tensor:
+    """Labels ``[N, H, W]`` below ``classes``, a share of them 255."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, classes, tuple(shape), generator=generator)
+    label[torch.rand(tuple(shape), generator=generator) < ignored] = 255
+    return label.to(dtype)
+
+
+def with_gradients(
+    loss: Loss, module: ModuleType, maps: Sequence[Tensor], target: Tensor, **options: object
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss, and the gradient of its sum weighted by a fixed pattern (which "none" tells apart)."""
+    leaves = [m.detach().requires_grad_() for m in maps]
+    value = loss.call(module, leaves, target, **options)
+    pattern = torch.linspace(0.5, 1.5, max(value.numel(), 1), dtype=value.dtype, device=value.device)
+    total = (value * pattern[: value.numel()].view(value.shape)).sum()
+    return value.detach(), list(torch.autograd.grad(total, leaves))
+
+
+def oracle(
+    loss: Loss, maps: Sequence[Tensor], target: Tensor, **options: object
+) -> tuple[Tensor, list[Tensor]]:
+    """:func:`with_gradients` of the reference in float64."""
+    options = {
+        k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in options.items()
+    }
+    return with_gradients(loss, reference, [m.double() for m in maps], target, **options)
+
+
+def assert_close(found: Tensor, wanted: Tensor, tolerance: float, floor: float = 1e-6) -> None:
+    """‖found − wanted‖ ≤ tolerance·‖wanted‖, plus ``floor`` per element where the wanted is as good as 0."""
+    assert found.shape == wanted.shape
+    assert bool(found.isfinite().all())
+    error = float((found.double().cpu() - wanted.double().cpu()).norm())
+    limit = tolerance * float(wanted.double().norm()) + floor * max(found.numel(), 1) ** 0.5
+    assert error <= limit, f"error {error:.3g}, allowed {limit:.3g}"
