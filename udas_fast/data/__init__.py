@@ -6,13 +6,14 @@ from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, open_datase
 from udas_fast.data.faults import BadFile, Faults
 from udas_fast.data.files import IMAGE_SUFFIXES, read_image
 from udas_fast.data.geometry import Geometry, resize
-from udas_fast.data.loader import MixedStream, Stream, choose_engine, evaluation_batches
+from udas_fast.data.loader import ENGINES, MixedStream, Stream, choose_engine, evaluation_batches
 from udas_fast.data.sampler import RareClasses
 from udas_fast.data.types import CAMVID, CITYSCAPES, IGNORE, Batch, ClassSet, Sample, SegmentationDataset
 
 __all__ = [
     "CAMVID",
     "CITYSCAPES",
+    "ENGINES",
     "IGNORE",
     "IMAGE_SUFFIXES",
     "BadFile",

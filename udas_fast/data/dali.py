@@ -108,7 +108,7 @@ class DaliEngine:
         step = start
         while True:
             try:
-                outputs = [_to_torch(output) for output in pipeline.run()]
+                outputs = _copies(pipeline.run(), self.device)
             except RuntimeError:
                 outputs = None
             if outputs is not None and self.labelled and outputs[2].any():
@@ -167,8 +167,6 @@ class DaliEngine:
         return tuple(inputs)
 
     def _pipeline(self, feed: object) -> Pipeline:
-        gpu = self.device.type == "cuda"
-        index = (self.device.index or 0) if gpu else None
         kinds = [(types.UINT8, 1), (types.FLOAT, 1), (types.BOOL, 0), (types.INT32, 0)]
         kinds += [(types.INT32, 1)] if self.geometry.crop is not None else []
         kinds += [(types.UINT8, 1), (types.INT32, 1), (types.INT32, 1)] if self.labelled else []
@@ -183,7 +181,7 @@ class DaliEngine:
         pipeline = pipeline_def(graph, enable_conditionals=True)(
             batch_size=self.sampler.batch_size,
             num_threads=self.threads,
-            device_id=index,
+            device_id=_index(self.device),
             prefetch_queue_depth=2,
         )
         pipeline.build()
@@ -264,14 +262,21 @@ def _label(
     return label, fn.reductions.max(unknown)
 
 
-def _to_torch(output: object) -> torch.Tensor:
-    """A copy of a pipeline's output, which DALI will use again, where it lies."""
-    tensor = output.as_tensor()
-    array = torch.empty(tensor.shape(), dtype=torch.uint8, device=_device(tensor))
-    stream = torch.cuda.current_stream() if array.is_cuda else None
-    feed_ndarray(tensor, array, cuda_stream=stream)
-    return array
+def _index(device: torch.device) -> int | None:
+    """DALI's name of ``device``: a GPU's number, None for the CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
-def _device(tensor: object) -> torch.device:
-    return torch.device("cuda", tensor.device_id()) if "GPU" in type(tensor).__name__ else torch.device("cpu")
+def _copies(outputs: tuple, device: torch.device) -> list[torch.Tensor]:
+    """Copies of a pipeline's outputs, which DALI will use again."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    copies = []
+    for output in outputs:
+        tensor = output.as_tensor()
+        copy = torch.empty(tensor.shape(), dtype=torch.uint8, device=device)
+        copies.append(feed_ndarray(tensor, copy, cuda_stream=stream))
+    if stream is not None:
+        stream.synchronize()  # in the reading thread: training does not wait here
+    return copies

@@ -34,13 +34,10 @@ class Faults:
         for sentence in sentences:
             if sentence in self.found:
                 continue
+            if len(self.found) >= self.limit:
+                raise BadFile(f"{sentence}; bad files that may be skipped: {self.limit}")
             self.found.append(sentence)
-            if len(self.found) > self.limit:
-                raise BadFile(sentence if self.limit == 0 else f"{sentence}; {self._count()}")
-            tqdm.write(f"skipped: {sentence}; {self._count()}", file=sys.stderr)
-
-    def _count(self) -> str:
-        return f"bad file {len(self.found)}, {self.limit} may be skipped"
+            tqdm.write(f"skipped {len(self.found)} of {self.limit}: {sentence}", file=sys.stderr)
 
 
 def read_or_replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,11 +21,11 @@ from udas_fast.data.types import Batch, Sample, SegmentationDataset
 from udas_fast.errors import InputError, bad
 
 Engine = Literal["torch", "dali"]
+AnyEngine = Literal["torch", "dali", "auto"]
+ENGINES = get_args(AnyEngine)
 
 
-def choose_engine(
-    engine: Literal["torch", "dali", "auto"], datasets: Sequence[SegmentationDataset]
-) -> Engine:
+def choose_engine(engine: AnyEngine, datasets: Sequence[SegmentationDataset]) -> Engine:
     """``auto`` is ``dali`` where it is installed and every dataset consists of files, else ``torch``.
 
     Raises InputError where ``dali`` is asked for and one of the two is missing.
@@ -101,6 +101,11 @@ class Stream:
         loaded = self._dali(start_step, device) if self.engine == "dali" else self._torch(start_step)
         return self._without_faults(prefetch(loaded, device))
 
+    @property
+    def global_batch(self) -> int:
+        """Images of one step over all processes: a run can only go on with the same."""
+        return self.sampler.global_batch
+
     def _torch(self, start_step: int) -> Iterator[Loaded]:
         return _load(_Draws(self), _Steps(start_step, self.sampler), self.workers)
 
@@ -137,6 +142,7 @@ class MixedStream:
         if len(sizes) != 1:
             raise bad("sizes of mixed streams", sorted(sizes), "one size")
         self.parts = parts
+        self.global_batch = sum(part.global_batch for part in parts)
 
     def batches(self, start_step: int = 0, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """The batches of steps ``start_step``, ``start_step`` + 1, …, without end, on ``device``."""

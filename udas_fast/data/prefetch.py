@@ -43,10 +43,9 @@ def _on_gpu(batches: Iterator[Loaded], device: torch.device) -> Iterator[Loaded]
     finally:
         stop.set()
         while thread.is_alive():  # it may be waiting for a place in the queue
-            with_room = threading.Event()
-            with_room.wait(0.01)
             while not ready.empty():
                 ready.get_nowait()
+            thread.join(0.01)
 
 
 def _copy(batches: Iterator[Loaded], device: torch.device, ready: queue.Queue, stop: threading.Event) -> None:
