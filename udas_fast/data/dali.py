@@ -85,11 +85,14 @@ class DaliEngine:
             step = start_step
             while True:
                 for draws, outputs in self._run(step, pool):
-                    if outputs is None:
+                    faults = [sentence for draw in draws for sentence in draw.faults]
+                    if any(draw.files is None for draw in draws):
+                        yield None, faults
+                    elif outputs is not None:
+                        yield self._batch(draws, outputs), faults
+                    else:
                         self._examine(draws)
                         break  # and begin again at this step
-                    faults = [sentence for draw in draws for sentence in draw.faults]
-                    yield self._batch(draws, outputs), faults
                     step += 1
 
     def _run(
@@ -137,14 +140,14 @@ class DaliEngine:
     def _examine(self, draws: list[_Draw]) -> None:
         """Find out which file of a batch DALI could not use; Pillow's verdict holds."""
         known = len(self._bad) + len(self._plain)
-        for index in {draw.files.index for draw in draws if draw.files is not None}:
+        for index in {draw.files.index for draw in draws}:
             try:
                 self.dataset[index]
                 self._plain.add(index)
             except InputError as error:
                 self._bad[index] = error
         if len(self._bad) + len(self._plain) == known:
-            names = ", ".join(str(self.dataset.item(draw.files.index).image) for draw in draws if draw.files)
+            names = ", ".join(str(self.dataset.item(draw.files.index).image) for draw in draws)
             raise InputError(f"DALI cannot use one of {names}, which are not damaged; use the engine 'torch'")
 
     def _inputs(self, draws: list[_Draw]) -> tuple[list[np.ndarray], ...]:
@@ -209,9 +212,7 @@ class DaliEngine:
         strong = [_finished(dali_augment.augment(image, numbers), flip) for numbers in rest]
         return (*outputs, *([fn.stack(*strong)] if strong else []))
 
-    def _batch(self, draws: list[_Draw], outputs: list[torch.Tensor]) -> Batch | None:
-        if any(draw.files is None for draw in draws):
-            return None
+    def _batch(self, draws: list[_Draw], outputs: list[torch.Tensor]) -> Batch:
         image, *rest = outputs
         label = rest[0][..., 0] if self.labelled else None
         views = rest[-1] if self.views > 1 else None

@@ -7,7 +7,7 @@ a function of (seed, name, draw), and no two draws can share a random state.
 from __future__ import annotations
 
 import numpy as np
-from nvidia.dali import fn
+from nvidia.dali import fn, types
 from nvidia.dali.auto_aug import augmentations as dali
 from nvidia.dali.auto_aug.core import augmentation, select
 from nvidia.dali.data_node import DataNode
@@ -35,8 +35,9 @@ def _sharpness(data: DataNode, kernel: DataNode) -> DataNode:
 
 @augmentation
 def _equalize(data: DataNode, _: object) -> DataNode:
-    """OpenCV's formula, which leaves the darkest value out of the histogram where Pillow's counts it."""
-    return fn.equalize(data)
+    """Pillow's formula: DALI's is OpenCV's, which leaves out the darkest value where Pillow's does the brightest."""
+    white = types.Constant(255, dtype=types.UINT8)
+    return white - fn.equalize(white - data)
 
 
 _AUGMENTATIONS = {
