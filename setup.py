@@ -104,15 +104,18 @@ def extension(torch, ce):
         archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or (ARCHS_CUDA_12 if version < "13" else ARCHS)
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
         sources += [str(p) for pattern in ("cuda/*.cu", "cuda/*.cpp") for p in sorted(csrc.glob(pattern))]
-        system.append(f"-isystem{home}/include")
         cxx += [
             "-DUDAS_WITH_CUDA",
             f'-DUDAS_CUDA_VERSION="{version}"',
             f'-DUDAS_CUDA_ARCHS="{archs}"',
-            system[-1],
+            f"-isystem{home}/include",
         ]
-        nvcc = ["-O3", "-std=c++17", "-DUSE_CUDA", STABLE_ABI, *system, "-Werror", "all-warnings"]
-        nvcc += ["-Xcompiler=-fvisibility=hidden", f"--threads={os.environ.get('NVCC_THREADS', '2')}"]
+        nvcc = ["-O3", "-std=c++17", "-Werror", "all-warnings"]  # the .cu files include nothing of torch
+        nvcc += [
+            "-Xcompiler=-fvisibility=hidden",
+            "-Xfatbin=-compress-all",
+            f"--threads={os.environ.get('NVCC_THREADS', '2')}",
+        ]
         library_dirs = [f"{home}/lib64"]
         link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]  # static: no libcudart.so to find at import
     cuda = f"on (nvcc {version}, {archs})" if home else f"off ({why})"

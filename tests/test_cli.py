@@ -67,7 +67,7 @@ def test_train_evaluate_predict(
     protocol = scores["phases"]["adaptation"]["protocol"]
     assert protocol["input_size"] == [32, 48]
     assert protocol["images"] == 2
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 5  # 3 + 1 + 1 steps
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 6  # 4 + 1 + 1 steps
 
     code, stdout, stderr = run_cli(
         "evaluate", out, "--data", f"camvid:{root}", "--json", tmp_path / "scores.json"

@@ -17,7 +17,7 @@ from udas_fast.engine.checkpoint import read_state
 from udas_fast.errors import InputError
 from udas_fast.trainer import Trainer
 
-STEPS = 16  # adaptation 8, then two rounds of self-training of 4
+STEPS = 18  # adaptation 12, then two rounds of self-training of 3
 
 
 def _command(root: Path, out: Path, engine: str) -> list[str]:

@@ -25,7 +25,7 @@ class Entry:
 
     recipe: str
     labels: int = 0
-    steps: int = 600
+    steps: int = 450
 
     @property
     def name(self) -> str:

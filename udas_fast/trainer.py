@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -21,7 +20,7 @@ from udas_fast.data.loader import Engine
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.engine.loop import Loop, Phase
-from udas_fast.engine.precision import build_amp, resolve_device
+from udas_fast.engine.precision import build_amp, memory_format, resolve_device
 from udas_fast.engine.recorder import Recorder
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import InputError, bad
@@ -130,7 +129,7 @@ class Trainer:
             seed_step(config.seed, "model", 0)
             model = build_model(recipe.model, len(self.classes))
         self.weights_report = load_weights(model, config.weights) if config.weights else None
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device, memory_format=memory_format(self.device))
         self.checkpoints = CheckpointFolder(run / "checkpoints")
         self.scores: dict[str, evaluation.Scores] = {}
         self._phases = [

@@ -21,10 +21,11 @@ UDAS_HD V largest(const Logits& v, int classes) {
 // g[c] = exp((v[c] - top)·inverse); returns the sum, so that softmax = g / sum. g may be v.
 template <class V, class Logits, class Scratch>
 UDAS_HD V exponentials(const Logits& v, V top, int classes, Scratch& g, float inverse = 1.0f) {
+  const float scale = inverse * kLog2E;
   V sum = V{};
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) {
-    const V e = exp((V(v[c]) - top) * inverse);
+    const V e = exp2(V((V(v[c]) - top) * scale));
     g[c] = e;
     sum += e;
   }

@@ -7,6 +7,9 @@
 #include <cstring>
 
 #include "config.h"
+#if defined(UDAS_SIMD_WIDTH) && defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 UDAS_BEGIN
 
@@ -41,6 +44,18 @@ template <class V>
 UDAS_HD V larger(V a, V b) {
   return select(a > b, a, b);
 }
+#if defined(UDAS_SIMD_WIDTH) && \
+    defined(__x86_64__)  // the one instruction, which GCC does not see in the select
+UDAS_HD Vec larger(Vec a, Vec b) {
+#if UDAS_SIMD_WIDTH == 16
+  return _mm512_mask_max_ps(a, 0xffff, a, b);  // GCC 12 calls the operand of _mm512_max_ps uninitialised
+#elif UDAS_SIMD_WIDTH == 8
+  return _mm256_max_ps(a, b);
+#else
+  return _mm_max_ps(a, b);
+#endif
+}
+#endif
 
 template <class To, class From>
 UDAS_HD To bits(From from) {
@@ -50,28 +65,33 @@ UDAS_HD To bits(From from) {
   return to;
 }
 
-// e^x = 2^n · e^r, n = round(x / ln 2), |r| <= ln 2 / 2. Below -87 the host stays at 1.6e-38, the device goes
-// to 0.
+constexpr float kLog2E = 1.44269504f;
+
+// 2^x for x up to 127, as 2^n · 2^f with n = round(x), |f| <= 1/2. Below -126 the host stays at 2^-126, the
+// device goes to 0.
+template <class V>
+UDAS_HD V exp2(V x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  x = larger(V{} - 126.0f, x);
+  const V magic = V{} + (12582912.0f + 127.0f);  // 1.5 · 2^23: adding it rounds; 127: the exponent's bias
+  const V shifted = x + magic;                   // n + 127 in its low bits
+  const V f = x - (shifted - magic);
+  V p = f * 0.0013264657f + 0.0096715661f;
+  p = p * f + 0.055507343f;
+  p = p * f + 0.24022241f;
+  p = p * f + 0.69314700f;
+  p = p * f + 1.0f;
+  return p * bits<V>(bits<IntOf<V> >(shifted) << 23);
+#endif
+}
+
 template <class V>
 UDAS_HD V exp(V x) {
-#ifdef __CUDA_ARCH__
-  return __expf(x);
-#else
-  using Int = IntOf<V>;
-  const V low = V{} - 87.0f, high = V{} + 88.0f;
-  x = select(x < low, low, x);
-  x = select(x > high, high, x);
-  const V magic = V{} + 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer in the low bits
-  const V shifted = x * 1.44269504f + magic;
-  const V n = shifted - magic;
-  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  V q = r * 0.0013814596f + 0.0083687175f;
-  q = q * r + 0.041668389f;
-  q = q * r + 0.16666521f;
-  q = q * r + 0.49999994f;
-  const V p = (q * r) * r + r + 1.0f;
-  return p * bits<V>((bits<Int>(shifted) - bits<Int>(magic) + 127) << 23);
-#endif
+  return exp2(V(x * kLog2E));
 }
 
 // ln x of a normal x > 0: x = 2^n · m with m in [sqrt 1/2, sqrt 2), ln m = 2 artanh((m - 1) / (m + 1)).

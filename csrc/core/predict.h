@@ -28,12 +28,16 @@ UDAS_HD Prediction<V> arg_max(const Values& v, int classes) {
 // The most probable class of softmax(v / T): its probability is 1 / Σ exp((v - max)/T).
 template <class V, class Logits>
 UDAS_HD Prediction<V> most_probable(const Logits& v, float inverse_temperature, int classes) {
-  Prediction<V> best = arg_max<V>(v, classes);
+  const V top = largest<V>(v, classes);
+  const float scale = inverse_temperature * kLog2E;
   V sum = V{};
+  IntOf<V> label{};
   UDAS_UNROLL
-  for (int c = 0; c < classes; ++c) sum += exp((V(v[c]) - best.confidence) * inverse_temperature);
-  best.confidence = 1.0f / sum;
-  return best;
+  for (int c = classes - 1; c >= 0; --c) {  // downwards, so that the lowest of equals is the last to be taken
+    label = select(V(v[c]) == top, IntOf<V>{} + c, label);
+    sum += exp2(V((V(v[c]) - top) * scale));
+  }
+  return {1.0f / sum, label};
 }
 
 // mean[c] += share · softmax(v / T)[c]; scratch may be v.

@@ -4,8 +4,13 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "../core/config.h"
 #include "level.h"

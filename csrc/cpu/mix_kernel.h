@@ -1,5 +1,7 @@
 #pragma once
-// Mixing, a row at a time: the row's mask once, then every channel and the label by it.
+// Mixing, a row at a time. What is computed has unit steps: rows with other strides are copied together
+// first, and interleaved pixels are written apart last. A box cuts a row into three runs of one image each;
+// other regions are a mask, by which two rows are blended.
 #include "rows.h"
 
 namespace udas {
@@ -7,34 +9,46 @@ inline namespace UDAS_LEVEL {
 
 using cpu::MixTask;
 
-// to[x] = (mask[x] ? inside[x] : outside[x]) · scale + shift
-template <class In>
-void mix_row(const In* inside, int64_t inside_step, const In* outside, int64_t outside_step,
-             const uint8_t* mask, int64_t width, Affine affine, float* to) {
-  if (inside_step == 1 && outside_step == 1) {
-    for (int64_t x = 0; x < width; ++x) {
-      to[x] = static_cast<float>(mask[x] ? inside[x] : outside[x]) * affine.scale + affine.shift;
-    }
-    return;
-  }
-  for (int64_t x = 0; x < width; ++x) {
-    const In value = mask[x] ? inside[x * inside_step] : outside[x * outside_step];
-    to[x] = static_cast<float>(value) * affine.scale + affine.shift;
-  }
+template <class In, class Out>
+inline Out finish(In value, Affine affine) {
+  return static_cast<Out>(static_cast<float>(value) * affine.scale + affine.shift);
 }
 
-template <class Out>
-void write_row(const float* from, int64_t width, Out* to, int64_t step) {
-  if (step == 1) {
-    for (int64_t x = 0; x < width; ++x) to[x] = static_cast<Out>(from[x]);
+template <class In, class Out>
+void convert_row(const In* __restrict from, int64_t count, Affine affine, Out* __restrict to) {
+  if constexpr (std::is_same_v<In, uint8_t> && std::is_same_v<Out, uint8_t>) {
+    std::memcpy(to, from, count);
   } else {
-    for (int64_t x = 0; x < width; ++x) to[x * step] = static_cast<Out>(from[x]);
+    for (int64_t x = 0; x < count; ++x) to[x] = finish<In, Out>(from[x], affine);
   }
 }
 
+template <class In, class Out>
+void blend_row(const In* __restrict inside, const In* __restrict outside, const uint8_t* __restrict mask,
+               int64_t count, Affine affine, Out* __restrict to) {
+  for (int64_t x = 0; x < count; ++x) {
+    const In a = inside[x], b = outside[x];  // both are read, so that there is no branch
+    const In value = mask[x] ? a : b;
+    if constexpr (std::is_same_v<In, uint8_t> && std::is_same_v<Out, uint8_t>) {
+      to[x] = value;
+    } else {
+      to[x] = finish<In, Out>(value, affine);
+    }
+  }
+}
+
+template <class In, class Out>
 class MixLoop {
  public:
-  explicit MixLoop(const MixTask& task) : task_(task), mask_(task.width), values_(task.width) {}
+  explicit MixLoop(const MixTask& task)
+      : task_(task),
+        width_(task.width),
+        mask_(width_),
+        inside_(width_),
+        outside_(width_),
+        label_in_(8 * width_),
+        label_out_(8 * width_),
+        planes_(task.channels * width_) {}
 
   void row(int64_t n, int64_t y) {
     fill_mask(n, y);
@@ -43,101 +57,146 @@ class MixLoop {
     } else {
       mix_labels<int64_t>(n, y);
     }
+    const int64_t* stride = task_.image_stride;
+    Out* to = static_cast<Out*>(task_.image) + n * stride[0] + y * stride[2];
+    const bool interleaved = stride[3] != 1;
     for (int64_t c = 0; c < task_.channels; ++c) {
-      switch (task_.in_type) {
-        case cpu::Type::uint8:
-          read<uint8_t>(n, c, y);
-          break;
-        case cpu::Type::float16:
-          read<torch::headeronly::Half>(n, c, y);
-          break;
-        case cpu::Type::bfloat16:
-          read<torch::headeronly::BFloat16>(n, c, y);
-          break;
-        default:
-          read<float>(n, c, y);
-      }
-      switch (task_.out_type) {
-        case cpu::Type::uint8:
-          write<uint8_t>(n, c, y);
-          break;
-        case cpu::Type::float16:
-          write<torch::headeronly::Half>(n, c, y);
-          break;
-        case cpu::Type::bfloat16:
-          write<torch::headeronly::BFloat16>(n, c, y);
-          break;
-        default:
-          write<float>(n, c, y);
-      }
+      const In* inside = image_row(task_.inside, task_.inside_stride, n, c, y, inside_.data());
+      const In* outside = image_row(task_.outside, task_.outside_stride, n, c, y, outside_.data());
+      mix(inside, outside, task_.affine[c], interleaved ? planes_.data() + c * width_ : to + c * stride[1]);
     }
+    if (interleaved) interleave(to);
   }
 
  private:
-  template <class In>
-  void read(int64_t n, int64_t c, int64_t y) {
-    const int64_t* a = task_.inside_stride;
-    const int64_t* b = task_.outside_stride;
-    mix_row(static_cast<const In*>(task_.inside) + n * a[0] + c * a[1] + y * a[2], a[3],
-            static_cast<const In*>(task_.outside) + n * b[0] + c * b[1] + y * b[2], b[3], mask_.data(),
-            task_.width, task_.affine[c], values_.data());
+  template <class T>
+  static const T* gather(const T* from, int64_t step, int64_t count, T* buffer) {
+    if (step == 1) return from;
+    for (int64_t x = 0; x < count; ++x) buffer[x] = from[x * step];
+    return buffer;
   }
 
-  template <class Out>
-  void write(int64_t n, int64_t c, int64_t y) {
-    const int64_t* s = task_.image_stride;
-    write_row(values_.data(), task_.width, static_cast<Out*>(task_.image) + n * s[0] + c * s[1] + y * s[2],
-              s[3]);
+  const In* image_row(const void* data, const int64_t* stride, int64_t n, int64_t c, int64_t y,
+                      In* buffer) const {
+    const In* from = static_cast<const In*>(data) + n * stride[0] + c * stride[1] + y * stride[2];
+    return gather(from, stride[3], width_, buffer);
   }
 
   template <class Label>
-  const Label* label_row(const cpu::Plane& plane, int64_t n, int64_t y) const {
-    return static_cast<const Label*>(plane.data) + n * plane.stride[0] + y * plane.stride[1];
+  const Label* label_row(const cpu::Plane& plane, int64_t n, int64_t y, std::vector<uint8_t>& buffer) const {
+    const Label* from = static_cast<const Label*>(plane.data) + n * plane.stride[0] + y * plane.stride[1];
+    return gather(from, plane.stride[2], width_, reinterpret_cast<Label*>(buffer.data()));
+  }
+
+  void mix(const In* inside, const In* outside, Affine affine, Out* to) const {
+    if (task_.region != Region::box) return blend_row(inside, outside, mask_.data(), width_, affine, to);
+    convert_row(outside, left_, affine, to);
+    convert_row(inside + left_, right_ - left_, affine, to + left_);
+    convert_row(outside + right_, width_ - right_, affine, to + right_);
   }
 
   template <class Label>
   void mix_labels(int64_t n, int64_t y) {
-    const Label* inside = label_row<Label>(task_.inside_label, n, y);
-    const Label* outside = label_row<Label>(task_.outside_label, n, y);
-    const int64_t a = task_.inside_label.stride[2], b = task_.outside_label.stride[2];
-    Label* to = static_cast<Label*>(task_.label) + (n * task_.height + y) * task_.width;
-    for (int64_t x = 0; x < task_.width; ++x) to[x] = mask_[x] ? inside[x * a] : outside[x * b];
+    const Label* __restrict inside = label_row<Label>(task_.inside_label, n, y, label_in_);
+    const Label* __restrict outside = label_row<Label>(task_.outside_label, n, y, label_out_);
+    Label* __restrict to = static_cast<Label*>(task_.label) + (n * task_.height + y) * width_;
+    if (task_.region == Region::box) {
+      std::memcpy(to, outside, width_ * sizeof(Label));
+      std::memcpy(to + left_, inside + left_, (right_ - left_) * sizeof(Label));
+      return;
+    }
+    const uint8_t* __restrict mask = mask_.data();
+    for (int64_t x = 0; x < width_; ++x) {
+      const Label a = inside[x], b = outside[x];
+      to[x] = mask[x] ? a : b;
+    }
+  }
+
+  void interleave(Out* __restrict to) const {
+    const Out* __restrict from = planes_.data();
+    if (task_.channels == 3) {
+      for (int64_t x = 0; x < width_; ++x) {
+        to[3 * x] = from[x];
+        to[3 * x + 1] = from[width_ + x];
+        to[3 * x + 2] = from[2 * width_ + x];
+      }
+      return;
+    }
+    for (int64_t c = 0; c < task_.channels; ++c) {
+      for (int64_t x = 0; x < width_; ++x) to[x * task_.channels + c] = from[c * width_ + x];
+    }
   }
 
   template <class Label>
   void fill_from_table(int64_t n, int64_t y) {
     const bool* chosen = task_.table + n * task_.table_classes;
-    const Label* label = label_row<Label>(task_.inside_label, n, y);
-    for (int64_t x = 0; x < task_.width; ++x) {
-      const int64_t value = static_cast<int64_t>(label[x * task_.inside_label.stride[2]]);
+    const Label* label = label_row<Label>(task_.inside_label, n, y, label_in_);
+    for (int64_t x = 0; x < width_; ++x) {
+      const int64_t value = static_cast<int64_t>(label[x]);
       const bool known = value >= 0 && value < task_.table_classes;
       if (!known && value != 255) task_.bad_label.store(value);
       mask_[x] = known && chosen[value];
     }
   }
 
+  // The row's mask, or for a box its run [left, right).
   void fill_mask(int64_t n, int64_t y) {
     if (task_.region == Region::mask) {
-      const bool* from = label_row<bool>(task_.mask, n, y);
-      for (int64_t x = 0; x < task_.width; ++x) mask_[x] = from[x * task_.mask.stride[2]];
+      const bool* from =
+          static_cast<const bool*>(task_.mask.data) + n * task_.mask.stride[0] + y * task_.mask.stride[1];
+      for (int64_t x = 0; x < width_; ++x) mask_[x] = from[x * task_.mask.stride[2]];
     } else if (task_.region == Region::classes) {
       task_.inside_label.type == cpu::Type::uint8 ? fill_from_table<uint8_t>(n, y)
                                                   : fill_from_table<int64_t>(n, y);
     } else {
       const int32_t* box = task_.boxes + 4 * n;
-      for (int64_t x = 0; x < task_.width; ++x) mask_[x] = in_box(box, x, y);
+      left_ = std::min<int64_t>(std::max<int64_t>(box[0], 0), width_);
+      right_ = std::min<int64_t>(std::max<int64_t>(box[2], left_), width_);
+      if (y < box[1] || y >= box[3]) right_ = left_;
     }
   }
 
   const MixTask& task_;
+  int64_t width_, left_ = 0, right_ = 0;
   std::vector<uint8_t> mask_;
-  std::vector<float> values_;
+  std::vector<In> inside_, outside_;
+  std::vector<uint8_t> label_in_, label_out_;
+  std::vector<Out> planes_;
 };
+
+template <class In, class Out>
+void mix_rows(const MixTask& task, int64_t begin, int64_t end) {
+  MixLoop<In, Out> loop(task);
+  for (int64_t row = begin; row < end; ++row) loop.row(row / task.height, row % task.height);
+}
+
+template <class In>
+void mix_from(const MixTask& task, int64_t begin, int64_t end) {
+  switch (task.out_type) {
+    case cpu::Type::float16:
+      return mix_rows<In, torch::headeronly::Half>(task, begin, end);
+    case cpu::Type::bfloat16:
+      return mix_rows<In, torch::headeronly::BFloat16>(task, begin, end);
+    case cpu::Type::uint8:
+      if constexpr (std::is_same_v<In, uint8_t>) return mix_rows<In, uint8_t>(task, begin, end);
+      return;  // floating images do not become uint8: checked before
+    default:
+      return mix_rows<In, float>(task, begin, end);
+  }
+}
 
 // Rows n · H + y.
 inline void run_mix(const MixTask& task, int64_t begin, int64_t end) {
-  MixLoop loop(task);
-  for (int64_t row = begin; row < end; ++row) loop.row(row / task.height, row % task.height);
+  switch (task.in_type) {
+    case cpu::Type::uint8:
+      return mix_from<uint8_t>(task, begin, end);
+    case cpu::Type::float16:
+      return mix_from<torch::headeronly::Half>(task, begin, end);
+    case cpu::Type::bfloat16:
+      return mix_from<torch::headeronly::BFloat16>(task, begin, end);
+    default:
+      return mix_from<float>(task, begin, end);
+  }
 }
 
 }  // namespace UDAS_LEVEL

@@ -105,13 +105,16 @@ class PredictLoop {
 
   void write(int64_t x, int64_t y, int pixels) {
     const int64_t at = (sample_ * task_.grid.height + y) * task_.grid.width + x;
-    for (int i = 0; i < pixels; ++i) {
-      const float confidence = confidence_[i];
-      const int32_t label = label_[i];
-      const bool kept = confidence >= task_.threshold[label];
-      task_.label[at + i] = kept ? static_cast<uint8_t>(label) : task_.ignore_label;
-      ++counts_[(label * 2 + (kept ? 0 : 1)) * kBins + confidence_bin(confidence)];
+    const float* threshold = task_.threshold.data();
+    const int32_t ignored = task_.ignore_label;
+    alignas(64) int32_t cell[kTile], shown[kTile];
+    for (int i = 0; i < kTile; ++i) {
+      const bool kept = confidence_[i] >= threshold[label_[i]];
+      shown[i] = kept ? label_[i] : ignored;
+      cell[i] = (label_[i] * 2 + (kept ? 0 : 1)) * kBins + confidence_bin(confidence_[i]);
     }
+    for (int i = 0; i < pixels; ++i) task_.label[at + i] = static_cast<uint8_t>(shown[i]);
+    for (int i = 0; i < pixels; ++i) ++counts_[cell[i]];
     std::memcpy(task_.confidence + at, confidence_, pixels * sizeof(float));
   }
 

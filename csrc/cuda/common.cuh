@@ -258,7 +258,7 @@ cudaError_t launch(void (*kernel)(Task), dim3 blocks, int threads, size_t shared
 }
 
 // The tiling by the largest tile whose block gets along with `shared(height, width)` bytes; only 16 rows high
-// where 32 would leave a large GPU without work.
+// where 32 would leave a large GPU without work. Unrolled kernels know their width.
 template <class Shared>
 void choose_tiles(Tiling& tiling, bool unrolled, const Shared& shared) {
   constexpr int64_t kEnough = 512;
@@ -268,11 +268,11 @@ void choose_tiles(Tiling& tiling, bool unrolled, const Shared& shared) {
     tiling.down = (tiling.height + height - 1) / height;
     tiling.across = (tiling.width + width - 1) / width;
   };
-  for (int width = unrolled ? kTileWidth : kTileWidth / 2; width >= 8; width /= 2) {
+  for (int width = unrolled ? kTileWidth : kTileWidth / 2;; width /= 2) {
     cut(kTileHeight, width);
     if (tile_count(tiling) >= kEnough && shared(kTileHeight, width) <= kMostShared) return;
     cut(kTileHeight / 2, width);
-    if (shared(kTileHeight / 2, width) <= kMostShared) return;
+    if (unrolled || width == 8 || shared(kTileHeight / 2, width) <= kMostShared) return;
   }
 }
 

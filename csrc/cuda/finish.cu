@@ -96,10 +96,14 @@ int most_touched(int in, int out, int step, bool align_corners) {
 
 }  // namespace
 
-void plan_loss(Tiling& tiling, int classes, int maps) {
-  constexpr int kMostLines = 2;  // per class: the scratch, or the steps of two maps
-  choose_tiles(tiling, is_unrolled(classes),
-               [&](int, int width) { return loss_layout(width, maps, kMostLines * classes).bytes; });
+void plan_loss(Tiling& tiling, int classes, int gradients, int teachers) {
+  const bool unrolled = is_unrolled(classes);
+  const int lines = (unrolled       ? gradients
+                     : teachers > 0 ? 2
+                                    : gradients) *
+                    classes;  // at most, LossBlock::lines
+  choose_tiles(tiling, unrolled,
+               [&](int, int width) { return loss_layout(width, gradients + teachers, lines).bytes; });
 }
 
 Footprint footprint(const Tiling& tiling, const Map& map) {

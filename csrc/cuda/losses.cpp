@@ -36,7 +36,7 @@ class LossRun {
     for (size_t m = 0; m < maps.size(); ++m) task.maps[m] = map_of(maps[m]);
     task.pixel_weight = data_of<float>(pixel_weight_);
     task.with_grad = common.with_grad;
-    plan_loss(task.tiling, task.classes, static_cast<int>(maps.size()));
+    plan_loss(task.tiling, task.classes, gradients, task.teachers);
   }
 
   // {loss, scale}, then the gradients.

@@ -116,7 +116,7 @@ struct MixTask {
 };
 
 // Tiles, chosen before memory is allocated, by the sizes alone; and what one tile of a loss touches of a map.
-void plan_loss(Tiling& tiling, int classes, int maps);
+void plan_loss(Tiling& tiling, int classes, int gradients, int teachers);
 void plan_pseudo_label(Tiling& tiling, int classes, int views, bool mean);
 void plan_confusion_matrix(Tiling& tiling, int classes);
 Footprint footprint(const Tiling& tiling, const Map& map);

@@ -115,3 +115,12 @@ def test_odd_and_tiny_images_run():
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
         DeepLabV2(**arguments)
+
+
+def test_output_stride_4_doubles_the_maps_and_has_the_same_parameters() -> None:
+    image = torch.zeros(1, 3, 64, 96)
+    models = [DeepLabV2(5, backbone="resnet18", width=8, output_stride=stride).eval() for stride in (8, 4)]
+    assert [tuple(m(image)[0].shape[-2:]) for m in models] == [(9, 13), (16, 24)]
+    assert models[0].state_dict().keys() == models[1].state_dict().keys()
+    with pytest.raises(InputError, match="output_stride: found 16, wanted 4 or 8"):
+        DeepLabV2(5, backbone="resnet18", output_stride=16)

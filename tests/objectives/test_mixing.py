@@ -41,6 +41,11 @@ def test_mixed_batch_joins_the_source_or_replaces_it(batches: dict[str, Batch]) 
     assert list(labelled_batches(batches, replace(PLAIN, replace=True), generator)) == ["seg_mixed"]
     del batches["labelled"]
     assert list(labelled_batches(batches, PLAIN, generator)) == ["seg"]
+    augmented = labelled_batches(batches, replace(PLAIN, augment=True), generator)
+    assert list(augmented) == ["seg", "seg_augmented"]
+    assert torch.equal(augmented["seg"].image, batches["source"].image)
+    assert torch.equal(augmented["seg_augmented"].label, batches["source"].label)
+    assert not torch.equal(augmented["seg_augmented"].image, batches["source"].image)
 
 
 def test_augmentation_and_translation_leave_labels_alone(batches: dict[str, Batch]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from udas_fast.data import Stream
 from udas_fast.engine.optim import OptimizerConfig, build_optimizers, set_learning_rates
-from udas_fast.engine.precision import Amp
+from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import bad
 from udas_fast.models import normalize
@@ -83,7 +83,7 @@ class Loop:
             progress=progress,
             generator=seed_step(self.seed, self.phase.name, self.done),
             backward=self._backward,
-            normalize=_channels_last_input,
+            normalize=self._input,
         )
         with self.amp.autocast():
             losses = self.objective.step(self.model, batches, step)
@@ -91,6 +91,9 @@ class Loop:
             self.amp.scaler.step(optimizer)
         self.amp.scaler.update()
         return losses
+
+    def _input(self, image: Tensor) -> Tensor:
+        return normalize(image).contiguous(memory_format=memory_format(self.amp.device))
 
     def _backward(self, loss: Tensor) -> None:
         # The objective calls this inside its forward's autocast, where a backward does not belong.
@@ -127,7 +130,3 @@ class Loop:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.amp.scaler.load_state_dict(state["scaler"])
-
-
-def _channels_last_input(image: Tensor) -> Tensor:
-    return normalize(image).contiguous(memory_format=torch.channels_last)

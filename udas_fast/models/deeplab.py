@@ -39,9 +39,10 @@ class ASPP(nn.Module):
 class DeepLabV2(nn.Module):
     """DeepLabV2 (Chen et al. 2017) with the two heads of AdaptSegNet (Tsai et al. 2018).
 
-    backbone: "resnet18", "resnet50" or "resnet101"; width and norm: see :class:`udas_fast.models.ResNet`;
-    aspp_branches: 1 to 4 dilation rates, 2 for checkpoints of AdaptSegNet's code. The ResNet-101 form has
-    44,601,560 parameters at 19 classes. Raises InputError for unknown names and numbers outside their range.
+    backbone: "resnet18", "resnet50" or "resnet101"; width, norm and output_stride: see
+    :class:`udas_fast.models.ResNet`; aspp_branches: 1 to 4 dilation rates, 2 for checkpoints of AdaptSegNet's
+    code. The ResNet-101 form has 44,601,560 parameters at 19 classes. Raises InputError for unknown names and
+    numbers outside their range.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class DeepLabV2(nn.Module):
         width: int = 64,
         norm: str = "batch",
         aspp_branches: int = 4,
+        output_stride: int = 8,
     ) -> None:
         super().__init__()
         if not 2 <= num_classes <= 255:
@@ -59,13 +61,13 @@ class DeepLabV2(nn.Module):
         if not 1 <= aspp_branches <= len(ASPP_RATES):
             raise bad("aspp_branches", aspp_branches, f"1 to {len(ASPP_RATES)}")
         self.num_classes = num_classes
-        self.backbone = ResNet(backbone, width=width, norm=norm)
+        self.backbone = ResNet(backbone, width=width, norm=norm, output_stride=output_stride)
         third, fourth = self.backbone.channels
         self.auxiliary = ASPP(third, num_classes, aspp_branches)
         self.primary = ASPP(fourth, num_classes, aspp_branches)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits [N, num_classes, H/8, W/8]."""
+        """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits at the output stride."""
         third, fourth = self.backbone(x)
         return self.primary(fourth), self.auxiliary(third)
 

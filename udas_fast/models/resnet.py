@@ -72,7 +72,7 @@ BACKBONES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, 
 
 
 class ResNet(nn.Module):
-    """ResNet without classifier, dilated to output stride 8 (facts of DeepLabV2-ResNet101; He et al. 2016).
+    """ResNet without classifier, dilated to output stride 8 (DeepLabV2-ResNet101; He et al. 2016).
 
     Parameters are named as in torchvision's ResNet, so its state dicts load by name. Stem and layers are
     attributes (``stem()``, ``layer1`` … ``layer4``), so that a caller can run or checkpoint them one by one.
@@ -80,11 +80,14 @@ class ResNet(nn.Module):
 
     name: "resnet18", "resnet50" or "resnet101". width: channels of the stem, 64 in the published networks;
     16 or 32 gives nets a quarter or half as wide for small machines, which no published weights fit.
+    output_stride: 8, or 4 without the max-pool, for images too small to be seen at an eighth of their size.
     norm: "batch", "frozen" or "domain" (:mod:`udas_fast.models.norm`). ``channels`` holds the channel
-    numbers of the two outputs. Raises InputError for another name, norm or a width below 1.
+    numbers of the two outputs. Raises InputError for another name, norm or stride, or a width below 1.
     """
 
-    def __init__(self, name: str = "resnet101", *, width: int = 64, norm: str = "batch") -> None:
+    def __init__(
+        self, name: str = "resnet101", *, width: int = 64, norm: str = "batch", output_stride: int = 8
+    ) -> None:
         super().__init__()
         if name not in BACKBONES:
             raise unknown("backbone", name, BACKBONES)
@@ -92,13 +95,15 @@ class ResNet(nn.Module):
             raise unknown("norm", norm, NORMS)
         if width < 1:
             raise bad("width", width, "at least 1")
+        if output_stride not in (4, 8):
+            raise bad("output_stride", output_stride, "4 or 8")
         block, depths = BACKBONES[name]
         make_norm = NORMS[norm]
 
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = make_norm(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=True) if output_stride == 8 else nn.Identity()
         layers, inputs = [], width
         for i, (depth, stride, dilation) in enumerate(zip(depths, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
             inner = width * 2**i
@@ -114,11 +119,11 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stem(self, x: Tensor) -> Tensor:
-        """Image [N, 3, H, W] to the input of ``layer1`` at stride 4."""
+        """Image [N, 3, H, W] to the input of ``layer1``, at half the output stride."""
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised image [N, 3, H, W] to the maps of ``layer3`` and ``layer4``, both at stride 8."""
+        """Normalised image [N, 3, H, W] to the maps of ``layer3`` and ``layer4``, both at the output stride."""
         x = self.layer2(self.layer1(self.stem(x)))
         third = self.layer3(x)
         return third, self.layer4(third)

@@ -84,7 +84,7 @@ class Adaptation(Objective):
         step.backward(loss)
 
         # Discriminators: source 0, target 1.
-        source = "seg" if "seg" in outputs else "seg_mixed"
+        source = next(iter(outputs))  # the plain source, unless the mixed batch replaces it
         source_size = labelled[source].image.shape[-2:]
         losses["dis"] = self.adversary.discriminate(outputs[source], source_size, target_out, size)
         step.backward(losses["dis"])

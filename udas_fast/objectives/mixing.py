@@ -24,7 +24,7 @@ class MixingConfig:
     fit: bool = False  # keep the whole box inside instead of clipping it
     alpha: float = 1.0  # λ ~ Beta(alpha, alpha); the box has area 1 − λ (CutMix)
     replace: bool = False  # True: the mixed batch stands in place of the source batch; False: it joins it
-    augment: bool = True  # photometric AutoAugment on the mixed image
+    augment: bool = True  # photometric AutoAugment on the mixed image, or the source
 
 
 def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, generator: torch.Generator) -> Batch:
@@ -52,11 +52,18 @@ def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, generator:
 def labelled_batches(
     batches: Mapping[str, Batch], config: MixingConfig, generator: torch.Generator
 ) -> dict[str, Batch]:
-    """What L_seg is computed on: ``seg``, the translated source, and ``seg_mixed`` where target labels exist."""
+    """What L_seg is computed on: ``seg``, the translated source, and ``seg_mixed``, its Domain CutMix.
+
+    Without labelled target images the augmented source takes the mixed batch's place as ``seg_augmented``: the
+    teacher of self-training has to know augmented views, or the surest of K views is often a wrong one.
+    """
     source = batches["source"]
     if config.translate == "lab":
         source = replace(source, image=match_lab(source.image, batches["unlabelled"].image))
     if "labelled" not in batches:
-        return {"seg": source}
-    mixed = domain_cutmix(source, batches["labelled"], config, generator)
-    return {"seg_mixed": mixed} if config.replace else {"seg": source, "seg_mixed": mixed}
+        if not config.augment:
+            return {"seg": source}
+        name, second = "seg_augmented", replace(source, image=auto_augment(source.image, generator))
+    else:
+        name, second = "seg_mixed", domain_cutmix(source, batches["labelled"], config, generator)
+    return {name: second} if config.replace else {"seg": source, name: second}

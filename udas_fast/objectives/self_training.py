@@ -25,7 +25,9 @@ class SelfTrainingConfig(ObjectiveConfig):
 
     kind: Literal["self_training"] = "self_training"
     views: int = 3  # K, the identity among them (UDAS 4.2.5)
-    threshold: float = 0.6  # keep where the maximum confidence is at least this (UDAS 4.2.5)
+    threshold: float | Literal["balanced"] = (
+        0.6  # keep from this confidence on (UDAS 4.2.5); "balanced": by class
+    )
     reduce: Literal["max", "mean"] = "max"  # maximum confidence map (UDAS 3.5); "mean": MixMatch
     pseudo_weight: float = 1.0
     auxiliary_weight: float = 0.1
@@ -41,18 +43,34 @@ class SelfTrainingConfig(ObjectiveConfig):
         return ("labelled",)
 
     def build(self, num_classes: int) -> SelfTraining:
-        return SelfTraining(self)
+        return SelfTraining(self, num_classes)
+
+
+def balanced_thresholds(histogram: Tensor, portion: float = 0.5, most: float = 0.9) -> Tensor:
+    """Float32 ``[C]``: the confidence that ``portion`` of a class's pixels reach, and ``most`` where that is more.
+
+    A fixed threshold drops the classes that a teacher is never sure of; this keeps the surer half of each (DDM,
+    "portion 0.5, confidence 0.9"). ``histogram`` is :func:`udas_fast.ops.pseudo_label`'s, summed over images; a
+    class without pixels gets ``most``.
+    """
+    counts = histogram.sum(1)
+    reach = counts.flip(1).cumsum(1).flip(1)  # pixels of at least each bin's confidence
+    bins = (reach >= portion * counts.sum(1, keepdim=True)).sum(1) - 1
+    return torch.where(counts.sum(1) > 0, (bins / histogram.shape[-1]).clamp(max=most), most).float()
 
 
 class SelfTraining(Objective):
     """Teacher: K views, maximum confidence, threshold. Student: pseudo-labels and labelled images."""
 
-    def __init__(self, config: SelfTrainingConfig) -> None:
+    def __init__(self, config: SelfTrainingConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
+        # Confidences of the round by class, [C, kept or dropped, 64 bins]: what balanced thresholds are made of.
+        self.register_buffer("histogram", torch.zeros(num_classes, 2, 64, dtype=torch.int64))
 
     def start(self, model: nn.Module) -> None:
         self.teacher = copy.deepcopy(model).requires_grad_(False)
+        self.histogram.zero_()
 
     @torch.no_grad()
     def label(self, target: Batch, step: Step) -> ops.PseudoLabel:
@@ -63,10 +81,13 @@ class SelfTraining(Objective):
             views = [image, *target.views.unbind(1)]
         else:
             views = [image] + [auto_augment(image, step.generator) for _ in range(self.config.views - 1)]
+        threshold = self.config.threshold
+        if threshold == "balanced":
+            threshold = balanced_thresholds(self.histogram)
         logits = [heads(self.teacher(step.normalize(view)))[0] for view in views]
-        return ops.pseudo_label(
-            logits, image.shape[-2:], threshold=self.config.threshold, reduce=self.config.reduce
-        )
+        pseudo = ops.pseudo_label(logits, image.shape[-2:], threshold=threshold, reduce=self.config.reduce)
+        self.histogram += pseudo.histogram
+        return pseudo
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
         config, target = self.config, batches["unlabelled"]

@@ -8,29 +8,31 @@ from udas_fast.data import Geometry
 from udas_fast.errors import bad
 from udas_fast.models import ModelConfig
 from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
 
 
 def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int = 8) -> Recipe:
-    """``recipe`` on a ResNet-18 of a quarter of the width from random weights, ``steps`` steps in all.
+    """``recipe`` on a narrow ResNet-18 at output stride 4, from random weights, ``steps`` steps in all.
 
-    The stages share the steps as follows: half for the first where there are several, the rest evenly
-    over the rounds of the others. AdamW replaces SGD, whose published rates are for ImageNet weights.
+    Where there are several stages, the first takes two thirds of the steps and the rounds of the others share
+    the rest. AdamW replaces SGD, whose published rates are for ImageNet weights. Self-training learns at a third
+    of the rate and with thresholds by class: the teachers of short runs are sure of the large classes only.
 
     Raises:
         InputError: fewer steps than rounds.
     """
     rounds = sum(stage.rounds for stage in recipe.stages[1:])
-    first = steps if not rounds else steps // 2
+    first = steps - steps // 3 if rounds else steps
     later = (steps - first) // rounds if rounds else 0
     if first < 1 or (rounds and later < 1):
-        raise bad("steps", steps, f"at least {max(2, 2 * rounds - 1)} for {recipe.name}")
+        raise bad("steps", steps, f"at least {3 * rounds} for {recipe.name}")
     stages = [_small_stage(stage, first if i == 0 else later) for i, stage in enumerate(recipe.stages)]
     geometry = Geometry(size=size, flip=True)
     return replace(
         recipe,
         stages=tuple(stages),
-        model=ModelConfig(backbone="resnet18", width=16, norm=recipe.model.norm),
+        model=ModelConfig(backbone="resnet18", width=8, output_stride=4, norm=recipe.model.norm),
         input=InputConfig(source=geometry, target=geometry, batch_size=batch_size),
     )
 
@@ -39,7 +41,7 @@ def _small_stage(stage: Stage, steps: int) -> Stage:
     optimizer = replace(
         stage.optimizer,
         name="adamw",
-        lr=2e-3,
+        lr=6e-3,
         weight_decay=1e-2,
         head_lr_mult=1.0,
         horizon=1.0,
@@ -48,5 +50,8 @@ def _small_stage(stage: Stage, steps: int) -> Stage:
     )
     objective = stage.objective
     if isinstance(objective, AdaptationConfig):
-        objective = replace(objective, discriminator_width=16)
+        objective = replace(objective, discriminator_width=8)
+    elif isinstance(objective, SelfTrainingConfig):
+        objective = replace(objective, threshold="balanced")
+        optimizer = replace(optimizer, lr=2e-3)
     return replace(stage, steps=steps, optimizer=optimizer, objective=objective)

@@ -1,0 +1,381 @@
+"""The fused operators against eager PyTorch and torch.compile of the same: time and peak extra memory.
+
+    python benchmarks/ops.py --check                 # one small size, seconds
+    python benchmarks/ops.py                         # CPU, one thread, the real sizes
+    python benchmarks/ops.py --no-page-faults        # the same with an allocator that keeps its memory
+    python benchmarks/ops.py --device cuda           # and the share of the GPU's floor
+
+Writes results/ops-DEVICE[-SIMD][-no-page-faults].json and prints its table. UDAS_FAST_SIMD=v3 measures AVX2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from udas_fast import build_info, ops
+
+CLASSES = 19
+SIZES = {"1280x720": (720, 1280), "1024x512": (512, 1024), "2048x1024": (1024, 2048)}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Step = Callable[..., Any]
+
+
+@dataclass
+class Inputs:
+    """Random inputs of one size: three logit maps at stride 8, two label maps, and two uint8 images."""
+
+    maps: list[Tensor]
+    target: Tensor
+    other: Tensor
+    images: list[Tensor]
+    boxes: Tensor
+    size: tuple[int, int]
+
+    @classmethod
+    def make(cls, size: tuple[int, int], batch: int, dtype: torch.dtype, device: str) -> Inputs:
+        generator = torch.Generator().manual_seed(0)
+        height, width = size
+        low = (batch, CLASSES, height // 8 + 1, width // 8 + 1)
+        maps = [(torch.randn(low, generator=generator) * 3).to(device, dtype) for _ in range(3)]
+        target = torch.randint(0, CLASSES, (batch, *size), generator=generator, dtype=torch.uint8).to(device)
+        images = [
+            torch.randint(0, 256, (batch, 3, *size), generator=generator, dtype=torch.uint8).to(device)
+            for _ in range(2)
+        ]
+        boxes, _ = ops.sample_boxes(batch, size, fit=True, generator=generator)
+        return cls(maps, target, target.flip(0), images, boxes.to(device), size)
+
+
+def up(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False).float()
+
+
+def eager_pseudo_label(maps: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """As a user would write it; without the histogram, which ours counts too."""
+    confidence, label = up(maps[0], size).softmax(1).max(1)
+    for view in maps[1:]:
+        value, index = up(view, size).softmax(1).max(1)
+        label = torch.where(value > confidence, index, label)
+        confidence = torch.maximum(value, confidence)
+    return torch.where(confidence >= 0.6, label, 255).to(torch.uint8), confidence
+
+
+def eager_symmetric_kl(a: Tensor, b: Tensor, size: tuple[int, int]) -> Tensor:
+    p, q = up(a, size).log_softmax(1), up(b, size).log_softmax(1)
+    there, back = (
+        F.kl_div(y, x, reduction="none", log_target=True).sum(1).mean() for x, y in ((p, q), (q, p))
+    )
+    return there + back
+
+
+def eager_ensemble_kl(a: Tensor, b: Tensor, size: tuple[int, int]) -> Tensor:
+    p, q = up(a, size), up(b, size)
+    mean = (0.5 * q + p).detach().log_softmax(1)
+    first, second = (F.kl_div(x.log_softmax(1), mean, reduction="none", log_target=True) for x in (p, q))
+    return first.sum(1).mean() + second.sum(1).mean()
+
+
+def eager_distillation_kl(student: Tensor, teachers: list[Tensor], size: tuple[int, int]) -> Tensor:
+    mean = torch.stack([up(t, size).softmax(1) for t in teachers]).mean(0)
+    return F.kl_div(up(student, size).log_softmax(1), mean, reduction="none").sum(1).mean()
+
+
+def eager_rectified(a: Tensor, b: Tensor, target: Tensor) -> Tensor:
+    size = tuple(target.shape[1:])
+    p, q = up(a, size), up(b, size)
+    variance = F.kl_div(p.log_softmax(1), q.softmax(1), reduction="none").sum(1)
+    loss = F.cross_entropy(p, target.long(), ignore_index=255, reduction="none")
+    return (loss * torch.exp(-variance)).mean() + variance.mean()
+
+
+def eager_entropy(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    log_p = up(logits, size).log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1).mean() / torch.log(torch.tensor(float(CLASSES)))
+
+
+def eager_confusion(logits: Tensor, target: Tensor) -> Tensor:
+    prediction = up(logits, tuple(target.shape[1:])).argmax(1)
+    valid = target != 255
+    cell = target[valid].long() * CLASSES + prediction[valid]
+    return torch.bincount(cell, minlength=CLASSES * CLASSES).view(CLASSES, CLASSES)
+
+
+def eager_mix(
+    inside: Tensor, outside: Tensor, inside_label: Tensor, outside_label: Tensor, boxes: Tensor
+) -> Any:
+    height, width = inside.shape[2:]
+    y = torch.arange(height, device=inside.device).view(1, -1, 1)
+    x = torch.arange(width, device=inside.device).view(1, 1, -1)
+    x0, y0, x1, y1 = boxes.view(-1, 4, 1, 1).unbind(1)
+    mask = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    mean, std = (torch.tensor(v, device=inside.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    image = (torch.where(mask.unsqueeze(1), inside, outside).float() / 255 - mean) / std
+    return image, torch.where(mask, inside_label, outside_label)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator: ours and the eager form of the same, on the same inputs; ``gradients`` maps get a gradient.
+
+    ``exps`` and ``fmas`` count per full-resolution pixel and class, forward and backward, for the GPU's floor.
+    """
+
+    name: str
+    ours: Callable[[Inputs], Step]
+    eager: Callable[[Inputs], Step]
+    maps: int
+    gradients: int = 0
+    exps: float = 0
+    fmas: float = 0
+
+
+def heads(name: str, twin: Callable[..., Tensor], exps: float) -> Case:
+    return Case(
+        name,
+        lambda i: lambda a, b: getattr(ops, name)(a, b, i.size),
+        lambda i: lambda a, b: twin(a, b, i.size),
+        maps=2,
+        gradients=2,
+        exps=exps,
+        fmas=14,
+    )
+
+
+CASES = [
+    Case(
+        "pseudo_label",
+        lambda i: lambda *m: ops.pseudo_label(m, i.size),
+        lambda i: lambda *m: eager_pseudo_label(list(m), i.size),
+        maps=3,
+        exps=3,
+        fmas=9,
+    ),
+    Case(
+        "cross_entropy",
+        lambda i: lambda a: ops.cross_entropy(a, i.target),
+        lambda i: lambda a: F.cross_entropy(up(a, i.size), i.target.long(), ignore_index=255),
+        maps=1,
+        gradients=1,
+        exps=1,
+        fmas=7,
+    ),
+    heads("symmetric_kl", eager_symmetric_kl, exps=2),
+    heads("ensemble_kl", eager_ensemble_kl, exps=4),
+    Case(
+        "distillation_kl",
+        lambda i: lambda s, *t: ops.distillation_kl(s, [x.detach() for x in t], i.size),
+        lambda i: lambda s, *t: eager_distillation_kl(s, [x.detach() for x in t], i.size),
+        maps=3,
+        gradients=1,
+        exps=4,
+        fmas=12,
+    ),
+    Case(
+        "rectified_cross_entropy",
+        lambda i: lambda a, b: ops.rectified_cross_entropy(a, b, i.target),
+        lambda i: lambda a, b: eager_rectified(a, b, i.target),
+        maps=2,
+        gradients=2,
+        exps=2,
+        fmas=14,
+    ),
+    Case(
+        "entropy",
+        lambda i: lambda a: ops.entropy(a, i.size),
+        lambda i: lambda a: eager_entropy(a, i.size),
+        maps=1,
+        gradients=1,
+        exps=1,
+        fmas=7,
+    ),
+    Case(
+        "confusion_matrix",
+        lambda i: lambda a: ops.confusion_matrix(a, i.target, CLASSES),
+        lambda i: lambda a: eager_confusion(a, i.target),
+        maps=1,
+        fmas=2,
+    ),
+    Case(
+        "region_mix",
+        lambda i: lambda: ops.region_mix(*i.images, i.target, i.other, i.boxes, mean=MEAN, std=STD),
+        lambda i: lambda: eager_mix(*i.images, i.target, i.other, i.boxes),
+        maps=0,
+    ),
+]
+
+
+def action(step: Step, maps: list[Tensor], gradients: int) -> Callable[[], object]:
+    """One call of ``step``, with its backward pass where there are ``gradients``."""
+    if gradients == 0:
+
+        def forward() -> object:
+            with torch.no_grad():
+                return step(*maps)
+
+        return forward
+
+    def both() -> object:
+        leaves = [m.detach().requires_grad_(k < gradients) for k, m in enumerate(maps)]
+        step(*leaves).backward()
+        return [leaf.grad for leaf in leaves]
+
+    return both
+
+
+def floor_ms(case: Case, inputs: Inputs, backward: bool, ceilings: dict[str, float]) -> float:
+    """The time below which this GPU cannot do it: the largest of bytes, exps and FMAs over their ceilings."""
+    height, width = inputs.size
+    pixels = inputs.target.shape[0] * height * width
+    maps = sum(m.numel() * m.element_size() for m in inputs.maps[: case.maps])
+    moved = maps + pixels
+    if backward:
+        moved += sum(m.numel() * (4 + 2 * m.element_size()) for m in inputs.maps[: case.gradients])
+    if case.name == "pseudo_label":
+        moved += 4 * pixels
+    if case.name == "region_mix":
+        moved = pixels * (3 + 3 * 4 + 2)
+    work = pixels * CLASSES
+    share = 1.0 if backward or not case.gradients else 0.5
+    return 1e3 * max(
+        moved / ceilings["bytes_per_s"],
+        work * case.exps / ceilings["exps_per_s"],
+        work * case.fmas * share / ceilings["fmas_per_s"],
+    )
+
+
+def run(arguments: argparse.Namespace, ceilings: dict[str, float] | None) -> Iterator[dict[str, Any]]:
+    """Every case, size, batch, dtype and pass asked for."""
+    chosen = [case for case in CASES if not arguments.ops or case.name in arguments.ops]
+    grid = [(s, b, d) for d in arguments.dtypes for b in arguments.batches for s in arguments.sizes]
+    for size, batch, dtype in grid:
+        inputs = Inputs.make(SIZES[size], batch, DTYPES[dtype], arguments.device)
+        for case in chosen:
+            if case.maps == 0 and dtype != arguments.dtypes[0]:
+                continue  # works on uint8: no second dtype
+            for backward in (False, True) if case.gradients else (False,):
+                row = {"op": case.name, "pass": "forward+backward" if backward else "forward"}
+                row |= {"size": size, "batch": batch, "dtype": dtype}
+                row |= {k: v for k, v in compare(case, inputs, backward, arguments).items() if v is not None}
+                if ceilings:
+                    row["floor_ms"] = round(floor_ms(case, inputs, backward, ceilings), 4)
+                print(summary(row), file=sys.stderr)
+                yield row
+
+
+def compare(case: Case, inputs: Inputs, backward: bool, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measurements of ours, of eager and of torch.compile (None where not asked for)."""
+    maps, gradients = inputs.maps[: case.maps], case.gradients if backward else 0
+    steps = {"ours": case.ours(inputs), "eager": case.eager(inputs)}
+    if arguments.compile:
+        torch._dynamo.reset()
+        steps["compile"] = torch.compile(case.eager(inputs), dynamic=False)
+    return {
+        name: harness.measure(
+            action(step, maps, gradients),
+            arguments.device,
+            repeats=arguments.repeats,
+            seconds=arguments.seconds,
+        )
+        for name, step in steps.items()
+    }
+
+
+def summary(row: dict[str, Any]) -> str:
+    parts = [f"{row['op']} {row['pass']} {row['size']} batch {row['batch']} {row['dtype']}:"]
+    parts += [f"{k} {row[k]['cpu_ms']:.2f} ms" for k in ("ours", "eager", "compile") if k in row]
+    return " ".join(parts)
+
+
+def table(document: dict[str, Any]) -> str:
+    """Ours, and how many times eager and torch.compile take; memory beside it; the floor's share on a GPU."""
+    cuda = document["device"] == "cuda"
+    header = [
+        "operator",
+        "pass",
+        "size",
+        "batch",
+        "dtype",
+        "ours ms",
+        "eager ×",
+        "compile ×",
+        "ours MiB",
+        "eager MiB",
+    ]
+    rows = []
+    for row in document["rows"]:
+        ours, eager, compiled = row["ours"], row["eager"], row.get("compile")
+        times = [eager["cpu_ms"] / ours["cpu_ms"], compiled["cpu_ms"] / ours["cpu_ms"] if compiled else "–"]
+        line = [row["op"], row["pass"], row["size"], row["batch"], row["dtype"], ours["cpu_ms"], *times]
+        line += [ours["extra_mib"], eager["extra_mib"]]
+        rows.append(line + ([f"{row['floor_ms'] / ours['cpu_ms']:.0%}"] if cuda else []))
+    return harness.table(header + (["of the floor"] if cuda else []), rows)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--ops", nargs="+", choices=[case.name for case in CASES])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=None, help="default: 1 on the CPU, 1 4 8 on a GPU"
+    )
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=20.0, help="per measurement, about")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    parser.add_argument(
+        "--no-page-faults", action="store_true", help="with an allocator that keeps its memory"
+    )
+    parser.add_argument("--check", action="store_true", help="one small size, quickly: does it run?")
+    parser.add_argument("--output", type=Path, help="JSON to write")
+    arguments = parser.parse_args()
+    if arguments.batches is None:
+        arguments.batches = [1] if arguments.device == "cpu" else [1, 4, 8]
+    if arguments.check:
+        arguments.sizes, arguments.batches, arguments.dtypes = ["1024x512"], [1], ["float32"]
+        arguments.repeats, arguments.compile = 3, False
+    return arguments
+
+
+def output_path(arguments: argparse.Namespace) -> Path:
+    if arguments.output:
+        return arguments.output
+    simd = {"AVX-512": "avx512", "AVX2": "avx2"}.get(build_info()["simd"], "baseline")
+    kind = f"cpu-{simd}" if arguments.device == "cpu" else "cuda"
+    return (
+        Path(__file__).parent / "results" / f"ops-{kind}{'-no-page-faults' * arguments.no_page_faults}.json"
+    )
+
+
+def main() -> None:
+    """Measure, print the table, and write the JSON (not with --check)."""
+    arguments = parse()
+    if arguments.no_page_faults and any(os.environ.get(k) != v for k, v in harness.KEEP_MEMORY.items()):
+        harness.without_page_faults(__file__, sys.argv[1:])
+        return
+    torch.set_num_threads(arguments.threads)
+    environment = harness.environment(arguments.device)
+    document = {"device": arguments.device, "environment": environment, "rows": []}
+    document["rows"] = list(run(arguments, environment.get("ceilings")))
+    print(table(document))
+    if not arguments.check or arguments.output:
+        harness.write(output_path(arguments), document)
+
+
+if __name__ == "__main__":
+    main()

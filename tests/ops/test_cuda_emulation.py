@@ -1,0 +1,327 @@
+"""The CUDA kernels, compiled unchanged for the CPU (emulation/), against the CPU operators.
+
+What a GPU would do differently is left out (its exp, its rounding, its timing), but every index, stride, flip, tile
+edge, patch and barrier of csrc/cuda is run: the entries in torch's terms, the launches, and the kernels with a block's
+threads as fibers that take turns in any order. Shared memory and new tensors start as NaN.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from op_cases import assert_close, random_labels, random_map
+from torch import Tensor
+from torch.utils import cpp_extension
+
+from udas_fast.ops import _library
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-w",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    "-Dudas_fast=udas_emulated",
+]
+FLAGS += ["-DUDAS_CUDA_KEY=CPU", "-DUDAS_UNROLLED=2,19", f"-I{Path(__file__).parent / 'emulation'}"]
+ORDERS = [0, 1, 7]  # of threads and blocks: first to last, last to first, a seed
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++"),
+    pytest.mark.skipif(bool(_library.REASON), reason="the CPU operators to compare with are not built"),
+]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The emulated kernels, registered as ``torch.ops.udas_emulated``."""
+    folder = tmp_path_factory.mktemp("emulation")
+    sources = [
+        ROOT / "csrc/ops.cpp",
+        *sorted(ROOT.glob("csrc/cuda/*.c*")),
+        ROOT / "tests/ops/emulation/emulation.cpp",
+    ]
+    sources = [s for s in sources if s.suffix in (".cpp", ".cu")]
+    system = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+
+    def compile_one(source: Path) -> str:
+        to = str(folder / f"{source.name}.o")
+        subprocess.run(["g++", *FLAGS, *system, "-x", "c++", "-c", str(source), "-o", to], check=True)
+        return to
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    made = str(folder / "emulated.so")
+    torch_libraries = str(Path(torch.__file__).parent / "lib")
+    subprocess.run(
+        ["g++", "-shared", *objects, "-o", made, f"-L{torch_libraries}", "-ltorch", "-ltorch_cpu"], check=True
+    )
+    torch.ops.load_library(made)
+    return ctypes.CDLL(made)
+
+
+@pytest.fixture(autouse=True)
+def _new_tensors_are_nan() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def ops(library: ctypes.CDLL) -> SimpleNamespace:
+    """``emulated`` and ``cpu``, with the same schemas, and ``order`` to change the turns."""
+    library.emulated_order(0)
+    return SimpleNamespace(
+        emulated=torch.ops.udas_emulated, cpu=torch.ops.udas_fast, order=library.emulated_order
+    )
+
+
+class Draw:
+    """Random arguments, the same for the same seed."""
+
+    def __init__(self, seed: int, classes: int | None = None) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self.classes = classes or self.one_of([2, 3, 7, 19, 19, 40])
+        self.n = self.one_of([1, 2, 3])
+        self.h, self.w = self.side(), self.side()
+        self.size = self.one_of(
+            [
+                [8 * self.h, 8 * self.w],  # stride 8
+                [8 * self.h - 7, 8 * self.w - 7],  # stride 8 of a network with aligned corners
+                [self.below(self.h) + 1, self.below(self.w) + 1],  # downwards
+                [self.below(90) + 1, self.below(300) + 1],
+            ]
+        )
+        self.align_corners = self.flag()
+        self.dtype = self.one_of([torch.float32, torch.float32, torch.float16, torch.bfloat16])
+
+    def below(self, limit: int) -> int:
+        return int(torch.randint(limit, (), generator=self.generator))
+
+    def one_of(self, choices: Sequence[Any]) -> Any:
+        return choices[self.below(len(choices))]
+
+    def flag(self) -> bool:
+        return self.below(2) == 1
+
+    def side(self) -> int:
+        return self.one_of([1, 2, 3, 9, 20])
+
+    def logits(self, own_size: bool = False) -> Tensor:
+        h, w = (self.side(), self.side()) if own_size else (self.h, self.w)
+        layout = self.one_of(["contiguous", "channels_last", "transposed", "sliced"])
+        self.seed += 1
+        return random_map((self.n, self.classes, h, w), self.seed, dtype=self.dtype, layout=layout)
+
+    def labels(self) -> Tensor:
+        self.seed += 1
+        dtype = self.one_of([torch.uint8, torch.int64])
+        return random_labels((self.n, *self.size), self.classes, self.seed, dtype=dtype)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator)
+
+    def maybe(self, value: Tensor) -> Tensor | None:
+        return value if self.flag() else None
+
+
+def loss_arguments(name: str, draw: Draw, reduction: int, with_grad: bool) -> tuple[Any, ...]:
+    """Arguments of ``name`` as the schema in csrc/ops.cpp has them."""
+    weight = draw.maybe(draw.uniform(draw.n, *draw.size))
+    end = (weight, draw.align_corners, reduction, with_grad)
+    labelled = (weight, 255, draw.align_corners, reduction, with_grad)
+    first, second = draw.logits(), draw.logits(own_size=draw.flag())
+    if name == "cross_entropy":
+        return (first, draw.labels(), draw.maybe(draw.uniform(draw.classes) + 0.1), *labelled)
+    if name == "rectified_cross_entropy":
+        return (first, second, draw.labels(), *labelled)
+    if name == "distillation_kl":
+        teachers = [second, *(draw.logits(own_size=True) for _ in range(draw.below(3)))]
+        return (first, teachers, draw.size, 1.7, draw.maybe(draw.uniform(draw.n, *draw.size) < 0.7), *end)
+    if name == "entropy":
+        return (first, draw.size, *end)
+    return (first, second, draw.size, *end)
+
+
+def prediction_arguments(draw: Draw) -> tuple[Any, ...]:
+    views = [draw.logits(), *(draw.logits(own_size=True) for _ in range(draw.below(4)))]
+    flips = draw.maybe(draw.uniform(len(views), draw.n) < 0.5)
+    limits = draw.maybe(draw.uniform(draw.classes))
+    return views, draw.size, 0.6, limits, 1.3, flips, draw.flag(), draw.align_corners, 255
+
+
+def mix_arguments(draw: Draw) -> tuple[Any, ...]:
+    (height, width), channels = draw.size, draw.one_of([1, 3, 3, 4])
+    from_bytes = draw.flag()
+    dtype = torch.uint8 if from_bytes else draw.dtype
+
+    def image() -> Tensor:
+        whole = (draw.uniform(draw.n, channels, height + 1, width + 3) * 255).to(dtype)
+        if draw.flag():
+            return whole[:, :, 1:, 2:-1]
+        part = whole[:, :, :height, :width]
+        return part.contiguous(memory_format=draw.one_of([torch.channels_last, torch.contiguous_format]))
+
+    region = draw.one_of(
+        [
+            (draw.uniform(draw.n, 4) * (max(draw.size) + 1)).to(torch.int32),
+            draw.uniform(draw.n, draw.classes) < 0.5,
+            draw.uniform(draw.n, height, width) < 0.5,
+        ]
+    )
+    inside, outside = draw.labels(), draw.labels()
+    out = draw.one_of(
+        [torch.float32, torch.float16, torch.bfloat16, torch.uint8 if from_bytes else torch.float32]
+    )
+    plain = out == torch.uint8 or draw.flag()
+    mean, std = ([], []) if plain else ([0.4] * channels, [0.2 + 0.1 * c for c in range(channels)])
+    return (image(), image(), inside, outside.to(inside.dtype), region, mean, std, out, draw.flag())
+
+
+LOSSES = [
+    "cross_entropy",
+    "rectified_cross_entropy",
+    "symmetric_kl",
+    "ensemble_kl",
+    "distillation_kl",
+    "entropy",
+]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_and_gradients(ops: SimpleNamespace, name: str) -> None:
+    for seed in range(24):
+        ops.order(seed % 5)
+        arguments = loss_arguments(name, Draw(100 * seed), seed % 3, with_grad=seed % 4 != 3)
+        found, wanted = getattr(ops.emulated, name)(*arguments), getattr(ops.cpu, name)(*arguments)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert_close(ours, theirs, 2e-5)
+
+
+def test_pseudo_labels(ops: SimpleNamespace) -> None:
+    for seed in range(40):
+        ops.order(seed % 5)
+        draw = Draw(100 * seed)
+        arguments = prediction_arguments(draw)
+        found, wanted = ops.emulated.pseudo_label(*arguments), ops.cpu.pseudo_label(*arguments)
+        pixels = found[0].numel()
+        assert_close(found[1], wanted[1], 2e-5)
+        assert int((found[0] != wanted[0]).sum()) <= 2 + pixels // 1000  # at ties and thresholds
+        assert int(found[2].sum()) == pixels
+        assert int((found[2] - wanted[2]).abs().sum()) <= 8 + pixels // 250  # the same, and edges of bins
+
+
+def test_confusion_matrices(ops: SimpleNamespace) -> None:
+    for seed in range(40):
+        ops.order(seed % 5)
+        draw = Draw(100 * seed, classes=100 if seed == 0 else None)
+        arguments = (draw.logits(), draw.labels(), 255, draw.align_corners)
+        found, wanted = ops.emulated.confusion_matrix(*arguments), ops.cpu.confusion_matrix(*arguments)
+        assert int(found.sum()) == int((arguments[1] != 255).sum())
+        assert int((found - wanted).abs().sum()) <= 2 + int(wanted.sum()) // 500
+
+
+def test_region_mixes(ops: SimpleNamespace) -> None:
+    for seed in range(60):
+        draw = Draw(100 * seed)
+        arguments = mix_arguments(draw)
+        found, wanted = ops.emulated.region_mix(*arguments), ops.cpu.region_mix(*arguments)
+        assert torch.equal(found[1], wanted[1])
+        assert found[0].stride() == wanted[0].stride()
+        assert_close(found[0].float(), wanted[0].float(), 1e-6 if found[0].dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "pseudo_label", "region_mix"])
+def test_the_order_of_threads_and_blocks_changes_no_bit(ops: SimpleNamespace, name: str) -> None:
+    for seed, classes in enumerate([19, 5]):
+        draw = Draw(seed, classes)
+        draw.size = [50, 270]
+        if name in LOSSES:
+            arguments = loss_arguments(name, draw, 1, with_grad=True)
+        else:
+            arguments = prediction_arguments(draw) if name == "pseudo_label" else mix_arguments(draw)
+        results = []
+        for order in ORDERS:
+            ops.order(order)
+            results.append(getattr(ops.emulated, name)(*arguments))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("classes", [19, 250])
+def test_sixteen_views(ops: SimpleNamespace, classes: int) -> None:
+    """The most that shared memory has to hold."""
+    views = [random_map((1, classes, 2 + k, 3), k) for k in range(16)]
+    arguments = (views[0], views, [20, 150], 1.5, None, None, False, 1, True)
+    found, wanted = ops.emulated.distillation_kl(*arguments), ops.cpu.distillation_kl(*arguments)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert_close(ours, theirs, 2e-5)
+    for mean in (False, True):
+        arguments = (views, [20, 150], 0.3, None, 1.5, None, mean, False, 255)
+        found, wanted = ops.emulated.pseudo_label(*arguments), ops.cpu.pseudo_label(*arguments)
+        assert_close(found[1], wanted[1], 2e-5)
+
+
+@pytest.mark.parametrize("label", [19, 200, -1, 2**40])
+def test_a_label_that_is_no_class_reads_nothing_and_shows(ops: SimpleNamespace, label: int) -> None:
+    logits, target = random_map((1, 19, 3, 4), 0), torch.zeros((1, 20, 30), dtype=torch.int64)
+    target[0, 5, 7] = label
+    for weight in (None, torch.ones(19)):
+        loss, _, gradient = ops.emulated.cross_entropy(logits, target, weight, None, 255, False, 1, True)
+        assert loss.isnan()
+        assert gradient.isnan().any()
+    assert ops.emulated.rectified_cross_entropy(logits, logits, target, None, 255, False, 1, True)[0].isnan()
+    assert ops.emulated.confusion_matrix(logits, target, 255, False)[0, 0] < 0
+    image = torch.ones(1, 3, 20, 30)
+    mixed, _ = ops.emulated.region_mix(
+        image, image, target, target, torch.ones(1, 19, dtype=torch.bool), [], [], torch.float32, False
+    )
+    assert torch.equal(mixed.isnan()[0, 0], target[0] == label)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_beside_the_logits_is_read(ops: SimpleNamespace, name: str) -> None:
+    """Logits are a window into NaN; one value read beyond it would show in the loss or a gradient."""
+    for seed in range(6):
+        draw = Draw(seed)
+        arguments = list(loss_arguments(name, draw, 1, with_grad=True))
+        for i, argument in enumerate(arguments):
+            if isinstance(argument, Tensor) and argument.dim() == 4:
+                n, c, h, w = argument.shape
+                around = torch.full((n + 2, c + 2, 2 * h + 3, w + 2), float("nan"), dtype=argument.dtype)
+                window = around[1:-1, 1:-1, 1 : 2 * h : 2, 1:-1]
+                window.copy_(argument)
+                arguments[i] = window
+        assert all(bool(result.isfinite().all()) for result in getattr(ops.emulated, name)(*arguments))
+
+
+def test_empty_batches_and_pixels_that_do_not_count(ops: SimpleNamespace) -> None:
+    none = torch.zeros(0, 19, 3, 4)
+    target = torch.zeros((0, 20, 30), dtype=torch.uint8)
+    for reduction, scale in [(0, 1), (1, 0), (2, 1)]:
+        loss, factor, gradient = ops.emulated.cross_entropy(
+            none, target, None, None, 255, False, reduction, True
+        )
+        assert float(loss.sum()) == 0
+        assert float(factor) == scale
+        assert gradient.shape == none.shape
+    assert ops.emulated.confusion_matrix(none, target, 255, False).sum() == 0
+    assert ops.emulated.pseudo_label([none], [20, 30], 0.5, None, 1.0, None, False, False, 255)[2].sum() == 0
+    ignored = torch.full((2, 20, 30), 255, dtype=torch.uint8)
+    loss, factor, gradient = ops.emulated.cross_entropy(
+        random_map((2, 19, 3, 4), 0), ignored, None, None, 255, False, 1, True
+    )
+    assert float(loss) == float(factor) == float(gradient.abs().sum()) == 0

@@ -1,0 +1,63 @@
+"""README stays true: its commands parse, its operator example runs, its tables are the committed results."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from udas_fast import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def _commands() -> list[str]:
+    lines = [line.split(" #")[0] for block in _blocks("bash") for line in block.splitlines()]
+    inline = re.findall(r"`(udas-fast [^`]+)`", README)
+    return sorted({line.strip() for line in [*lines, *inline] if line.startswith("udas-fast ")})
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_commands_parse(command: str) -> None:
+    _, name, *arguments = shlex.split(command)
+    group = typer.main.get_command(cli.app)
+    context = group.commands[name].make_context(name, arguments)
+    assert context.command.name == name
+
+
+def test_the_operator_example_runs() -> None:
+    example = next(block for block in _blocks("python") if "ops.pseudo_label" in block)
+    generator = torch.Generator().manual_seed(0)
+    source, target = torch.randint(0, 256, (2, 1, 3, 48, 64), dtype=torch.uint8, generator=generator)
+    names = {
+        "logits": torch.randn(1, 19, 6, 8, generator=generator, requires_grad=True),
+        "label": torch.randint(0, 19, (1, 48, 64), generator=generator),
+        **{f"view_{k}": torch.randn(1, 19, 6, 8, generator=generator) for k in (1, 2, 3)},
+        "source": source,
+        "target": target,
+        "source_label": torch.zeros(1, 48, 64, dtype=torch.uint8),
+        "target_label": torch.ones(1, 48, 64, dtype=torch.uint8),
+        "boxes": torch.tensor([[0, 0, 32, 48]], dtype=torch.int32),
+    }
+    exec(example, names)
+    assert names["loss"].isfinite()
+    assert names["label"].shape == names["confidence"].shape == (1, 720, 1280)
+    assert torch.equal(names["image"][..., :32], source[..., :32])
+    assert torch.equal(names["mixed"][..., 32:], torch.ones(1, 48, 32, dtype=torch.uint8))
+
+
+def test_tables_are_the_committed_results() -> None:
+    command = [sys.executable, "benchmarks/tables.py", "--check"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,178 @@
+"""The trainer with a user's own network and datasets, and what it refuses before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from udas_fast import Trainer
+from udas_fast.data import Geometry, SegmentationDataset, open_dataset
+from udas_fast.data.types import CAMVID, Sample
+from udas_fast.engine.checkpoint import read_state
+from udas_fast.errors import InputError
+from udas_fast.inference import TrainedModel
+from udas_fast.recipes import InputConfig, Recipe, Stage, get_recipe, override, small
+from udas_fast.recipes.domains import DataConfig, Domains
+
+SIZE = (32, 48)
+
+
+class OneHead(nn.Module):
+    """A user's network without an auxiliary head."""
+
+    def __init__(self, num_classes: int = 11) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 6, 3, 2, 1)
+        self.head = nn.Conv2d(6, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).relu())
+
+
+class Untouchable(SegmentationDataset):
+    """A target that may be named but not looked at."""
+
+    name, classes = "untouchable", CAMVID
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Sample:
+        raise AssertionError("a target image was read")
+
+
+def _recipe(name: str, steps: int = 4) -> Recipe:
+    return override(small(get_recipe(name), size=SIZE, steps=steps, batch_size=2), ["model.width=4"])
+
+
+def _domains(root: Path) -> Domains:
+    train, val = (open_dataset(f"camvid:{root}", split) for split in ("train", "val"))
+    return Domains(source=train, labelled=train, unlabelled=train, val=val)
+
+
+def test_a_users_network_with_one_head(camvid_root: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = OneHead()
+    before = model.head.weight.detach().clone()
+    trainer = Trainer(
+        model, _recipe("no_adaptation"), _domains(camvid_root), run=tmp_path / "run", device="cpu"
+    )
+    scores = trainer.fit()
+    assert not torch.equal(model.head.weight, before)
+    assert scores["source"].matrix.sum() > 0
+
+    again = OneHead()
+    trained = TrainedModel.load(tmp_path / "run", torch.device("cpu"), again)
+    assert torch.equal(again.head.weight, model.head.weight)
+    image = open_dataset(f"camvid:{camvid_root}", "val")[0].image
+    label, confidence = trained.predict(image)
+    ours, _ = trainer.predict(image)
+    assert (label == ours).all()
+    assert label.shape == image.shape[:2]
+    assert (confidence >= 1 / 11).all()
+    with pytest.raises(InputError, match="the user's own; give it as `model`"):
+        TrainedModel.load(tmp_path / "run", torch.device("cpu"))
+
+
+def test_a_recipe_that_needs_two_heads_says_so(camvid_root: Path, tmp_path: Path) -> None:
+    trainer = Trainer(
+        OneHead(), _recipe("udas", 9), _domains(camvid_root), run=tmp_path / "run", device="cpu"
+    )
+    with pytest.raises(InputError, match="auxiliary head"):
+        trainer.fit()
+
+
+def test_no_adaptation_never_reads_a_target_image(camvid_root: Path, tmp_path: Path) -> None:
+    domains = Domains(
+        source=open_dataset(f"camvid:{camvid_root}", "train"),
+        labelled=Untouchable(),
+        unlabelled=Untouchable(),
+    )
+    trainer = Trainer(None, _recipe("no_adaptation"), domains, run=tmp_path / "run", device="cpu")
+    assert trainer.fit() == {}
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_void_is_never_trained_on_nor_scored(camvid_root: Path, tmp_path: Path) -> None:
+    trainer = Trainer(
+        None, _recipe("no_adaptation"), _domains(camvid_root), run=tmp_path / "run", device="cpu"
+    )
+    scores = trainer.fit()["source"]
+    labels = [open_dataset(f"camvid:{camvid_root}", "val")[i].label for i in range(2)]
+    scored = sum(int((label != 255).sum()) for label in labels)
+    assert scored < sum(label.size for label in labels)
+    assert scores.matrix.sum() == scored
+
+
+def test_objects_have_to_be_given_again(camvid_root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    Trainer(None, _recipe("no_adaptation"), _domains(camvid_root), run=run, device="cpu").fit()
+    with pytest.raises(InputError, match="its datasets were"):
+        Trainer.resume(run, device="cpu")
+    resumed = Trainer.resume(run, data=_domains(camvid_root), device="cpu").fit()
+    stored = json.loads((run / "scores.json").read_text())["phases"]["source"]
+    assert resumed["source"].to_dict()["miou"] == stored["miou"]
+
+
+def test_a_loss_that_is_not_finite_is_named_and_never_saved(camvid_root: Path, tmp_path: Path) -> None:
+    recipe = override(_recipe("no_adaptation", 8), ["stages.source.optimizer.lr=1e30"])
+    trainer = Trainer(
+        None, recipe, _domains(camvid_root), run=tmp_path / "run", device="cpu", checkpoint_every=1
+    )
+    with pytest.raises(InputError, match=r"loss 'seg' is (nan|inf) at step \d \(source\)"):
+        trainer.fit()
+    newest = trainer.checkpoints.newest()
+    assert newest is not None
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert read_state(newest)["loop"]["done"] == last["step"] + 1
+
+
+def test_domains_of_other_classes_are_refused(camvid_root: Path, tmp_path: Path) -> None:
+    domains = Domains(
+        source=open_dataset("streets:sim", "train", size=SIZE), unlabelled=_domains(camvid_root).unlabelled
+    )
+    with pytest.raises(InputError, match="classes: found 19 in streets-sim and 11 in .*, wanted the same"):
+        Trainer(None, _recipe("udas", 9), domains, run=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("udas", DataConfig(target="streets:real"), "--source: found none"),
+        ("udas", DataConfig(source="streets:sim"), "--target: found none"),
+        ("supervised", DataConfig(target="streets:real"), "--labels: found 0"),
+    ],
+)
+def test_a_domain_that_is_missing_is_named(
+    name: str, data: DataConfig, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Trainer(None, _recipe(name, 9), data, run=tmp_path / "run", device="cpu")
+
+
+def test_an_unwritable_run_folder_is_named(camvid_root: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        Trainer(None, _recipe("no_adaptation"), _domains(camvid_root), run=blocked / "run", device="cpu")
+
+
+def test_labelled_target_images_take_the_sources_geometry_where_they_are_mixed(camvid_root: Path) -> None:
+    inputs = InputConfig(source=Geometry(size=(32, 64)), target=Geometry(size=SIZE), batch_size=1)
+    streams = _domains(camvid_root).streams(("labelled", "unlabelled"), inputs, mixed=True, seed=0, phase="p")
+    shapes = {name: tuple(next(stream.batches()).image.shape[-2:]) for name, stream in streams.items()}
+    assert shapes == {"labelled": (32, 64), "unlabelled": SIZE}
+    alone = _domains(camvid_root).streams(("labelled",), inputs, mixed=False, seed=0, phase="p")
+    assert next(alone["labelled"].batches()).image.shape[-2:] == SIZE
+
+
+def test_stages_are_named_by_round(camvid_root: Path, tmp_path: Path) -> None:
+    recipe = _recipe("udas", 9)
+    assert all(isinstance(stage, Stage) for stage in recipe.stages)
+    trainer = Trainer(None, recipe, _domains(camvid_root), run=tmp_path / "run", device="cpu")
+    assert "adaptation, self_training.1, self_training.2; 8 steps" in trainer.describe()
