@@ -187,7 +187,7 @@ def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset
     assert len(groups) >= 12
 
     geometry = Geometry(size=(96, 128))
-    batches = take(dataset, engine, 20, views=3, batch=40, geometry=geometry)
+    batches = take(dataset, engine, 12, views=3, batch=40, geometry=geometry)
     views = torch.cat([batch.views for batch in batches]).flatten(2).float()
     distance = torch.cdist(views, marks, p=1) / image.numel()
     found = group_of[distance.argmin(-1).numpy()]

@@ -208,7 +208,9 @@ class DaliEngine:
         outputs = [_finished(image, flip)]
         if self.labelled:
             encoded, rows, columns, *rest = rest
-            outputs += _label(encoded, rows, columns, self.id_map, self.wide, gpu)
+            outputs += _label(
+                encoded, rows, columns, self.id_map, self.wide, gpu, self.geometry.crop is not None
+            )
         strong = [_finished(dali_augment.augment(image, numbers), flip) for numbers in rest]
         return (*outputs, *([fn.stack(*strong)] if strong else []))
 
@@ -231,9 +233,15 @@ def _finished(image: DataNode, flip: DataNode) -> DataNode:
 
 
 def _label(
-    encoded: DataNode, rows: DataNode, columns: DataNode, id_map: IdMap, wide: bool, gpu: bool
+    encoded: DataNode,
+    rows: DataNode,
+    columns: DataNode,
+    id_map: IdMap,
+    wide: bool,
+    gpu: bool,
+    padded: bool,
 ) -> tuple[DataNode, DataNode]:
-    """Train ids after the geometry, HWC with one channel, and 1 where the file has ids outside the map."""
+    """Train ids after the geometry, HWC with one channel, and 1 where they come from ids outside the map."""
     ids = fn.decoders.image(
         encoded,
         output_type=types.ANY_DATA,
@@ -243,23 +251,20 @@ def _label(
     if wide:
         ids = fn.cast(ids[:, :, 0:1], dtype=types.UINT8)  # above 255 is 255
     ids = ids.gpu() if gpu else ids
-    every = list(range(256))
-    unknown = fn.lookup_table(
-        ids, keys=every, values=(~id_map.declared).astype(int).tolist(), dtype=types.UINT8
-    )
-    label = fn.lookup_table(ids, keys=every, values=id_map.table.tolist(), dtype=types.UINT8)
-    # A row and a column of 255 after the last: that is where the tables send what lies beyond the image.
-    label = fn.slice(
-        label,
-        start=[0, 0],
-        end=label.shape(dtype=types.INT32)[0:2] + 1,
-        axes=[0, 1],
-        out_of_bounds_policy="pad",
-        fill_values=IGNORE,
-    )
+    if padded:
+        # A row and a column of 255 after the last: where the tables send what lies beyond the image.
+        end = ids.shape(dtype=types.INT32)[0:2] + 1
+        ids = fn.slice(
+            ids, start=[0, 0], end=end, axes=[0, 1], out_of_bounds_policy="pad", fill_values=IGNORE
+        )
     for table in (rows, columns):
-        label = fn.sequence_rearrange(fn.reshape(label, layout="FWC"), new_order=table)
-        label = fn.transpose(label, perm=[1, 0, 2])
+        ids = fn.sequence_rearrange(fn.reshape(ids, layout="FWC"), new_order=table)
+        ids = fn.transpose(ids, perm=[1, 0, 2])
+    every = list(range(256))
+    unknown = ~id_map.declared
+    unknown[IGNORE] &= not padded
+    label = fn.lookup_table(ids, keys=every, values=id_map.table.tolist(), dtype=types.UINT8)
+    unknown = fn.lookup_table(ids, keys=every, values=unknown.astype(int).tolist(), dtype=types.UINT8)
     return label, fn.reductions.max(unknown)
 
 

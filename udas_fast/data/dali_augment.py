@@ -33,6 +33,20 @@ def _sharpness(data: DataNode, kernel: DataNode) -> DataNode:
     return fn.filter(data, kernel, border="clamp")
 
 
+@augmentation(mag_range=_FACTORS)
+def _color(data: DataNode, factor: DataNode) -> DataNode:
+    """Pillow's: a blend with the rounded grey image; on a CPU much faster than a matrix for each pixel."""
+    grey = fn.color_space_conversion(data, image_type=types.RGB, output_type=types.GRAY)
+    grey = fn.color_space_conversion(grey, image_type=types.GRAY, output_type=types.RGB)
+    return fn.cast_like(grey * (1 - factor) + data * factor, data)
+
+
+@augmentation(mag_range=256 - np.round(256 * _LEVELS / 9), mag_to_param=np.uint16, param_device="auto")
+def _solarize(data: DataNode, threshold: DataNode) -> DataNode:
+    """Inverting is an exclusive or with 255: half of the work of DALI's."""
+    return data ^ ((data >= threshold) * types.Constant(255, dtype=types.UINT8))
+
+
 @augmentation
 def _equalize(data: DataNode, _: object) -> DataNode:
     """Pillow's formula: DALI's is OpenCV's, which leaves out the darkest value where Pillow's does the brightest."""
@@ -43,13 +57,13 @@ def _equalize(data: DataNode, _: object) -> DataNode:
 _AUGMENTATIONS = {
     "autocontrast": dali.auto_contrast,
     "brightness": _enhancement(dali.brightness),
-    "color": _enhancement(dali.color),
+    "color": _color,
     "contrast": _enhancement(dali.contrast),
     "equalize": _equalize,
     "invert": dali.invert,
     "posterize": dali.posterize.augmentation(mag_range=8 - np.round(4 * _LEVELS / 9)),
     "sharpness": _sharpness,
-    "solarize": dali.solarize.augmentation(mag_range=256 - np.round(256 * _LEVELS / 9)),
+    "solarize": _solarize,
 }
 # Only what the policy uses: every one costs a little, chosen or not.
 _NAMES = ["identity", *sorted({name for sub in POLICY for name, _, _ in sub})]

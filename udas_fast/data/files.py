@@ -94,6 +94,8 @@ class IdMap:
     """
 
     def __init__(self, mapping: dict[int, int]) -> None:
+        if mapping.get(255, 255) != 255:
+            raise bad("id map", f"class {mapping[255]} for id 255", "255, which is what padding has")
         self.mapping = dict(mapping)
         self.table = np.full(256, 255, np.uint8)
         self.declared = np.zeros(256, bool)
