@@ -7,13 +7,15 @@ BIN := .venv/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help build demo test lint format clean
+.PHONY: help build demo test lint format sanitize gpu-check clean
 
 help:
 	@echo "make demo    environment, build, train on procedural streets, table and figure"
 	@echo "make test    environment, build, lint, all tests"
 	@echo "make lint    ruff and clang-format"
 	@echo "make format  rewrite the sources as the formatters want them"
+	@echo "make sanitize   the CPU operators' tests under AddressSanitizer and UBSan"
+	@echo "make gpu-check  on a machine with a GPU: build, CUDA tests, compute-sanitizer, benchmarks"
 	@echo "make clean   remove build products and .venv"
 
 .venv/ready: pyproject.toml
@@ -46,6 +48,21 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(if $(CPP),$(BIN)/clang-format -i $(CPP))
+
+# Left out: what measures memory, needs gigabytes or starts a compiler, none of which a sanitizer can tell about.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: .venv/ready
+	rm -rf build/sanitize && mkdir -p build/sanitize
+	cp -r pyproject.toml tests udas_fast build/sanitize/ && rm -f build/sanitize/udas_fast/*.so
+	UDAS_FAST_CUDA=0 CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
+	  $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitize --build-temp build/sanitize/objects
+	cd build/sanitize && OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ../../$(BIN)/python -m pytest tests/ops \
+	  -k "not full_resolution_map and not two_to_the_31 and not inductor and not emulation"
+
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
 
 clean:
 	rm -rf .venv build *.egg-info udas_fast/_C*.so

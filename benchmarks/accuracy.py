@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import harness
+
 RESULTS = Path(__file__).parent / "results"
 ROWS = (("no_adaptation", 0), ("udas", 0), ("udas", 50), ("supervised", 50))
-RENDERED_CAMVID = ("--small", "180x240", "--steps", "1200", "--set", "precision=bf16")
+RENDERED_CAMVID = ("--small", "180x240", "--steps", "600")
 
 
 def main() -> None:
@@ -39,12 +41,11 @@ def main() -> None:
     document = {
         "task": arguments.task,
         "command": f"python benchmarks/accuracy.py {arguments.task} --seeds {shlex.join(map(str, arguments.seeds))}",
-        "environment": environment(),
+        "environment": harness.environment("cpu"),
         "runs": runs,
     }
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{arguments.task}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    harness.write(path, document)
     print(f"{path}: {len(runs)} runs")
 
 
@@ -90,13 +91,6 @@ def run(command: list[str]) -> None:
     """Run the command line of this interpreter's environment; stop at its first failure."""
     print(shlex.join(command), flush=True)
     subprocess.run([sys.executable, "-m", "udas_fast.cli", *command[1:]], check=True)
-
-
-def environment() -> dict[str, Any]:
-    """The package's own report: versions, processor, build."""
-    from udas_fast.doctor import environment
-
-    return environment()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import ctypes
 import gc
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 
-import udas_fast
+from udas_fast import doctor
 
 MIB = 2**20
 # With these, glibc keeps freed memory instead of giving it back to the kernel: no page faults after the first call.
@@ -31,17 +30,11 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_":
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a reader needs to judge the figures."""
-    build = udas_fast.build_info()
+    """What a reader needs to judge the figures: the package's own report, and what a benchmark adds."""
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "commit": _git_commit(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "simd": build["simd"],
+        **doctor.environment(),
         "page_faults": not all(os.environ.get(k) == v for k, v in KEEP_MEMORY.items()),
     }
     if device == "cuda":
@@ -51,17 +44,8 @@ def environment(device: str) -> dict[str, Any]:
             "sms": gpu.multi_processor_count,
             "memory_mib": gpu.total_memory // MIB,
         }
-        found["cuda"] = {"torch": torch.version.cuda, "toolkit": build["cuda"]}
         found["ceilings"] = ceilings()
     return found
-
-
-def _cpu_name() -> str:
-    try:
-        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor()
 
 
 def _git_commit() -> str | None:

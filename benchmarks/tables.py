@@ -1,4 +1,4 @@
-"""Write the tables of README.md from the JSON files in results/: python benchmarks/tables.py
+"""Write the tables of README.md and benchmarks/README.md, and the charts, from results/: python benchmarks/tables.py
 
 Each table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else is touched. --check only compares.
 """
@@ -9,12 +9,20 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import ops
+
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGES = (HERE.parent / "README.md", HERE / "README.md")
+CHART = HERE / "results" / "ops-cpu.png"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -65,26 +73,59 @@ def _mean(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
+def operators(name: str) -> str:
+    """ops.py's own table of one of its results, with the machine below."""
+    document = load(name)
+    env = document["environment"]
+    where = (
+        f"{env['cpu']}, {env['threads']} thread, {env['simd']}, torch {env['torch']}, commit {env['commit']}"
+    )
+    faults = "" if env["page_faults"] else ", allocator that keeps its memory"
+    return f"{ops.table(document)}\n\n{where}{faults}; `benchmarks/results/{name}.json`."
+
+
+def chart(names: Sequence[str]) -> None:
+    """How many times longer eager takes than ours, 1280×720 float32, a bar for each of the results ``names``."""
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    for offset, name in enumerate(names):
+        rows = [r for r in load(name)["rows"] if (r["size"], r["dtype"]) == ("1280x720", "float32")]
+        last = {row["op"]: row for row in rows}  # the pass with the gradient, where there is one
+        values = [row["eager"]["cpu_ms"] / row["ours"]["cpu_ms"] for row in last.values()]
+        places = [i + (offset - (len(names) - 1) / 2) * 0.8 / len(names) for i in range(len(values))]
+        bars = axes.barh(places, values, height=0.8 / len(names), label=name.removeprefix("ops-cpu-"))
+        axes.bar_label(bars, [f"{v:.0f}×" for v in values], padding=2, fontsize=8)
+        axes.set_yticks(range(len(last)), [f"{op} ({row['pass']})" for op, row in last.items()])
+    axes.invert_yaxis()
+    axes.set_xlabel("eager PyTorch ÷ ours, CPU time of one thread, 19 classes, 1280×720, float32")
+    axes.legend()
+    figure.savefig(CHART, dpi=120)
+    plt.close(figure)
+
+
+CHARTED = ("ops-cpu-avx512", "ops-cpu-avx2", "ops-cpu-avx512-no-page-faults")
+OPERATORS = (*CHARTED, "ops-cpu-avx512-compile")
 TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
     "rendered-camvid": lambda: accuracy("rendered-camvid"),
     "rendered-camvid classes": lambda: per_class("rendered-camvid"),
+    **{name: partial(operators, name) for name in OPERATORS},
 }
 
 
 def main() -> None:
-    """Rewrite README.md, or with --check exit with 1 where it differs."""
-    old = README.read_text(encoding="utf-8")
-    new = old
-    for name, make in TABLES.items():
-        pattern = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if pattern.search(new):
-            new = pattern.sub(rf"\g<1>{make()}\n\g<2>", new)
-    if "--check" in sys.argv[1:]:
-        sys.exit(
-            0 if new == old else "README.md differs from benchmarks/results: run python benchmarks/tables.py"
-        )
-    README.write_text(new, encoding="utf-8")
+    """Rewrite the pages and the chart, or with --check exit with 1 where a page differs."""
+    check = "--check" in sys.argv[1:]
+    for page in PAGES:
+        old = new = page.read_text(encoding="utf-8")
+        for name, make in TABLES.items():
+            pattern = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+            if pattern.search(new):
+                new = pattern.sub(rf"\g<1>{make()}\n\g<2>", new)
+        if check and new != old:
+            sys.exit(f"{page.name} differs from benchmarks/results: run python benchmarks/tables.py")
+        page.write_text(new, encoding="utf-8")
+    if not check:
+        chart(CHARTED)
 
 
 if __name__ == "__main__":

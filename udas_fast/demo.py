@@ -16,7 +16,6 @@ from udas_fast.trainer import Trainer
 
 SIZE = (96, 192)
 LABELS = 10
-BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Entry:
 
     recipe: str
     labels: int = 0
-    steps: int = 450
+    steps: int = 600
 
     @property
     def name(self) -> str:
@@ -37,7 +36,7 @@ class Entry:
 
     def build(self) -> Recipe:
         """The recipe at the demo's size."""
-        return small(get_recipe(self.recipe), size=SIZE, steps=self.steps, batch_size=BATCH)
+        return small(get_recipe(self.recipe), size=SIZE, steps=self.steps)
 
 
 ENTRIES = (Entry("no_adaptation"), Entry("udas"), Entry("udas", LABELS), Entry("supervised", LABELS))

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 import udas_fast
-from udas_fast import ops
 
 
 def environment() -> dict[str, Any]:
     """Versions and hardware, as they stand beside every figure that this project reports."""
+    build = udas_fast.build_info()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "udas_fast": udas_fast.__version__,
@@ -29,7 +29,8 @@ def environment() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": gpus,
         "os": f"{platform.system()} {platform.machine()}",
-        "build": udas_fast.build_info(),
+        "simd": build["simd"],
+        "toolkit": build["cuda"],
     }
 
 
@@ -42,13 +43,24 @@ def diagnose() -> str:
         f"DALI         {env['dali'] or 'not installed; images are read by torch workers'}",
         f"CPU          {env['cpu']}, {env['cpu_count']} cores, {env['threads']} threads, {env['cpu_capability']}",
         f"GPU          {', '.join(env['gpus']) or 'none that torch can use'}",
-        *(f"{name.replace('_', ' '):<12} {value}" for name, value in build.items()),
+        f"extension    {_extension(build)}",
         "",
         f"{'operator':<26}{'CPU':<12}CUDA",
-        *(f"{name:<26}{where['cpu']:<12}{where['cuda']}" for name, where in ops.backends().items()),
+        *(f"{name:<26}{where['cpu']:<12}{where['cuda']}" for name, where in build["operators"].items()),
     ]
     advice = _advice(env, build)
     return "\n".join([*lines, "", *(advice or ["Nothing is missing for this machine."])])
+
+
+def _extension(build: dict[str, Any]) -> str:
+    if not build["extension"]:
+        return f"missing: {build['reason']}"
+    cuda = (
+        f"CUDA {build['cuda']} for {', '.join(build['archs'])}"
+        if build["cuda"]
+        else f"no CUDA: {build['cuda_reason']}"
+    )
+    return f"built against torch {build['torch_built']}; {build['simd']} chosen here; {cuda}"
 
 
 def _advice(env: dict[str, Any], build: dict[str, Any]) -> list[str]:

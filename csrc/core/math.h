@@ -42,7 +42,11 @@ UDAS_HD Vec to_float(VecInt n) { return __builtin_convertvector(n, Vec); }
 // The larger of two; a NaN in `a` is passed over, one in `b` stays.
 template <class V>
 UDAS_HD V larger(V a, V b) {
+#ifdef __CUDA_ARCH__
+  return fmaxf(a, b);  // one instruction; passes over any NaN, which the exp of it brings back
+#else
   return select(a > b, a, b);
+#endif
 }
 #if defined(UDAS_SIMD_WIDTH) && \
     defined(__x86_64__)  // the one instruction, which GCC does not see in the select

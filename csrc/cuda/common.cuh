@@ -161,6 +161,33 @@ struct Classes<0> {
 
 UDAS_DEVICE float blend(float a, float b, float fraction) { return fmaf(fraction, b - a, a); }
 
+// The four low-resolution values around a pixel, class after class.
+template <class T>
+class Corners {
+ public:
+  UDAS_DEVICE Corners(const T* data, const Map& map, int64_t sample, const Source& row, const Source& column)
+      : top_left_(data + sample * map.stride[0] + row.low * map.stride[2] + column.low * map.stride[3]),
+        top_right_(top_left_ + (column.high - column.low) * map.stride[3]),
+        bottom_left_(top_left_ + (row.high - row.low) * map.stride[2]),
+        bottom_right_(top_right_ + (row.high - row.low) * map.stride[2]) {}
+
+  UDAS_DEVICE void next(const Map& map, int classes = 1) {
+    const int64_t step = classes * map.stride[1];
+    top_left_ += step;
+    top_right_ += step;
+    bottom_left_ += step;
+    bottom_right_ += step;
+  }
+
+  UDAS_DEVICE float above(float across) const { return blend(load(top_left_), load(top_right_), across); }
+  UDAS_DEVICE float below(float across) const {
+    return blend(load(bottom_left_), load(bottom_right_), across);
+  }
+
+ private:
+  const T *top_left_, *top_right_, *bottom_left_, *bottom_right_;
+};
+
 // The logits of a thread's pixels in one map, row after row. `Steps` holds the differences between the two
 // low-resolution rows around a pixel: registers, or shared memory where those would not be enough.
 template <int C, class Steps = Values<C>>
@@ -173,19 +200,14 @@ class Logits {
   UDAS_DEVICE void move(const Map& map, int64_t sample, const Source& row, const Source& column, bool fresh) {
     fraction_ = row.fraction;
     if (!fresh) return;
-    const int64_t left = sample * map.stride[0] + column.low * map.stride[3];
-    const int64_t right = sample * map.stride[0] + column.high * map.stride[3];
     typed(map.data, map.type, [&](auto* data) {
-      auto* low = data + row.low * map.stride[2];
-      auto* high = data + row.high * map.stride[2];
+      Corners corners(data, map, sample, row, column);
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        const float above = blend(load(low + left), load(low + right), column.fraction);
-        const float below = blend(load(high + left), load(high + right), column.fraction);
+        const float above = corners.above(column.fraction);
         above_[c] = above;
-        step_[c] = below - above;
-        low += map.stride[1];
-        high += map.stride[1];
+        step_[c] = corners.below(column.fraction) - above;
+        corners.next(map);
       }
     });
   }
@@ -203,28 +225,25 @@ class Logits<0, Steps> {
  public:
   UDAS_DEVICE void move(const Map& map, int64_t sample, const Source& row, const Source& column, bool) {
     map_ = &map;
-    low_ = sample * map.stride[0] + row.low * map.stride[2] + column.low * map.stride[3];
-    down_ = (row.high - row.low) * map.stride[2];
-    right_ = (column.high - column.low) * map.stride[3];
-    across_ = column.fraction;
-    fraction_ = row.fraction;
+    sample_ = sample;
+    row_ = row;
+    column_ = column;
   }
 
   UDAS_DEVICE float operator[](int c) const {
     float value = 0.0f;
     typed(map_->data, map_->type, [&](auto* data) {
-      data += low_ + c * map_->stride[1];
-      const float above = blend(load(data), load(data + right_), across_);
-      const float below = blend(load(data + down_), load(data + down_ + right_), across_);
-      value = blend(above, below, fraction_);
+      Corners corners(data, *map_, sample_, row_, column_);
+      corners.next(*map_, c);
+      value = blend(corners.above(column_.fraction), corners.below(column_.fraction), row_.fraction);
     });
     return value;
   }
 
  private:
   const Map* map_;
-  int64_t low_, down_, right_;
-  float across_, fraction_;
+  int64_t sample_;
+  Source row_, column_;
 };
 
 // All logits of one pixel, without keeping anything for the next.
@@ -233,17 +252,11 @@ UDAS_DEVICE void interpolate(const Map& map, int64_t sample, const Source& row, 
                              int classes, Out& out) {
   const Classes<C> count{classes};
   typed(map.data, map.type, [&](auto* data) {
-    data += sample * map.stride[0];
-    auto* low = data + row.low * map.stride[2];
-    auto* high = data + row.high * map.stride[2];
-    const int64_t left = column.low * map.stride[3], right = column.high * map.stride[3];
+    Corners corners(data, map, sample, row, column);
 #pragma unroll
     for (int c = 0; c < count; ++c) {
-      const float above = blend(load(low + left), load(low + right), column.fraction);
-      const float below = blend(load(high + left), load(high + right), column.fraction);
-      out[c] = blend(above, below, row.fraction);
-      low += map.stride[1];
-      high += map.stride[1];
+      out[c] = blend(corners.above(column.fraction), corners.below(column.fraction), row.fraction);
+      corners.next(map);
     }
   });
 }

@@ -1,7 +1,8 @@
 // The confusion matrix: upsample, arg-max, count, in one pass; nothing of the image's size is written.
 //
 // One thread a column; equal cells in a row are counted before they are added, to a matrix in shared memory
-// for up to 64 classes and to the result beyond. Counts are integers, so their order does not matter.
+// for up to 64 classes and to the result beyond. Counts are integers, so their order does not matter. A label
+// that is neither a class nor ignored reads nothing and does not count.
 //
 // The floor, with P pixels: bytes P·(1 or 8) and N·C·h·w·(2 or 4) read; no exps; per pixel and class 4 FMAs
 // and the like (interpolation, compare, two selects).
@@ -12,8 +13,7 @@ namespace udas {
 namespace cuda {
 namespace {
 
-constexpr int kMostSharedMatrix = 64;                 // classes
-constexpr unsigned long long kBadLabel = 1ull << 63;  // makes the first count negative
+constexpr int kMostSharedMatrix = 64;  // classes
 
 struct ConfusionLayout {
   size_t rows, matrix, bytes;
@@ -68,11 +68,7 @@ class ConfusionBlock {
       const bool fresh = y == 0 || rows_[y].low != rows_[y - 1].low;
       logits.move(task_.map, tile_.sample, rows_[y], column, fresh);
       const int found = arg_max<float>(logits, Classes<C>{task_.classes}).label;
-      if (truth == task_.ignore_index) continue;
-      if (truth < 0 || truth >= task_.classes) {
-        atomicOr(task_.counts, kBadLabel);
-        continue;
-      }
+      if (truth == task_.ignore_index || truth < 0 || truth >= task_.classes) continue;
       const int now = static_cast<int>(truth) * task_.classes + found;
       if (now != cell) {
         add(cell, count);

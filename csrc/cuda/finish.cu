@@ -103,7 +103,7 @@ void plan_loss(Tiling& tiling, int classes, int gradients, int teachers) {
                                     : gradients) *
                     classes;  // at most, LossBlock::lines
   choose_tiles(tiling, unrolled,
-               [&](int, int width) { return loss_layout(width, gradients + teachers, lines).bytes; });
+               [&](int, int width) { return loss_layout(width, gradients, teachers, lines).bytes; });
 }
 
 Footprint footprint(const Tiling& tiling, const Map& map) {

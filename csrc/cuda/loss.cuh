@@ -71,15 +71,17 @@ UDAS_DEVICE Pixel resolve(const LossTask& task, const Sides& sides) {
 
 // Sizes and places, the same for the host that asks for the memory and the block that uses it.
 struct LossLayout {
-  size_t sums, rows, columns, lines, bytes;
+  size_t sums, rows, columns, fractions, lines, bytes;
 };
 
-__host__ UDAS_DEVICE LossLayout loss_layout(int width, int maps, int lines) {
+__host__ UDAS_DEVICE LossLayout loss_layout(int width, int gradients, int teachers, int lines) {
+  const int maps = gradients + teachers;
   LossLayout at;
-  at.sums = 0;                                                 // double [2][width]
-  at.rows = at.sums + 2 * sizeof(double) * width;              // Source [maps][32]
-  at.columns = at.rows + sizeof(Source) * maps * kTileHeight;  // Source [maps][width]
-  at.lines = at.columns + sizeof(Source) * maps * width;       // float [lines][line(width)]
+  at.sums = 0;                                                        // double [2][width]
+  at.rows = at.sums + 2 * sizeof(double) * width;                     // Source [maps][32]
+  at.columns = at.rows + sizeof(Source) * maps * kTileHeight;         // Source [maps][width]
+  at.fractions = at.columns + sizeof(Source) * maps * width;          // float [gradients][line(width)]
+  at.lines = at.fractions + sizeof(float) * gradients * line(width);  // float [lines][line(width)]
   at.bytes = at.lines + sizeof(float) * lines * line(width);
   return at;
 }
@@ -96,17 +98,18 @@ class LossBlock {
 
   // Lines of shared memory, one float a column: of each map's steps, which the gradient on its way from the
   // columns to the low-resolution columns replaces, or of that gradient alone; for C = 0 of the scratch.
-  static int lines(int classes) {
+  __host__ UDAS_DEVICE static int lines(int classes) {
     if (C == 0) return Loss::kScratch * classes;
     return kGrad ? (kSharedSteps ? kMaps : 1) * C : 0;
   }
 
   UDAS_DEVICE LossBlock(const LossTask& task, unsigned char* shared)
       : task_(task), tile_(task.tiling, blockIdx.x) {
-    const LossLayout at = loss_layout(width(), maps(), 0);
+    const LossLayout at = loss_layout(width(), kMaps, maps() - kMaps, 0);
     sums_ = reinterpret_cast<double*>(shared + at.sums);
     rows_ = reinterpret_cast<Source*>(shared + at.rows);
     columns_ = reinterpret_cast<Source*>(shared + at.columns);
+    fractions_ = reinterpret_cast<float*>(shared + at.fractions);
     lines_ = reinterpret_cast<float*>(shared + at.lines);
 #pragma unroll
     for (int m = 0; m < kMaps; ++m) {
@@ -145,15 +148,22 @@ class LossBlock {
   UDAS_DEVICE const Source& row(int map, int y) const { return rows_[map * kTileHeight + y]; }
   UDAS_DEVICE const Source& column(int map, int x) const { return columns_[map * width() + x]; }
 
-  // Where the tile's rows and columns read from, for every map.
+  // Where the tile's rows and columns read from, for every map, and the columns' fractions once more in a
+  // line. What no column owns of a line stays 0, so that sums over columns run through.
   UDAS_DEVICE void tables() {
     for (int i = threadIdx.x; i < maps() * kTileHeight; i += width()) {
       const int y = min(i % kTileHeight, tile_.rows - 1);
       rows_[i] = row_position(task_.tiling, task_.maps[i / kTileHeight], tile_.y + y);
     }
+    for (int i = threadIdx.x; kGrad && i < (kMaps + lines(task_.classes)) * line(width()); i += width())
+      fractions_[i] = 0.0f;
+    __syncthreads();
     const int x = min(static_cast<int>(threadIdx.x), tile_.columns - 1);
-    for (int m = 0; m < maps(); ++m)
-      columns_[m * width() + threadIdx.x] = column_position(task_.tiling, task_.maps[m], tile_.x + x);
+    for (int m = 0; m < maps(); ++m) {
+      const Source source = column_position(task_.tiling, task_.maps[m], tile_.x + x);
+      columns_[m * width() + threadIdx.x] = source;
+      if (m < kMaps) fractions_[m * line(width()) + slot(threadIdx.x)] = source.fraction;
+    }
     __syncthreads();
   }
 
@@ -286,15 +296,16 @@ class LossBlock {
     float* patch =
         task_.partial[map] + (static_cast<int64_t>(tile_.index) * room.rows + (r - row(map, 0).low)) *
                                  task_.classes * room.columns;
+    const float* fractions = fractions_ + map * line(width());
     for (int j = threadIdx.x % abreast; j < touched; j += abreast) {
-      const int begin = first_column(map, first + j - 1);
-      const int middle = first_column(map, first + j);
-      const int end = first_column(map, first + j + 1);
+      const int begin = slot(first_column(map, first + j - 1));
+      const int middle = slot(first_column(map, first + j));
+      const int end = slot(first_column(map, first + j + 1));
       for (int c = group; c < task_.classes; c += groups) {
         const float* values = lines + c * line(width());
         float sum = 0.0f;
-        for (int x = begin; x < middle; ++x) sum = fmaf(column(map, x).fraction, values[slot(x)], sum);
-        for (int x = middle; x < end; ++x) sum = fmaf(1.0f - column(map, x).fraction, values[slot(x)], sum);
+        for (int s = begin; s < middle; ++s) sum = fmaf(fractions[s], values[s], sum);
+        for (int s = middle; s < end; ++s) sum = fmaf(1.0f - fractions[s], values[s], sum);
         float& to = patch[c * room.columns + j];
         to = fresh ? factor * sum : fmaf(factor, sum, to);
       }
@@ -326,7 +337,7 @@ class LossBlock {
   const Tile tile_;
   double* sums_;
   Source *rows_, *columns_;
-  float* lines_;
+  float *fractions_, *lines_;
   Logits<C, Steps> logits_[kMaps];
   Values<C> gradient_[Loss::kScratch];
   Values<C> above_[kMaps], below_[kMaps];
@@ -347,7 +358,7 @@ cudaError_t run_loss(const LossTask& task, cudaStream_t stream) {
     constexpr int C = decltype(classes)::value;
     const int lines = task.with_grad ? LossBlock<Loss, C, true>::lines(task.classes)
                                      : LossBlock<Loss, C, false>::lines(task.classes);
-    const size_t bytes = loss_layout(width, Loss::kMaps + task.teachers, lines).bytes;
+    const size_t bytes = loss_layout(width, Loss::kMaps, task.teachers, lines).bytes;
     const auto kernel = task.with_grad ? loss_kernel<Loss, C, true> : loss_kernel<Loss, C, false>;
     return launch(kernel, dim3(static_cast<unsigned>(tiles)), width, bytes, stream, task);
   });

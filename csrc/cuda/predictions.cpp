@@ -50,7 +50,6 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label(std::vector<Tensor> views, std::
   return {label, confidence, histogram};
 }
 
-// Where a label is neither a class nor ignored, the first count is negative: there is no NaN among integers.
 Tensor confusion_matrix(const Tensor& logits, const Tensor& target, int64_t ignore_index,
                         bool align_corners) {
   check_logits("logits", logits);

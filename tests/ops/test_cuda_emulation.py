@@ -276,7 +276,7 @@ def test_sixteen_views(ops: SimpleNamespace, classes: int) -> None:
 
 
 @pytest.mark.parametrize("label", [19, 200, -1, 2**40])
-def test_a_label_that_is_no_class_reads_nothing_and_shows(ops: SimpleNamespace, label: int) -> None:
+def test_a_label_that_is_no_class_reads_nothing(ops: SimpleNamespace, label: int) -> None:
     logits, target = random_map((1, 19, 3, 4), 0), torch.zeros((1, 20, 30), dtype=torch.int64)
     target[0, 5, 7] = label
     for weight in (None, torch.ones(19)):
@@ -284,7 +284,7 @@ def test_a_label_that_is_no_class_reads_nothing_and_shows(ops: SimpleNamespace, 
         assert loss.isnan()
         assert gradient.isnan().any()
     assert ops.emulated.rectified_cross_entropy(logits, logits, target, None, 255, False, 1, True)[0].isnan()
-    assert ops.emulated.confusion_matrix(logits, target, 255, False)[0, 0] < 0
+    assert ops.emulated.confusion_matrix(logits, target, 255, False).sum() == target.numel() - 1
     image = torch.ones(1, 3, 20, 30)
     mixed, _ = ops.emulated.region_mix(
         image, image, target, target, torch.ones(1, 19, dtype=torch.bool), [], [], torch.float32, False

@@ -12,12 +12,12 @@ from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
 
 
-def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int = 8) -> Recipe:
+def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int = 4) -> Recipe:
     """``recipe`` on a narrow ResNet-18 at output stride 4, from random weights, ``steps`` steps in all.
 
     Where there are several stages, the first takes two thirds of the steps and the rounds of the others share
-    the rest. AdamW replaces SGD, whose published rates are for ImageNet weights. Self-training learns at a third
-    of the rate and with thresholds by class: the teachers of short runs are sure of the large classes only.
+    the rest. AdamW replaces SGD, whose published rates are for ImageNet weights. Self-training learns at a
+    lower rate and with thresholds by class: the teachers of short runs are sure of the large classes only.
 
     Raises:
         InputError: fewer steps than rounds.
@@ -41,7 +41,7 @@ def _small_stage(stage: Stage, steps: int) -> Stage:
     optimizer = replace(
         stage.optimizer,
         name="adamw",
-        lr=6e-3,
+        lr=4e-3,
         weight_decay=1e-2,
         head_lr_mult=1.0,
         horizon=1.0,
@@ -53,5 +53,5 @@ def _small_stage(stage: Stage, steps: int) -> Stage:
         objective = replace(objective, discriminator_width=8)
     elif isinstance(objective, SelfTrainingConfig):
         objective = replace(objective, threshold="balanced")
-        optimizer = replace(optimizer, lr=2e-3)
+        optimizer = replace(optimizer, lr=1.5e-3)
     return replace(stage, steps=steps, optimizer=optimizer, objective=objective)

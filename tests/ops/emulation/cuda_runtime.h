@@ -68,13 +68,6 @@ T atomicAdd(T* to, T value) {
   *to += value;
   return before;
 }
-template <class T>
-T atomicOr(T* to, T value) {
-  const T before = *to;
-  *to |= value;
-  return before;
-}
-
 namespace udas {
 namespace cuda {
 constexpr size_t kSharedBytes = 48 * 1024;
