@@ -88,17 +88,17 @@ class DaliEngine:
                     faults = [sentence for draw in draws for sentence in draw.faults]
                     if any(draw.files is None for draw in draws):
                         yield None, faults
-                    elif outputs is not None:
-                        yield self._batch(draws, outputs), faults
-                    else:
-                        self._examine(draws)
+                    elif isinstance(outputs, RuntimeError):
+                        self._examine(draws, outputs)
                         break  # and begin again at this step
+                    else:
+                        yield self._batch(draws, outputs), faults
                     step += 1
 
     def _run(
         self, start: int, pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[list[_Draw], list[torch.Tensor] | None]]:
-        """(draws, the pipeline's outputs) of the steps from ``start`` on; None for outputs that are no good."""
+    ) -> Iterator[tuple[list[_Draw], list[torch.Tensor] | RuntimeError]]:
+        """(draws, the pipeline's outputs or why there are none) of the steps from ``start`` on."""
         fed: dict[int, list[_Draw]] = {}
 
         def feed(iteration: int) -> tuple[list[np.ndarray], ...]:
@@ -112,10 +112,10 @@ class DaliEngine:
         while True:
             try:
                 outputs = _copies(pipeline.run(), self.device)
-            except RuntimeError:
-                outputs = None
-            if outputs is not None and self.labelled and outputs[2].any():
-                outputs = None  # an id outside the map
+                if self.labelled and outputs[2].any():
+                    raise RuntimeError("an id outside the map")
+            except RuntimeError as error:
+                outputs = error
             yield fed.pop(step), outputs
             step += 1
 
@@ -137,18 +137,24 @@ class DaliEngine:
         check_sizes(item.label, label_size, size)
         return _Files(index, image, label, size)
 
-    def _examine(self, draws: list[_Draw]) -> None:
-        """Find out which file of a batch DALI could not use; Pillow's verdict holds."""
+    def _examine(self, draws: list[_Draw], error: RuntimeError) -> None:
+        """Find out which file of a batch DALI could not use; Pillow's verdict holds.
+
+        Raises InputError where DALI fails on files that Pillow can read, even on their plain pixels.
+        """
         known = len(self._bad) + len(self._plain)
         for index in {draw.files.index for draw in draws}:
             try:
                 self.dataset[index]
                 self._plain.add(index)
-            except InputError as error:
-                self._bad[index] = error
+            except InputError as fault:
+                self._bad[index] = fault
         if len(self._bad) + len(self._plain) == known:
             names = ", ".join(str(self.dataset.item(draw.files.index).image) for draw in draws)
-            raise InputError(f"DALI cannot use one of {names}, which are not damaged; use the engine 'torch'")
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"DALI cannot use one of {names}, which are not damaged: wanted the engine 'torch' ({reason})"
+            ) from error
 
     def _inputs(self, draws: list[_Draw]) -> tuple[list[np.ndarray], ...]:
         """What the pipeline is fed for ``draws``, in the order of :meth:`_define`."""
