@@ -20,11 +20,12 @@ from udas_fast.trainer import Trainer
 STEPS = 18  # adaptation 12, then two rounds of self-training of 3
 
 
-def _command(root: Path, out: Path) -> list[str]:
+def _command(root: Path, out: Path, engine: str) -> list[str]:
     spec = f"camvid:{root}"
     return [
         *(sys.executable, "-m", "udas_fast.cli", "train", "udas", "--source", spec, "--target", spec),
         *("--labels", "2", "--out", str(out), "--small", "32x48", "--steps", str(STEPS), "--device", "cpu"),
+        *("--engine", engine, "--workers", "0" if engine == "torch" else "2"),
         *("--checkpoint-every", "2", "--set", "model.width=4", "--set", "input.batch_size=2"),
     ]
 
@@ -61,35 +62,45 @@ def _assert_same(one: Path, other: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+ENGINES = ["torch", pytest.param("dali", marks=pytest.mark.dali)]
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(camvid_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(data, folder of a run from start to end)."""
+def uninterrupted(
+    request: pytest.FixtureRequest, camvid_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run from start to end, with the engine of the parameter."""
     out = tmp_path_factory.mktemp("run") / "whole"
-    _finish(_command(camvid_root, out))
+    _finish(_command(camvid_root, out, request.param))
     assert len((out / "metrics.jsonl").read_text().splitlines()) == STEPS
-    return camvid_root, out
+    return out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attempt", range(3))
-def test_killed_at_a_random_moment(uninterrupted: tuple[Path, Path], tmp_path: Path, attempt: int) -> None:
-    root, whole = uninterrupted
+@pytest.mark.parametrize("uninterrupted", ENGINES, indirect=True)
+@pytest.mark.parametrize("attempt", range(2))
+def test_killed_at_a_random_moment(
+    uninterrupted: Path, camvid_root: Path, tmp_path: Path, attempt: int, request: pytest.FixtureRequest
+) -> None:
     out = tmp_path / "killed"
-    process = _start(_command(root, out))
+    engine = request.node.callspec.params["uninterrupted"]
+    process = _start(_command(camvid_root, out, engine))
     _wait_for_checkpoint(out, process)
     time.sleep(random.Random(attempt).uniform(0, 0.5))
     process.kill()
     process.communicate()
     _resume(out)
-    _assert_same(whole, out)
+    _assert_same(uninterrupted, out)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("uninterrupted", ["torch"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_cleanly(uninterrupted: tuple[Path, Path], tmp_path: Path, number: signal.Signals) -> None:
-    root, whole = uninterrupted
+def test_stopped_cleanly(
+    uninterrupted: Path, camvid_root: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     out = tmp_path / "stopped"
-    process = _start(_command(root, out))
+    process = _start(_command(camvid_root, out, "torch"))
     _wait_for_checkpoint(out, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -97,7 +108,7 @@ def test_stopped_cleanly(uninterrupted: tuple[Path, Path], tmp_path: Path, numbe
         assert process.returncode == 130
         assert f"--resume {out}" in errors
     _resume(out)
-    _assert_same(whole, out)
+    _assert_same(uninterrupted, out)
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
@@ -105,8 +116,9 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
         Trainer.resume(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_named(uninterrupted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     damaged = tmp_path / "step-00000004.pt"
-    damaged.write_bytes((uninterrupted[1] / "model.pt").read_bytes()[:500])
+    torch.save({"model": {"weight": torch.zeros(500)}}, damaged)
+    damaged.write_bytes(damaged.read_bytes()[:500])
     with pytest.raises(InputError, match="step-00000004.pt: cannot be read"):
         read_state(damaged)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import InputError, bad, unknown
 
 app = typer.Typer(
     help="Train semantic segmentation across domains: labelled synthetic images, unlabelled real ones.",
@@ -49,12 +49,17 @@ def train(
     settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe")] = None,
     weights: Annotated[str | None, typer.Option(help="torchvision ResNet or AdaptSegNet checkpoint")] = None,
     seed: int = 0,
-    workers: Annotated[int, typer.Option(help="loader processes per stream")] = 0,
+    workers: Annotated[int, typer.Option(help="loader processes (torch) or threads (DALI) per stream")] = 0,
+    engine: Annotated[str, typer.Option(help="data engine: torch, dali, or auto")] = "auto",
+    max_bad_files: Annotated[
+        int, typer.Option(min=0, help="files that may turn bad during the run and are skipped")
+    ] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
     device: Device = "auto",
     resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
 ) -> None:
     """Train a recipe. KIND:ROOT names a dataset: cityscapes, gta5, synthia, camvid, folder, or streets:sim."""
+    from udas_fast.data import ENGINES
     from udas_fast.recipes import get_recipe, load_recipe, override
     from udas_fast.recipes import small as scale_down
     from udas_fast.recipes.domains import DataConfig
@@ -69,6 +74,8 @@ def train(
             )
         if out is None:
             raise bad("--out", "none", "the folder of the run")
+        if engine not in ENGINES:
+            raise unknown("--engine", engine, ENGINES)
         chosen = get_recipe(recipe) if recipe is not None else load_recipe(recipe_file)
         if (small is None) != (steps is None):
             raise bad("--small and --steps", "one of them", "both or neither")
@@ -77,7 +84,7 @@ def train(
         trainer = Trainer(
             None,
             override(chosen, settings or ()),
-            DataConfig(source, target, labels, workers),
+            DataConfig(source, target, labels, workers, engine, max_bad_files),
             run=out,
             weights=weights,
             seed=seed,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
+        "dali": _dali_version(),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -37,6 +40,7 @@ def diagnose() -> str:
     lines = [
         f"udas_fast    {env['udas_fast']} on Python {env['python']}, {env['os']}",
         f"torch        {env['torch']}, CUDA {env['torch_cuda'] or 'none (CPU-only build)'}",
+        f"DALI         {env['dali'] or 'not installed; images are read by torch workers'}",
         f"CPU          {env['cpu']}, {env['cpu_count']} cores, {env['threads']} threads, {env['cpu_capability']}",
         f"GPU          {', '.join(env['gpus']) or 'none that torch can use'}",
         f"extension    {_extension(build)}",
@@ -71,6 +75,13 @@ def _advice(env: dict[str, Any], build: dict[str, Any]) -> list[str]:
             f"major version {env['torch_cuda']} and run `UDAS_FAST_CUDA=1 pip install --no-build-isolation .`"
         ]
     return []
+
+
+def _dali_version() -> str | None:
+    for package in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    return None
 
 
 def _cpu_name() -> str:

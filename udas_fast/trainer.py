@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from udas_fast import evaluation
-from udas_fast.data import ClassSet
+from udas_fast.data import BadFile, ClassSet, Faults
+from udas_fast.data.loader import Engine
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.engine.loop import Loop, Phase
@@ -35,6 +36,7 @@ class RunConfig:
     """What a run is beside its recipe; ``run.yaml`` holds both."""
 
     data: DataConfig | None = None  # None: the datasets were given as objects
+    engine: Engine = "torch"  # what "auto" came to
     weights: str | None = None  # ResNet or DeepLab checkpoint to start from
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)  # steps between two reads of the losses
@@ -73,8 +75,9 @@ class Trainer:
         checkpoint_every: int = 500,
     ) -> None:
         named = data if isinstance(data, DataConfig) else None
-        config = RunConfig(named, weights, seed, log_every, checkpoint_every)
-        self._set_up(model, recipe, data, Path(run), config, device)
+        domains = Domains.open(data, recipe) if isinstance(data, DataConfig) else data
+        config = RunConfig(named, domains.chosen_engine, weights, seed, log_every, checkpoint_every)
+        self._set_up(model, recipe, domains, Path(run), config, device)
         self.domains.verify()
         if self.checkpoints.newest() is not None:
             raise bad(f"run folder {run}", "an earlier run with checkpoints", "a new folder, or --resume")
@@ -100,14 +103,16 @@ class Trainer:
                 f"run {run}: its datasets were given as objects; give them to Trainer.resume again"
             )
         self = cls.__new__(cls)
-        self._set_up(model, recipe, data or config.data, Path(run), config, device)
+        domains = Domains.open(config.data, recipe) if data is None else data
+        domains = replace(domains, engine=config.engine)
+        self._set_up(model, recipe, domains, Path(run), config, device)
         return self
 
     def _set_up(
         self,
         model: nn.Module | None,
         recipe: Recipe,
-        data: Domains | DataConfig,
+        domains: Domains,
         run: Path,
         config: RunConfig,
         device: str,
@@ -115,8 +120,9 @@ class Trainer:
         self.recipe, self.config, self.run = recipe, config, run
         self.device = resolve_device(device)
         self.amp = build_amp(recipe.precision, self.device)
-        self.domains = Domains.open(data, recipe) if isinstance(data, DataConfig) else data
+        self.domains = domains
         self.domains.require(recipe)
+        self.faults = Faults(domains.max_bad_files)
         self.classes: ClassSet = self.domains.classes()
         self.model_config = recipe.model if model is None else None
         if model is None:
@@ -188,6 +194,8 @@ class Trainer:
             mixed="source" in stage.objective.needs,
             seed=self.config.seed,
             phase=phase.name,
+            views=stage.objective.views,
+            faults=self.faults,
         )
         loop = Loop(phase, self.model, objective, streams, self.amp, self.config.seed)
         if saved is not None:
@@ -196,17 +204,29 @@ class Trainer:
         def checkpoint() -> None:
             recorder.flush()  # first: a loss that is not finite must not reach a checkpoint
             scores = {name: score.to_dict() for name, score in self.scores.items()}
-            state = {"phase": index, "scores": scores, "loop": loop.state_dict()}
+            state = {
+                "phase": index,
+                "scores": scores,
+                "bad_files": self.faults.found,
+                "loop": loop.state_dict(),
+            }
             self.checkpoints.save(state, before + loop.done)
 
         def after_step(losses: dict[str, Tensor]) -> None:
-            recorder.step(before + loop.done - 1, phase.name, loop.lr, losses)
+            recorder.step(before + loop.done - 1, phase.name, loop.lr, losses, loop.data_wait)
             if stop.requested or loop.done % self.config.checkpoint_every == 0 or loop.done == phase.steps:
                 checkpoint()
             if stop.requested:
                 raise Interrupted(f"stopped after step {before + loop.done}; go on with --resume {self.run}")
 
-        loop.run(after_step)
+        try:
+            loop.run(after_step)
+        except BadFile as error:
+            checkpoint()
+            raise BadFile(
+                f"{error}; stopped after step {before + loop.done}: repair the file, or raise max_bad_files in "
+                f"{self.run / 'run.yaml'}, and go on with --resume {self.run}"
+            ) from error
         if self.domains.val is not None:
             self.scores[phase.name] = self.evaluate()
             recorder.scores(before + phase.steps, {f"{phase.name}/miou": self.scores[phase.name].miou})
@@ -218,6 +238,7 @@ class Trainer:
         if newest is None:
             return 0, None
         state = read_state(newest)
+        self.faults.found[:] = state["bad_files"]
         self.scores = {name: evaluation.Scores.from_dict(d) for name, d in state["scores"].items()}
         return state["phase"], state
 

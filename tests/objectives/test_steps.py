@@ -82,7 +82,7 @@ def test_teacher_is_frozen_and_labels_what_it_is_sure_of(
     label[confidence < threshold] = 255
     away = (confidence - threshold).abs() > 1e-5
     assert away.float().mean() > 0.9
-    assert torch.equal(objective.label(image, make_step()).label[away].long(), label[away])
+    assert torch.equal(objective.label(batches["unlabelled"], make_step()).label[away].long(), label[away])
 
 
 def test_a_round_replaces_the_teacher_by_the_student(

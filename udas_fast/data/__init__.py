@@ -3,21 +3,28 @@
 from udas_fast.data.augment import auto_augment
 from udas_fast.data.check import DatasetReport, check_dataset
 from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, open_dataset, subset
+from udas_fast.data.faults import BadFile, Faults
 from udas_fast.data.files import IMAGE_SUFFIXES, read_image
 from udas_fast.data.geometry import Geometry, resize
-from udas_fast.data.loader import Stream, evaluation_batches
+from udas_fast.data.loader import ENGINES, MixedStream, Stream, choose_engine, evaluation_batches
+from udas_fast.data.sampler import RareClasses
 from udas_fast.data.types import CAMVID, CITYSCAPES, IGNORE, Batch, ClassSet, Sample, SegmentationDataset
 
 __all__ = [
     "CAMVID",
     "CITYSCAPES",
+    "ENGINES",
     "IGNORE",
     "IMAGE_SUFFIXES",
+    "BadFile",
     "Batch",
     "ClassSet",
     "DatasetReport",
+    "Faults",
     "FileDataset",
     "Geometry",
+    "MixedStream",
+    "RareClasses",
     "Sample",
     "SegmentationDataset",
     "Stream",
@@ -25,6 +32,7 @@ __all__ = [
     "Unlabelled",
     "auto_augment",
     "check_dataset",
+    "choose_engine",
     "evaluation_batches",
     "open_dataset",
     "read_image",

@@ -6,11 +6,15 @@ waiting for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from udas_fast.errors import bad
+
+Operations = tuple[tuple[str, int], ...]
+"""What an image goes through: (operation, level 0..9), in this order."""
 
 # The 25 sub-policies for ImageNet of AutoAugment (Cubuk et al., CVPR 2019, arXiv 1805.09501, table 9):
 # (operation, probability, level 0..9). Rotations and shears are left out; what they were is in the comment.
@@ -55,11 +59,26 @@ def auto_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tens
     chances = torch.rand(len(images), 2, generator=generator).tolist()
     out = torch.empty_like(images)
     for i, image in enumerate(images):
-        for (name, probability, level), chance in zip(POLICY[picks[i]], chances[i], strict=False):
-            if chance < probability:
-                image = apply(name, image, level)
-        out[i] = image
+        out[i] = apply_all(image, _happening(picks[i], chances[i]))
     return out
+
+
+def draw(rng: np.random.Generator) -> Operations:
+    """What one image goes through: a sub-policy and its chances, three numbers of ``rng``."""
+    return _happening(int(rng.integers(len(POLICY))), rng.random(2).tolist())
+
+
+def _happening(pick: int, chances: Sequence[float]) -> Operations:
+    """The operations of sub-policy ``pick`` that the chances let happen."""
+    pairs = zip(POLICY[pick], chances, strict=False)
+    return tuple((name, level) for (name, probability, level), chance in pairs if chance < probability)
+
+
+def apply_all(image: torch.Tensor, operations: Operations) -> torch.Tensor:
+    """uint8 ``[3, H, W]`` through ``operations``, in their order."""
+    for name, level in operations:
+        image = apply(name, image, level)
+    return image
 
 
 def apply(name: str, image: torch.Tensor, level: int) -> torch.Tensor:

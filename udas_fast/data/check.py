@@ -18,9 +18,9 @@ from udas_fast.errors import InputError, bad
 class DatasetReport:
     """What :func:`check_dataset` found; only samples without a problem are counted.
 
-    ``counts``: labelled pixels of each class, int64 ``[C]``; ``images_with``: images in which the class
-    occurs, int64 ``[C]``; ``ignored``: pixels of id 255; ``sizes``: (H, W) → images; ``problems``: a sentence
-    for each sample that cannot be used, in order; ``images`` counts all, ``labelled`` those with a label.
+    ``pixels``: labelled pixels of each class in each image, int64 ``[images, C]``; ``ignored``: pixels of id
+    255; ``sizes``: (H, W) → images; ``problems``: a sentence for each sample that cannot be used, in order;
+    ``images`` counts all, ``labelled`` those with a label.
     """
 
     name: str
@@ -28,10 +28,19 @@ class DatasetReport:
     images: int
     labelled: int
     sizes: dict[tuple[int, int], int]
-    counts: np.ndarray
-    images_with: np.ndarray
+    pixels: np.ndarray
     ignored: int
     problems: list[str]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Labelled pixels of each class, int64 ``[C]``."""
+        return self.pixels.sum(0)
+
+    @property
+    def images_with(self) -> np.ndarray:
+        """Images in which each class occurs, int64 ``[C]``."""
+        return (self.pixels > 0).sum(0)
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """A table: class, labelled pixels, their share of all scored ones, images with the class."""
@@ -76,7 +85,7 @@ def check_dataset(
     """
     threads = threads or os.cpu_count() or 1
     classes = len(dataset.classes)
-    counts, images_with = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+    pixels = np.zeros((len(dataset), classes), np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
     ignored, labelled, problems = 0, 0, []
 
@@ -87,7 +96,7 @@ def check_dataset(
             return str(error)
 
     with ThreadPoolExecutor(threads) as pool:
-        for found in pool.map(check, range(len(dataset))):
+        for index, found in enumerate(pool.map(check, range(len(dataset)))):
             if isinstance(found, str):
                 problems.append(found)
             else:
@@ -95,8 +104,7 @@ def check_dataset(
                 sizes[size] += 1
                 if histogram is not None:
                     labelled += 1
-                    counts += histogram[:classes]
-                    images_with += histogram[:classes] > 0
+                    pixels[index] = histogram[:classes]
                     ignored += int(histogram[IGNORE])
             if progress is not None:
                 progress(1)
@@ -106,8 +114,7 @@ def check_dataset(
         len(dataset),
         labelled,
         dict(sizes.most_common()),
-        counts,
-        images_with,
+        pixels,
         ignored,
         problems,
     )

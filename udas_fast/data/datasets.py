@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from udas_fast.data.descriptions import DESCRIPTIONS, Description, Layout, describe_folder
 from udas_fast.data.files import IMAGE_SUFFIXES, LABEL_SUFFIX, IdMap, read_ids, read_image
-from udas_fast.data.seeding import generator
-from udas_fast.data.types import Sample, SegmentationDataset
+from udas_fast.data.sampler import labelled_subset
+from udas_fast.data.types import Item, Sample, SegmentationDataset
 from udas_fast.errors import bad, unknown
 
 KINDS = (*DESCRIPTIONS, "folder", "streets")
-
-
-@dataclass(frozen=True)
-class Item:
-    """The files of one sample; ``label`` is None where the dataset was opened without labels."""
-
-    id: str
-    image: Path
-    label: Path | None
 
 
 class FileDataset(SegmentationDataset):
@@ -44,14 +35,22 @@ class FileDataset(SegmentationDataset):
         if path is None:
             return sample
         ids = read_ids(path, wide=self.description.wide)
-        if ids.shape != sample.image.shape[:2]:
-            found, wanted = (f"{shape[1]}x{shape[0]}" for shape in (ids.shape, sample.image.shape))
-            raise bad(f"label {path}", f"{found} pixels", f"the {wanted} of its image")
+        check_sizes(path, ids.shape, sample.image.shape[:2])
         return Sample(sample.image, self.id_map(ids, path), sample.id)
 
     def unlabelled(self, index: int) -> Sample:
         item = self.items[index]
         return Sample(read_image(item.image), None, item.id)
+
+    def item(self, index: int) -> Item:
+        return self.items[index]
+
+
+def check_sizes(path: Path, label: tuple[int, int], image: tuple[int, int]) -> None:
+    """Raise InputError where the label at ``path`` has not the (H, W) of its image."""
+    if label != image:
+        found, wanted = (f"{width}x{height}" for height, width in (label, image))
+        raise bad(f"label {path}", f"{found} pixels", f"the {wanted} of its image")
 
 
 class Subset(SegmentationDataset):
@@ -61,6 +60,7 @@ class Subset(SegmentationDataset):
         self.name = dataset.name
         self.classes = dataset.classes
         self.on_disk = dataset.on_disk
+        self.description = dataset.description
         self.dataset = dataset
         self.indices = sorted(int(i) for i in indices)
 
@@ -69,6 +69,9 @@ class Subset(SegmentationDataset):
 
     def __getitem__(self, index: int) -> Sample:
         return self.dataset[self.indices[index]]
+
+    def item(self, index: int) -> Item:
+        return self.dataset.item(self.indices[index])
 
     def unlabelled(self, index: int) -> Sample:
         return self.dataset.unlabelled(self.indices[index])
@@ -81,6 +84,7 @@ class Unlabelled(SegmentationDataset):
         self.name = dataset.name
         self.classes = dataset.classes
         self.on_disk = dataset.on_disk
+        self.description = dataset.description
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -88,6 +92,9 @@ class Unlabelled(SegmentationDataset):
 
     def __getitem__(self, index: int) -> Sample:
         return self.dataset.unlabelled(index)
+
+    def item(self, index: int) -> Item:
+        return replace(self.dataset.item(index), label=None)
 
 
 def subset(dataset: SegmentationDataset, n: int, seed: int = 0) -> Subset:
@@ -97,7 +104,7 @@ def subset(dataset: SegmentationDataset, n: int, seed: int = 0) -> Subset:
     """
     if not 1 <= n <= len(dataset):
         raise bad(f"labelled images of {dataset.name}", n, f"1 to {len(dataset)}, which is all there are")
-    return Subset(dataset, generator(seed, "labelled subset").permutation(len(dataset))[:n])
+    return Subset(dataset, labelled_subset(len(dataset), n, seed))
 
 
 def open_dataset(

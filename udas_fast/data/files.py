@@ -19,7 +19,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 LABEL_SUFFIX = ".png"
 
 # What Pillow raises on damaged files, found by feeding it some.
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -56,7 +56,7 @@ def read_image(path: Path) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except InputError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise bad(f"image {path}", _reason(error), "a whole image file") from error
 
 
@@ -83,7 +83,7 @@ def read_ids(path: Path, *, wide: bool = False) -> np.ndarray:
         raise
     except ValueError as error:
         raise bad(f"label {path}", error, kinds) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise bad(f"label {path}", _reason(error), kinds) from error
 
 
@@ -94,6 +94,8 @@ class IdMap:
     """
 
     def __init__(self, mapping: dict[int, int]) -> None:
+        if mapping.get(255, 255) != 255:
+            raise bad("id map", f"class {mapping[255]} for id 255", "255, which is what padding has")
         self.mapping = dict(mapping)
         self.table = np.full(256, 255, np.uint8)
         self.declared = np.zeros(256, bool)

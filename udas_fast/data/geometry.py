@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass as plain_dataclass
 from typing import Annotated
 
 import numpy as np
@@ -38,28 +39,70 @@ class Geometry:
             raise ValueError("crop: found None, wanted (H, W), as a random scale gives images of many sizes")
         return self
 
-    def apply(
-        self, image: np.ndarray, label: np.ndarray | None, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Transform ``image`` uint8 ``[H, W, 3]`` (bilinear) and ``label`` uint8 ``[H, W]`` (nearest) alike.
+    def place(self, rng: np.random.Generator) -> Placement:
+        """Draw what happens to one image.
 
         Always takes four numbers from ``rng``, so that an option turned off does not change the others.
         """
-        factor, top, left, mirror = rng.random(4)
+        factor, *where, mirror = rng.random(4)
         factor = self.scale[0] + factor * (self.scale[1] - self.scale[0])
-        height, width = (max(1, round(side * factor)) for side in self.size)
-        flip = self.flip and bool(mirror < 0.5)
+        size = max(1, round(self.size[0] * factor)), max(1, round(self.size[1] * factor))
+        crop = self.crop or size
+        # The first pixel that is cut out; below 0 where the image is smaller than the crop.
+        start = [
+            int(part * (abs(have - want) + 1)) * (1 if have > want else -1)
+            for have, want, part in zip(size, crop, where, strict=True)
+        ]
+        return Placement(size, (start[0], start[1]), crop, self.flip and bool(mirror < 0.5))
+
+    def apply(
+        self, image: np.ndarray, label: np.ndarray | None, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """:meth:`place` and :meth:`Placement.apply` in one."""
+        return self.place(rng).apply(image, label)
+
+
+@plain_dataclass(frozen=True)
+class Placement:
+    """The geometry of one image: resized to ``size``, cut from ``start`` to ``start + crop``, then mirrored.
+
+    All are (height, width) in pixels; a cut may reach beyond the image.
+    """
+
+    size: tuple[int, int]
+    start: tuple[int, int]
+    crop: tuple[int, int]
+    flip: bool
+
+    def apply(self, image: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Transform ``image`` uint8 ``[H, W, 3]`` (bilinear) and ``label`` uint8 ``[H, W]`` (nearest) alike."""
 
         def transform(pixels: np.ndarray, method: Image.Resampling, fill: int) -> np.ndarray:
-            pixels = resize(pixels, (height, width), method)
-            if self.crop is not None:
-                pixels = _crop(pixels, self.crop, (top, left), fill)
-            return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+            pixels = _cut(resize(pixels, self.size, method), self.start, self.crop, fill)
+            return np.ascontiguousarray(pixels[:, ::-1] if self.flip else pixels)
 
         image = transform(image, Image.Resampling.BILINEAR, 0)
         if label is not None:
             label = transform(label, Image.Resampling.NEAREST, IGNORE)
         return image, label
+
+    def nearest(self, native: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """The same for a label of size ``native`` as tables: which row and which column each pixel is from.
+
+        int32 ``[crop height]`` and ``[crop width]``; what lies beyond the image is ``native``, the index after
+        the last. Equal to :meth:`apply` in every pixel, ties included.
+        """
+        tables = []
+        for have, size, start, crop in zip(native, self.size, self.start, self.crop, strict=True):
+            # Pillow adds the step up pixel by pixel, so the rounding errors of a sum decide the ties.
+            steps = np.full(size, have / size)
+            steps[0] *= 0.5
+            source = steps.cumsum().astype(np.int32) if size != have else np.arange(size, dtype=np.int32)
+            wanted = np.arange(start, start + crop)
+            inside = (wanted >= 0) & (wanted < size)
+            tables.append(np.where(inside, source[wanted.clip(0, size - 1)], np.int32(have)))
+        rows, columns = tables
+        return rows, columns[::-1].copy() if self.flip else columns
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
@@ -69,14 +112,15 @@ def resize(pixels: np.ndarray, size: tuple[int, int], method: Image.Resampling) 
     return np.array(Image.fromarray(pixels).resize(size[::-1], method))
 
 
-def _crop(pixels: np.ndarray, size: tuple[int, int], place: tuple[float, float], fill: int) -> np.ndarray:
-    """Cut ``size`` out at ``place`` (0..1 of the free play, down and right), filled where ``pixels`` end."""
+def _cut(pixels: np.ndarray, start: tuple[int, int], size: tuple[int, int], fill: int) -> np.ndarray:
+    """Cut ``size`` out from ``start`` on, filled where ``pixels`` end."""
+    if pixels.shape[:2] == size and start == (0, 0):
+        return pixels
     out = np.full(size + pixels.shape[2:], fill, pixels.dtype)
     source, target = [], []
-    for have, want, where in zip(pixels.shape, size, place, strict=False):
-        offset = int(where * (abs(have - want) + 1))
-        length = min(have, want)
-        source.append(slice(offset, offset + length) if have > want else slice(0, length))
-        target.append(slice(0, length) if have > want else slice(offset, offset + length))
+    for have, first, want in zip(pixels.shape, start, size, strict=False):
+        begin, end = max(first, 0), min(first + want, have)
+        source.append(slice(begin, end))
+        target.append(slice(begin - first, end - first))
     out[tuple(target)] = pixels[tuple(source)]
     return out

@@ -2,25 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from udas_fast.data.geometry import Geometry, resize
-from udas_fast.data.seeding import generator
+from udas_fast.data import augment
+from udas_fast.data.faults import BadFile, Faults, read_or_replace
+from udas_fast.data.geometry import Geometry, Placement, resize
+from udas_fast.data.prefetch import Loaded, prefetch
+from udas_fast.data.sampler import RareClasses, Sampler
 from udas_fast.data.types import Batch, Sample, SegmentationDataset
 from udas_fast.errors import InputError, bad
+
+Engine = Literal["torch", "dali"]
+AnyEngine = Literal["torch", "dali", "auto"]
+ENGINES = get_args(AnyEngine)
+
+
+def choose_engine(engine: AnyEngine, datasets: Sequence[SegmentationDataset]) -> Engine:
+    """``auto`` is ``dali`` where it is installed and every dataset consists of files, else ``torch``.
+
+    Raises InputError where ``dali`` is asked for and one of the two is missing.
+    """
+    drawn = [dataset.name for dataset in datasets if dataset.description is None]
+    installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+    if engine == "auto":
+        return "torch" if drawn or not installed else "dali"
+    if engine == "dali" and not installed:
+        raise bad("data engine 'dali'", "no DALI", "`pip install udas-fast[dali]`, or the engine 'torch'")
+    if engine == "dali" and drawn:
+        raise bad("data engine 'dali'", f"{drawn[0]}, which has no files", "datasets on disk, or 'torch'")
+    return engine
 
 
 class Stream:
     """An endless, shuffled, augmented stream of batches from ``dataset``.
 
-    Draw n is image ``permutation(seed, name, epoch)[n mod len]`` in epoch ``n div len``, augmented with a
-    generator seeded by (seed, name, n); the batch of step t holds draws ``t * batch_size`` onwards. The
-    number of workers changes nothing. ``name`` keeps the streams of one run apart.
+    Draw n is the image that :class:`~udas_fast.data.sampler.Sampler` tells, augmented with a generator seeded by
+    (seed, name, n). The number of workers changes nothing. ``name`` keeps the streams of one run apart.
+
+    Args:
+        dataset, geometry: what is read, and what happens to its shape.
+        batch_size: images in a batch of this process.
+        seed, name: everything random follows from them.
+        workers: ``torch``: processes, 0 is this one; ``dali``: threads, 0 is one.
+        engine: ``torch`` or ``dali``; the same images, geometry, labels and views, images and views not to the bit.
+        views: K views of each image; the K - 1 augmented ones are ``Batch.views``.
+        rare: draw images by the classes that they show, instead of each once an epoch.
+        rank, world: this process and how many share the draws.
+        faults: counts the files that turn bad; by default the first one ends the stream.
+
+    Raises:
+        InputError: no images, or numbers outside their range.
     """
 
     def __init__(
@@ -31,28 +70,91 @@ class Stream:
         seed: int,
         name: str,
         workers: int = 0,
+        *,
+        engine: Engine = "torch",
+        views: int = 1,
+        rare: RareClasses | None = None,
+        rank: int = 0,
+        world: int = 1,
+        faults: Faults | None = None,
     ) -> None:
-        if len(dataset) == 0:
-            raise bad(f"stream {name}", "no images", "at least one")
-        if batch_size < 1:
-            raise bad(f"batch size of {name}", batch_size, "1 or more")
         if workers < 0:
             raise bad("workers", workers, "0 or more")
+        if views < 1:
+            raise bad(f"views of {name}", views, "1 or more")
         self.dataset = dataset
         self.geometry = geometry
-        self.batch_size = batch_size
-        self.seed = seed
-        self.name = name
+        self.sampler = Sampler(len(dataset), batch_size, seed, name, rank, world, rare)
         self.workers = workers
+        self.engine = choose_engine(engine, [dataset])
+        self.views = views
+        self.faults = faults or Faults()
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of steps ``start_step``, ``start_step`` + 1, …, without end.
+    def batches(self, start_step: int = 0, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """The batches of steps ``start_step``, ``start_step`` + 1, …, without end, on ``device``.
 
-        Raises InputError naming the file where one turns out to be unreadable.
+        Raises BadFile naming the file where one turns out to be unreadable and no more may be skipped.
         """
         if start_step < 0:
             raise bad("start_step", start_step, "0 or more")
-        return _load(_Draws(self), _Steps(start_step, self.batch_size), self.workers)
+        device = torch.device(device)
+        loaded = self._dali(start_step, device) if self.engine == "dali" else self._torch(start_step)
+        return self._without_faults(prefetch(loaded, device))
+
+    @property
+    def global_batch(self) -> int:
+        """Images of one step over all processes: a run can only go on with the same."""
+        return self.sampler.global_batch
+
+    def _torch(self, start_step: int) -> Iterator[Loaded]:
+        return _load(_Draws(self), _Steps(start_step, self.sampler), self.workers)
+
+    def _dali(self, start_step: int, device: torch.device) -> Iterator[Loaded]:
+        from udas_fast.data.dali import DaliEngine
+
+        engine = DaliEngine(
+            self.dataset,
+            self.geometry,
+            self.sampler,
+            views=self.views,
+            threads=max(1, self.workers),
+            limit=self.faults.limit,
+            device=device,
+        )
+        return engine.batches(start_step)
+
+    def _without_faults(self, loaded: Iterator[Loaded]) -> Iterator[Batch]:
+        for batch, faults in loaded:
+            self.faults.add(faults)
+            if batch is None:
+                raise BadFile(f"{faults[-1]}; no image of {self.dataset.name} can be read any more")
+            yield batch
+
+
+class MixedStream:
+    """Each batch holds the batches of several streams, in order: DDM's 1:1 is two of equal batch size.
+
+    Raises InputError where the streams' images differ in size.
+    """
+
+    def __init__(self, parts: Sequence[Stream]) -> None:
+        sizes = {part.geometry.crop or part.geometry.size for part in parts}
+        if len(sizes) != 1:
+            raise bad("sizes of mixed streams", sorted(sizes), "one size")
+        self.parts = parts
+        self.global_batch = sum(part.global_batch for part in parts)
+
+    def batches(self, start_step: int = 0, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """The batches of steps ``start_step``, ``start_step`` + 1, …, without end, on ``device``."""
+        for batches in zip(*(part.batches(start_step, device) for part in self.parts), strict=True):
+            labels = [batch.label for batch in batches]
+            yield replace(
+                batches[0],
+                image=torch.cat([batch.image for batch in batches]),
+                label=None if any(label is None for label in labels) else torch.cat(labels),
+                ids=[i for batch in batches for i in batch.ids],
+                placements=[p for batch in batches for p in batch.placements],
+            )
 
 
 def evaluation_batches(
@@ -64,77 +166,100 @@ def evaluation_batches(
     """
     if size is not None and min(size) < 1:
         raise bad("evaluation size", size, "(H, W) of 1 or more")
-    return _load(_InOrder(dataset, size), [[i] for i in range(len(dataset))], workers)
+    return _in_order(dataset, size, workers)
+
+
+def _in_order(dataset: SegmentationDataset, size: tuple[int, int] | None, workers: int) -> Iterator[Batch]:
+    for batch, faults in _load(_InOrder(dataset, size), [[i] for i in range(len(dataset))], workers):
+        if batch is None:
+            raise InputError(faults[0])
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One image of a batch, None where none could be read; and a sentence for each file that could not."""
+
+    sample: Sample | None
+    faults: list[str]
+    placement: Placement | None = None
+    views: list[torch.Tensor] = field(default_factory=list)
 
 
 class _Steps:
     """The draw numbers of each step, from ``start`` on."""
 
-    def __init__(self, start: int, batch_size: int) -> None:
+    def __init__(self, start: int, sampler: Sampler) -> None:
         self.start = start
-        self.batch_size = batch_size
+        self.sampler = sampler
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = self.start * self.batch_size
+        step = self.start
         while True:
-            yield list(range(first, first + self.batch_size))
-            first += self.batch_size
+            yield list(self.sampler.draws(step))
+            step += 1
 
 
 class _Draws(Dataset):
-    """Draw number → augmented sample, or the InputError that came instead of it."""
+    """Draw number → augmented sample, of another image where the draw's own turned bad."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.epoch = -1
-        self.order = np.empty(0, np.int64)
 
-    def __getitem__(self, draw: int) -> Sample | InputError:
-        stream = self.stream
-        epoch, place = divmod(draw, len(stream.dataset))
-        if epoch != self.epoch:
-            self.order = generator(stream.seed, stream.name, "order", epoch).permutation(len(stream.dataset))
-            self.epoch = epoch
-        try:
-            sample = stream.dataset[int(self.order[place])]
-        except InputError as error:
-            return error
-        rng = generator(stream.seed, stream.name, "augment", draw)
-        return Sample(*stream.geometry.apply(sample.image, sample.label, rng), sample.id)
+    def __getitem__(self, draw: int) -> _Item:
+        stream, sampler = self.stream, self.stream.sampler
+        index = sampler.index(draw)
+        sample, faults = read_or_replace(
+            stream.dataset.__getitem__, index, sampler.length, stream.faults.limit
+        )
+        if sample is None:
+            return _Item(None, faults)
+        placement = stream.geometry.place(sampler.generator("augment", draw))
+        sample = Sample(*placement.apply(sample.image, sample.label), sample.id)
+        rng, image = sampler.generator("views", draw), _tensor(sample.image)
+        views = [augment.apply_all(image, augment.draw(rng)) for _ in range(stream.views - 1)]
+        return _Item(sample, faults, placement, views)
 
 
 class _InOrder(Dataset):
-    """Index → sample with its image resized, or the InputError that came instead of it."""
+    """Index → sample with its image resized."""
 
     def __init__(self, dataset: SegmentationDataset, size: tuple[int, int] | None) -> None:
         self.dataset = dataset
         self.size = size
 
-    def __getitem__(self, index: int) -> Sample | InputError:
+    def __getitem__(self, index: int) -> _Item:
         try:
             sample = self.dataset[index]
         except InputError as error:
-            return error
+            return _Item(None, [str(error)])
         size = self.size or sample.image.shape[:2]
         image = resize(sample.image, size, Image.Resampling.BILINEAR)
-        return Sample(image, sample.label, sample.id)
+        return _Item(Sample(image, sample.label, sample.id), [])
 
 
-def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-    images = torch.stack([torch.from_numpy(sample.image) for sample in samples])
-    image = images.permute(0, 3, 1, 2).contiguous()
+def _tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def _collate(items: list[_Item]) -> Loaded:
+    faults = [sentence for item in items for sentence in item.faults]
+    samples = [item.sample for item in items if item.sample is not None]
+    if len(samples) < len(items):
+        return None, faults
+    image = torch.stack([_tensor(sample.image) for sample in samples]).contiguous()
     if any(sample.label is None for sample in samples):
         label = None
     else:
         label = torch.stack([torch.from_numpy(sample.label) for sample in samples])
-    return Batch(image, label, [sample.id for sample in samples])
+    views = torch.stack([torch.stack(item.views) for item in items]) if items[0].views else None
+    placements = [item.placement for item in items if item.placement is not None]
+    return Batch(image, label, [sample.id for sample in samples], views, placements), faults
 
 
-def _load(items: Dataset, steps: Iterable[list[int]], workers: int) -> Iterator[Batch]:
+def _load(items: Dataset, steps: Iterable[list[int]], workers: int) -> Iterator[Loaded]:
     """Read ``items`` in the order of ``steps``, in this process or in workers that read ahead."""
+    # Faults come as values: torch would wrap a worker's exception in a traceback.
     loader = DataLoader(
         items,
         batch_sampler=steps,
@@ -144,8 +269,4 @@ def _load(items: Dataset, steps: Iterable[list[int]], workers: int) -> Iterator[
         # Its own generator: otherwise every new iterator takes a number from torch's global one.
         generator=torch.Generator(),
     )
-    for batch in loader:
-        # A worker hands the error over as a value: torch would wrap its message in a traceback.
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    return iter(loader)

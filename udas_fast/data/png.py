@@ -70,6 +70,18 @@ def parse(data: bytes) -> tuple[Header, bytes]:
     return header, b"".join(pixels)
 
 
+def as_grey(data: bytes) -> bytes:
+    """A palette PNG as a grey one of the same pixels: the indices are the grey values; 8 bits only."""
+    out = [SIGNATURE]
+    for kind, content in _chunks(data):
+        if kind == b"IHDR":
+            content = content[:9] + bytes([GREY]) + content[10:]
+        if kind in (b"IHDR", b"IDAT", b"IEND"):
+            checksum = zlib.crc32(content, zlib.crc32(kind))
+            out += [struct.pack(">I", len(content)), kind, content, struct.pack(">I", checksum)]
+    return b"".join(out)
+
+
 def first_channel(header: Header, pixels: bytes) -> np.ndarray:
     """The first channel of a 16-bit RGB or RGBA PNG, uint16 ``[H, W]``; ValueError for any other kind."""
     if header.depth != 16 or header.colour not in (RGB, RGBA) or header.interlaced:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from udas_fast.errors import bad
+
+if TYPE_CHECKING:
+    from udas_fast.data.descriptions import Description
+    from udas_fast.data.geometry import Placement
 
 IGNORE = 255
 """The train id of pixels that are never trained on and never scored."""
@@ -28,6 +37,15 @@ class ClassSet:
         return len(self.names)
 
 
+@dataclass(frozen=True)
+class Item:
+    """The files of one sample; ``label`` is None where the dataset was opened without labels."""
+
+    id: str
+    image: Path
+    label: Path | None
+
+
 @dataclass
 class Sample:
     """One image at its native size.
@@ -43,21 +61,34 @@ class Sample:
 
 @dataclass
 class Batch:
-    """Images of one size, uint8 ``[N, 3, H, W]``; ``label`` is uint8 ``[N, H, W]`` train ids, or None."""
+    """Images of one size, uint8 ``[N, 3, H, W]``; ``label`` is uint8 ``[N, H, W]`` train ids, or None.
+
+    ``views`` are uint8 ``[N, K - 1, 3, H, W]``: the same images under strong photometric augmentation, or None.
+    ``placements`` tell the geometry of each image, where a stream made the batch.
+    """
 
     image: torch.Tensor
     label: torch.Tensor | None
     ids: list[str]
+    views: torch.Tensor | None = None
+    placements: list[Placement] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``; from pinned memory the copy does not wait."""
-        label = None if self.label is None else self.label.to(device, non_blocking=True)
-        return Batch(self.image.to(device, non_blocking=True), label, self.ids)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (torch's DataLoader calls this by name)."""
-        label = None if self.label is None else self.label.pin_memory()
-        return Batch(self.image.pin_memory(), label, self.ids)
+        return self._each(torch.Tensor.pin_memory)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Image, label and views, those that are there."""
+        return [t for t in (self.image, self.label, self.views) if t is not None]
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        label = None if self.label is None else change(self.label)
+        views = None if self.views is None else change(self.views)
+        return replace(self, image=change(self.image), label=label, views=views)
 
 
 class SegmentationDataset(ABC):
@@ -67,6 +98,8 @@ class SegmentationDataset(ABC):
     classes: ClassSet
     on_disk: bool = False
     """Whether samples come from files, which may be damaged and are read once before training."""
+    description: Description | None = None
+    """How the files are to be read, where :meth:`item` knows them."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -75,6 +108,10 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index`` with its label; raises InputError naming the file where one cannot be read."""
+
+    def item(self, index: int) -> Item:
+        """The files of sample ``index``, for engines that read them themselves."""
+        raise bad(f"files of {self.name}", "none", "a dataset with a description")
 
     def unlabelled(self, index: int) -> Sample:
         """Sample ``index`` with ``label=None``; file datasets do not open the label file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from udas_fast.data import Stream
 from udas_fast.engine.optim import OptimizerConfig, build_optimizers, set_learning_rates
 from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.engine.seeding import seed_step
+from udas_fast.errors import bad
 from udas_fast.models import normalize
 from udas_fast.objectives import Objective, Step
 
@@ -51,13 +53,19 @@ class Loop:
         self.amp, self.seed = amp, seed
         self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer)
         self.done = 0
+        self.data_wait = 0.0
+        """Seconds that the last step waited for its batches."""
 
     def run(self, after_step: Callable[[dict[str, Tensor]], None]) -> None:
         """Run the steps that are left; ``after_step`` gets each step's losses, still on the device."""
-        batches = {name: stream.batches(self.done) for name, stream in self.streams.items()}
+        device = self.amp.device
+        batches = {name: stream.batches(self.done, device) for name, stream in self.streams.items()}
         self.model.train()
         while self.done < self.phase.steps:
-            losses = self._step({name: next(it).to(self.amp.device) for name, it in batches.items()})
+            asked = time.perf_counter()
+            step_batches = {name: next(it) for name, it in batches.items()}
+            self.data_wait = time.perf_counter() - asked
+            losses = self._step(step_batches)
             self.done += 1
             after_step(losses)
 
@@ -96,6 +104,7 @@ class Loop:
         """Weights, optimisers, scaler and position; random states follow from seed and position."""
         return {
             "done": self.done,
+            "global_batch": {name: stream.global_batch for name, stream in self.streams.items()},
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
@@ -103,7 +112,18 @@ class Loop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`'s result."""
+        """Go on from :meth:`state_dict`'s result.
+
+        Raises:
+            InputError: a step has not as many images as before, so that no step would be where the run stopped.
+        """
+        for name, stream in self.streams.items():
+            if (before := state["global_batch"].get(name)) != stream.global_batch:
+                raise bad(
+                    f"images of {name} in a step over all processes",
+                    stream.global_batch,
+                    f"{before}, as when the checkpoint was written (batch size times processes)",
+                )
         self.done = state["done"]
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])

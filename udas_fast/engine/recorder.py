@@ -1,11 +1,16 @@
-"""What a run leaves behind while it trains: metrics.jsonl, TensorBoard events and a progress bar."""
+"""What a run leaves behind while it trains: metrics.jsonl, timing.jsonl, TensorBoard events and a progress bar.
+
+Times have a file of their own, because metrics.jsonl is the same in every run of one recipe and seed.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -26,24 +31,34 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, *, first: int, total: int, every: int) -> None:
-        self._path = folder / "metrics.jsonl"
-        self._drop_from(first)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = _continue(folder / "metrics.jsonl", first)
+        self._times = _continue(folder / "timing.jsonl", first)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
         self._every = every
         self._pending: list[tuple[dict[str, float | str], dict[str, Tensor]]] = []
+        self._waits: list[dict[str, float]] = []
+        self._before = time.perf_counter()
+        self._phase = ""
         # A bar where someone watches, a line every half minute in a log.
         interval = 0.1 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
             total=total, initial=first, unit="step", mininterval=interval, miniters=1, maxinterval=interval
         )
 
-    def step(self, step: int, phase: str, lr: float, losses: Mapping[str, Tensor]) -> None:
-        """Record the losses (scalars on the device) of optimisation step ``step``, counted from 0."""
+    def step(self, step: int, phase: str, lr: float, losses: Mapping[str, Tensor], data_wait: float) -> None:
+        """Record the losses (scalars on the device) of optimisation step ``step``, counted from 0.
+
+        ``data_wait``: seconds that the step waited for its batches.
+        """
+        now = time.perf_counter()
+        self._waits.append({"step": step, "seconds": now - self._before, "data_wait": data_wait})
+        self._before = now
         self._pending.append(({"step": step, "phase": phase, "lr": lr}, dict(losses)))
         if len(self._pending) >= self._every:
             self.flush()
-        self._bar.set_description(phase, refresh=False)
+        if phase != self._phase:
+            self._phase = phase
+            self._bar.set_description(phase, refresh=False)
         self._bar.update()
 
     def flush(self) -> None:
@@ -68,6 +83,19 @@ class Recorder:
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in named.items()}, refresh=False)
         self._pending.clear()
         self._file.flush()
+        self._flush_times()
+
+    def _flush_times(self) -> None:
+        """Times are means over what was pending: on a GPU a single step's is the host's, not the device's."""
+        if self._waits:
+            step = self._waits[-1]["step"]
+            seconds, wait = (sum(w[name] for w in self._waits) for name in ("seconds", "data_wait"))
+            self._board.add_scalar("time/step", seconds / len(self._waits), step)
+            self._board.add_scalar("time/data_wait", wait / len(self._waits), step)
+            self._bar.set_description(f"{self._phase}, {wait / seconds:.1%} waiting for data", refresh=False)
+        self._times.writelines(json.dumps(wait) + "\n" for wait in self._waits)
+        self._times.flush()
+        self._waits.clear()
 
     def scores(self, step: int, values: Mapping[str, float]) -> None:
         """Add evaluation results to the events."""
@@ -78,12 +106,15 @@ class Recorder:
         """Close files and bar; what is pending and could not be read is left out."""
         self._bar.close()
         self._file.close()
+        self._times.close()
         self._board.close()
 
-    def _drop_from(self, first: int) -> None:
-        if not self._path.exists():
-            return
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+
+def _continue(path: Path, first: int) -> TextIO:
+    """Open a file of one JSON object a line to append to it, without the lines from step ``first`` on."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A killed run may have left half a line at the end.
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first]
-        self._path.write_text("".join(kept), encoding="utf-8")
+        path.write_text("".join(kept), encoding="utf-8")
+    return path.open("a", encoding="utf-8")

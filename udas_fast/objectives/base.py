@@ -54,6 +54,8 @@ class ObjectiveConfig:
     """Base of the frozen dataclasses that describe an objective; ``kind`` is its name in a recipe's YAML."""
 
     kind: str
+    views = 1
+    """Photometric views of each unlabelled image that a step looks at, the image itself among them."""
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -73,13 +73,17 @@ class SelfTraining(Objective):
         self.histogram.zero_()
 
     @torch.no_grad()
-    def label(self, image: Tensor, step: Step) -> ops.PseudoLabel:
-        """The teacher's pseudo-labels of uint8 ``image`` ``[N, 3, H, W]``: photometric views, so none moves a pixel."""
+    def label(self, target: Batch, step: Step) -> ops.PseudoLabel:
+        """The teacher's pseudo-labels of the images of ``target``: photometric views, so none moves a pixel."""
         self.teacher.eval()
+        image = target.image
+        if target.views is not None:
+            views = [image, *target.views.unbind(1)]
+        else:
+            views = [image] + [auto_augment(image, step.generator) for _ in range(self.config.views - 1)]
         threshold = self.config.threshold
         if threshold == "balanced":
             threshold = balanced_thresholds(self.histogram)
-        views = [image] + [auto_augment(image, step.generator) for _ in range(self.config.views - 1)]
         logits = [heads(self.teacher(step.normalize(view)))[0] for view in views]
         pseudo = ops.pseudo_label(logits, image.shape[-2:], threshold=threshold, reduce=self.config.reduce)
         self.histogram += pseudo.histogram
@@ -89,7 +93,7 @@ class SelfTraining(Objective):
         config, target = self.config, batches["unlabelled"]
 
         # Pseudo-labelled target images, strongly augmented for the student.
-        pseudo = self.label(target.image, step)
+        pseudo = self.label(target, step)
         set_domain(model, "target")
         image = auto_augment(target.image, step.generator) if config.augment else target.image
         loss = segmentation_loss(model(step.normalize(image)), pseudo.label, config.auxiliary_weight)

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass as plain_dataclass
+from functools import cached_property
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from udas_fast.data import ClassSet, SegmentationDataset, Stream, check_dataset, open_dataset, subset
+from udas_fast.data import (
+    ClassSet,
+    Faults,
+    RareClasses,
+    SegmentationDataset,
+    Stream,
+    check_dataset,
+    choose_engine,
+    open_dataset,
+    subset,
+)
+from udas_fast.data.loader import AnyEngine, Engine
 from udas_fast.errors import bad
 from udas_fast.objectives import STRICT
 from udas_fast.recipes.recipe import InputConfig, Recipe
@@ -25,7 +38,11 @@ class DataConfig:
     labels: Annotated[int, Field(ge=0)] = (
         0  # labelled target images: a fixed, nested subset of its train split
     )
-    workers: Annotated[int, Field(ge=0)] = 0  # loader processes per stream
+    workers: Annotated[int, Field(ge=0)] = 0  # loader processes per stream; DALI's threads
+    engine: AnyEngine = "auto"  # auto: DALI where it is installed and all images are files
+    max_bad_files: Annotated[int, Field(ge=0)] = (
+        0  # files that may turn bad during a run and are skipped; one more ends it
+    )
 
 
 @plain_dataclass(frozen=True)
@@ -37,6 +54,8 @@ class Domains:
     unlabelled: SegmentationDataset | None = None
     val: SegmentationDataset | None = None
     workers: int = 0
+    engine: AnyEngine = "auto"
+    max_bad_files: int = 0
 
     @classmethod
     def open(cls, config: DataConfig, recipe: Recipe) -> Domains:
@@ -67,7 +86,16 @@ class Domains:
             labelled = subset(pool, config.labels)
         if config.target is not None:
             val = open_dataset(config.target, "val", size=inputs.target.size)
-        return cls(source, labelled, unlabelled, val, config.workers)
+        return cls(source, labelled, unlabelled, val, config.workers, config.engine, config.max_bad_files)
+
+    @property
+    def chosen_engine(self) -> Engine:
+        """The engine of every stream.
+
+        Raises:
+            InputError: ``dali`` was asked for and cannot be had.
+        """
+        return choose_engine(self.engine, [d for d in self._all() if d is not self.val])
 
     def require(self, recipe: Recipe) -> None:
         """Raise InputError unless every stream that ``recipe`` needs is here."""
@@ -86,7 +114,10 @@ class Domains:
         # disable=None: no bar where nobody watches, so that an error stays the only line
         with tqdm(total=total, desc="reading every file", unit="image", leave=False, disable=None) as bar:
             for dataset in datasets:
-                check_dataset(dataset, progress=bar.update).require_clean()
+                report = check_dataset(dataset, progress=bar.update)
+                report.require_clean()
+                if dataset is self.source:
+                    vars(self)["_source_pixels"] = report.pixels
 
     def describe(self) -> str:
         """One line: which images the run sees."""
@@ -96,7 +127,8 @@ class Domains:
             "unlabelled": self.unlabelled,
             "val": self.val,
         }
-        return "data " + ", ".join(f"{k} {v.name} ({len(v)})" for k, v in named.items() if v is not None)
+        images = ", ".join(f"{k} {v.name} ({len(v)})" for k, v in named.items() if v is not None)
+        return f"data {images}; engine {self.chosen_engine}"
 
     def _all(self) -> list[SegmentationDataset]:
         return [d for d in (self.source, self.labelled, self.unlabelled, self.val) if d is not None]
@@ -118,10 +150,30 @@ class Domains:
                 )
         return first
 
+    @cached_property
+    def _source_pixels(self) -> np.ndarray:
+        """Pixels of each class in each source image, as :meth:`verify` counted them or counted now."""
+        return check_dataset(self.source).pixels
+
     def streams(
-        self, names: Iterable[str], inputs: InputConfig, *, mixed: bool, seed: int, phase: str
+        self,
+        names: Iterable[str],
+        inputs: InputConfig,
+        *,
+        mixed: bool,
+        seed: int,
+        phase: str,
+        views: int = 1,
+        faults: Faults | None = None,
     ) -> dict[str, Stream]:
-        """The endless batches of a phase. With ``mixed``, labelled target images take the source's geometry."""
+        """The endless batches of a phase. With ``mixed``, labelled target images take the source's geometry.
+
+        DALI makes the ``views`` of unlabelled images; with torch the objective does, on the device.
+        """
+        engine, rare = self.chosen_engine, None
+        if inputs.rare_classes is not None and self.source is not None:
+            config = inputs.rare_classes
+            rare = RareClasses(self._source_pixels, config.temperature, config.min_pixels)
         datasets = {"source": self.source, "labelled": self.labelled, "unlabelled": self.unlabelled}
         source_like = {"source", "labelled"} if mixed else {"source"}
         return {
@@ -132,6 +184,10 @@ class Domains:
                 seed=seed,
                 name=f"{phase}/{name}",
                 workers=self.workers,
+                engine=engine,
+                views=views if engine == "dali" and name == "unlabelled" else 1,
+                rare=rare if name == "source" else None,
+                faults=faults,
             )
             for name in names
             if datasets[name] is not None

@@ -24,12 +24,21 @@ AnyObjective = Annotated[reduce(or_, objective_configs()), Field(discriminator="
 
 
 @dataclass(frozen=True, config=STRICT)
+class RareClassConfig:
+    """Source images by the classes that they show (:class:`udas_fast.data.RareClasses`)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.01  # DAFormer
+    min_pixels: Annotated[int, Field(gt=0)] = 3000  # DAFormer, of the 1914 × 1052 of GTA5
+
+
+@dataclass(frozen=True, config=STRICT)
 class InputConfig:
     """What the network is shown. Labelled target images that are mixed with the source take its geometry."""
 
     source: Geometry = field(default_factory=lambda: Geometry(size=(720, 1280)))  # AdaptSegNet
     target: Geometry = field(default_factory=lambda: Geometry(size=(512, 1024)))  # AdaptSegNet
     batch_size: Annotated[int, Field(gt=0)] = 1
+    rare_classes: RareClassConfig | None = None  # None: each source image once an epoch
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,0 +1,243 @@
+"""The DALI engine against the torch one: the same images, geometry, labels and views; and resuming both."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from udas_fast.data import Batch, Geometry, Stream, Unlabelled, augment, choose_engine, open_dataset
+from udas_fast.data.augment import POLICY
+from udas_fast.data.sampler import Sampler
+from udas_fast.errors import InputError
+
+pytestmark = pytest.mark.dali
+
+GEOMETRY = Geometry(size=(60, 80), scale=(0.5, 2.0), crop=(50, 90), flip=True)
+SHARED = Path(__file__).resolve().parents[2] / "../shared/data/rendered"
+
+
+def smooth(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    small = rng.integers(0, 256, (size[0] // 8 + 2, size[1] // 8 + 2, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+@pytest.fixture
+def make(make_dataset):
+    """``make(kind)``: nine images of different sizes with ids that the kind declares."""
+
+    def build(kind: str, highest: int = 11):
+        rng = np.random.default_rng(0)
+        sizes = [(int(h), int(w)) for h, w in rng.integers(30, 120, (9, 2))]
+        root, *_ = make_dataset(kind, [rng.integers(0, highest, size, dtype=np.uint8) for size in sizes])
+        dataset = open_dataset(f"{kind}:{root}", "train")
+        for item in dataset.items:
+            size = np.asarray(Image.open(item.image)).shape[:2]
+            Image.fromarray(smooth(rng, size)).save(item.image)
+        return dataset
+
+    return build
+
+
+def take(dataset, engine: str, count: int, start: int = 0, *, batch: int = 2, workers: int = 0, **options):
+    geometry = options.pop("geometry", GEOMETRY)
+    stream = Stream(dataset, geometry, batch, 3, "parity", workers, engine=engine, **options)
+    return list(itertools.islice(stream.batches(start), count))
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    same = [torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True)]
+    return a.ids == b.ids and a.placements == b.placements and all(same)
+
+
+@pytest.mark.parametrize(
+    ("kind", "highest"), [("camvid", 12), ("gta5", 35), ("synthia", 23), ("cityscapes", 34)]
+)
+def test_labels_are_identical_in_every_format_and_geometry(make, kind, highest):
+    dataset = make(kind, highest)
+    for geometry in (GEOMETRY, Geometry(size=(45, 64), flip=True), Geometry(size=(200, 31))):
+        for a, b in zip(*(take(dataset, e, 9, geometry=geometry) for e in ("torch", "dali")), strict=True):
+            assert a.ids == b.ids
+            assert a.placements == b.placements
+            assert b.label.dtype == torch.uint8
+            assert torch.equal(a.label, b.label)
+
+
+def test_images_are_within_one_grey_level(make):
+    dataset = make("camvid")
+    crop = Geometry(size=(60, 80), crop=(40, 100), flip=True)
+    for geometry in (crop, GEOMETRY):
+        for a, b in zip(
+            *(take(dataset, e, 12, geometry=geometry, batch=1) for e in ("torch", "dali")), strict=True
+        ):
+            assert b.image.is_contiguous()
+            placed, native = (
+                a.placements[0],
+                dataset[[i.id for i in dataset.items].index(a.ids[0])].image.shape,
+            )
+            difference = (a.image.int() - b.image.int()).abs()[0].amax(0).numpy()
+            # Where an image is made smaller, its outermost pixels are averaged otherwise: Pillow leaves out
+            # what lies beyond the border, DALI repeats the border.
+            rim = np.zeros(placed.size, bool)
+            if placed.size[0] < native[0]:
+                rim[[0, -1]] = True
+            if placed.size[1] < native[1]:
+                rim[:, [0, -1]] = True
+            shown, _ = placed.apply(np.repeat(rim[..., None], 3, 2).astype(np.uint8), None)
+            assert difference[shown[..., 0] == 0].max() <= 1
+            assert difference.max() <= 32
+
+
+def test_without_a_change_of_size_images_are_identical(make):
+    dataset = make("camvid")
+    item = dataset.items[0]
+    size = dataset[0].image.shape[:2]
+    for save in (
+        {"format": "JPEG", "quality": 60},
+        {"format": "JPEG", "quality": 95, "subsampling": 0},
+        {"format": "PNG"},
+    ):
+        Image.open(item.image).convert("RGB").copy().save(item.image, **save)
+        alone = dataset.__class__(dataset.description, [item])
+        geometry = Geometry(size=size, crop=(33, 140), flip=True)
+        a, b = (take(alone, engine, 3, geometry=geometry) for engine in ("torch", "dali"))
+        assert all(equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the rendered street scenes are not here")
+def test_real_images_at_the_size_of_training():
+    dataset = open_dataset(f"camvid:{SHARED}", "train")
+    geometry = Geometry(size=(180, 240), flip=True)
+    for a, b in zip(*(take(dataset, e, 3, geometry=geometry) for e in ("torch", "dali")), strict=True):
+        assert torch.equal(a.label, b.label)
+        assert (a.image.int() - b.image.int()).abs()[..., 1:-1, 1:-1].max() <= 1
+        assert (a.image.float() - b.image.float()).mean().abs() < 0.2
+
+
+@pytest.mark.parametrize("engine", ["torch", "dali"])
+def test_views_share_geometry_and_are_strong(make, engine):
+    dataset = Unlabelled(make("camvid"))
+    batches = take(dataset, engine, 20, views=3)
+    changed = 0
+    for batch in batches:
+        assert batch.label is None
+        assert batch.views.shape == (2, 2, 3, 50, 90)
+        for image, views, placement in zip(batch.image, batch.views, batch.placements, strict=True):
+            drawn = [v for v in views if not torch.equal(v, image)]
+            changed += len(drawn)
+            assert placement.crop == (50, 90)
+    assert changed > 40
+    # One decode, one geometry: without views the images are the same ones.
+    assert all(torch.equal(a.image, b.image) for a, b in zip(batches, take(dataset, engine, 20), strict=True))
+
+
+def test_views_go_through_the_same_operations_in_both_engines(make):
+    dataset = make("camvid")
+    # Pillow's equalisation divides by whole numbers, which shows in small images.
+    geometry = Geometry(size=(200, 260), crop=(180, 280), flip=True)
+    pairs = zip(*(take(dataset, e, 25, views=3, geometry=geometry) for e in ("torch", "dali")), strict=True)
+    sampler = Sampler(len(dataset), 2, 3, "parity")
+    for step, (a, b) in enumerate(pairs):
+        for i, draw in enumerate(sampler.draws(step)):
+            rng = sampler.generator("views", draw)
+            for k in range(2):
+                names = [name for name, _ in augment.draw(rng)]
+                inner = (slice(None), slice(1, -1), slice(1, -1))
+                difference = (a.views[i, k].float() - b.views[i, k].float()).abs()[inner]
+                # Rounding is magnified by what cuts values into steps; the mean stays.
+                bound = 2 if "equalize" in names else 1.3
+                assert difference.mean() <= bound, names
+
+
+def outcomes() -> dict[augment.Operations, float]:
+    """Every sequence of operations that the policy can lead to, and its probability."""
+    found: Counter[augment.Operations] = Counter()
+    for sub in POLICY:
+        for happens in itertools.product([True, False], repeat=len(sub)):
+            chance = 1 / len(POLICY)
+            for (_, p, _), yes in zip(sub, happens, strict=True):
+                chance *= p if yes else 1 - p
+            found[tuple((n, m) for (n, _, m), yes in zip(sub, happens, strict=True) if yes)] += chance
+    return {operations: p for operations, p in found.items() if p > 0}
+
+
+@pytest.mark.parametrize("engine", ["torch", "dali"])
+def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset, engine):
+    rng = np.random.default_rng(1)
+    root, *_ = make_dataset("camvid", [np.zeros((96, 128), np.uint8)])
+    dataset = open_dataset(f"camvid:{root}", "train")
+    # Dull colours between 30 and 180: every operation at every level leaves its own mark.
+    picture = (smooth(rng, (96, 128)) * 0.55 + 30 + rng.integers(0, 12, (96, 128, 3))).astype(np.uint8)
+    Image.fromarray(picture).save(dataset.items[0].image)
+    image = torch.from_numpy(picture).permute(2, 0, 1)
+
+    chances = outcomes()
+    marks = torch.stack([augment.apply_all(image, operations) for operations in chances]).flatten(1).float()
+    # Outcomes that look alike count as one: equalising twice is equalising once.
+    alike = (torch.cdist(marks, marks, p=1) < 6 * image.numel()).numpy()
+    for _ in chances:
+        alike = alike @ alike
+    groups, group_of = np.unique(alike.argmax(1), return_inverse=True)
+    expected = np.bincount(group_of, list(chances.values()))
+    assert len(groups) >= 12
+
+    geometry = Geometry(size=(96, 128))
+    batches = take(dataset, engine, 12, views=3, batch=40, geometry=geometry)
+    views = torch.cat([batch.views for batch in batches]).flatten(2).float()
+    distance = torch.cdist(views, marks, p=1) / image.numel()
+    found = group_of[distance.argmin(-1).numpy()]
+    assert distance.amin(-1).max() < 4  # everything that comes out is one of the outcomes
+
+    n = found.size
+    for j, probability in enumerate(expected):
+        spread = np.sqrt(n * probability * (1 - probability))
+        assert abs((found == j).sum() - n * probability) <= 4.5 * spread + 1, j
+    for j in np.argsort(expected)[-4:]:
+        shown = (found == j).astype(float)
+        bound = 4 / np.sqrt(len(shown))
+        assert abs(np.corrcoef(shown[:, 0], shown[:, 1])[0, 1]) < bound  # views of one image
+        assert abs(np.corrcoef(shown[1:, 0], shown[:-1, 0])[0, 1]) < bound  # neighbours in a batch
+        assert abs(np.corrcoef(shown[40:, 0], shown[:-40, 0])[0, 1]) < bound  # the same place of two batches
+
+
+@pytest.mark.parametrize("engine", ["torch", "dali"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_on_at_any_step_gives_the_same_bits(make, engine, workers):
+    dataset = make("gta5", 35)
+    whole = take(dataset, engine, 11, views=2)
+    for start in (1, 4, 5, 9):
+        again = take(dataset, engine, 11 - start, start, views=2, workers=workers)
+        assert all(equal(a, b) for a, b in zip(whole[start:], again, strict=True))
+
+
+@pytest.mark.parametrize("engine", ["torch", "dali"])
+def test_processes_share_the_steps_of_one(make, engine):
+    dataset = make("camvid")
+    whole = take(dataset, engine, 6, batch=4)
+    parts = [take(dataset, engine, 6, batch=2, rank=rank, world=2) for rank in (0, 1)]
+    for batch, *halves in zip(whole, *parts, strict=True):
+        assert batch.ids == [i for half in halves for i in half.ids]
+        assert torch.equal(batch.image, torch.cat([half.image for half in halves]))
+        assert torch.equal(batch.label, torch.cat([half.label for half in halves]))
+
+
+def test_auto_takes_dali_for_files_and_torch_for_drawn_images(make):
+    files, drawn = make("camvid"), open_dataset("streets:sim", "train", size=(32, 64))
+    assert choose_engine("auto", [files]) == "dali"
+    assert choose_engine("auto", [files, drawn]) == "torch"
+    assert choose_engine("torch", [files]) == "torch"
+    with pytest.raises(InputError, match=r"engine 'dali': found .*streets.*, which has no files"):
+        choose_engine("dali", [files, drawn])
+
+
+def test_without_dali_auto_is_torch_and_dali_says_what_to_install(make, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    dataset = make("camvid")
+    assert choose_engine("auto", [dataset]) == "torch"
+    with pytest.raises(InputError, match=r"found no DALI, wanted `pip install udas-fast\[dali\]`"):
+        choose_engine("dali", [dataset])

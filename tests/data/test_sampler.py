@@ -1,0 +1,117 @@
+"""Which image comes when: epochs, processes, rare classes, subsets, mixtures; all functions of the draw."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from udas_fast.data import Geometry, MixedStream, RareClasses, Stream, check_dataset, open_dataset
+from udas_fast.data.sampler import Sampler, labelled_subset
+from udas_fast.errors import InputError
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 40),
+    batch=st.integers(1, 5),
+    world=st.integers(1, 4),
+    seed=st.integers(0, 99),
+    start=st.integers(0, 30),
+)
+def test_processes_divide_the_draws_of_one(length, batch, world, seed, start):
+    alone = Sampler(length, batch * world, seed, "s")
+    ranks = [Sampler(length, batch, seed, "s", rank, world) for rank in range(world)]
+    for step in range(start, start + 4):
+        parts = [[r.index(n) for n in r.draws(step)] for r in ranks]
+        assert list(itertools.chain(*parts)) == [alone.index(n) for n in alone.draws(step)]
+        assert all(len(part) == batch for part in parts)
+        assert {r.global_batch for r in ranks} == {alone.global_batch}
+
+
+@settings(max_examples=40, deadline=None)
+@given(length=st.integers(1, 60), seed=st.integers(0, 99), epoch=st.integers(0, 9))
+def test_an_epoch_holds_each_image_once(length, seed, epoch):
+    sampler = Sampler(length, 1, seed, "s")
+    drawn = [sampler.index(n) for n in range(epoch * length, (epoch + 1) * length)]
+    assert sorted(drawn) == list(range(length))
+    if length > 20:
+        assert drawn != [sampler.index(n) for n in range((epoch + 1) * length, (epoch + 2) * length)]
+
+
+def test_draws_are_pinned():
+    # A sampler that changes here changes every published run.
+    sampler = Sampler(6, 2, 7, "source")
+    assert [sampler.index(n) for n in range(6)] == [3, 1, 0, 2, 4, 5]
+    assert labelled_subset(10, 4, 0).tolist() == labelled_subset(10, 9, 0)[:4].tolist()
+
+
+def test_wrong_numbers():
+    for numbers, message in (
+        ((0, 1, 0, "s"), "stream s: found no images"),
+        ((5, 0, 0, "s"), "batch size of s: found 0"),
+        ((5, 1, 0, "s", 2, 2), "rank of s: found 2, wanted 0 to 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Sampler(*numbers)
+
+
+PIXELS = np.array([[900, 100, 0, 0], [800, 0, 50, 3], [950, 0, 0, 2], [700, 200, 60, 0]], np.int64)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
+def test_rare_classes_come_as_often_as_in_daformer(temperature):
+    # Equations 5 and 6 of DAFormer; class 3 has never 10 pixels and is left out.
+    share = PIXELS.sum(0)[:3] / PIXELS.sum()
+    wanted = np.exp((1 - share) / temperature) / np.exp((1 - share) / temperature).sum()
+    images = np.zeros(4)
+    for c, shown in enumerate(([0, 1, 2, 3], [0, 3], [1, 3])):
+        images[shown] += wanted[c] / len(shown)
+    n = 4000
+    sampler = Sampler(4, 1, 0, "rare", rare=RareClasses(PIXELS, temperature, min_pixels=10))
+    drawn = np.array([sampler.index(draw) for draw in range(n)])
+    found = np.bincount(drawn, minlength=4)
+    assert (np.abs(found - n * images) <= 4.5 * np.sqrt(n * images * (1 - images)) + 1).all()
+    assert [sampler.index(draw) for draw in range(50, 60)] == drawn[50:60].tolist()
+
+
+def test_rare_classes_of_a_dataset(make_dataset):
+    ids = [np.full((8, 8), 3, np.uint8) for _ in range(6)]
+    ids[4][:4] = 10
+    root, *_ = make_dataset("camvid", ids)
+    dataset = open_dataset(f"camvid:{root}", "train")
+    report = check_dataset(dataset)
+    assert report.pixels.shape == (6, 11)
+    assert report.pixels[4, [3, 10]].tolist() == [32, 32]
+    stream = Stream(dataset, Geometry(size=(8, 8)), 2, 0, "s", rare=RareClasses(report.pixels, 0.01, 16))
+    drawn = Counter(i for batch in itertools.islice(stream.batches(), 30) for i in batch.ids)
+    assert drawn[dataset.items[4].id] == 60  # at this temperature only the rare class is drawn
+    with pytest.raises(InputError, match="no class of 65 pixels in any image"):
+        RareClasses(report.pixels, min_pixels=65)
+    with pytest.raises(InputError, match="temperature of rare-class sampling: found 0"):
+        RareClasses(report.pixels, 0)
+
+
+def test_mixed_streams_keep_their_ratio(make_dataset):
+    rng = np.random.default_rng(0)
+    parts = []
+    for kind, highest in (("gta5", 35), ("cityscapes", 34)):
+        root, *_ = make_dataset(kind, [rng.integers(0, highest, (8, 9), dtype=np.uint8) for _ in range(5)])
+        parts.append(open_dataset(f"{kind}:{root}", "train"))
+    streams = [Stream(d, Geometry(size=(8, 9)), n, 0, d.name) for d, n in zip(parts, (1, 3), strict=True)]
+    mixed = MixedStream(streams)
+    assert mixed.global_batch == 4
+    whole = list(itertools.islice(mixed.batches(), 8))
+    for step, batch in enumerate(whole):
+        alone = [next(stream.batches(step)) for stream in streams]
+        assert batch.ids == alone[0].ids + alone[1].ids
+        assert torch.equal(batch.image, torch.cat([b.image for b in alone]))
+        assert torch.equal(batch.label, torch.cat([b.label for b in alone]))
+    assert all(torch.equal(a.image, b.image) for a, b in zip(whole[5:], mixed.batches(5), strict=False))
+    with pytest.raises(InputError, match="sizes of mixed streams"):
+        MixedStream([streams[0], Stream(parts[0], Geometry(size=(4, 4)), 1, 0, "other")])

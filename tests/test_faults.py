@@ -1,0 +1,95 @@
+"""Files that turn bad in the middle of a run: named, skipped up to the limit, never the end of a run's state."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from udas_fast.data import BadFile, Geometry
+from udas_fast.engine.checkpoint import CheckpointFolder, read_state
+from udas_fast.errors import InputError
+from udas_fast.recipes import get_recipe, override, small
+from udas_fast.recipes.domains import DataConfig
+from udas_fast.trainer import Trainer
+
+ENGINES = ["torch", pytest.param("dali", marks=pytest.mark.dali)]
+STEPS = 6
+
+
+def start(root: Path, run: Path, engine: str, **options: object) -> Trainer:
+    recipe = small(get_recipe("no_adaptation"), size=(24, 32), steps=STEPS, batch_size=1)
+    recipe = override(recipe, ["model.width=4"])
+    spec = f"camvid:{root}"
+    data = DataConfig(source=spec, target=None, engine=engine, **options)
+    return Trainer(None, recipe, data, run=run, device="cpu", log_every=1)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_first_bad_file_stops_the_run_after_a_checkpoint(camvid_folder, tmp_path, engine, capsys):
+    root = camvid_folder("data", train=4)
+    start(root, tmp_path / "whole", engine).fit()
+    trainer = start(root, tmp_path / "run", engine)
+    assert f"engine {engine}" in trainer.describe()
+    assert f"engine: {engine}\n" in (tmp_path / "run/run.yaml").read_text()
+    path = root / "images/train/0002.png"
+    good = path.read_bytes()
+    path.write_bytes(good[:100])
+    with pytest.raises(BadFile) as caught:
+        trainer.fit()
+    assert str(path) in str(caught.value)
+    assert f"--resume {tmp_path / 'run'}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert CheckpointFolder(tmp_path / "run/checkpoints").newest() is not None
+
+    path.write_bytes(good)
+    Trainer.resume(tmp_path / "run", device="cpu").fit()
+    for name in ("whole", "run"):
+        assert len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) == STEPS
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "run/metrics.jsonl").read_text()
+    a, b = (read_state(tmp_path / name / "model.pt")["model"] for name in ("whole", "run"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_allowed_bad_files_are_skipped_named_and_counted(camvid_folder, tmp_path, engine, capsys):
+    root = camvid_folder("data", train=4)
+    trainer = start(root, tmp_path / "run", engine, max_bad_files=1)
+    (root / "labels/train/0001.png").write_bytes(b"")
+    trainer.fit()
+    assert "skipped 1 of 1: label" in (errors := capsys.readouterr().err)
+    assert errors.count("skipped") == 1
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == STEPS
+    newest = CheckpointFolder(tmp_path / "run/checkpoints").newest()
+    assert len(read_state(newest)["bad_files"]) == 1
+
+
+def test_each_step_says_how_long_it_waited_for_data(camvid_folder, tmp_path):
+    start(camvid_folder("data", train=3), tmp_path / "run", "torch").fit()
+    lines = [json.loads(line) for line in (tmp_path / "run/timing.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert all(0 <= line["data_wait"] <= line["seconds"] for line in lines)
+
+
+def test_another_global_batch_is_refused(camvid_folder, tmp_path):
+    root = camvid_folder("data", train=3)
+    start(root, tmp_path / "run", "torch").fit()
+    file = tmp_path / "run/run.yaml"
+    file.write_text(file.read_text().replace("batch_size: 1", "batch_size: 2"))
+    with pytest.raises(InputError, match=r"images of source in a step over all processes: found 2, wanted 1"):
+        Trainer.resume(tmp_path / "run", device="cpu").fit()
+
+
+def test_rare_classes_are_a_setting_of_the_recipe(camvid_folder, tmp_path):
+    root = camvid_folder("data", train=3)
+    recipe = small(get_recipe("no_adaptation"), size=(24, 32), steps=2, batch_size=2)
+    recipe = override(recipe, ["model.width=4", "input.rare_classes={temperature: 0.1, min_pixels: 8}"])
+    trainer = Trainer(None, recipe, DataConfig(source=f"camvid:{root}"), run=tmp_path / "run", device="cpu")
+    streams = trainer.domains.streams(["source"], recipe.input, mixed=False, seed=0, phase="p")
+    assert streams["source"].sampler.rare is not None
+    assert recipe.input.source == Geometry(size=(24, 32), flip=True)
+    trainer.fit()
+    with pytest.raises(InputError, match="temperature"):
+        override(recipe, ["input.rare_classes={temperature: 0}"])
