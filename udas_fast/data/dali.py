@@ -207,16 +207,15 @@ class DaliEngine:
             # Where Pillow leaves out what lies beyond the image, DALI repeats the border: the outermost
             # pixels of an image that is made smaller differ.
             image = fn.resize(image, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        if self.geometry.crop is not None:
+        padded = self.geometry.crop is not None
+        if padded:
             start, *rest = rest
             cut = {"start": start, "shape": self.geometry.crop, "axes": [0, 1]}
             image = fn.slice(image, **cut, out_of_bounds_policy="pad", fill_values=0)
         outputs = [_finished(image, flip)]
         if self.labelled:
             encoded, rows, columns, *rest = rest
-            outputs += _label(
-                encoded, rows, columns, self.id_map, self.wide, gpu, self.geometry.crop is not None
-            )
+            outputs += _label(encoded, rows, columns, resized, flip, self.id_map, self.wide, gpu, padded)
         strong = [_finished(dali_augment.augment(image, numbers), flip) for numbers in rest]
         return (*outputs, *([fn.stack(*strong)] if strong else []))
 
@@ -242,6 +241,8 @@ def _label(
     encoded: DataNode,
     rows: DataNode,
     columns: DataNode,
+    resized: DataNode,
+    flip: DataNode,
     id_map: IdMap,
     wide: bool,
     gpu: bool,
@@ -263,15 +264,24 @@ def _label(
         ids = fn.slice(
             ids, start=[0, 0], end=end, axes=[0, 1], out_of_bounds_policy="pad", fill_values=IGNORE
         )
-    for table in (rows, columns):
-        ids = fn.sequence_rearrange(fn.reshape(ids, layout="FWC"), new_order=table)
-        ids = fn.transpose(ids, perm=[1, 0, 2])
+        ids = _pick(ids, rows, columns)
+    elif resized:
+        ids = _pick(ids, rows, columns)
+    ids = fn.flip(ids, horizontal=flip)
     every = list(range(256))
     unknown = ~id_map.declared
     unknown[IGNORE] &= not padded
     label = fn.lookup_table(ids, keys=every, values=id_map.table.tolist(), dtype=types.UINT8)
     unknown = fn.lookup_table(ids, keys=every, values=unknown.astype(int).tolist(), dtype=types.UINT8)
     return label, fn.reductions.max(unknown)
+
+
+def _pick(ids: DataNode, rows: DataNode, columns: DataNode) -> DataNode:
+    """``ids[rows][:, columns]``, HWC: exact where a resize would decide ties by its own rounding."""
+    for table in (rows, columns):
+        ids = fn.sequence_rearrange(fn.reshape(ids, layout="FWC"), new_order=table)
+        ids = fn.transpose(ids, perm=[1, 0, 2])
+    return fn.reshape(ids, layout="HWC")
 
 
 def _index(device: torch.device) -> int | None:

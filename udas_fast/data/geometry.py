@@ -87,7 +87,7 @@ class Placement:
         return image, label
 
     def nearest(self, native: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """The same for a label of size ``native`` as tables: which row and which column each pixel is from.
+        """The same for a label of size ``native`` as tables: the row and the column of each pixel before mirroring.
 
         int32 ``[crop height]`` and ``[crop width]``; what lies beyond the image is ``native``, the index after
         the last. Equal to :meth:`apply` in every pixel, ties included.
@@ -101,8 +101,7 @@ class Placement:
             wanted = np.arange(start, start + crop)
             inside = (wanted >= 0) & (wanted < size)
             tables.append(np.where(inside, source[wanted.clip(0, size - 1)], np.int32(have)))
-        rows, columns = tables
-        return rows, columns[::-1].copy() if self.flip else columns
+        return tables[0], tables[1]
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
