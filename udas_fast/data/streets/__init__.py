@@ -11,11 +11,20 @@ from udas_fast.errors import bad, unknown
 
 COUNTS = {"train": 2975, "val": 500}
 """Scenes per split unless asked otherwise: Cityscapes' own numbers."""
-CACHE_BYTES = 256 * 2**20
-"""A dataset keeps the scenes that it has rendered, up to this much memory."""
+CACHE_BYTES = 512 * 2**20
+"""A process keeps the scenes that it has rendered, up to this much memory, for all its datasets."""
 _ROOT = 0x57_7EE75
 _STYLES = tuple(LOOKS)
 _SPLITS = tuple(COUNTS)
+
+
+class _Rendered(dict[tuple[str, str, tuple[int, int], int], tuple[np.ndarray, np.ndarray]]):
+    """Scenes by style, split, size and number, and how many bytes they hold."""
+
+    bytes = 0
+
+
+_rendered = _Rendered()
 
 
 class Streets(SegmentationDataset):
@@ -44,8 +53,6 @@ class Streets(SegmentationDataset):
         self.size = int(size[0]), int(size[1])
         self.name = f"streets-{style}"
         self._count = COUNTS[split] if count is None else int(count)
-        self._seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._room = CACHE_BYTES // (4 * self.size[0] * self.size[1])
 
     def __len__(self) -> int:
         return self._count
@@ -55,11 +62,14 @@ class Streets(SegmentationDataset):
         i = int(index) + (self._count if index < 0 else 0)
         if not 0 <= i < self._count:
             raise IndexError(f"scene {index} of {self._count}")
-        found = self._seen.get(i)
+        scene = (self.style, self.split, self.size, i)
+        found = _rendered.get(scene)
         if found is None:
             key = (_ROOT, _STYLES.index(self.style), _SPLITS.index(self.split), i)
             found = render(self.style, key, self.size)
-            if len(self._seen) < self._room:
-                self._seen[i] = found
+            size = sum(array.nbytes for array in found)
+            if _rendered.bytes + size <= CACHE_BYTES:
+                _rendered[scene] = found
+                _rendered.bytes += size
         image, label = found
         return Sample(image.copy(), label.copy(), f"streets-{self.style}-{self.split}-{i:06d}")
