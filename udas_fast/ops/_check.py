@@ -18,6 +18,7 @@ LABEL_DTYPES = (torch.uint8, torch.int64)
 
 
 def shape(t: Tensor) -> str:
+    """How a message names the shape that was found."""
     return f"shape {list(t.shape)}"
 
 
@@ -37,6 +38,7 @@ def logits(name: str, t: Tensor) -> None:
 
 
 def alike(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
+    """Raise InputError unless ``t`` is where ``first`` is."""
     """Logits with the samples and classes of ``first``, on its device."""
     logits(name, t)
     if t.shape[:2] != first.shape[:2]:
@@ -52,6 +54,7 @@ def one_dtype(maps: Sequence[Tensor]) -> list[Tensor]:
 
 
 def same_device(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
+    """Raise InputError unless ``t`` is where ``first`` is."""
     if t.device != first.device:
         raise bad(name, f"device {t.device}", f"the device of {first_name}, {first.device}")
 
