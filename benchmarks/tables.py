@@ -103,7 +103,7 @@ def chart(names: Sequence[str]) -> None:
 
 
 CHARTED = ("ops-cpu-avx512", "ops-cpu-avx2", "ops-cpu-avx512-no-page-faults")
-OPERATORS = (*CHARTED, "ops-cpu-avx512-compile")
+OPERATORS = (*CHARTED, "ops-cpu-avx512-compile", "ops-cpu-avx512-sizes", "ops-cpu-avx512-batches")
 TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
     "rendered-camvid": lambda: accuracy("rendered-camvid"),
