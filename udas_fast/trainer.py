@@ -129,7 +129,7 @@ class Trainer:
             seed_step(config.seed, "model", 0)
             model = build_model(recipe.model, len(self.classes))
         self.weights_report = load_weights(model, config.weights) if config.weights else None
-        self.model = model.to(self.device, memory_format=memory_format(self.device))
+        self.model = model.to(self.device, memory_format=memory_format(self.amp, model))
         self.checkpoints = CheckpointFolder(run / "checkpoints")
         self.scores: dict[str, evaluation.Scores] = {}
         self._phases = [

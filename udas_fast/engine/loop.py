@@ -51,6 +51,7 @@ class Loop:
     ) -> None:
         self.phase, self.model, self.objective, self.streams = phase, model, objective, streams
         self.amp, self.seed = amp, seed
+        self.memory_format = memory_format(amp, model)
         self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer)
         self.done = 0
         self.data_wait = 0.0
@@ -93,7 +94,7 @@ class Loop:
         return losses
 
     def _input(self, image: Tensor) -> Tensor:
-        return normalize(image).contiguous(memory_format=memory_format(self.amp.device))
+        return normalize(image).contiguous(memory_format=self.memory_format)
 
     def _backward(self, loss: Tensor) -> None:
         # The objective calls this inside its forward's autocast, where a backward does not belong.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from udas_fast.errors import InputError, bad
 
@@ -38,11 +39,6 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """channels_last on a GPU; not on a CPU, where torch 2.13's float32 convolutions of 8 channels crash with it."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
-
-
 @dataclass(frozen=True)
 class Amp:
     """Autocast and loss scaling of one run."""
@@ -67,6 +63,19 @@ def build_amp(precision: Precision, device: torch.device) -> Amp:
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 is unusable on a CPU: wanted bf16 or fp32")
     return Amp(device, precision, torch.amp.GradScaler(device.type, enabled=precision == "fp16"))
+
+
+def memory_format(amp: Amp, model: nn.Module) -> torch.memory_format:
+    """channels_last on a GPU, and for bf16 on a CPU where it is half as fast again and safe; else contiguous.
+
+    torch 2.13's channels_last convolutions on a CPU crash or return NaN for some numbers of channels that are no
+    multiple of 16, and gain nothing in float32. The three colours of an image are safe.
+    """
+    if amp.device.type == "cuda":
+        return torch.channels_last
+    channels = {m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)} - {3}
+    safe = amp.name == "bf16" and all(c % 16 == 0 for c in channels)
+    return torch.channels_last if safe else torch.contiguous_format
 
 
 def _has_bf16(device: torch.device) -> bool:
