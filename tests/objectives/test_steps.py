@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,25 @@ def test_adaptation_updates_network_and_discriminators(
     # Source, mixed and target, each forward on its own.
     assert [len(x) for x in tiny_net.inputs] == [2, 2, 2]
     assert torch.equal(tiny_net.inputs[2], batches["unlabelled"].image.float() / 255)
+
+
+@pytest.mark.parametrize(("stride", "seen"), [(1, (64, 97)), (2, (32, 49))])
+def test_discriminators_see_predictions_at_their_stride(
+    tiny_net: nn.Module,
+    batches: dict[str, Batch],
+    make_step: Callable[..., Step],
+    stride: int,
+    seen: tuple[int, int],
+) -> None:
+    objective = AdaptationConfig(mixing=PLAIN, discriminator_width=4, discriminator_stride=stride).build(4)
+    for name, batch in batches.items():
+        label = None if batch.label is None else torch.zeros(2, 64, 97, dtype=torch.uint8)
+        batches[name] = replace(batch, image=torch.zeros(2, 3, 64, 97, dtype=torch.uint8), label=label)
+    sizes = []
+    for discriminator in (objective.adversary.primary, objective.adversary.auxiliary):
+        discriminator.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
+    objective.step(tiny_net, batches, make_step())
+    assert sizes == [seen] * 6  # two levels, each sees target, source and target
 
 
 def test_agreement_begins_at_its_share_of_the_stage(

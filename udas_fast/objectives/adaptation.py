@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -27,6 +28,9 @@ class AdaptationConfig(ObjectiveConfig):
     adversarial_weights: tuple[float, float] = (0.001, 0.0002)  # primary, auxiliary (AdaptSegNet)
     real: Literal["primary", "ensemble"] = "primary"
     discriminator_width: int = 64
+    discriminator_stride: Annotated[int, Field(ge=1)] = (
+        1  # they see 1/stride of the image's size; 1 is published
+    )
     kl: Literal["mean", "symmetric"] = "mean"
     kl_weight: float = 0.1  # MRNet
     kl_start: float = 0.1  # share of the stage: iteration 15,000 of 150,000 (MRNet)
@@ -77,7 +81,7 @@ class Adaptation(Objective):
         set_domain(model, "target")
         size = target.image.shape[-2:]
         target_out = model(step.normalize(target.image))
-        losses["adv"] = loss = self.adversary.fool(target_out, size)
+        losses["adv"] = loss = self.adversary.fool(target_out, self._seen(target))
         if config.kl_weight and step.progress >= config.kl_start:
             losses["kl"] = head_discrepancy(target_out, size, config.kl)
             loss = loss + config.kl_weight * losses["kl"]
@@ -85,7 +89,14 @@ class Adaptation(Objective):
 
         # Discriminators: source 0, target 1.
         source = next(iter(outputs))  # the plain source, unless the mixed batch replaces it
-        source_size = labelled[source].image.shape[-2:]
-        losses["dis"] = self.adversary.discriminate(outputs[source], source_size, target_out, size)
+        losses["dis"] = self.adversary.discriminate(
+            outputs[source], self._seen(labelled[source]), target_out, self._seen(target)
+        )
         step.backward(losses["dis"])
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _seen(self, batch: Batch) -> tuple[int, int]:
+        """(height, width) at which the discriminators see the predictions of ``batch``."""
+        stride = self.config.discriminator_stride
+        height, width = batch.image.shape[-2:]
+        return -(-height // stride), -(-width // stride)
