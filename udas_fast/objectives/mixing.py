@@ -1,25 +1,28 @@
-"""A step's labelled images: source in the target's colours, and Domain CutMix (UDAS 3.2 and 3.4)."""
+"""A step's labelled images: source in the target's look, and Domain CutMix (UDAS 3.2 and 3.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from udas_fast import ops
 from udas_fast.data import Batch, auto_augment
 from udas_fast.objectives.base import STRICT
-from udas_fast.objectives.translation import match_lab
+from udas_fast.objectives.fda import match_fda
+from udas_fast.objectives.lab import match_lab
 
 
 @dataclass(frozen=True, config=STRICT)
 class MixingConfig:
     """How source images are translated and mixed with labelled target images."""
 
-    translate: Literal["none", "lab"] = "lab"  # colours of the target, mean and std in LAB (DDM)
+    translate: Literal["none", "lab", "fda"] = "lab"  # mean and std in LAB (DDM), or low frequencies (FDA)
+    fda_beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.01  # half of FDA's window, as a share of the side
     paste: Literal["source", "target"] = "source"  # DDM and UDAS's overview figure; UDAS's text: "target"
     fit: bool = False  # keep the whole box inside instead of clipping it
     alpha: float = 1.0  # λ ~ Beta(alpha, alpha); the box has area 1 − λ (CutMix)
@@ -60,6 +63,8 @@ def labelled_batches(
     source = batches["source"]
     if config.translate == "lab":
         source = replace(source, image=match_lab(source.image, batches["unlabelled"].image))
+    elif config.translate == "fda":
+        source = replace(source, image=match_fda(source.image, batches["unlabelled"].image, config.fda_beta))
     if "labelled" not in batches:
         if not config.augment:
             return {"seg": source}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from udas_fast.errors import InputError
-from udas_fast.objectives.translation import lab_to_rgb, match_lab, rgb_to_lab
+from udas_fast.objectives.lab import lab_to_rgb, match_lab, rgb_to_lab
 
 
 def reference_lab(rgb: np.ndarray) -> np.ndarray:

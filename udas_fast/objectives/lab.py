@@ -19,6 +19,15 @@ _WHITE = tuple(sum(row) for row in _TO_XYZ)
 _KNEE = 6 / 29
 
 
+def check_pairs(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Raise InputError unless both are uint8 ``[N, 3, H, W]`` with as many images; the sizes may differ."""
+    for name, images in (("source", source), ("target", target)):
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+            raise bad(name, f"{images.dtype} {tuple(images.shape)}", "uint8 [N, 3, H, W]")
+    if len(source) != len(target):
+        raise bad("target", f"{len(target)} images", f"{len(source)}, one for each source image")
+
+
 @torch.no_grad()
 def match_lab(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Give source image i the mean and standard deviation of target image i in CIE LAB.
@@ -28,11 +37,7 @@ def match_lab(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     clipped. Source: Reinhard et al. 2001, with LAB in place of lαβ as in DDM (arXiv 2103.04705).
     Raises InputError for other shapes and dtypes.
     """
-    for name, images in (("source", source), ("target", target)):
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
-            raise bad(name, f"{images.dtype} {tuple(images.shape)}", "uint8 [N, 3, H, W]")
-    if len(source) != len(target):
-        raise bad("target", f"{len(target)} images", f"{len(source)}, one for each source image")
+    check_pairs(source, target)
     if source.numel() == 0:
         return source.clone()
     lab = rgb_to_lab(source)
