@@ -99,6 +99,31 @@ def test_check_data_prints_frequencies_and_finds_problems(
     assert "77" in stderr
 
 
+def test_recipes_are_listed_and_shown_as_yaml_that_trains(
+    run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    from udas_fast.recipes import recipes
+
+    code, stdout, _ = run_cli("recipes")
+    assert code == 0
+    for name, recipe in recipes().items():
+        assert f"{name}: {recipe.summary}" in stdout
+    code, stdout, _ = run_cli("recipes", "show", "no_adaptation")
+    assert code == 0
+    path, root = tmp_path / "recipe.yaml", camvid_folder("data")
+    path.write_text(stdout.replace("lr: 0.00025", "learning_rate: 0.00025"))
+    train = ("train", "--recipe", path, "--source", f"camvid:{root}", "--out", tmp_path / "run")
+    code, _, stderr = run_cli(*train)
+    assert code == 2
+    assert "stages[0].optimizer.learning_rate" in stderr
+    path.write_text(stdout)
+    code, _, stderr = run_cli(*train, "--small", "32x48", "--steps", 1, "--device", "cpu", *TINY)
+    assert code == 0, stderr
+    code, _, stderr = run_cli("recipes", "show", "no_adaption")
+    assert code == 2
+    assert "did you mean 'no_adaptation'" in stderr
+
+
 def test_doctor_names_versions_and_backends(run_cli: Callable[..., tuple[int, str, str]]) -> None:
     code, stdout, _ = run_cli("doctor")
     assert code == 0

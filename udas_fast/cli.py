@@ -1,4 +1,4 @@
-"""The command line: ``udas-fast train|evaluate|predict|demo|check-data|doctor``."""
+"""The command line: ``udas-fast train|evaluate|predict|demo|check-data|recipes|doctor``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+recipes_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
 INTERRUPTED = 130  # the shell's code for a run ended by Ctrl-C
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
@@ -33,7 +35,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="udas, no_adaptation or supervised")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="a name that `udas-fast recipes` lists")] = None,
     recipe_file: Annotated[Path | None, typer.Option("--recipe", help="a recipe in YAML")] = None,
     source: Annotated[str | None, typer.Option(help="labelled source domain, KIND:ROOT")] = None,
     target: Annotated[str | None, typer.Option(help="target domain, KIND:ROOT")] = None,
@@ -176,6 +178,24 @@ def check_data(
         print(f"problem: {problem}", file=sys.stderr)
     if report.problems:
         raise InputError(f"{data} {split}: {len(report.problems)} problems in {report.images} images")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the recipes; `recipes show NAME` prints one as YAML, which `train --recipe FILE` reads."""
+    from udas_fast.recipes import recipes as all_recipes
+    from udas_fast.recipes.listing import listing
+
+    if context.invoked_subcommand is None:
+        print(listing(all_recipes().values()))
+
+
+@recipes_app.command("show")
+def show_recipe(name: str) -> None:
+    """Print every number of a recipe as YAML."""
+    from udas_fast.recipes import get_recipe
+
+    print(get_recipe(name).to_yaml(), end="")
 
 
 @app.command()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from udas_fast.errors import InputError
 from udas_fast.recipes import get_recipe, load_recipe, override, recipe_from_dict, recipes, small
+from udas_fast.recipes.listing import listing
 
 
 def test_udas_holds_the_published_numbers() -> None:
@@ -36,8 +36,22 @@ def test_udas_holds_the_published_numbers() -> None:
 def test_yaml_and_back(name: str, tmp_path: Path) -> None:
     recipe = get_recipe(name)
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe.to_dict()))
+    path.write_text(recipe.to_yaml())
     assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_listing_tells_stages_and_needs(name: str) -> None:
+    recipe = get_recipe(name)
+    text = listing([recipe])
+    assert text.startswith(f"{name}: {recipe.summary}")
+    assert recipe.paper in text
+    assert recipe.published in text
+    for stage in recipe.stages:
+        assert f"{stage.name}" in text
+        assert f"{stage.steps:,} steps" in text
+    assert ("labelled source" in text) == ("source" in recipe.streams[0])
+    assert ("--labels" in text) == ("labelled" in recipe.streams[0] | recipe.streams[1])
 
 
 def test_small_shares_the_steps_over_stages_and_rounds() -> None:

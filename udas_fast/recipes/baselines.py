@@ -6,11 +6,15 @@ from udas_fast.recipes.recipe import Recipe, Stage
 NO_ADAPTATION = Recipe(
     name="no_adaptation",
     summary="cross-entropy on the labelled source only; the target is never seen in training",
+    paper="baseline of UDAS",
+    published="GTA5 → Cityscapes 28.5",
     stages=(Stage("source", SupervisedConfig(domain="source"), steps=250_000),),
 )
 
 SUPERVISED = Recipe(
     name="supervised",
     summary="cross-entropy on the labelled target images only",
+    paper="baseline of UDAS",
+    published="Cityscapes 41.6 with 100 labels, 69.1 with all",
     stages=(Stage("target", SupervisedConfig(domain="labelled"), steps=250_000),),
 )

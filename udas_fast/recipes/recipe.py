@@ -62,10 +62,16 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     input: InputConfig = field(default_factory=InputConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    paper: str = ""  # where the method comes from
+    published: str = ""  # the score that its authors report, with the task
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as YAML holds it."""
         return _ADAPTER.dump_python(self, mode="json")
+
+    def to_yaml(self) -> str:
+        """What :func:`load_recipe` reads back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
 
     @property
     def streams(self) -> tuple[set[str], set[str]]:

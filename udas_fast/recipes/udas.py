@@ -8,6 +8,8 @@ from udas_fast.recipes.recipe import Recipe, Stage
 UDAS = Recipe(
     name="udas",
     summary="LAB translation, multi-level adversary, head agreement, Domain CutMix, then K-view self-training",
+    paper="Self-training with combined unsupervised domain adaptation and semi-supervised learning (UDAS)",
+    published="GTA5 → Cityscapes 44.4 without labels, 63.5 with all",
     model=ModelConfig(norm="domain"),
     stages=(
         Stage("adaptation", AdaptationConfig(), steps=150_000),  # UDAS 3.2-3.4; AdaptSegNet's early stop

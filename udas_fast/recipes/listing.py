@@ -1,0 +1,44 @@
+"""What the package can do, for a reader: every recipe with its stages, paper, score and needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from udas_fast.recipes.recipe import Recipe, Stage
+
+STREAMS = {
+    "source": "labelled source",
+    "unlabelled": "unlabelled target",
+    "labelled": "labelled target (--labels)",
+}
+
+
+def listing(recipes: Iterable[Recipe]) -> str:
+    """A paragraph for each recipe."""
+    return "\n\n".join(_paragraph(recipe) for recipe in recipes)
+
+
+def _paragraph(recipe: Recipe) -> str:
+    needs, uses = recipe.streams
+    optional = [f"{STREAMS[name]} where given" for name in STREAMS if name in uses]
+    rows = {
+        "stages": ", then ".join(_stage(stage) for stage in recipe.stages),
+        "paper": recipe.paper,
+        "published": recipe.published,
+        "needs": ", ".join([*(STREAMS[name] for name in STREAMS if name in needs), *optional]),
+        "translation": ", ".join(_translations(recipe)),
+    }
+    lines = [f"  {title:<12}{text}" for title, text in rows.items() if text]
+    return "\n".join([f"{recipe.name}: {recipe.summary}", *lines])
+
+
+def _stage(stage: Stage) -> str:
+    rounds = f"{stage.rounds} × " if stage.rounds > 1 else ""
+    kind = "" if stage.name == stage.objective.kind else f" ({stage.objective.kind})"
+    return f"{stage.name}{kind} {rounds}{stage.steps:,} steps"
+
+
+def _translations(recipe: Recipe) -> list[str]:
+    """How the stages translate the source, each way once."""
+    mixings = [getattr(stage.objective, "mixing", None) for stage in recipe.stages]
+    return list(dict.fromkeys(m.translate for m in mixings if m is not None and m.translate != "none"))
