@@ -12,16 +12,15 @@ import numpy as np
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import nn
 
 from udas_fast import evaluation
-from udas_fast.data import BadFile, ClassSet, Faults
+from udas_fast.data import ClassSet, Faults
 from udas_fast.data.loader import Engine
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
-from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format, resolve_device
-from udas_fast.engine.recorder import Recorder
+from udas_fast.engine.runner import Runner, open_runner
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import TrainedModel
@@ -161,14 +160,18 @@ class Trainer:
         before = sum(phase.steps for _, phase in self._phases[:first])
         total = sum(phase.steps for _, phase in self._phases)
         start = before + (saved["loop"]["done"] if saved else 0)
-        recorder = Recorder(self.run, first=start, total=total, every=self.config.log_every)
-        try:
-            with StopSignal() as stop:
-                for index, (stage, phase) in list(enumerate(self._phases))[first:]:
-                    self._run_phase(index, stage, phase, before, saved, recorder, stop)
-                    before, saved = before + phase.steps, None
-        finally:
-            recorder.close()
+        config = self.config
+        with open_runner(
+            self.run,
+            self.checkpoints,
+            first=start,
+            total=total,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+        ) as runner:
+            for index, (stage, phase) in list(enumerate(self._phases))[first:]:
+                self._run_phase(index, stage, phase, before, saved, runner)
+                before, saved = before + phase.steps, None
         self.save(self.run / "model.pt")
         self._picture()
         return self.scores
@@ -180,8 +183,7 @@ class Trainer:
         phase: Phase,
         before: int,
         saved: dict[str, Any] | None,
-        recorder: Recorder,
-        stop: StopSignal,
+        runner: Runner,
     ) -> None:
         seed_step(self.config.seed, phase.name, "objective")
         objective = stage.objective.build(len(self.classes))
@@ -201,35 +203,14 @@ class Trainer:
         if saved is not None:
             loop.load_state_dict(saved["loop"])
 
-        def checkpoint() -> None:
-            recorder.flush()  # first: a loss that is not finite must not reach a checkpoint
+        def state() -> dict[str, Any]:
             scores = {name: score.to_dict() for name, score in self.scores.items()}
-            state = {
-                "phase": index,
-                "scores": scores,
-                "bad_files": self.faults.found,
-                "loop": loop.state_dict(),
-            }
-            self.checkpoints.save(state, before + loop.done)
+            return {"phase": index, "scores": scores, "bad_files": self.faults.found}
 
-        def after_step(losses: dict[str, Tensor]) -> None:
-            recorder.step(before + loop.done - 1, phase.name, loop.lr, losses, loop.data_wait)
-            if stop.requested or loop.done % self.config.checkpoint_every == 0 or loop.done == phase.steps:
-                checkpoint()
-            if stop.requested:
-                raise Interrupted(f"stopped after step {before + loop.done}; go on with --resume {self.run}")
-
-        try:
-            loop.run(after_step)
-        except BadFile as error:
-            checkpoint()
-            raise BadFile(
-                f"{error}; stopped after step {before + loop.done}: repair the file, or raise max_bad_files in "
-                f"{self.run / 'run.yaml'}, and go on with --resume {self.run}"
-            ) from error
+        runner.run(loop, before, state)
         if self.domains.val is not None:
             self.scores[phase.name] = self.evaluate()
-            recorder.scores(before + phase.steps, {f"{phase.name}/miou": self.scores[phase.name].miou})
+            runner.recorder.scores(before + phase.steps, {f"{phase.name}/miou": self.scores[phase.name].miou})
             self._write_scores()
 
     def _newest_state(self) -> tuple[int, dict[str, Any] | None]:

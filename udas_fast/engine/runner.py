@@ -1,0 +1,81 @@
+"""Runs phases into a run folder: records, checkpoints, and an end on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from udas_fast.data import BadFile
+from udas_fast.engine.checkpoint import CheckpointFolder
+from udas_fast.engine.interrupt import Interrupted, StopSignal
+from udas_fast.engine.loop import Loop
+from udas_fast.engine.recorder import Recorder
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One attempt at a run, from its start or its newest checkpoint on; made by :func:`open_runner`."""
+
+    folder: Path
+    checkpoints: CheckpointFolder
+    recorder: Recorder
+    stop: StopSignal
+    checkpoint_every: int
+
+    def run(self, loop: Loop, before: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Run the steps that are left of ``loop``'s phase, which comes after ``before`` steps of the run.
+
+        A checkpoint is what ``state()`` returns with the loop's state as ``"loop"``.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
+            BadFile: a file turned bad and no more may be skipped; a checkpoint has been written.
+            InputError: a loss is not finite.
+        """
+
+        def checkpoint() -> None:
+            self.recorder.flush()  # first: a loss that is not finite must not reach a checkpoint
+            self.checkpoints.save(state() | {"loop": loop.state_dict()}, before + loop.done)
+
+        def after_step(losses: dict[str, Tensor]) -> None:
+            self.recorder.step(before + loop.done - 1, loop.phase.name, loop.lr, losses, loop.data_wait)
+            last = loop.done == loop.phase.steps
+            if self.stop.requested or loop.done % self.checkpoint_every == 0 or last:
+                checkpoint()
+            if self.stop.requested:
+                raise Interrupted(
+                    f"stopped after step {before + loop.done}; go on with --resume {self.folder}"
+                )
+
+        try:
+            loop.run(after_step)
+        except BadFile as error:
+            checkpoint()
+            raise BadFile(
+                f"{error}; stopped after step {before + loop.done}: repair the file, or raise max_bad_files in "
+                f"{self.folder / 'run.yaml'}, and go on with --resume {self.folder}"
+            ) from error
+
+
+@contextmanager
+def open_runner(
+    folder: Path,
+    checkpoints: CheckpointFolder,
+    *,
+    first: int,
+    total: int,
+    log_every: int,
+    checkpoint_every: int,
+) -> Iterator[Runner]:
+    """A :class:`Runner` whose next step is ``first`` of ``total``; signals are held back while it is open."""
+    recorder = Recorder(folder, first=first, total=total, every=log_every)
+    try:
+        with StopSignal() as stop:
+            yield Runner(folder, checkpoints, recorder, stop, checkpoint_every)
+    finally:
+        recorder.close()
