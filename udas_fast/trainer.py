@@ -197,7 +197,7 @@ class Trainer:
             views=stage.objective.views,
             faults=self.faults,
         )
-        loop = Loop(phase, self.model, objective, streams, self.amp, self.config.seed)
+        loop = Loop(phase, self.model, objective, streams, self.amp, self.config.seed, ema=self.recipe.ema)
         if saved is not None:
             loop.load_state_dict(saved["loop"])
 

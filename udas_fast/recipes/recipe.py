@@ -62,6 +62,9 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     input: InputConfig = field(default_factory=InputConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # Decay of an average of the weights, begun anew in every round: what is scored, saved and the next round's
+    # teacher and start; Mean Teacher and DACS: 0.99. None: the last weights. Costs one more copy of the network.
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     paper: str = ""  # where the method comes from
     published: str = ""  # the score that its authors report, with the task
 
