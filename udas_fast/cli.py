@@ -50,6 +50,10 @@ def train(
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe")] = None,
     weights: Annotated[str | None, typer.Option(help="torchvision ResNet or AdaptSegNet checkpoint")] = None,
+    stages: Annotated[str | None, typer.Option(help="run these stages only: NAME[,NAME]")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="start from the model of this finished run, or model.pt")
+    ] = None,
     seed: int = 0,
     workers: Annotated[int, typer.Option(help="loader processes (torch) or threads (DALI) per stream")] = 0,
     engine: Annotated[str, typer.Option(help="data engine: torch, dali, or auto")] = "auto",
@@ -62,7 +66,7 @@ def train(
 ) -> None:
     """Train a recipe. KIND:ROOT names a dataset: cityscapes, gta5, synthia, camvid, folder, or streets:sim."""
     from udas_fast.data import ENGINES
-    from udas_fast.recipes import get_recipe, load_recipe, override
+    from udas_fast.recipes import get_recipe, load_recipe, override, select_stages
     from udas_fast.recipes import small as scale_down
     from udas_fast.recipes.domains import DataConfig
     from udas_fast.trainer import Trainer
@@ -83,17 +87,23 @@ def train(
             raise bad("--small and --steps", "one of them", "both or neither")
         if small is not None:
             chosen = scale_down(chosen, size=parse_size(small), steps=steps)
+        chosen = override(chosen, settings or ())
+        if stages is not None:
+            first, chosen = chosen.stages[0], select_stages(chosen, stages.split(","))
+            if chosen.stages[0] is not first and start is None and weights is None:
+                raise bad("--from", "none", f"the run whose model stage {chosen.stages[0].name} starts from")
         trainer = Trainer(
             None,
-            override(chosen, settings or ()),
+            chosen,
             DataConfig(source, target, labels, workers, engine, max_bad_files),
             run=out,
             weights=weights,
+            start=start,
             seed=seed,
             device=device,
             checkpoint_every=checkpoint_every,
         )
-    print(trainer.describe())
+    print(f"already complete: {trainer.run}" if trainer.complete else trainer.describe())
     _print_scores(trainer.fit(), trainer.classes)
     print(f"run folder: {trainer.run}")
 

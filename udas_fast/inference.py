@@ -52,9 +52,15 @@ class TrainedModel:
         """Read ``path``, or ``model.pt`` in it where it is a run's folder.
 
         Raises:
-            InputError: no such file, not a model file, or a network of the user's own that was not given.
+            InputError: no such file, a run that is not finished, not a model file, or a network of the user's own
+                that was not given.
         """
-        path = path / "model.pt" if path.is_dir() else path
+        if path.is_dir():
+            run, path = path, path / "model.pt"
+            if not path.is_file() and (run / "run.yaml").is_file():
+                raise bad(
+                    f"run {run}", "no model.pt, as it is not finished", f"a finished run (--resume {run})"
+                )
         state = read_state(path)
         try:
             config = (

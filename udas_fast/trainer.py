@@ -24,7 +24,7 @@ from udas_fast.engine.runner import Runner, open_runner
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import TrainedModel
-from udas_fast.models import build_model, load_weights
+from udas_fast.models import ModelConfig, build_model, load_weights
 from udas_fast.objectives import STRICT
 from udas_fast.recipes import Recipe, Stage, recipe_from_dict
 from udas_fast.recipes.domains import DataConfig, Domains
@@ -37,6 +37,7 @@ class RunConfig:
     data: DataConfig | None = None  # None: the datasets were given as objects
     engine: Engine = "torch"  # what "auto" came to
     weights: str | None = None  # ResNet or DeepLab checkpoint to start from
+    start: str | None = None  # run, or model.pt, whose model the first stage starts from
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)  # steps between two reads of the losses
     checkpoint_every: int = Field(default=500, ge=1)
@@ -51,6 +52,7 @@ class Trainer:
         data: opened datasets, or their names.
         run: the run's folder; it must be new, or hold the same run (:meth:`resume`).
         weights: a checkpoint to start from, see :func:`udas_fast.models.load_weights`.
+        start: a finished run, or its ``model.pt``, whose model the first stage starts from.
         seed: everything random follows from it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         log_every: steps between two reads of the losses.
@@ -68,6 +70,7 @@ class Trainer:
         *,
         run: str | os.PathLike[str],
         weights: str | None = None,
+        start: str | None = None,
         seed: int = 0,
         device: str = "auto",
         log_every: int = 20,
@@ -75,11 +78,11 @@ class Trainer:
     ) -> None:
         named = data if isinstance(data, DataConfig) else None
         domains = Domains.open(data, recipe) if isinstance(data, DataConfig) else data
-        config = RunConfig(named, domains.chosen_engine, weights, seed, log_every, checkpoint_every)
+        config = RunConfig(named, domains.chosen_engine, weights, start, seed, log_every, checkpoint_every)
         self._set_up(model, recipe, domains, Path(run), config, device)
         self.domains.verify()
-        if self.checkpoints.newest() is not None:
-            raise bad(f"run folder {run}", "an earlier run with checkpoints", "a new folder, or --resume")
+        if self.checkpoints.newest() is not None or self.complete:
+            raise bad(f"run folder {run}", "an earlier run", "a new folder, or --resume")
         _write_run_file(self.run, recipe, config)
 
     @classmethod
@@ -130,12 +133,40 @@ class Trainer:
         self.weights_report = load_weights(model, config.weights) if config.weights else None
         self.model = model.to(self.device, memory_format=memory_format(self.amp, model))
         self.checkpoints = CheckpointFolder(run / "checkpoints")
+        if config.start is not None and self.checkpoints.newest() is None:
+            self._start_from(Path(config.start))
         self.scores: dict[str, evaluation.Scores] = {}
         self._phases = [
             (stage, Phase(_phase_name(stage, r), stage.steps, stage.optimizer))
             for stage in recipe.stages
             for r in range(stage.rounds)
         ]
+
+    def _start_from(self, path: Path) -> None:
+        """Take over the model of a finished run; normalisation may differ, the rest of the network may not."""
+        own = self.model_config is None
+        trained = TrainedModel.load(path, self.device, self.model if own else None)
+        if trained.classes.names != self.classes.names:
+            found, wanted = (
+                f"{len(classes)} ({', '.join(classes.names):.60})"
+                for classes in (trained.classes, self.classes)
+            )
+            raise bad(f"classes of {path}", found, f"{wanted}, as in this run's data")
+        if not own:
+            same = replace(trained.config, norm=self.recipe.model.norm)
+            if same != self.recipe.model:
+                raise bad(
+                    f"network of {path}",
+                    _difference(same, self.recipe.model),
+                    _difference(self.recipe.model, same),
+                )
+            weights = self.model.state_dict().keys()
+            self.model.load_state_dict({k: v for k, v in trained.model.state_dict().items() if k in weights})
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has come to its end: its model is written last."""
+        return (self.run / "model.pt").is_file()
 
     def describe(self) -> str:
         """What is about to run, on what, in a few lines."""
@@ -152,10 +183,14 @@ class Trainer:
     def fit(self) -> dict[str, evaluation.Scores]:
         """Run every phase that is left; scores on the target's val split by phase, also in ``scores.json``.
 
+        A run that is complete does nothing and returns its scores.
+
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
             InputError: a loss is not finite, or a file turned bad.
         """
+        if self.complete:
+            return self._finished()
         first, saved = self._newest_state()
         before = sum(phase.steps for _, phase in self._phases[:first])
         total = sum(phase.steps for _, phase in self._phases)
@@ -172,8 +207,15 @@ class Trainer:
             for index, (stage, phase) in list(enumerate(self._phases))[first:]:
                 self._run_phase(index, stage, phase, before, saved, runner)
                 before, saved = before + phase.steps, None
-        self.save(self.run / "model.pt")
         self._picture()
+        self.save(self.run / "model.pt")  # last: it says that the run is complete
+        return self.scores
+
+    def _finished(self) -> dict[str, evaluation.Scores]:
+        self.model.load_state_dict(read_state(self.run / "model.pt")["model"])
+        if self.domains.val is not None:
+            phases = json.loads((self.run / "scores.json").read_text(encoding="utf-8"))["phases"]
+            self.scores = {name: evaluation.Scores.from_dict(content) for name, content in phases.items()}
         return self.scores
 
     def _run_phase(
@@ -199,7 +241,7 @@ class Trainer:
             views=stage.objective.views,
             faults=self.faults,
         )
-        loop = Loop(phase, self.model, objective, streams, self.amp, self.config.seed)
+        loop = Loop(phase, self.model, objective, streams, self.amp, self.config.seed, ema=self.recipe.ema)
         if saved is not None:
             loop.load_state_dict(saved["loop"])
 
@@ -267,6 +309,12 @@ class Trainer:
 
 def _phase_name(stage: Stage, round_index: int) -> str:
     return stage.name if stage.rounds == 1 else f"{stage.name}.{round_index + 1}"
+
+
+def _difference(config: ModelConfig, other: ModelConfig) -> str:
+    """What ``config`` has otherwise than ``other``."""
+    pairs = ((name, value, getattr(other, name)) for name, value in asdict(config).items())
+    return ", ".join(f"{name} {value}" for name, value, theirs in pairs if value != theirs)
 
 
 def _write_run_file(run: Path, recipe: Recipe, config: RunConfig) -> None:

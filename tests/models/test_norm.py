@@ -111,3 +111,13 @@ def test_set_domain_passes_over_models_without_such_layers():
     set_domain(small("batch"), "source")
     with pytest.raises(InputError, match=r"domain: found 'targt'.*did you mean 'target'"):
         set_domain(small("batch"), "targt")
+
+
+def test_synchronised_layers_are_ordinary_ones_in_one_process():
+    sync, batch = small("sync").train(), small("batch").train()
+    x = torch.randn(2, 3, 32, 32)
+    for a, b in zip(sync(x), batch(x), strict=True):
+        assert torch.equal(a, b)
+    for name, value in batch.state_dict().items():
+        assert torch.equal(value, sync.state_dict()[name])
+    assert torch.equal(sync.eval()(x)[0], batch.eval()(x)[0])

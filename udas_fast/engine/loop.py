@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from udas_fast.data import Stream
+from udas_fast.engine.ema import WeightAverage
 from udas_fast.engine.optim import OptimizerConfig, build_optimizers, set_learning_rates
 from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.engine.seeding import seed_step
@@ -38,6 +39,7 @@ class Loop:
         streams: batches by name; a batch is a pure function of the step.
         amp: device and precision.
         seed: the run's seed.
+        ema: decay of the average of the weights, which takes the model's place when the phase ends; None: none.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Loop:
         streams: dict[str, Stream],
         amp: Amp,
         seed: int,
+        ema: float | None = None,
     ) -> None:
         self.phase, self.model, self.objective, self.streams = phase, model, objective, streams
         self.amp, self.seed = amp, seed
         self.memory_format = memory_format(amp, model)
         self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer)
+        self.average = None if ema is None else WeightAverage(model, ema)
         self.done = 0
         self.data_wait = 0.0
         """Seconds that the last step waited for its batches."""
@@ -68,7 +72,11 @@ class Loop:
             self.data_wait = time.perf_counter() - asked
             losses = self._step(step_batches)
             self.done += 1
+            if self.average is not None:
+                self.average.update(self.model, self.done)
             after_step(losses)
+        if self.average is not None:
+            self.model.load_state_dict(self.average.model.state_dict())
 
     @property
     def lr(self) -> float:
@@ -107,6 +115,7 @@ class Loop:
             "done": self.done,
             "global_batch": {name: stream.global_batch for name, stream in self.streams.items()},
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.model.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "scaler": self.amp.scaler.state_dict(),
@@ -127,6 +136,8 @@ class Loop:
                 )
         self.done = state["done"]
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
         self.objective.load_state_dict(state["objective"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])

@@ -18,7 +18,7 @@ class ModelConfig:
     name: Literal["deeplabv2"] = "deeplabv2"
     backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet101"  # UDAS and DDM: ResNet-101
     width: Annotated[int, Field(ge=1)] = 64  # channels of the stem; less is for small machines
-    norm: Literal["batch", "frozen", "domain"] = "batch"
+    norm: Literal["batch", "frozen", "domain", "sync"] = "batch"
     output_stride: Literal[4, 8] = 8  # 4: no max-pool, for small images
     aspp_branches: Annotated[int, Field(ge=1, le=len(ASPP_RATES))] = 4  # 2: checkpoints of AdaptSegNet's code
 

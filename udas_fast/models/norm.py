@@ -1,4 +1,4 @@
-"""Normalisation layers of the backbones: ordinary, frozen, and one set of statistics per domain."""
+"""Normalisation layers of the backbones: ordinary, frozen, per domain, and over all processes."""
 
 from __future__ import annotations
 
@@ -77,4 +77,5 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "frozen": FrozenBatchNorm2d,
     "domain": DomainBatchNorm2d,
+    "sync": nn.SyncBatchNorm,  # statistics over the batches of all processes; "batch" where there is one
 }

@@ -81,7 +81,7 @@ class ResNet(nn.Module):
     name: "resnet18", "resnet50" or "resnet101". width: channels of the stem, 64 in the published networks;
     16 or 32 gives nets a quarter or half as wide for small machines, which no published weights fit.
     output_stride: 8, or 4 without the max-pool, for images too small to be seen at an eighth of their size.
-    norm: "batch", "frozen" or "domain" (:mod:`udas_fast.models.norm`). ``channels`` holds the channel
+    norm: "batch", "frozen", "domain" or "sync" (:mod:`udas_fast.models.norm`). ``channels`` holds the channel
     numbers of the two outputs. Raises InputError for another name, norm or stride, or a width below 1.
     """
 

@@ -6,7 +6,15 @@ import importlib
 import pkgutil
 
 from udas_fast.errors import unknown
-from udas_fast.recipes.recipe import InputConfig, Recipe, Stage, load_recipe, override, recipe_from_dict
+from udas_fast.recipes.recipe import (
+    InputConfig,
+    Recipe,
+    Stage,
+    load_recipe,
+    override,
+    recipe_from_dict,
+    select_stages,
+)
 from udas_fast.recipes.small import small
 
 __all__ = [
@@ -18,6 +26,7 @@ __all__ = [
     "override",
     "recipe_from_dict",
     "recipes",
+    "select_stages",
     "small",
 ]
 

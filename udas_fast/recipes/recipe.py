@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -62,6 +62,9 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     input: InputConfig = field(default_factory=InputConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # Decay of an average of the weights, begun anew in every round: what is scored, saved and the next round's
+    # teacher and start; Mean Teacher and DACS: 0.99. None: the last weights. Costs one more copy of the network.
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     paper: str = ""  # where the method comes from
     published: str = ""  # the score that its authors report, with the task
 
@@ -126,6 +129,20 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
             raise bad("--set", repr(assignment), "KEY=VALUE")
         _assign(data, key, yaml.safe_load(text))
     return recipe_from_dict(data, "--set")
+
+
+def select_stages(recipe: Recipe, names: Iterable[str]) -> Recipe:
+    """``recipe`` with the stages ``names`` alone, in the recipe's order.
+
+    Raises:
+        InputError: a name that no stage has.
+    """
+    stages = {stage.name: stage for stage in recipe.stages}
+    wanted = list(names)
+    for name in wanted:
+        if name not in stages:
+            raise unknown(f"stage of {recipe.name}", name, stages)
+    return replace(recipe, stages=tuple(stage for stage in recipe.stages if stage.name in wanted))
 
 
 def _assign(data: dict[str, Any], key: str, value: object) -> None:
