@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from udas_fast import evaluation
 from udas_fast.data import BadFile, ClassSet, Faults
 from udas_fast.data.loader import Engine
-from udas_fast.engine.checkpoint import CheckpointFolder, read_state
+from udas_fast.doctor import environment
+from udas_fast.engine.checkpoint import CheckpointFolder, atomic_write, read_state
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format, resolve_device
@@ -157,6 +158,7 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
             InputError: a loss is not finite, or a file turned bad.
         """
+        self._write_environment()
         first, saved = self._newest_state()
         before = sum(phase.steps for _, phase in self._phases[:first])
         total = sum(phase.steps for _, phase in self._phases)
@@ -279,9 +281,12 @@ class Trainer:
             "classes": list(self.classes.names),
             "phases": {name: score.to_dict() for name, score in self.scores.items()},
         }
-        temporary = self.run / "scores.json.tmp"
-        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.run / "scores.json")
+        atomic_write(json.dumps(document, indent=2) + "\n", self.run / "scores.json")
+
+    def _write_environment(self) -> None:
+        """What this attempt at the run computes on; a run that goes on elsewhere tells of where it ends."""
+        document = {**environment(), "device": str(self.device), "precision": self.amp.name}
+        atomic_write(json.dumps(document, indent=2) + "\n", self.run / "environment.json")
 
 
 def _phase_name(stage: Stage, round_index: int) -> str:
