@@ -1,4 +1,4 @@
-"""The command line: ``udas-fast train|evaluate|predict|demo|check-data|recipes|doctor``."""
+"""The command line: ``udas-fast train|evaluate|predict|report|demo|check-data|recipes|doctor``."""
 
 from __future__ import annotations
 
@@ -150,6 +150,19 @@ def predict(
     files = image_files(images)
     trained = TrainedModel.load(model, resolve_device(device))
     print(f"{predict_files(trained, files, out)} images labelled in {out}")
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="folders of runs, also unfinished ones")
+    ],
+    out: Annotated[Path | None, typer.Option(help="the page; for one run RUN/report.html")] = None,
+) -> None:
+    """Show runs side by side in one HTML page: curves, scores, pictures, speed; it needs no network."""
+    from udas_fast.report import write_report
+
+    print(write_report(runs, out))
 
 
 @app.command()

@@ -17,7 +17,8 @@ from torch import nn
 from udas_fast import evaluation
 from udas_fast.data import ClassSet, Faults
 from udas_fast.data.loader import Engine
-from udas_fast.engine.checkpoint import CheckpointFolder, read_state
+from udas_fast.doctor import environment
+from udas_fast.engine.checkpoint import CheckpointFolder, atomic_write, read_state
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format, resolve_device
 from udas_fast.engine.runner import Runner, open_runner
@@ -191,6 +192,7 @@ class Trainer:
         """
         if self.complete:
             return self._finished()
+        self._write_environment()
         first, saved = self._newest_state()
         before = sum(phase.steps for _, phase in self._phases[:first])
         total = sum(phase.steps for _, phase in self._phases)
@@ -302,9 +304,12 @@ class Trainer:
             "classes": list(self.classes.names),
             "phases": {name: score.to_dict() for name, score in self.scores.items()},
         }
-        temporary = self.run / "scores.json.tmp"
-        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.run / "scores.json")
+        atomic_write(json.dumps(document, indent=2) + "\n", self.run / "scores.json")
+
+    def _write_environment(self) -> None:
+        """What this attempt at the run computes on; a run that goes on elsewhere tells of where it ends."""
+        document = {**environment(), "device": str(self.device), "precision": self.amp.name}
+        atomic_write(json.dumps(document, indent=2) + "\n", self.run / "environment.json")
 
 
 def _phase_name(stage: Stage, round_index: int) -> str:

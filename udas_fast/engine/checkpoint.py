@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -17,9 +19,21 @@ KEEP = 2  # the newest and the one before it
 
 def atomic_save(state: dict[str, Any], path: Path) -> None:
     """``torch.save`` to a temporary file, fsync, rename: ``path`` is the old file or the whole new one."""
+    with _replacing(path) as file:
+        torch.save(state, file)
+
+
+def atomic_write(text: str, path: Path) -> None:
+    """The same for a text file, in UTF-8."""
+    with _replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        torch.save(state, file)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

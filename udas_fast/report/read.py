@@ -1,0 +1,297 @@
+"""A run's folder as data. Any version's run is read as far as it goes: what is not there is said, not refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import yaml
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from udas_fast.errors import InputError, bad
+from udas_fast.evaluation import Scores
+from udas_fast.report.series import Series
+
+LENIENT = ConfigDict(extra="ignore")  # a newer version's file may hold more
+BINS = 64
+"""Of a confidence histogram, equal parts of 0 to 1 (:func:`udas_fast.ops.pseudo_label`)."""
+
+Curves: TypeAlias = dict[str, dict[str, Series]]
+"""Series by the name of the quantity, then by phase."""
+
+
+@checked_dataclass(frozen=True, config=LENIENT)
+class StageHead:
+    """What a reader needs of a recipe's stage."""
+
+    name: str
+    steps: PositiveInt
+    rounds: PositiveInt = 1
+
+
+@checked_dataclass(frozen=True, config=LENIENT)
+class RecipeHead:
+    """What a reader needs of a recipe."""
+
+    name: str
+    stages: tuple[StageHead, ...]
+    summary: str = ""
+
+
+@checked_dataclass(frozen=True, config=LENIENT)
+class DataHead:
+    """The datasets' names."""
+
+    source: str | None = None
+    target: str | None = None
+    labels: int = 0
+
+
+@checked_dataclass(frozen=True, config=LENIENT)
+class ConfigHead:
+    """What a reader needs of the part ``run`` of run.yaml; ``data`` is None where datasets came as objects."""
+
+    data: DataHead | None = None
+    engine: str = "not recorded"
+    weights: str | None = None
+    seed: int = 0
+
+
+@checked_dataclass(frozen=True, config=LENIENT)
+class RunFile:
+    """run.yaml."""
+
+    recipe: RecipeHead
+    run: ConfigHead
+
+
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)] | None
+Counts: TypeAlias = Annotated[tuple[NonNegativeInt, ...], Field(min_length=BINS, max_length=BINS)]
+
+
+@checked_dataclass(frozen=True, config=LENIENT)
+class PseudoLabels:
+    """``pseudo_labels/ROUND/report.json``: what one round of self-training labelled itself.
+
+    Lists go by class; shares are of 1, None where a class has no pixels; ``histogram`` is (kept, dropped) by class.
+    """
+
+    phase: str
+    classes: tuple[str, ...]
+    threshold: tuple[float, ...]
+    histogram: tuple[tuple[Counts, Counts], ...]
+    images: NonNegativeInt
+    kept_share: tuple[Share, ...]
+    kept_share_all: Share
+    accuracy: tuple[Share, ...] | None = None  # None: no ground truth
+    accuracy_all: Share = None
+
+    @model_validator(mode="after")
+    def _one_of_each_per_class(self) -> PseudoLabels:
+        for name in ("threshold", "histogram", "kept_share", "accuracy"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.classes):
+                raise ValueError(f"{name} has {len(values)} entries for {len(self.classes)} classes")
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder, read.
+
+    ``curves`` holds ``lr`` and the losses, ``timing`` the seconds of each step (``seconds``, ``data_wait``; its
+    one phase is ""); ``scores`` go by phase in the order of training; ``notes`` say what is missing.
+    """
+
+    path: Path
+    head: RunFile
+    yaml: str
+    curves: Curves
+    timing: Curves
+    scores: dict[str, Scores]
+    pseudo_labels: list[PseudoLabels]
+    pictures: list[Path]
+    environment: dict[str, Any]
+    finished: bool
+    notes: tuple[str, ...]
+
+    @property
+    def phases(self) -> dict[str, tuple[int, int]]:
+        """(first, last) recorded step of each phase."""
+        return {phase: (s.first, s.last) for phase, s in self.curves.get("lr", {}).items()}
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Steps (recorded, of the whole recipe)."""
+        total = sum(stage.steps * stage.rounds for stage in self.head.recipe.stages)
+        return max((last + 1 for _, last in self.phases.values()), default=0), total
+
+    @property
+    def final(self) -> Scores | None:
+        """The scores after the last phase that has ended."""
+        return list(self.scores.values())[-1] if self.scores else None
+
+
+def read_run(path: Path) -> Run:
+    """Read the run in folder ``path``; a run that is not finished, or was killed while it wrote, is one too.
+
+    Raises:
+        InputError: no run there, or a damaged file; names the file.
+    """
+    text, head = _read_run_file(path)
+    curves, half_metrics = _read_curves(path / "metrics.jsonl")
+    timing, half_timing = _read_curves(path / "timing.jsonl")
+    found = {
+        "scores": _read_scores(path / "scores.json"),
+        "pseudo_labels": _read_pseudo_labels(path / "pseudo_labels"),
+        "pictures": sorted((path / "pictures").glob("*.png"), key=_natural),
+        "environment": _read_json(path / "environment.json") or {},
+        "finished": (path / "model.pt").is_file(),
+    }
+    if not isinstance(found["environment"], dict):
+        raise bad(f"{path / 'environment.json'}", type(found["environment"]).__name__, "a JSON object")
+    missing = [
+        (not found["finished"], "the run is not finished"),
+        (not curves, "no step has been recorded yet"),
+        (half_metrics, "the last line of metrics.jsonl is half written and left out"),
+        (half_timing, "the last line of timing.jsonl is half written and left out"),
+        (not found["scores"], "no scores yet: no phase has ended, or there is no validation data"),
+        (not found["pictures"], "no pictures yet"),
+        (not found["environment"], "the environment was not recorded"),
+    ]
+    notes = tuple(note for applies, note in missing if applies)
+    return Run(path=path, head=head, yaml=text, curves=curves, timing=timing, notes=notes, **found)
+
+
+def read_runs(paths: Sequence[Path]) -> dict[str, Run]:
+    """The runs by their folders' names, with as much of the path before as tells them apart.
+
+    Raises:
+        InputError: as :func:`read_run`, or a folder given twice.
+    """
+    parts = [path.resolve().parts for path in paths]
+    for path, own in zip(paths, parts, strict=True):
+        if parts.count(own) > 1:
+            raise bad("runs", f"{path} twice", "each folder once")
+    length = 1
+    while len({own[-length:] for own in parts}) < len(parts):
+        length += 1
+    return {"/".join(own[-length:]): read_run(path) for path, own in zip(paths, parts, strict=True)}
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The objects of a file of one JSON object a line, read as they are asked for; nothing where no file is.
+
+    A last line without its end, which a killed run leaves, gives None.
+
+    Raises:
+        InputError: a line is no JSON object; names the line.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                yield None
+                return
+            content = _parse(line, f"{path} line {number}")
+            if not isinstance(content, dict):
+                raise bad(f"{path} line {number}", type(content).__name__, "a JSON object")
+            yield content
+
+
+def _read_curves(path: Path) -> tuple[Curves, bool]:
+    """(curves, whether the last line is half written); a missing file has none."""
+    curves: Curves = {}
+    for number, line in enumerate(read_lines(path), 1):
+        if line is None:
+            return curves, True
+        step, phase = line.pop("step", None), line.pop("phase", "")
+        if type(step) is not int or not 0 <= step < 2**53 or not isinstance(phase, str):
+            raise bad(
+                f"{path} line {number}", f"step {step!r:.40}, phase {phase!r:.40}", "a number and a name"
+            )
+        for name, value in line.items():
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise bad(f"{path} line {number}", f"{name!r:.40} {value!r:.40}", "a finite number")
+            curves.setdefault(name, {}).setdefault(phase, Series()).add(step, float(value))
+    return curves, False
+
+
+def _read_run_file(run: Path) -> tuple[str, RunFile]:
+    path = run / "run.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, TypeAdapter(RunFile).validate_python(yaml.safe_load(text))
+    except OSError as error:
+        raise bad(run, f"no run (run.yaml: {error.strerror})", "the folder of a run") from error
+    except ValidationError as error:
+        raise _damaged(path, error) from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({_first_line(error)})") from error
+
+
+def _read_scores(path: Path) -> dict[str, Scores]:
+    content = _read_json(path)
+    if content is None:
+        return {}
+    try:
+        scores = {str(name): Scores.from_dict(values) for name, values in content["phases"].items()}
+    except (InputError, AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: damaged ({_first_line(error)})") from error
+    if any((s.matrix < 0).any() for s in scores.values()):
+        raise InputError(f"{path}: damaged (a confusion matrix counts less than nothing)")
+    return scores
+
+
+def _read_pseudo_labels(folder: Path) -> list[PseudoLabels]:
+    """Of every round that is whole, in order."""
+    rounds = []
+    for path in sorted(folder.glob("*/report.json"), key=_natural):
+        try:
+            rounds.append(TypeAdapter(PseudoLabels).validate_python(_read_json(path)))
+        except ValidationError as error:
+            raise _damaged(path, error) from None
+    return rounds
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file, None where it is not there."""
+    return _parse(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def _parse(content: bytes, origin: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{origin}: damaged ({_first_line(error)})") from error
+
+
+def _damaged(path: Path, error: ValidationError) -> InputError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the whole"
+    return InputError(f"{path}: damaged ({where}: {first['msg']})")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _natural(path: Path) -> list[tuple[bool, int, str]]:
+    """Sorts round 10 after round 9."""
+    pieces = re.findall(r"\d+|\D+", "/".join(path.parts[-2:]))
+    return [(piece.isdecimal(), int(piece) if piece.isdecimal() else 0, piece) for piece in pieces]
