@@ -1,4 +1,4 @@
-"""The command line: ``udas-fast train|evaluate|predict|report|demo|check-data|recipes|doctor``."""
+"""The command line: ``udas-fast COMMAND``, one function each."""
 
 from __future__ import annotations
 
@@ -163,6 +163,57 @@ def report(
     from udas_fast.report import write_report
 
     print(write_report(runs, out))
+
+
+@app.command()
+def study(
+    kind: Annotated[str, typer.Argument(metavar="STUDY", help="ablation or labels")],
+    source: Annotated[str, typer.Option(help="labelled source domain, KIND:ROOT")],
+    target: Annotated[str, typer.Option(help="target domain, KIND:ROOT")],
+    out: Annotated[Path, typer.Option(help="folder of the runs and tables; both studies may share one")],
+    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
+    labels: Annotated[
+        str, typer.Option(help="numbers of labelled target images; the ablation takes the first")
+    ] = "50,20,0",
+    translate: Annotated[str, typer.Option(help="lab, fda, none, or translated:DIR")] = "lab",
+    small: Annotated[
+        str | None,
+        typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: a small network, images of this size"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="with --small: optimisation steps of each run")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipes that have the key's stage")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="torchvision ResNet or AdaptSegNet checkpoint")] = None,
+    engine: Annotated[str, typer.Option(help="data engine: torch, dali, or auto")] = "auto",
+    jobs: Annotated[int, typer.Option(min=1, help="runs side by side")] = 1,
+    device: Device = "auto",
+) -> None:
+    """What each part of UDAS is worth (ablation), or how many labels it takes (labels), over several seeds.
+
+    Complete runs are kept and cut ones go on, so the same command continues a study.
+    """
+    import shlex
+
+    from udas_fast.data import ENGINES
+    from udas_fast.study import Task, plan_study, run_study
+
+    if engine not in ENGINES:
+        raise unknown("--engine", engine, ENGINES)
+    size = None if small is None else parse_size(small)
+    task = Task(source, target, translate, size, steps, tuple(settings or ()), engine, weights, device)
+    plan = plan_study(kind, task, seeds=_numbers("--seeds", seeds), labels=_numbers("--labels", labels))
+    run_study(plan, out, command=shlex.join(["udas-fast", *sys.argv[1:]]), jobs=jobs)
+    print((out / kind / "table.md").read_text(encoding="utf-8"))
+    print(f"tables and pictures: {out / kind}")
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """``"100,50,0"`` as numbers."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise bad(option, repr(text), "whole numbers with commas between them, for example 100,50,0")
+    return [int(part) for part in parts]
 
 
 @app.command()

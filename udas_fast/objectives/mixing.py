@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -16,13 +16,16 @@ from udas_fast.objectives.base import STRICT
 from udas_fast.objectives.fda import match_fda
 from udas_fast.objectives.lab import match_lab
 
+Translate: TypeAlias = Literal["none", "lab", "fda"]
+FdaBeta: TypeAlias = Annotated[float, Field(ge=0, lt=0.5)]
+
 
 @dataclass(frozen=True, config=STRICT)
 class MixingConfig:
     """How source images are translated and mixed with labelled target images."""
 
-    translate: Literal["none", "lab", "fda"] = "lab"  # mean and std in LAB (DDM), or low frequencies (FDA)
-    fda_beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.01  # half of FDA's window, as a share of the side
+    translate: Translate = "lab"  # mean and std in LAB (DDM), or low frequencies (FDA)
+    fda_beta: FdaBeta = 0.01  # half of FDA's window, as a share of the side
     paste: Literal["source", "target"] = "source"  # DDM and UDAS's overview figure; UDAS's text: "target"
     fit: bool = False  # keep the whole box inside instead of clipping it
     alpha: float = 1.0  # λ ~ Beta(alpha, alpha); the box has area 1 − λ (CutMix)
@@ -52,6 +55,16 @@ def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, generator:
     return Batch(image=image, label=label, ids=ids)
 
 
+def translated_source(batches: Mapping[str, Batch], translate: Translate, fda_beta: float) -> Batch:
+    """The batch ``source``, its images in the look of the ``unlabelled`` target images (UDAS 3.2)."""
+    source = batches["source"]
+    if translate == "lab":
+        return replace(source, image=match_lab(source.image, batches["unlabelled"].image))
+    if translate == "fda":
+        return replace(source, image=match_fda(source.image, batches["unlabelled"].image, fda_beta))
+    return source
+
+
 def labelled_batches(
     batches: Mapping[str, Batch], config: MixingConfig, generator: torch.Generator
 ) -> dict[str, Batch]:
@@ -60,11 +73,7 @@ def labelled_batches(
     Without labelled target images the augmented source takes the mixed batch's place as ``seg_augmented``: the
     teacher of self-training has to know augmented views, or the surest of K views is often a wrong one.
     """
-    source = batches["source"]
-    if config.translate == "lab":
-        source = replace(source, image=match_lab(source.image, batches["unlabelled"].image))
-    elif config.translate == "fda":
-        source = replace(source, image=match_fda(source.image, batches["unlabelled"].image, config.fda_beta))
+    source = translated_source(batches, config.translate, config.fda_beta)
     if "labelled" not in batches:
         if not config.augment:
             return {"seg": source}

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from udas_fast import ops
 from udas_fast.data import Batch
+from udas_fast.errors import bad
 from udas_fast.models import heads, set_domain
 from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+from udas_fast.objectives.mixing import FdaBeta, Translate, translated_source
 
 
 def segmentation_loss(output: object, label: Tensor, auxiliary_weight: float) -> Tensor:
@@ -31,15 +33,24 @@ def segmentation_loss(output: object, label: Tensor, auxiliary_weight: float) ->
 
 @dataclass(frozen=True, config=STRICT)
 class SupervisedConfig(ObjectiveConfig):
-    """Train on one labelled domain and nothing else: no forward of the other domain ever happens."""
+    """Train on one labelled domain and nothing else: no forward of the other domain ever happens.
+
+    With ``translate`` the source is seen in the target's look, and unlabelled target images are read for that.
+    """
 
     kind: Literal["supervised"] = "supervised"
     domain: Literal["source", "labelled"] = "source"  # "source": no adaptation; "labelled": labelled target
     auxiliary_weight: float = 0.1  # AdaptSegNet; 0.5 in MRNet's command lines
+    translate: Translate = "none"  # the source in the target's look: the row ST of UDAS 4.3.1
+    fda_beta: FdaBeta = 0.01
+
+    def __post_init__(self) -> None:
+        if self.translate != "none" and self.domain != "source":
+            raise bad("translate", self.translate, '"none", or domain "source"')
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (self.domain,)
+        return (self.domain,) if self.translate == "none" else (self.domain, "unlabelled")
 
     def build(self, num_classes: int) -> Supervised:
         return Supervised(self)
@@ -53,8 +64,12 @@ class Supervised(Objective):
         self.config = config
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
-        batch = batches[self.config.domain]
-        set_domain(model, "source" if self.config.domain == "source" else "target")
+        if self.config.domain == "source":
+            set_domain(model, "source")
+            batch = translated_source(batches, self.config.translate, self.config.fda_beta)
+        else:
+            set_domain(model, "target")
+            batch = batches["labelled"]
         loss = segmentation_loss(
             model(step.normalize(batch.image)), batch.label, self.config.auxiliary_weight
         )

@@ -15,7 +15,7 @@ from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
 def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int = 4) -> Recipe:
     """``recipe`` on a narrow ResNet-18 at output stride 4, from random weights, ``steps`` steps in all.
 
-    Where there are several stages, the first takes two thirds of the steps and the rounds of the others share
+    Where there are several stages, the rounds of the later ones share a third of the steps and the first takes
     the rest. AdamW replaces SGD, whose published rates are for ImageNet weights. Self-training learns at a
     lower rate and with thresholds by class: the teachers of short runs are sure of the large classes only.
 
@@ -23,8 +23,8 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int 
         InputError: fewer steps than rounds.
     """
     rounds = sum(stage.rounds for stage in recipe.stages[1:])
-    first = steps - steps // 3 if rounds else steps
-    later = (steps - first) // rounds if rounds else 0
+    later = steps // 3 // rounds if rounds else 0
+    first = steps - later * rounds
     if first < 1 or (rounds and later < 1):
         raise bad("steps", steps, f"at least {3 * rounds} for {recipe.name}")
     stages = [_small_stage(stage, first if i == 0 else later) for i, stage in enumerate(recipe.stages)]

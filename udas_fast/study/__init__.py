@@ -1,0 +1,10 @@
+"""The studies of UDAS 4.3 on any task: which part is worth what (ablation), and how many labels (labels).
+
+Reads like its folder: a plan of runs (:mod:`plan`), the runs themselves, each an ordinary run folder
+(:mod:`runner`), their scores (:mod:`results`), and what is shown of them (:mod:`tables`, :mod:`plots`).
+"""
+
+from udas_fast.study.plan import STUDIES, Plan, Run, Task, plan_study
+from udas_fast.study.study import run_study
+
+__all__ = ["STUDIES", "Plan", "Run", "Task", "plan_study", "run_study"]

@@ -1,0 +1,44 @@
+"""A whole study: check, plan, run, and show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from udas_fast.recipes.domains import Domains
+from udas_fast.study.plan import Plan
+from udas_fast.study.plots import labels_plot, sheet
+from udas_fast.study.results import StudyResult, collect, document
+from udas_fast.study.runner import make_runs
+from udas_fast.study.tables import csv_text, markdown
+
+
+def run_study(plan: Plan, out: Path, *, command: str, jobs: int = 1) -> StudyResult:
+    """Make what is missing of ``plan`` under ``out/runs``, then write ``out/STUDY/``.
+
+    There: table.md, table.csv, table.json, sheet.png, and labels.png of the labels study. Studies of one ``out``
+    share the runs that are the same. ``command`` is what table.json tells a reader to type.
+
+    Raises:
+        InputError: before any run, where a dataset is not as it should be; else :func:`make_runs`'s reasons.
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    for run in plan.runs[: len(plan.rows)]:
+        Domains.open(run.data, run.recipe()).classes()
+    make_runs(plan.runs, out / "runs", jobs=jobs)
+    result = collect(plan, out / "runs")
+    folder = out / plan.study
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "table.md", markdown(result, command))
+    _write(folder / "table.csv", csv_text(result))
+    _write(folder / "table.json", json.dumps(document(result, command), indent=1) + "\n")
+    sheet(result, out / "runs", folder / "sheet.png")
+    if plan.study == "labels":
+        labels_plot(result, folder / "labels.png")
+    return result
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(f"{path.suffix}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
