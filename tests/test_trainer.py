@@ -175,4 +175,4 @@ def test_stages_are_named_by_round(camvid_root: Path, tmp_path: Path) -> None:
     recipe = _recipe("udas", 9)
     assert all(isinstance(stage, Stage) for stage in recipe.stages)
     trainer = Trainer(None, recipe, _domains(camvid_root), run=tmp_path / "run", device="cpu")
-    assert "adaptation, self_training.1, self_training.2; 8 steps" in trainer.describe()
+    assert "adaptation, self_training.1, self_training.2; 9 steps" in trainer.describe()
