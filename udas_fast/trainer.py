@@ -25,7 +25,7 @@ from udas_fast.engine.runner import Runner, open_runner
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import TrainedModel
-from udas_fast.models import ModelConfig, build_model, load_weights
+from udas_fast.models import ModelConfig, build_model, load_weights, set_checkpointing
 from udas_fast.objectives import STRICT
 from udas_fast.recipes import Recipe, Stage, recipe_from_dict
 from udas_fast.recipes.domains import DataConfig, Domains
@@ -132,6 +132,7 @@ class Trainer:
             seed_step(config.seed, "model", 0)
             model = build_model(recipe.model, len(self.classes))
         self.weights_report = load_weights(model, config.weights) if config.weights else None
+        set_checkpointing(model, recipe.memory.checkpointing)
         self.model = model.to(self.device, memory_format=memory_format(self.amp, model))
         self.checkpoints = CheckpointFolder(run / "checkpoints")
         if config.start is not None and self.checkpoints.newest() is None:

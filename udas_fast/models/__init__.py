@@ -1,6 +1,7 @@
 """Networks: segmentation, discriminators, and what connects them to weights, recipes and optimisers."""
 
 from udas_fast.models.adapter import heads
+from udas_fast.models.checkpointing import CHECKPOINTING, set_checkpointing
 from udas_fast.models.config import ModelConfig, build_model
 from udas_fast.models.deeplab import ASPP, DeepLabV2
 from udas_fast.models.discriminator import Discriminator
@@ -12,6 +13,7 @@ from udas_fast.models.weights import WeightsReport, load_weights
 
 __all__ = [
     "ASPP",
+    "CHECKPOINTING",
     "MEAN",
     "STD",
     "DeepLabV2",
@@ -26,5 +28,6 @@ __all__ = [
     "load_weights",
     "normalize",
     "parameter_groups",
+    "set_checkpointing",
     "set_domain",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from udas_fast.errors import bad, unknown
+from udas_fast.models.checkpointing import CHECKPOINTING, run_blocks
 from udas_fast.models.norm import NORMS
 
 Norm = Callable[[int], nn.Module]
@@ -82,7 +83,9 @@ class ResNet(nn.Module):
     16 or 32 gives nets a quarter or half as wide for small machines, which no published weights fit.
     output_stride: 8, or 4 without the max-pool, for images too small to be seen at an eighth of their size.
     norm: "batch", "frozen", "domain" or "sync" (:mod:`udas_fast.models.norm`). ``channels`` holds the channel
-    numbers of the two outputs. Raises InputError for another name, norm or stride, or a width below 1.
+    numbers of the two outputs, ``checkpointed`` the parts that run again in the backward pass
+    (:func:`udas_fast.models.set_checkpointing`). Raises InputError for another name, norm or stride, or a width
+    below 1.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class ResNet(nn.Module):
             layers.append(nn.Sequential(first, *others))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.channels = (inputs // 2, inputs)
+        self.checkpointed = CHECKPOINTING["none"]
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -120,10 +124,13 @@ class ResNet(nn.Module):
 
     def stem(self, x: Tensor) -> Tensor:
         """Image [N, 3, H, W] to the input of ``layer1``, at half the output stride."""
-        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        block = nn.Sequential(self.conv1, self.bn1, self.relu, self.maxpool)
+        return run_blocks([block], x, checkpointed="stem" in self.checkpointed)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised image [N, 3, H, W] to the maps of ``layer3`` and ``layer4``, both at the output stride."""
-        x = self.layer2(self.layer1(self.stem(x)))
-        third = self.layer3(x)
-        return third, self.layer4(third)
+        third = self._layer("layer3", self._layer("layer2", self._layer("layer1", self.stem(x))))
+        return third, self._layer("layer4", third)
+
+    def _layer(self, name: str, x: Tensor) -> Tensor:
+        return run_blocks(getattr(self, name), x, checkpointed=name in self.checkpointed)

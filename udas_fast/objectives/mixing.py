@@ -39,14 +39,8 @@ def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, generator:
     Labels stay dense and keep their 255: the paper's λ weighting of labels belongs to classification.
     """
     n, _, height, width = source.image.shape
-    boxes, _ = ops.sample_boxes(
-        n,
-        (height, width),
-        alpha=config.alpha,
-        fit=config.fit,
-        generator=generator,
-        device=source.image.device,
-    )
+    boxes, _ = ops.sample_boxes(n, (height, width), alpha=config.alpha, fit=config.fit, generator=generator)
+    boxes = boxes.to(source.image.device, non_blocking=True)  # drawn on the CPU, where the generator is
     inside, outside = (source, target) if config.paste == "source" else (target, source)
     image, label = ops.region_mix(inside.image, outside.image, inside.label, outside.label, boxes)
     if config.augment:

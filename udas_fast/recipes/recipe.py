@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from udas_fast.data import Geometry
+from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.errors import InputError, bad, unknown
 from udas_fast.models import ModelConfig
@@ -67,6 +68,7 @@ class Recipe:
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     paper: str = ""  # where the method comes from
     published: str = ""  # the score that its authors report, with the task
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as YAML holds it."""

@@ -1,0 +1,56 @@
+"""Activation checkpointing: blocks that keep their input only and run again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from udas_fast.errors import bad, unknown
+
+#: Which parts of a backbone each policy checkpoints, from the fastest to the one that needs least memory.
+CHECKPOINTING: dict[str, frozenset[str]] = {
+    "none": frozenset(),
+    "layer3": frozenset({"layer3"}),  # 23 of ResNet-101's 33 blocks
+    "layers2-4": frozenset({"layer2", "layer3", "layer4"}),
+    "all": frozenset({"stem", "layer1", "layer2", "layer3", "layer4"}),
+}
+
+
+def set_checkpointing(model: nn.Module, policy: str) -> None:
+    """Let every backbone of ``model`` that has a ``checkpointed`` attribute follow ``policy``.
+
+    Losses, gradients and running statistics stay the same to the bit; a step takes up to one forward longer.
+    Raises InputError for an unknown policy, and for a model without such a backbone unless it is "none".
+    """
+    if policy not in CHECKPOINTING:
+        raise unknown("checkpointing", policy, CHECKPOINTING)
+    backbones = [module for module in model.modules() if hasattr(module, "checkpointed")]
+    if not backbones and policy != "none":
+        raise bad(f"checkpointing {policy!r}", f"{type(model).__name__} without a ResNet of ours", "'none'")
+    for backbone in backbones:
+        backbone.checkpointed = CHECKPOINTING[policy]
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, checkpointed: bool) -> Tensor:
+    """``blocks`` one after another, each of them checkpointed where a gradient will be asked for."""
+    for block in blocks:
+        x = _checkpointed(block, x) if checkpointed and torch.is_grad_enabled() else block(x)
+    return x
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    again = False
+
+    def run(x: Tensor) -> Tensor:
+        nonlocal again
+        if again:
+            # The second forward works on copies of the buffers: running statistics move once a step.
+            return functional_call(block, {name: b.clone() for name, b in block.named_buffers()}, (x,))
+        again = True
+        return block(x)
+
+    return checkpoint(run, x, use_reentrant=False)
