@@ -19,13 +19,26 @@ def test_polynomial_decay_of_adaptsegnet(iteration: int) -> None:
     assert rate == pytest.approx(2.5e-4 * (1 - iteration / 250_000) ** 0.9, rel=1e-9)
 
 
+def test_linear_decay_of_cyclegan() -> None:
+    # 200 epochs: 2e-4 for 100 of them, then linearly to zero.
+    config = OptimizerConfig(schedule="linear")
+    rates = [2e-4 * lr_factor(epoch / 200, config) for epoch in (0, 50, 100, 150, 199)]
+    assert rates == pytest.approx([2e-4, 2e-4, 2e-4, 1e-4, 2e-6])
+
+
+def test_adam_takes_its_betas() -> None:
+    optimizers = build_optimizers(nn.Linear(2, 2), [], OptimizerConfig(name="adam", betas=(0.5, 0.999)))
+    assert type(optimizers["model"]) is torch.optim.Adam
+    assert optimizers["model"].param_groups[0]["betas"] == (0.5, 0.999)
+
+
 def test_warmup_rises_linearly() -> None:
     config = OptimizerConfig(warmup=0.1, power=1.0, horizon=1e9)
     assert [lr_factor(p, config) for p in (0.0, 0.05, 0.1, 0.5)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_every_parameter_is_optimised_once(backbone: str, name: str) -> None:
     model = build_model(ModelConfig(backbone=backbone, width=8), 5)
     discriminators = list(nn.Linear(2, 2).parameters())

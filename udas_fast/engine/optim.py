@@ -18,14 +18,18 @@ Positive = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """Segmentation network: SGD or AdamW; discriminators: Adam. Defaults: AdaptSegNet."""
+    """The model: SGD, Adam or AdamW; discriminators: Adam. Defaults: AdaptSegNet."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive = 2.5e-4
     momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam and AdamW
     weight_decay: float = 5e-4
     head_lr_mult: float = 10.0
     backbone_lr_mult: float = 1.0  # 3 reproduces the repeated parameters of AdaptSegNet's code
+    schedule: Literal["poly", "linear"] = (
+        "poly"  # linear: constant for one half, then down to zero (CycleGAN)
+    )
     power: float = 0.9  # polynomial decay
     horizon: float = 250 / 150  # the decay's length as a share of the stage: 250k, stopped at 150k
     warmup: float = 0.0  # share of the stage with a linearly rising rate
@@ -47,7 +51,8 @@ def build_optimizers(
     if config.name == "sgd":
         optimizers = {"model": torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)}
     else:
-        optimizers = {"model": torch.optim.AdamW(groups, lr=config.lr, fused=True)}
+        adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+        optimizers = {"model": adam(groups, lr=config.lr, betas=config.betas, fused=True)}
     if discriminators:
         optimizers["discriminators"] = torch.optim.Adam(
             discriminators, lr=config.discriminator_lr, betas=config.discriminator_betas, fused=True
@@ -59,8 +64,14 @@ def build_optimizers(
 
 
 def lr_factor(progress: float, config: OptimizerConfig) -> float:
-    """(1 − progress/horizon)^power with linear warm-up; ``progress`` is the stage's share that is done."""
-    decay = max(0.0, 1.0 - progress / config.horizon) ** config.power
+    """The schedule's decay with linear warm-up; ``progress`` is the stage's share that is done.
+
+    ``poly``: (1 − progress/horizon)^power. ``linear``: min(1, 2 · (1 − progress)).
+    """
+    if config.schedule == "linear":
+        decay = min(1.0, 2.0 * (1.0 - progress))
+    else:
+        decay = max(0.0, 1.0 - progress / config.horizon) ** config.power
     return decay if progress >= config.warmup else decay * progress / config.warmup
 
 

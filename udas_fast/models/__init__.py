@@ -3,11 +3,12 @@
 from udas_fast.models.adapter import heads
 from udas_fast.models.checkpointing import CHECKPOINTING, set_checkpointing
 from udas_fast.models.config import ModelConfig, build_model
+from udas_fast.models.cyclegan import CycleGenerators, Generator, PatchDiscriminator, to_signed, to_uint8
 from udas_fast.models.deeplab import ASPP, DeepLabV2
 from udas_fast.models.discriminator import Discriminator
 from udas_fast.models.groups import parameter_groups
 from udas_fast.models.norm import DomainBatchNorm2d, FrozenBatchNorm2d, set_domain
-from udas_fast.models.normalize import MEAN, STD, normalize
+from udas_fast.models.normalize import MEAN, STD, normalize, normalize_signed
 from udas_fast.models.resnet import ResNet
 from udas_fast.models.weights import WeightsReport, load_weights
 
@@ -16,18 +17,24 @@ __all__ = [
     "CHECKPOINTING",
     "MEAN",
     "STD",
+    "CycleGenerators",
     "DeepLabV2",
     "Discriminator",
     "DomainBatchNorm2d",
     "FrozenBatchNorm2d",
+    "Generator",
     "ModelConfig",
+    "PatchDiscriminator",
     "ResNet",
     "WeightsReport",
     "build_model",
     "heads",
     "load_weights",
     "normalize",
+    "normalize_signed",
     "parameter_groups",
     "set_checkpointing",
     "set_domain",
+    "to_signed",
+    "to_uint8",
 ]

@@ -21,3 +21,10 @@ def normalize(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     mean = torch.tensor(MEAN, device=image.device).view(3, 1, 1)
     std = torch.tensor(STD, device=image.device).view(3, 1, 1)
     return (image / 255).sub_(mean).div_(std).to(dtype)  # in place: two passes less through new memory
+
+
+def normalize_signed(image: Tensor) -> Tensor:
+    """:func:`normalize` of a float image in [-1, 1] (CycleGAN's range); gradients pass."""
+    mean = torch.tensor(MEAN, device=image.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=image.device).view(3, 1, 1)
+    return ((image + 1) / 2 - mean) / std

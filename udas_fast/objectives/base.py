@@ -56,6 +56,8 @@ class ObjectiveConfig:
     kind: str
     views = 1
     """Photometric views of each unlabelled image that a step looks at, the image itself among them."""
+    trains = "segmentation"
+    """What the model of a step is: "segmentation", or "translation" (:class:`udas_fast.models.CycleGenerators`)."""
 
     @property
     def needs(self) -> tuple[str, ...]:
