@@ -109,6 +109,54 @@ def train(
 
 
 @app.command()
+def translate(
+    source: Annotated[str | None, typer.Option(help="domain to translate, KIND:ROOT")] = None,
+    target: Annotated[str | None, typer.Option(help="domain to look like, KIND:ROOT")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run")] = None,
+    small: Annotated[
+        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: small networks, crops of this size")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="with --small: optimisation steps")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of recipe cyclegan")] = None,
+    semantic: Annotated[
+        str | None, typer.Option(help="run with a segmentation network that is to see the same in both looks")
+    ] = None,
+    seed: int = 0,
+    workers: Annotated[int, typer.Option(help="loader processes or threads, and images written at once")] = 0,
+    checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
+    device: Device = "auto",
+    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
+) -> None:
+    """Train a CycleGAN and translate the source's training images; `--source translated:OUT` trains on them."""
+    from udas_fast.recipes import get_recipe, override
+    from udas_fast.recipes.cyclegan import small_cyclegan
+    from udas_fast.recipes.domains import DataConfig
+    from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
+
+    if resume is not None:
+        translation = Translation.resume(resume, device=device)
+    else:
+        if out is None:
+            raise bad("--out", "none", "the folder of the run")
+        if (small is None) != (steps is None):
+            raise bad("--small and --steps", "one of them", "both or neither")
+        chosen = get_recipe("cyclegan")
+        if small is not None:
+            chosen = small_cyclegan(chosen, crop=parse_size(small), steps=steps)
+        data = DataConfig(source, target, workers=workers)
+        translation = Translation(
+            override(at_native_size(chosen, open_domains(data)), settings or ()),
+            TranslationConfig(data, semantic, seed, checkpoint_every=checkpoint_every),
+            run=out,
+            device=device,
+        )
+    print(translation.describe())
+    made = translation.fit()
+    print(f"{made} images translated" if made else "already complete")
+    print(f"run folder: {translation.run}, for training: --source translated:{translation.run}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="a run's folder or a model.pt")],
     data: Annotated[str, typer.Option(help="dataset, KIND:ROOT")],

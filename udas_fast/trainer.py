@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
@@ -27,8 +26,9 @@ from udas_fast.errors import InputError, bad
 from udas_fast.inference import TrainedModel
 from udas_fast.models import ModelConfig, build_model, load_weights, set_checkpointing
 from udas_fast.objectives import STRICT
-from udas_fast.recipes import Recipe, Stage, recipe_from_dict
+from udas_fast.recipes import Recipe, Stage
 from udas_fast.recipes.domains import DataConfig, Domains
+from udas_fast.recipes.run_file import read_run_file, write_run_file
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -84,7 +84,7 @@ class Trainer:
         self.domains.verify()
         if self.checkpoints.newest() is not None or self.complete:
             raise bad(f"run folder {run}", "an earlier run", "a new folder, or --resume")
-        _write_run_file(self.run, recipe, config)
+        write_run_file(self.run, recipe, config)
 
     @classmethod
     def resume(
@@ -100,7 +100,7 @@ class Trainer:
         Raises:
             InputError: no run there, a damaged file, or objects that were given at first and are missing now.
         """
-        recipe, config = _read_run_file(Path(run))
+        recipe, config = read_run_file(Path(run), RunConfig)
         if data is None and config.data is None:
             raise InputError(
                 f"run {run}: its datasets were given as objects; give them to Trainer.resume again"
@@ -120,6 +120,12 @@ class Trainer:
         config: RunConfig,
         device: str,
     ) -> None:
+        if recipe.trains != "segmentation":
+            raise bad(
+                f"recipe {recipe.name}",
+                f"one that trains {recipe.trains}",
+                "one for segmentation: `udas-fast translate` runs this",
+            )
         self.recipe, self.config, self.run = recipe, config, run
         self.device = resolve_device(device)
         self.amp = build_amp(recipe.precision, self.device)
@@ -321,24 +327,3 @@ def _difference(config: ModelConfig, other: ModelConfig) -> str:
     """What ``config`` has otherwise than ``other``."""
     pairs = ((name, value, getattr(other, name)) for name, value in asdict(config).items())
     return ", ".join(f"{name} {value}" for name, value, theirs in pairs if value != theirs)
-
-
-def _write_run_file(run: Path, recipe: Recipe, config: RunConfig) -> None:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        document = {"recipe": recipe.to_dict(), "run": asdict(config)}
-        (run / "run.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"run folder {run}: cannot be written ({error.strerror})") from error
-
-
-def _read_run_file(run: Path) -> tuple[Recipe, RunConfig]:
-    path = run / "run.yaml"
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = TypeAdapter(RunConfig).validate_python(document["run"])
-    except OSError as error:
-        raise InputError(f"run folder {run}: no run to go on with (run.yaml: {error.strerror})") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
-    return recipe_from_dict(document["recipe"], str(path)), config

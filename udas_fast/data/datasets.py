@@ -12,7 +12,7 @@ from udas_fast.data.sampler import labelled_subset
 from udas_fast.data.types import Item, Sample, SegmentationDataset
 from udas_fast.errors import bad, unknown
 
-KINDS = (*DESCRIPTIONS, "folder", "streets")
+KINDS = (*DESCRIPTIONS, "folder", "streets", "translated")
 
 
 class FileDataset(SegmentationDataset):
@@ -42,6 +42,9 @@ class FileDataset(SegmentationDataset):
         item = self.items[index]
         return Sample(read_image(item.image), None, item.id)
 
+    def id(self, index: int) -> str:
+        return self.items[index].id
+
     def item(self, index: int) -> Item:
         return self.items[index]
 
@@ -70,6 +73,9 @@ class Subset(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample:
         return self.dataset[self.indices[index]]
 
+    def id(self, index: int) -> str:
+        return self.dataset.id(self.indices[index])
+
     def item(self, index: int) -> Item:
         return self.dataset.item(self.indices[index])
 
@@ -92,6 +98,9 @@ class Unlabelled(SegmentationDataset):
 
     def __getitem__(self, index: int) -> Sample:
         return self.dataset.unlabelled(index)
+
+    def id(self, index: int) -> str:
+        return self.dataset.id(index)
 
     def item(self, index: int) -> Item:
         return replace(self.dataset.item(index), label=None)
@@ -122,6 +131,10 @@ def open_dataset(
         raise unknown("kind of dataset", kind, KINDS)
     if kind == "streets":
         return _open_streets(root, split, size, labelled)
+    if kind == "translated":
+        from udas_fast.data.translated import open_translated  # which opens the original dataset from here
+
+        return open_translated(Path(root).expanduser(), split, labelled)
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise bad(f"root of {kind}", f"no folder {folder}", "the dataset's folder")

@@ -109,6 +109,10 @@ class SegmentationDataset(ABC):
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index`` with its label; raises InputError naming the file where one cannot be read."""
 
+    def id(self, index: int) -> str:
+        """The id of sample ``index``; no file is opened where the dataset knows it otherwise."""
+        return self.unlabelled(index).id
+
     def item(self, index: int) -> Item:
         """The files of sample ``index``, for engines that read them themselves."""
         raise bad(f"files of {self.name}", "none", "a dataset with a description")

@@ -23,10 +23,10 @@ def atomic_save(state: dict[str, Any], path: Path) -> None:
         torch.save(state, file)
 
 
-def atomic_write(text: str, path: Path) -> None:
-    """The same for a text file, in UTF-8."""
+def atomic_write(content: str | bytes, path: Path) -> None:
+    """The same for a file of text, in UTF-8, or of bytes."""
     with _replacing(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 @contextmanager

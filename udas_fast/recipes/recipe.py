@@ -79,6 +79,11 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
 
     @property
+    def trains(self) -> str:
+        """What its model is: "segmentation" or "translation"."""
+        return self.stages[0].objective.trains
+
+    @property
     def streams(self) -> tuple[set[str], set[str]]:
         """(needed, used where present) over all stages."""
         needs = {name for stage in self.stages for name in stage.objective.needs}

@@ -72,4 +72,7 @@ class Streets(SegmentationDataset):
                 _rendered[scene] = found
                 _rendered.bytes += size
         image, label = found
-        return Sample(image.copy(), label.copy(), f"streets-{self.style}-{self.split}-{i:06d}")
+        return Sample(image.copy(), label.copy(), self.id(i))
+
+    def id(self, index: int) -> str:
+        return f"streets-{self.style}-{self.split}-{index:06d}"

@@ -1,0 +1,106 @@
+"""Every image of a dataset through a generator into a run folder, to be opened as ``translated:RUN``."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from udas_fast.data import SegmentationDataset
+from udas_fast.data.translated import FileRecord, Manifest, image_path, read_manifest, verify
+from udas_fast.engine.checkpoint import atomic_write
+from udas_fast.engine.interrupt import Interrupted, StopSignal
+from udas_fast.errors import InputError
+
+EVERY = 30.0  # seconds between two manifests: what a kill makes again
+
+
+def is_complete(run: Path, threads: int) -> bool:
+    """Whether every image is there as it was written; reads them all."""
+    manifest = read_manifest(run)
+    if manifest is None or manifest.missing:
+        return False
+    with ThreadPoolExecutor(threads) as pool:
+        return all(pool.map(lambda entry: _intact(run, *entry), manifest.files.items()))
+
+
+def write_images(
+    source: SegmentationDataset,
+    translate: Callable[[np.ndarray], np.ndarray],
+    manifest: Manifest,
+    run: Path,
+    *,
+    threads: int,
+) -> int:
+    """Make the images that are missing or damaged, ``threads`` at a time; how many that were.
+
+    ``translate`` maps uint8 RGB ``[H, W, 3]`` to the same shape and is called from all threads. What an earlier
+    attempt by the same generator left is kept. Each file is written atomically, and so is the manifest.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; what is written is in the manifest.
+        InputError: an image of ``source`` cannot be read.
+    """
+    image_path(run, "").parent.mkdir(parents=True, exist_ok=True)
+    files = dict(manifest.files)
+    before = read_manifest(run)
+    if before is not None and replace(before, files={}) == replace(manifest, files={}):
+        files |= {name: record for name, record in before.files.items() if name in files}
+
+    def make(index: int) -> tuple[str, FileRecord, bool]:
+        name = source.id(index)
+        path, record = image_path(run, name), files[name]
+        if record is not None and _intact(run, name, record):
+            return name, record, False
+        buffer = io.BytesIO()
+        Image.fromarray(translate(source.unlabelled(index).image)).save(buffer, format="PNG")
+        atomic_write(buffer.getvalue(), path)
+        return name, FileRecord(len(buffer.getvalue()), hashlib.sha256(buffer.getbuffer()).hexdigest()), True
+
+    made, written = 0, time.monotonic()
+    bar = tqdm(total=len(source), desc="translating", unit="image", disable=None)
+    with StopSignal() as stop, ThreadPoolExecutor(threads) as pool, bar:
+        try:
+            for done, (name, record, new) in enumerate(pool.map(make, range(len(source))), 1):
+                files[name] = record
+                made += new
+                bar.update()
+                if time.monotonic() - written > EVERY:
+                    _write_manifest(replace(manifest, files=dict(files)), run)
+                    written = time.monotonic()
+                if stop.requested and done < len(source):
+                    raise Interrupted(
+                        f"stopped after {done} of {len(source)} images; go on with --resume {run}"
+                    )
+        finally:
+            pool.shutdown(cancel_futures=True)
+            _write_manifest(replace(manifest, files=files), run)
+    return made
+
+
+def _intact(run: Path, name: str, record: FileRecord) -> bool:
+    try:
+        verify(image_path(run, name), record, run)
+    except InputError:
+        return False
+    return True
+
+
+def _write_manifest(manifest: Manifest, run: Path) -> None:
+    atomic_write(json.dumps(asdict(manifest), indent=1) + "\n", run / "translated" / "manifest.json")
+
+
+def absolute(spec: str) -> str:
+    """``KIND:ROOT`` with an absolute root, so that it opens from any folder; ``streets:STYLE`` as it is."""
+    kind, _, root = spec.partition(":")
+    return spec if kind == "streets" else f"{kind}:{os.path.abspath(os.path.expanduser(root))}"
