@@ -124,6 +124,12 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised image [N, 3, H, W] to the maps of ``layer3`` and ``layer4``, both at the output stride."""
-        x = self.layer2(self.layer1(self.stem(x)))
-        third = self.layer3(x)
-        return third, self.layer4(third)
+        *_, third, fourth = self.stages(x)
+        return third, fourth
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Normalised image [N, 3, H, W] to the maps of ``layer1`` … ``layer4``."""
+        first = self.layer1(self.stem(x))
+        second = self.layer2(first)
+        third = self.layer3(second)
+        return first, second, third, self.layer4(third)
