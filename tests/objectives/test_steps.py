@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from udas_fast.data import Batch
+from udas_fast.models import ModelConfig, build_model
 from udas_fast.objectives import Step
 from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.mixing import MixingConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig, balanced_thresholds
 from udas_fast.objectives.supervised import SupervisedConfig
+from udas_fast.recipes import get_recipe, recipes
 
 PLAIN = MixingConfig(translate="none", augment=False)
 
@@ -70,6 +72,49 @@ def test_discriminators_see_predictions_at_their_stride(
         discriminator.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
     objective.step(tiny_net, batches, make_step())
     assert sizes == [seen] * 6  # two levels, each sees target, source and target
+
+
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("adaptsegnet", {"seg", "adv", "dis"}),
+        ("adaptsegnet_single", {"seg", "adv", "dis"}),
+        ("advent", {"seg", "adv", "dis"}),
+        ("minent", {"seg", "ent"}),
+        ("fda", {"seg", "ent"}),
+        ("seg_uncertainty", {"seg", "adv", "kl", "dis"}),
+    ],
+)
+def test_recipes_of_adaptation_have_their_terms_and_no_other(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step], name: str, terms: set[str]
+) -> None:
+    config = replace(get_recipe(name).stages[0].objective, discriminator_width=4)
+    assert "labelled" not in config.uses
+    objective = config.build(4)
+    losses = objective.step(tiny_net, batches, make_step(progress=0.7))
+    assert set(losses) == terms
+    assert len(tiny_net.inputs) == 2  # source and target
+    assert bool(objective.optimized()) == ("dis" in terms)
+    assert all(p.grad is not None for p in objective.optimized())
+    # A single-level method leaves the auxiliary head alone.
+    single = name in ("adaptsegnet_single", "fda")
+    assert (tiny_net.auxiliary.weight.grad is None) == single
+
+
+@pytest.mark.parametrize("network", ["deeplabv3plus", "fcn"])
+@pytest.mark.parametrize(
+    ("recipe", "stage"), [(r.name, i) for r in recipes().values() for i in range(len(r.stages))]
+)
+def test_every_objective_takes_every_network(
+    batches: dict[str, Batch], make_step: Callable[..., Step], network: str, recipe: str, stage: int
+) -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name=network, backbone="resnet18", width=4), 4).train()
+    built = get_recipe(recipe).stages[stage].objective.build(4)
+    built.start(model)
+    losses = built.step(model, batches, make_step(progress=0.7))
+    assert all(loss.isfinite() for loss in losses.values())
+    assert model.primary[-1].weight.grad.any()
 
 
 def test_agreement_begins_at_its_share_of_the_stage(
