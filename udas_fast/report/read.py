@@ -113,8 +113,8 @@ class PseudoLabels:
 class Run:
     """One run's folder, read.
 
-    ``curves`` holds ``lr`` and the losses, ``timing`` the seconds of each step (``seconds``, ``data_wait``; its
-    one phase is ""); ``scores`` go by phase in the order of training; ``notes`` say what is missing.
+    ``curves`` holds ``lr`` and the losses, ``timing`` the seconds of each step (``seconds``, ``data_wait``;
+    lines without a phase are of ""); ``scores`` go by phase in the order of training; ``notes`` say what is missing.
     """
 
     path: Path

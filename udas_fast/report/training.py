@@ -54,8 +54,9 @@ def speed(runs: dict[str, Run]) -> list[Element]:
         return []
     rows = []
     for name, timing in timed.items():
-        steps, seconds = timing["seconds"][""].count, timing["seconds"][""].total
-        share = timing["data_wait"][""].total / seconds if seconds else None
+        steps = sum(series.count for series in timing["seconds"].values())
+        seconds, wait = (sum(s.total for s in timing[key].values()) for key in ("seconds", "data_wait"))
+        share = wait / seconds if seconds else None
         rate = f"{steps / seconds:.2f}" if seconds else "–"
         rows.append([name, f"{steps:,}", f"{seconds:,.0f}", rate, percent(share)])
     header = ("Run", "Steps timed", "Seconds", "Steps a second", "Waiting for data, %")
