@@ -231,6 +231,15 @@ def test_a_run_of_which_only_its_settings_are_there(copy: Callable[[str], Path],
     assert "0 of 6" in page.texts
 
 
+def test_steps_without_a_learning_rate(copy: Callable[[str], Path]) -> None:
+    run = copy("run")
+    (run / "metrics.jsonl").write_text('{"step": 4, "phase": "x", "loss": 0.5}\n')
+    page = Page(write_report([run]))
+    assert "run · x: last 0.5" in page.texts
+    assert "learning rate" not in page.texts
+    assert "5 of 6" in page.texts
+
+
 def test_pseudo_labels_by_round(copy: Callable[[str], Path]) -> None:
     run = copy("run")
     classes = list(read_run(run).final.classes)
@@ -272,6 +281,8 @@ def test_a_long_series_is_kept_as_means() -> None:
         inside = steps // series.span == group
         assert step == pytest.approx(steps[inside].mean())
         assert mean == pytest.approx(values[inside].mean())
+    series.coarsen(10_000)
+    assert series.points == [(pytest.approx(steps.mean()), pytest.approx(values.mean()))]
 
 
 def test_runs_of_one_name_are_told_apart(trained: Path, tmp_path: Path) -> None:

@@ -29,16 +29,21 @@ class Line:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, bounds: Mapping[float, str] = {}, names: Sequence[str] = ()
+    title: str,
+    lines: Sequence[Line],
+    *,
+    bounds: Mapping[float, str] = {},
+    names: Sequence[str] = (),
+    end: float = 1,
 ) -> Element:
-    """Lines over one pair of axes; ``bounds`` are marked positions on x.
+    """Lines over one pair of axes; ``bounds`` are marked positions on x, which goes from 0 at least to ``end``.
 
     With ``names``, x counts them from 0 and every point is a dot. Raises ValueError for no point at all.
     """
     xs, ys = zip(*(point for line in lines for point in line.points), strict=True)
     y_ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(min(ys), max(ys))
     low, high = min(*ys, *y_ticks), max(*ys, *y_ticks)
-    left, right = (-0.3, len(names) - 0.7) if names else (min(xs), max(max(xs), min(xs) + 1))
+    left, right = (-0.3, len(names) - 0.7) if names else (0.0, max(*xs, end))
 
     def at_x(x: float) -> float:
         return float(LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT))

@@ -113,8 +113,8 @@ class PseudoLabels:
 class Run:
     """One run's folder, read.
 
-    ``curves`` holds ``lr`` and the losses, ``timing`` the seconds of each step (``seconds``, ``data_wait``; its
-    one phase is ""); ``scores`` go by phase in the order of training; ``notes`` say what is missing.
+    ``curves`` holds ``lr`` and the losses, ``timing`` the seconds of each step (``seconds``, ``data_wait``;
+    lines without a phase are of ""); ``scores`` go by phase in the order of training; ``notes`` say what is missing.
     """
 
     path: Path
@@ -132,7 +132,12 @@ class Run:
     @property
     def phases(self) -> dict[str, tuple[int, int]]:
         """(first, last) recorded step of each phase."""
-        return {phase: (s.first, s.last) for phase, s in self.curves.get("lr", {}).items()}
+        found: dict[str, tuple[int, int]] = {}
+        for series in self.curves.values():
+            for phase, s in series.items():
+                first, last = found.get(phase, (s.first, s.last))
+                found[phase] = (min(first, s.first), max(last, s.last))
+        return found
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -215,11 +220,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def _read_curves(path: Path) -> tuple[Curves, bool]:
-    """(curves, whether the last line is half written); a missing file has none."""
+    """(curves of one span, whether the last line is half written); a missing file has none."""
     curves: Curves = {}
+    half = False
     for number, line in enumerate(read_lines(path), 1):
         if line is None:
-            return curves, True
+            half = True
+            break
         step, phase = line.pop("step", None), line.pop("phase", "")
         if type(step) is not int or not 0 <= step < 2**53 or not isinstance(phase, str):
             raise bad(
@@ -229,7 +236,10 @@ def _read_curves(path: Path) -> tuple[Curves, bool]:
             if type(value) not in (int, float) or not math.isfinite(value):
                 raise bad(f"{path} line {number}", f"{name!r:.40} {value!r:.40}", "a finite number")
             curves.setdefault(name, {}).setdefault(phase, Series()).add(step, float(value))
-    return curves, False
+    series = [series for phases in curves.values() for series in phases.values()]
+    for each in series:
+        each.coarsen(max(other.span for other in series))
+    return curves, half
 
 
 def _read_run_file(run: Path) -> tuple[str, RunFile]:

@@ -26,6 +26,11 @@ class Series:
         while len(self._cells) > POINTS:
             self._double()
 
+    def coarsen(self, span: int) -> None:
+        """Widen the span to at least ``span``, so that series drawn side by side are equally smooth."""
+        while self.span < span:
+            self._double()
+
     def _double(self) -> None:
         self.span *= 2
         cells, self._cells = self._cells, {}

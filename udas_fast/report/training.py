@@ -35,11 +35,12 @@ def _summary_row(name: str, run: Run) -> list[str]:
 
 def curves(runs: dict[str, Run]) -> list[Element]:
     """The losses by name and the learning rate over the steps, every run in its colour."""
-    names = list(dict.fromkeys(name for run in runs.values() for name in run.curves if name != "lr"))
-    charts = [_chart(name, {n: run.curves for n, run in runs.items()}, _bounds(runs)) for name in names]
-    if not charts:
+    found = {name: run.curves for name, run in runs.items()}
+    names = dict.fromkeys(name for curves in found.values() for name in curves)
+    if not names:
         return []
-    charts.append(_chart("lr", {n: run.curves for n, run in runs.items()}, _bounds(runs), "learning rate"))
+    shown = sorted(names, key=lambda name: name == "lr")  # the losses first
+    charts = [_chart(name, found, _bounds(runs), "learning rate" if name == "lr" else name) for name in shown]
     spans = {s.span for run in runs.values() for phases in run.curves.values() for s in phases.values()}
     drawn = "each step" if spans == {1} else f"means over up to {max(spans):,} steps"
     parts = [element("p", f"By optimisation step; {drawn}. Dashed lines: a phase begins.", class_="soft")]
@@ -53,8 +54,9 @@ def speed(runs: dict[str, Run]) -> list[Element]:
         return []
     rows = []
     for name, timing in timed.items():
-        steps, seconds = timing["seconds"][""].count, timing["seconds"][""].total
-        share = timing["data_wait"][""].total / seconds if seconds else None
+        steps = sum(series.count for series in timing["seconds"].values())
+        seconds, wait = (sum(s.total for s in timing[key].values()) for key in ("seconds", "data_wait"))
+        share = wait / seconds if seconds else None
         rate = f"{steps / seconds:.2f}" if seconds else "–"
         rows.append([name, f"{steps:,}", f"{seconds:,.0f}", rate, percent(share)])
     header = ("Run", "Steps timed", "Seconds", "Steps a second", "Waiting for data, %")
@@ -84,14 +86,15 @@ def recipe(runs: dict[str, Run]) -> list[Element]:
     ]
 
 
-def _chart(name: str, curves: dict[str, Curves], bounds: dict[float, str], title: str = "") -> Element:
+def _chart(name: str, curves: dict[str, Curves], bounds: dict[float, str], title: str) -> Element:
     """Every run keeps its colour, also where an earlier one has no such curve."""
     lines = [
         Line(" · ".join(filter(None, (run, phase))), index, series.points)
         for index, (run, named) in enumerate(curves.items())
         for phase, series in named.get(name, {}).items()
     ]
-    return line_chart(title or name, lines, bounds=bounds)
+    end = max(s.last for named in curves.values() for phases in named.values() for s in phases.values())
+    return line_chart(title, lines, bounds=bounds, end=max(end, 1))
 
 
 def _bounds(runs: dict[str, Run]) -> dict[float, str]:
