@@ -1,0 +1,139 @@
+"""Plans of studies are data: rows of the paper, equal steps, one folder for one run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import typer
+
+from udas_fast import cli
+from udas_fast.errors import InputError
+from udas_fast.study import Plan, Task, plan_study
+
+TASK = Task("camvid:day", "camvid:dusk", size=(32, 48), steps=100)
+
+
+def _plan(study: str, *, task: Task = TASK, seeds: tuple[int, ...] = (0, 1), **changes: object) -> Plan:
+    labels = changes.pop("labels", (50, 20, 0))
+    return plan_study(study, dataclasses.replace(task, **changes), seeds=seeds, labels=labels)
+
+
+def test_ablation_has_the_papers_rows() -> None:
+    plan = _plan("ablation", seeds=(0,))
+    assert [row.title for row in plan.rows] == [
+        "No adaptation",
+        "UDA",
+        "ST",
+        "ST + UDA",
+        "ST + DA + SSL, 0 labels",
+        "ST + DA + SSL, 50 labels",
+    ]
+    runs = {run.row.title: run for run in plan.runs}
+    assert runs["No adaptation"].recipe().streams[0] == {"source"}  # the target is never seen
+    assert runs["ST"].recipe().streams[0] == {"source", "unlabelled"}
+    objectives = {title: [stage.objective for stage in run.recipe().stages] for title, run in runs.items()}
+    assert objectives["ST"][0].translate == "lab"
+    for title, translate in (("UDA", "none"), ("ST + UDA", "lab")):
+        (adaptation,) = objectives[title]
+        assert (adaptation.mixing.translate, adaptation.mixing.augment) == (translate, False)
+        assert adaptation.adversarial_weights[0] > 0
+        assert adaptation.kl_weight > 0
+    assert [o.mixing.translate for o in objectives["ST + DA + SSL, 0 labels"]] == ["lab", "lab"]
+    assert {title: run.data.labels for title, run in runs.items() if run.data.labels} == {
+        "ST + DA + SSL, 50 labels": 50
+    }
+
+
+def test_labels_study_has_no_supervised_row_without_labels() -> None:
+    plan = _plan("labels", labels=(0, 20, 50))
+    assert [(row.recipe, row.labels) for row in plan.rows] == [
+        *(("supervised", 50), ("supervised", 20)),
+        *(("udas", 50), ("udas", 20), ("udas", 0)),
+    ]
+    assert all(run.data.source is None for run in plan.runs if run.row.recipe == "supervised")
+
+
+@pytest.mark.parametrize("study", ["ablation", "labels"])
+def test_every_run_takes_the_same_steps(study: str) -> None:
+    plan = _plan(study)
+    totals = {sum(stage.steps * stage.rounds for stage in run.recipe().stages) for run in plan.runs}
+    assert totals == {plan.steps} == {100}
+    full = _plan(study, size=None, steps=None)
+    assert full.steps == 250_000
+    with pytest.raises(InputError, match="optimisation steps: found .*wanted the same number in every row"):
+        _plan(study, settings=("stages.self_training.steps=7",))
+
+
+def test_studies_share_the_runs_that_are_the_same() -> None:
+    ablation = {run.folder: run for run in _plan("ablation").runs}
+    labels = {run.folder: run for run in _plan("labels").runs}
+    shared = ablation.keys() & labels.keys()
+    assert shared == {f"udas-lab{n}-seed-{seed}" for n in ("", "-50-labels") for seed in (0, 1)}
+    for folder in shared:
+        assert ablation[folder].command("out") == labels[folder].command("out")
+    assert len(ablation) == len(_plan("ablation").runs)  # no two runs of a plan share a folder
+
+
+def test_settings_reach_the_recipes_that_have_their_stage() -> None:
+    settings = ("model.width=4", "stages.source.optimizer.lr=0.5", "stages.self_training.rounds=1")
+    plan = plan_study(
+        "ablation",
+        dataclasses.replace(TASK, settings=(*settings, "stages.self_training.steps=32")),
+        seeds=(0,),
+        labels=(20,),
+    )
+    recipes = {run.row.title: run.recipe() for run in plan.runs}
+    assert {recipe.model.width for recipe in recipes.values()} == {4}
+    assert recipes["ST"].stages[0].optimizer.lr == 0.5
+    assert recipes["UDA"].stages[0].optimizer.lr != 0.5
+    assert recipes["ST + DA + SSL, 20 labels"].stages[1].rounds == 1
+
+
+def test_a_translated_folder_replaces_the_source_of_translated_rows() -> None:
+    plan = _plan("ablation", translate="translated:runs/gan", seeds=(0,))
+    sources = {run.row.title: run.data.source for run in plan.runs}
+    assert sources["No adaptation"] == sources["UDA"] == "camvid:day"
+    assert (
+        sources["ST"] == sources["ST + UDA"] == sources["ST + DA + SSL, 50 labels"] == "translated:runs/gan"
+    )
+    assert all("translate=none" in setting for run in plan.runs for setting in run.settings)
+    assert len({run.folder for run in plan.runs}) == 6
+
+
+def test_commands_are_the_command_lines_own() -> None:
+    from udas_fast.recipes import get_recipe, override, small
+
+    train = typer.main.get_command(cli.app).commands["train"]
+    for run in _plan("ablation", settings=("model.width=4",)).runs:
+        _, _, *arguments = run.command("out")
+        given = train.make_context("train", arguments).params
+        recipe = small(get_recipe(given["recipe"]), size=cli.parse_size(given["small"]), steps=given["steps"])
+        assert override(recipe, given["settings"]) == run.recipe()
+        assert (given["source"], given["target"], given["labels"], given["seed"]) == (
+            *(run.data.source, run.data.target, run.data.labels),
+            run.seed,
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"translate": "lba"}, "--translate: found 'lba'.*did you mean 'lab'"),
+        ({"translate": "none"}, "--translate: found none.*rows ST"),
+        ({"steps": None}, "--small and --steps: found one of them"),
+        ({"labels": (-1,)}, "--labels: found -1"),
+        ({"seeds": (1, 1)}, "--seeds: found 1,1"),
+        ({"seeds": ()}, "--seeds: found none"),
+        ({"settings": ("stages.self_trainig.steps=3",)}, "stage of the ablation.*mean 'self_training'"),
+        ({"settings": ("model.widht=3",)}, "did you mean 'width'"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        _plan("ablation", **changes)
+
+
+def test_unknown_study() -> None:
+    with pytest.raises(InputError, match="found 'lables', wanted one of ablation, labels"):
+        _plan("lables")
