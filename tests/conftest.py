@@ -97,6 +97,12 @@ def camvid_folder(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def camvid_writer() -> Callable[..., Path]:
+    """:func:`write_camvid`, for fixtures that outlive a test."""
+    return write_camvid
+
+
+@pytest.fixture(scope="session")
 def camvid_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of :func:`write_camvid` that no test changes."""
     return write_camvid(tmp_path_factory.mktemp("camvid"))
