@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
-from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from udas_fast.data import augment, dali_augment
 from udas_fast.data.datasets import check_sizes
@@ -74,7 +73,9 @@ class DaliEngine:
         self.dataset, self.geometry, self.sampler = dataset, geometry, sampler
         self.views, self.threads, self.limit, self.device = views, threads, limit, device
         self.labelled = dataset.item(0).label is not None
-        self.id_map = IdMap(dataset.description.ids)
+        self.train_ids, self.unknown = _look_up(
+            IdMap(dataset.description.ids), padded=geometry.crop is not None
+        )
         self.wide = dataset.description.wide
         self._bad: dict[int, InputError] = {}  # files that only decoding showed to be bad
         self._plain: set[int] = set()  # files that Pillow can read and DALI cannot
@@ -111,8 +112,8 @@ class DaliEngine:
         step = start
         while True:
             try:
-                outputs = _copies(pipeline.run(), self.device)
-                if self.labelled and outputs[2].any():
+                outputs = _tensors(pipeline.run(), self.device)
+                if self.labelled and self.unknown is not None and (outputs[1] == self.unknown).any():
                     raise RuntimeError("an id outside the map")
             except RuntimeError as error:
                 outputs = error
@@ -197,7 +198,7 @@ class DaliEngine:
         return pipeline
 
     def _define(self, inputs: list[DataNode]) -> tuple[DataNode, ...]:
-        """The graph: image, then label and whether it has undeclared ids, then the views."""
+        """The graph: image, then label with ``unknown`` for undeclared ids, then the views."""
         gpu = self.device.type == "cuda"
         data, size, resized, flip, *rest = inputs
         image = fn.decoders.image(
@@ -215,7 +216,10 @@ class DaliEngine:
         outputs = [_finished(image, flip)]
         if self.labelled:
             encoded, rows, columns, *rest = rest
-            outputs += _label(encoded, rows, columns, resized, flip, self.id_map, self.wide, gpu, padded)
+            ids = _ids(encoded, rows, columns, resized, self.wide, gpu, padded)
+            every, train_ids = list(range(256)), self.train_ids.tolist()
+            label = fn.lookup_table(ids, keys=every, values=train_ids, dtype=types.UINT8)
+            outputs.append(fn.flip(label, horizontal=flip))
         strong = [_finished(dali_augment.augment(image, numbers), flip) for numbers in rest]
         return (*outputs, *([fn.stack(*strong)] if strong else []))
 
@@ -237,18 +241,16 @@ def _finished(image: DataNode, flip: DataNode) -> DataNode:
     )
 
 
-def _label(
+def _ids(
     encoded: DataNode,
     rows: DataNode,
     columns: DataNode,
     resized: DataNode,
-    flip: DataNode,
-    id_map: IdMap,
     wide: bool,
     gpu: bool,
     padded: bool,
-) -> tuple[DataNode, DataNode]:
-    """Train ids after the geometry, HWC with one channel, and 1 where they come from ids outside the map."""
+) -> DataNode:
+    """The ids in a label file after the cut, HWC with one channel."""
     ids = fn.decoders.image(
         encoded,
         output_type=types.ANY_DATA,
@@ -267,13 +269,7 @@ def _label(
         ids = _pick(ids, rows, columns)
     elif resized:
         ids = _pick(ids, rows, columns)
-    ids = fn.flip(ids, horizontal=flip)
-    every = list(range(256))
-    unknown = ~id_map.declared
-    unknown[IGNORE] &= not padded
-    label = fn.lookup_table(ids, keys=every, values=id_map.table.tolist(), dtype=types.UINT8)
-    unknown = fn.lookup_table(ids, keys=every, values=unknown.astype(int).tolist(), dtype=types.UINT8)
-    return label, fn.reductions.max(unknown)
+    return ids
 
 
 def _pick(ids: DataNode, rows: DataNode, columns: DataNode) -> DataNode:
@@ -291,14 +287,20 @@ def _index(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def _copies(outputs: tuple, device: torch.device) -> list[torch.Tensor]:
-    """Copies of a pipeline's outputs, which DALI will use again."""
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    copies = []
-    for output in outputs:
-        tensor = output.as_tensor()
-        copy = torch.empty(tensor.shape(), dtype=torch.uint8, device=device)
-        copies.append(feed_ndarray(tensor, copy, cuda_stream=stream))
-    if stream is not None:
-        stream.synchronize()  # in the reading thread: training does not wait here
-    return copies
+def _look_up(id_map: IdMap, padded: bool) -> tuple[np.ndarray, int | None]:
+    """The train id of each id, undeclared ones marked by a byte that is no train id; and that byte, if any."""
+    declared = id_map.declared | (padded & (np.arange(256) == IGNORE))
+    if declared.all():
+        return id_map.table, None
+    mark = int(np.setdiff1d(np.arange(256), id_map.table[declared])[-1])
+    return np.where(declared, id_map.table, mark), mark
+
+
+def _tensors(outputs: tuple, device: torch.device) -> list[torch.Tensor]:
+    """A pipeline's outputs. On a CPU they are DALI's own memory, which it does not use again before they die."""
+    tensors = [torch.from_dlpack(output.as_tensor()) for output in outputs]
+    if device.type == "cuda":
+        # Copies: DALI would reuse its memory without regard to the streams on which torch still reads it.
+        tensors = [tensor.clone() for tensor in tensors]
+        torch.cuda.current_stream(device).synchronize()  # in the reading thread: training does not wait here
+    return tensors
