@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from udas_fast.errors import InputError
-from udas_fast.models import Discriminator
+from udas_fast.models import Discriminator, MultiScaleDiscriminator
 
 
 def test_parameter_count_is_the_published_one():
@@ -36,3 +37,29 @@ def test_input_and_every_parameter_receive_gradients():
 def test_wrong_inputs_are_named(shape):
     with pytest.raises(InputError, match=r"discriminator input: found \[.*wanted \[N, 5, H >= 32, W >= 32\]"):
         Discriminator(5, width=8)(torch.randn(shape))
+
+
+def test_multi_scale_count_layer_by_layer():
+    def conv(inputs, outputs, side=3):
+        return outputs * (inputs * side * side + 1)
+
+    with torch.device("meta"):
+        model = MultiScaleDiscriminator(19)
+    # MRNet: 19-32 (stride 2), 32-32, 32-32 (2), 32-32, 32-64 (2), 4 residual blocks of 64, 1x1 to 1.
+    one = conv(19, 32) + 3 * conv(32, 32) + conv(32, 64) + 8 * conv(64, 64) + conv(64, 1, 1)
+    assert sum(p.numel() for p in model.parameters()) == 3 * one == 1_041_699
+
+
+def test_each_scale_sees_half_the_size_of_the_one_before():
+    torch.manual_seed(0)
+    model = MultiScaleDiscriminator(5, width=4)
+    x = torch.randn(2, 5, 64, 96).softmax(1)
+    answers = model(x)
+    assert [tuple(a.shape) for a in answers] == [(2, 1, 8, 12), (2, 1, 4, 6), (2, 1, 2, 3)]
+    # Averages of 3x3 at stride 2, of the pixels that are there: ones stay ones at the border.
+    halved = F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2) / F.avg_pool2d(
+        F.pad(torch.ones_like(x), (1, 1, 1, 1)), 3, 2
+    )
+    torch.testing.assert_close(answers[1], model.scales[1](halved))
+    with pytest.raises(InputError, match=r"discriminator input: .*wanted \[N, 5, H >= 32, W >= 32\]"):
+        model(x[..., :31])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from udas_fast.objectives.adversarial import OutputAdversary
+from udas_fast.objectives.adversarial import OutputAdversary, self_information
 
 SIZE = (40, 48)
 
@@ -45,13 +45,66 @@ def test_discriminate_is_the_mean_of_source_0_and_target_1_over_both_levels() ->
     torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=1e-7)
 
 
-def test_ensemble_stands_for_the_source_on_the_primary_level_only() -> None:
+def test_ensemble_stands_for_the_source_on_both_levels() -> None:
     adversary = OutputAdversary(4, width=4, real="ensemble")
     source, target = _outputs(1), _outputs(2)
-    mixed = (source[0] + 0.5 * source[1], source[1])
+    mixed = source[0] + 0.5 * source[1]
     got = adversary.discriminate(source, SIZE, target, SIZE)
     adversary.real = "primary"
-    torch.testing.assert_close(got, adversary.discriminate(mixed, SIZE, target, SIZE))
+    torch.testing.assert_close(got, adversary.discriminate((mixed, mixed), SIZE, target, SIZE))
+
+
+def test_advent_sees_weighted_self_information() -> None:
+    adversary = OutputAdversary(4, width=4, weights=(0.3, 0.2), space="entropy")
+    target = _outputs(0)
+    loss = adversary.fool(target, SIZE)
+    got_grads = torch.autograd.grad(loss, target)
+    want = torch.zeros((), dtype=torch.float64)
+    for weight, level, logits in zip(
+        (0.3, 0.2), (adversary.primary, adversary.auxiliary), target, strict=True
+    ):
+        p = F.interpolate(logits.double(), SIZE, mode="bilinear", align_corners=False).softmax(1)
+        information = -p * (p + 1e-30).log() / torch.tensor(4.0).double().log()  # the base of the log cancels
+        want = want + weight * _softplus(level.double()(information))
+    torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=1e-7)
+    for got, wanted in zip(got_grads, torch.autograd.grad(want, target), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-8)
+
+
+def test_self_information_of_a_sure_prediction_is_zero_and_has_a_gradient() -> None:
+    logits = torch.tensor([200.0, 0.0, 0.0]).view(1, 3, 1, 1).requires_grad_()
+    information = self_information(logits, (2, 2))
+    assert information.abs().max() < 1e-30
+    information.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_least_squares_add_up_over_the_scales() -> None:
+    torch.manual_seed(0)
+    adversary = OutputAdversary(4, width=4, weights=(0.3, 0.2), gan="lsgan", scales=3)
+    source, target = _outputs(1), _outputs(2)
+    fooled = adversary.fool(target, SIZE)
+    told_apart = adversary.discriminate(source, SIZE, target, SIZE)
+    want_fooled = want_told = torch.zeros((), dtype=torch.float64)
+    levels = (adversary.primary, adversary.auxiliary)
+    for weight, level, s, t in zip((0.3, 0.2), levels, source, target, strict=True):
+        source_answers, target_answers = _answer(level, s), _answer(level, t)
+        assert len(target_answers) == 3
+        want_fooled = want_fooled + weight * sum((a**2).mean() for a in target_answers)  # source is 0
+        want_told = want_told + 0.5 * sum((a**2).mean() for a in source_answers)
+        want_told = want_told + 0.5 * sum(((a - 1) ** 2).mean() for a in target_answers)
+    torch.testing.assert_close(fooled.double(), want_fooled, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(told_apart.double(), want_told, rtol=1e-5, atol=1e-7)
+
+
+def test_a_level_of_weight_zero_has_no_discriminator() -> None:
+    adversary = OutputAdversary(4, width=4, weights=(0.3, 0.0))
+    assert adversary.auxiliary is None
+    source, target = _outputs(1), _outputs(2)
+    want = 0.3 * _softplus(_answer(adversary.primary, target[0]))
+    torch.testing.assert_close(adversary.float().fool(target, SIZE).double(), want, rtol=1e-5, atol=1e-7)
+    adversary.discriminate(source, SIZE, target, SIZE).backward()
+    assert all(p.grad is not None for p in adversary.parameters())
 
 
 def test_gradients_of_fool_stop_before_the_discriminators() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from udas_fast.data import Batch
-from udas_fast.objectives.mixing import MixingConfig, domain_cutmix, labelled_batches
+from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives.mixing import NO_MIXING, MixingConfig, domain_cutmix, labelled_batches
 
 PLAIN = MixingConfig(translate="none", augment=False)
 
@@ -46,6 +47,14 @@ def test_mixed_batch_joins_the_source_or_replaces_it(batches: dict[str, Batch]) 
     assert torch.equal(augmented["seg"].image, batches["source"].image)
     assert torch.equal(augmented["seg_augmented"].label, batches["source"].label)
     assert not torch.equal(augmented["seg_augmented"].image, batches["source"].image)
+
+
+def test_without_pasting_labelled_target_images_are_left_out(batches: dict[str, Batch]) -> None:
+    made = labelled_batches(batches, NO_MIXING, torch.Generator().manual_seed(0))
+    assert list(made) == ["seg"]
+    assert made["seg"].image is batches["source"].image
+    assert AdaptationConfig(mixing=NO_MIXING).uses == ()
+    assert AdaptationConfig().uses == ("labelled",)
 
 
 def test_augmentation_and_translation_leave_labels_alone(batches: dict[str, Batch]) -> None:

@@ -15,6 +15,7 @@ from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.mixing import MixingConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig, balanced_thresholds
 from udas_fast.objectives.supervised import SupervisedConfig
+from udas_fast.recipes import get_recipe
 
 PLAIN = MixingConfig(translate="none", augment=False)
 
@@ -70,6 +71,33 @@ def test_discriminators_see_predictions_at_their_stride(
         discriminator.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
     objective.step(tiny_net, batches, make_step())
     assert sizes == [seen] * 6  # two levels, each sees target, source and target
+
+
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("adaptsegnet", {"seg", "adv", "dis"}),
+        ("adaptsegnet_single", {"seg", "adv", "dis"}),
+        ("advent", {"seg", "adv", "dis"}),
+        ("minent", {"seg", "ent"}),
+        ("fda", {"seg", "ent"}),
+        ("seg_uncertainty", {"seg", "adv", "kl", "dis"}),
+    ],
+)
+def test_recipes_of_adaptation_have_their_terms_and_no_other(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step], name: str, terms: set[str]
+) -> None:
+    config = replace(get_recipe(name).stages[0].objective, discriminator_width=4)
+    assert "labelled" not in config.uses
+    objective = config.build(4)
+    losses = objective.step(tiny_net, batches, make_step(progress=0.7))
+    assert set(losses) == terms
+    assert len(tiny_net.inputs) == 2  # source and target
+    assert bool(objective.optimized()) == ("dis" in terms)
+    assert all(p.grad is not None for p in objective.optimized())
+    # A single-level method leaves the auxiliary head alone.
+    single = name in ("adaptsegnet_single", "fda")
+    assert (tiny_net.auxiliary.weight.grad is None) == single
 
 
 def test_agreement_begins_at_its_share_of_the_stage(

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from udas_fast.engine.optim import lr_factor
 from udas_fast.errors import InputError
+from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.recipes import get_recipe, load_recipe, override, recipe_from_dict, recipes, small
 from udas_fast.recipes.listing import listing
 
@@ -30,6 +32,36 @@ def test_udas_holds_the_published_numbers() -> None:
     )
     assert (optimizer.head_lr_mult, optimizer.power, optimizer.horizon) == (10, 0.9, 250 / 150)
     assert (optimizer.discriminator_lr, optimizer.discriminator_betas) == (1e-4, (0.9, 0.99))
+
+
+def test_the_methods_beside_udas_hold_their_published_numbers() -> None:
+    def objective(name: str) -> AdaptationConfig:
+        return get_recipe(name).stages[0].objective
+
+    assert objective("adaptsegnet").adversarial_weights == (0.001, 0.0002)
+    assert objective("adaptsegnet").auxiliary_weight == 0.1
+    assert objective("adaptsegnet_single").adversarial_weights == (0.001, 0)
+    assert (objective("advent").space, objective("advent").adversarial_weights) == (
+        "entropy",
+        (0.001, 0.0002),
+    )
+    assert objective("minent").entropy_weights == (0.001, 0.0002)
+    fda = objective("fda")
+    assert (fda.entropy_weights[0], fda.entropy_robust, fda.mixing.fda_beta) == (0.005, 2.0, 0.01)
+    first, second = get_recipe("seg_uncertainty").stages
+    assert first.objective.kl_start * first.steps == 15_000
+    assert first.optimizer.warmup * first.steps == pytest.approx(5_000)
+    assert second.objective.scales == (1.0, 1.25)
+    # Learning rate at a step of the published schedules: (1 - step / horizon)^0.9 of the base rate.
+    for name, steps, horizon in (
+        ("adaptsegnet", 150_000, 250_000),
+        ("advent", 120_000, 250_000),
+        ("fda", 100_000, 150_000),
+        ("seg_uncertainty", 25_000, 100_000),
+    ):
+        stage = get_recipe(name).stages[0]
+        assert stage.steps == steps
+        assert lr_factor(20_000 / steps, stage.optimizer) == pytest.approx((1 - 20_000 / horizon) ** 0.9)
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))

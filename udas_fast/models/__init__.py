@@ -4,7 +4,7 @@ from udas_fast.models.adapter import heads
 from udas_fast.models.checkpointing import CHECKPOINTING, set_checkpointing
 from udas_fast.models.config import ModelConfig, build_model
 from udas_fast.models.deeplab import ASPP, DeepLabV2
-from udas_fast.models.discriminator import Discriminator
+from udas_fast.models.discriminator import Discriminator, MultiScaleDiscriminator
 from udas_fast.models.groups import parameter_groups
 from udas_fast.models.norm import DomainBatchNorm2d, FrozenBatchNorm2d, set_domain
 from udas_fast.models.normalize import MEAN, STD, normalize
@@ -21,6 +21,7 @@ __all__ = [
     "DomainBatchNorm2d",
     "FrozenBatchNorm2d",
     "ModelConfig",
+    "MultiScaleDiscriminator",
     "ResNet",
     "WeightsReport",
     "build_model",

@@ -21,6 +21,7 @@ class ModelConfig:
     norm: Literal["batch", "frozen", "domain", "sync"] = "batch"
     output_stride: Literal[4, 8] = 8  # 4: no max-pool, for small images
     aspp_branches: Annotated[int, Field(ge=1, le=len(ASPP_RATES))] = 4  # 2: checkpoints of AdaptSegNet's code
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before the heads' last layers; 0.1 in MRNet
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
@@ -35,4 +36,5 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         norm=config.norm,
         aspp_branches=config.aspp_branches,
         output_stride=config.output_stride,
+        dropout=config.dropout,
     )

@@ -41,8 +41,8 @@ class DeepLabV2(nn.Module):
 
     backbone: "resnet18", "resnet50" or "resnet101"; width, norm and output_stride: see
     :class:`udas_fast.models.ResNet`; aspp_branches: 1 to 4 dilation rates, 2 for checkpoints of AdaptSegNet's
-    code. The ResNet-101 form has 44,601,560 parameters at 19 classes. Raises InputError for unknown names and
-    numbers outside their range.
+    code; dropout: share of the features' channels that training hides from the heads. The ResNet-101 form has
+    44,601,560 parameters at 19 classes. Raises InputError for unknown names and numbers outside their range.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class DeepLabV2(nn.Module):
         norm: str = "batch",
         aspp_branches: int = 4,
         output_stride: int = 8,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if not 2 <= num_classes <= 255:
@@ -62,6 +63,7 @@ class DeepLabV2(nn.Module):
             raise bad("aspp_branches", aspp_branches, f"1 to {len(ASPP_RATES)}")
         self.num_classes = num_classes
         self.backbone = ResNet(backbone, width=width, norm=norm, output_stride=output_stride)
+        self.dropout = nn.Dropout2d(dropout)
         third, fourth = self.backbone.channels
         self.auxiliary = ASPP(third, num_classes, aspp_branches)
         self.primary = ASPP(fourth, num_classes, aspp_branches)
@@ -69,7 +71,7 @@ class DeepLabV2(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits at the output stride."""
         third, fourth = self.backbone(x)
-        return self.primary(fourth), self.auxiliary(third)
+        return self.primary(self.dropout(fourth)), self.auxiliary(self.dropout(third))
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that are new for the task, which learn faster than the pretrained backbone."""

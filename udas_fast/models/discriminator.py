@@ -1,7 +1,8 @@
-"""The output-space discriminator."""
+"""The output-space discriminators: AdaptSegNet's, and MRNet's that looks at several scales."""
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udas_fast.errors import bad
@@ -35,3 +36,65 @@ class Discriminator(nn.Module):
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             x = self.relu(conv(x))
         return self.classifier(x)
+
+
+class MultiScaleDiscriminator(nn.Module):
+    """One small discriminator for each of several sizes of the map, halved from one to the next (MRNet).
+
+    Each: 3x3 convolutions of stride 2, 1, 2, 1, 2 with channels width, and 2 x width at the last, four
+    residual blocks and a 1x1 convolution; LeakyReLU(0.2), no normalisation, weights N(0, 0.02). 1,041,699
+    parameters at 19 classes and three scales (Zheng and Yang 2020, their code, which pads by reflection: its
+    gradient on a GPU is not the same twice, so this pads with zeros).
+    """
+
+    def __init__(self, num_classes: int, width: int = 32, scales: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.scales = nn.ModuleList(_single_scale(num_classes, width) for _ in range(scales))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps [N, num_classes, H, W] to domain scores [N, 1, h, w], one for each scale, an eighth of its size.
+
+        Raises InputError for another number of channels, or where the smallest map has a side below 8.
+        """
+        least = 8 * 2 ** (len(self.scales) - 1)
+        if x.dim() != 4 or x.shape[1] != self.num_classes or min(x.shape[-2:]) < least:
+            wanted = f"[N, {self.num_classes}, H >= {least}, W >= {least}]"
+            raise bad("discriminator input", list(x.shape), wanted)
+        answers = []
+        for i, discriminator in enumerate(self.scales):
+            if i:
+                x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+            answers.append(discriminator(x))
+        return answers
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv3x3(channels, channels), _leaky(), _conv3x3(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def _single_scale(num_classes: int, width: int) -> nn.Sequential:
+    plan = ((width, 2), (width, 1), (width, 2), (width, 1), (2 * width, 2))  # channels, stride
+    layers: list[nn.Module] = []
+    inputs = num_classes
+    for channels, stride in plan:
+        layers += [_conv3x3(inputs, channels, stride), _leaky()]
+        inputs = channels
+    return nn.Sequential(*layers, *(_Residual(inputs) for _ in range(4)), nn.Conv2d(inputs, 1, 1))
+
+
+def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, 1)
+
+
+def _leaky() -> nn.Module:
+    return nn.LeakyReLU(0.2, inplace=True)

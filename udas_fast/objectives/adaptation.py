@@ -1,4 +1,4 @@
-"""UDAS's domain adaptation: segmentation, adversary, agreement and Domain CutMix (UDAS 3.3, 3.4)."""
+"""Adaptation by labelled source and unlabelled target images: UDAS's (3.3, 3.4), and the methods that it joins."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
 from udas_fast.models import set_domain
-from udas_fast.objectives.adversarial import OutputAdversary
+from udas_fast.objectives.adversarial import Gan, OutputAdversary, Space
 from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
 from udas_fast.objectives.discrepancy import head_discrepancy
+from udas_fast.objectives.entropy import target_entropy
 from udas_fast.objectives.mixing import MixingConfig, labelled_batches
 from udas_fast.objectives.supervised import segmentation_loss
 
 
 @dataclass(frozen=True, config=STRICT)
 class AdaptationConfig(ObjectiveConfig):
-    """L = L_seg + λ_adv · L_adv + λ_kl · L_kl; the defaults are the published ones."""
+    """L = L_seg + λ_adv · L_adv + λ_ent · L_ent + λ_kl · L_kl; a term of weight 0 is left out. Defaults: UDAS."""
 
     kind: Literal["adaptation"] = "adaptation"
     auxiliary_weight: float = 0.1  # λ_seg (AdaptSegNet); 0.5 in MRNet's command lines
     adversarial_weights: tuple[float, float] = (0.001, 0.0002)  # primary, auxiliary (AdaptSegNet)
     real: Literal["primary", "ensemble"] = "primary"
-    discriminator_width: int = 64
-    discriminator_stride: Annotated[int, Field(ge=1)] = (
-        1  # they see 1/stride of the image's size; 1 is published
-    )
+    space: Space = "probability"  # "entropy": AdvEnt
+    gan: Gan = "bce"  # "lsgan": MRNet
+    discriminator_scales: Annotated[int, Field(ge=1)] = 1  # 3: MRNet
+    discriminator_width: Annotated[int, Field(ge=1)] = 64
+    # They see the predictions at 1/stride of the image's size; 1 is published.
+    discriminator_stride: Annotated[int, Field(ge=1)] = 1
+    entropy_weights: tuple[float, float] = (0.0, 0.0)  # primary, auxiliary; MinEnt: 0.001, 0.0002
+    entropy_robust: float | None = None  # η of FDA's Charbonnier penalty; None: the plain mean
     kl: Literal["mean", "symmetric"] = "mean"
     kl_weight: float = 0.1  # MRNet
     kl_start: float = 0.1  # share of the stage: iteration 15,000 of 150,000 (MRNet)
@@ -42,7 +48,7 @@ class AdaptationConfig(ObjectiveConfig):
 
     @property
     def uses(self) -> tuple[str, ...]:
-        return ("labelled",)
+        return () if self.mixing.paste == "none" else ("labelled",)
 
     def build(self, num_classes: int) -> Adaptation:
         return Adaptation(self, num_classes)
@@ -54,15 +60,20 @@ class Adaptation(Objective):
     def __init__(self, config: AdaptationConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
-        self.adversary = OutputAdversary(
-            num_classes,
-            width=config.discriminator_width,
-            weights=config.adversarial_weights,
-            real=config.real,
-        )
+        self.adversary = None
+        if any(config.adversarial_weights):
+            self.adversary = OutputAdversary(
+                num_classes,
+                width=config.discriminator_width,
+                weights=config.adversarial_weights,
+                real=config.real,
+                space=config.space,
+                gan=config.gan,
+                scales=config.discriminator_scales,
+            )
 
     def optimized(self) -> Sequence[nn.Parameter]:
-        return list(self.adversary.parameters())
+        return [] if self.adversary is None else list(self.adversary.parameters())
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
         config, target = self.config, batches["unlabelled"]
@@ -77,22 +88,30 @@ class Adaptation(Objective):
             losses[name] = segmentation_loss(outputs[name], batch.label, config.auxiliary_weight)
             step.backward(losses[name])
 
-        # Target: look like the source to the discriminators (L_adv), and let the heads agree (L_kl).
+        # Target: look like the source to the discriminators (L_adv), be sure (L_ent), let the heads agree (L_kl).
         set_domain(model, "target")
         size = target.image.shape[-2:]
         target_out = model(step.normalize(target.image))
-        losses["adv"] = loss = self.adversary.fool(target_out, self._seen(target))
+        weighted = []
+        if self.adversary is not None:
+            losses["adv"] = self.adversary.fool(target_out, self._seen(target))
+            weighted.append(losses["adv"])
+        if any(config.entropy_weights):
+            losses["ent"] = target_entropy(target_out, size, config.entropy_weights, config.entropy_robust)
+            weighted.append(losses["ent"])
         if config.kl_weight and step.progress >= config.kl_start:
             losses["kl"] = head_discrepancy(target_out, size, config.kl)
-            loss = loss + config.kl_weight * losses["kl"]
-        step.backward(loss)
+            weighted.append(config.kl_weight * losses["kl"])
+        if weighted:
+            step.backward(torch.stack(weighted).sum())
 
         # Discriminators: source 0, target 1.
-        source = next(iter(outputs))  # the plain source, unless the mixed batch replaces it
-        losses["dis"] = self.adversary.discriminate(
-            outputs[source], self._seen(labelled[source]), target_out, self._seen(target)
-        )
-        step.backward(losses["dis"])
+        if self.adversary is not None:
+            source = next(iter(outputs))  # the plain source, unless the mixed batch replaces it
+            losses["dis"] = self.adversary.discriminate(
+                outputs[source], self._seen(labelled[source]), target_out, self._seen(target)
+            )
+            step.backward(losses["dis"])
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _seen(self, batch: Batch) -> tuple[int, int]:

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udas_fast.models import Discriminator, heads
+from udas_fast.models import Discriminator, MultiScaleDiscriminator, heads
 
 SOURCE, TARGET = 0.0, 1.0  # what the discriminators are to answer
 
+Space = Literal["probability", "entropy"]
+Gan = Literal["bce", "lsgan"]
+
 
 def probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """softmax of the upsampled logits, ``[N, C, H, W]``: the space that the discriminators look at."""
-    return F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1)
+    """softmax of the upsampled logits, float32 ``[N, C, H, W]``: the space of AdaptSegNet's discriminators."""
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1, dtype=torch.float32)
+
+
+def self_information(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """−p·log2(p + 1e-30) / log2(C), float32 ``[N, C, H, W]``: the space of AdvEnt's (Vu et al. 2019, eq. 5)."""
+    p = probabilities(logits, size)
+    return -p * torch.log2(p + 1e-30) / math.log2(logits.shape[1])
+
+
+_SPACES = {"probability": probabilities, "entropy": self_information}
 
 
 def _bce(answer: Tensor, domain: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(answer, torch.full_like(answer, domain))
+
+
+def _least_squares(answer: Tensor, domain: float) -> Tensor:
+    return (answer.float() - domain).square().mean()
+
+
+_DISTANCES = {"bce": _bce, "lsgan": _least_squares}
 
 
 class OutputAdversary(nn.Module):
@@ -27,10 +48,14 @@ class OutputAdversary(nn.Module):
 
     Args:
         num_classes: channels of the probabilities.
-        width: channels of the discriminators' first layer; 64 is the published one.
-        weights: weight of the generator's loss for (primary, auxiliary).
-        real: what stands for the source on the primary level: its own prediction, or MRNet's ensemble
+        width: channels of the discriminators' first layer; 64 is AdaptSegNet's, 32 MRNet's.
+        weights: weight of the generator's loss for (primary, auxiliary); a level of weight 0 has no
+            discriminator.
+        real: what stands for the source: each head's own prediction, or on both levels MRNet's ensemble
             softmax(0.5·auxiliary + primary).
+        space: what the discriminators look at: probabilities, or their weighted self-information (AdvEnt).
+        gan: binary cross-entropy, or least squares (LSGAN, Mao et al. 2017).
+        scales: 1 for AdaptSegNet's discriminator; more for MRNet's, whose losses add up over the scales.
     """
 
     def __init__(
@@ -40,12 +65,24 @@ class OutputAdversary(nn.Module):
         width: int = 64,
         weights: tuple[float, float] = (0.001, 0.0002),
         real: Literal["primary", "ensemble"] = "primary",
+        space: Space = "probability",
+        gan: Gan = "bce",
+        scales: int = 1,
     ) -> None:
         super().__init__()
-        self.primary = Discriminator(num_classes, width)
-        self.auxiliary = Discriminator(num_classes, width)
+
+        def discriminator(weight: float) -> nn.Module | None:
+            if not weight:
+                return None
+            if scales == 1:
+                return Discriminator(num_classes, width)
+            return MultiScaleDiscriminator(num_classes, width, scales)
+
+        self.primary, self.auxiliary = (discriminator(weight) for weight in weights)
         self.weights = weights
         self.real = real
+        self._space = _SPACES[space]
+        self._distance = _DISTANCES[gan]
 
     def fool(self, target: object, size: tuple[int, int]) -> Tensor:
         """Generator's loss on the target's predictions: non-saturating, labelled as source.
@@ -53,33 +90,39 @@ class OutputAdversary(nn.Module):
         Gradients reach the segmentation network and never the discriminators' parameters.
         """
         self.requires_grad_(False)
-        primary, auxiliary = heads(target)
-        loss = self.weights[0] * _bce(self.primary(probabilities(primary, size)), SOURCE)
-        if auxiliary is not None:
-            loss = loss + self.weights[1] * _bce(self.auxiliary(probabilities(auxiliary, size)), SOURCE)
-        return loss
+        losses = [
+            weight * self._loss(discriminator, logits, size, SOURCE)
+            for weight, discriminator, logits in self._levels(heads(target))
+        ]
+        return torch.stack(losses).sum()
 
     def discriminate(
         self, source: object, source_size: tuple[int, int], target: object, target_size: tuple[int, int]
     ) -> Tensor:
-        """Discriminators' loss: BCE with source = 0 and target = 1, mean over both, sum over the levels.
+        """Discriminators' loss: source = 0 and target = 1, mean over both, sum over the levels.
 
         The predictions are detached: no gradient reaches the segmentation network.
         """
         self.requires_grad_(True)
-        source_primary, source_auxiliary = _detached(source)
-        target_primary, target_auxiliary = _detached(target)
-        if self.real == "ensemble" and source_auxiliary is not None:
-            source_primary = source_primary + 0.5 * source_auxiliary
-        levels = [(self.primary, source_primary, target_primary)]
-        if source_auxiliary is not None and target_auxiliary is not None:
-            levels.append((self.auxiliary, source_auxiliary, target_auxiliary))
+        source, target = _detached(source), _detached(target)
+        if self.real == "ensemble" and source[1] is not None:
+            source = (source[0] + 0.5 * source[1],) * 2
         losses = [
-            0.5 * _bce(discriminator(probabilities(s, source_size)), SOURCE)
-            + 0.5 * _bce(discriminator(probabilities(t, target_size)), TARGET)
-            for discriminator, s, t in levels
+            0.5 * self._loss(discriminator, s, source_size, SOURCE)
+            + 0.5 * self._loss(discriminator, t, target_size, TARGET)
+            for (_, discriminator, s), (*_, t) in zip(self._levels(source), self._levels(target), strict=True)
         ]
         return torch.stack(losses).sum()
+
+    def _levels(self, logits: tuple[Tensor, Tensor | None]) -> Iterator[tuple[float, nn.Module, Tensor]]:
+        """(weight, discriminator, logits) of the heads that have all of them."""
+        levels = zip(self.weights, (self.primary, self.auxiliary), logits, strict=True)
+        return (level for level in levels if level[1] is not None and level[2] is not None)
+
+    def _loss(self, discriminator: nn.Module, logits: Tensor, size: tuple[int, int], domain: float) -> Tensor:
+        answers = discriminator(self._space(logits, size))
+        scales = [answers] if isinstance(answers, Tensor) else answers
+        return torch.stack([self._distance(answer, domain) for answer in scales]).sum()
 
 
 def _detached(output: object) -> tuple[Tensor, Tensor | None]:

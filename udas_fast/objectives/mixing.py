@@ -26,11 +26,17 @@ class MixingConfig:
 
     translate: Translate = "lab"  # mean and std in LAB (DDM), or low frequencies (FDA)
     fda_beta: FdaBeta = 0.01  # half of FDA's window, as a share of the side
-    paste: Literal["source", "target"] = "source"  # DDM and UDAS's overview figure; UDAS's text: "target"
+    # What is pasted into the other: DDM and UDAS's overview figure "source", UDAS's text "target"; "none" leaves
+    # labelled target images out.
+    paste: Literal["source", "target", "none"] = "source"
     fit: bool = False  # keep the whole box inside instead of clipping it
     alpha: float = 1.0  # λ ~ Beta(alpha, alpha); the box has area 1 − λ (CutMix)
     replace: bool = False  # True: the mixed batch stands in place of the source batch; False: it joins it
     augment: bool = True  # photometric AutoAugment on the mixed image, or the source
+
+
+#: The source as it is and nothing else: what the methods before Domain CutMix train on.
+NO_MIXING = MixingConfig(translate="none", paste="none", augment=False)
 
 
 def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, generator: torch.Generator) -> Batch:
@@ -64,11 +70,12 @@ def labelled_batches(
 ) -> dict[str, Batch]:
     """What L_seg is computed on: ``seg``, the translated source, and ``seg_mixed``, its Domain CutMix.
 
-    Without labelled target images the augmented source takes the mixed batch's place as ``seg_augmented``: the
-    teacher of self-training has to know augmented views, or the surest of K views is often a wrong one.
+    Without labelled target images to mix, the augmented source takes the mixed batch's place as
+    ``seg_augmented``: the teacher of self-training has to know augmented views, or the surest of K views is
+    often a wrong one.
     """
     source = translated_source(batches, config.translate, config.fda_beta)
-    if "labelled" not in batches:
+    if "labelled" not in batches or config.paste == "none":
         if not config.augment:
             return {"seg": source}
         name, second = "seg_augmented", replace(source, image=auto_augment(source.image, generator))

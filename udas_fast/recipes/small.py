@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from udas_fast.data import Geometry
 from udas_fast.errors import bad
-from udas_fast.models import ModelConfig
 from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives.rectification import RectificationConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
 
@@ -32,7 +32,7 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int 
     return replace(
         recipe,
         stages=tuple(stages),
-        model=ModelConfig(backbone="resnet18", width=8, output_stride=4, norm=recipe.model.norm),
+        model=replace(recipe.model, backbone="resnet18", width=8, output_stride=4),
         input=InputConfig(source=geometry, target=geometry, batch_size=batch_size),
     )
 
@@ -53,5 +53,7 @@ def _small_stage(stage: Stage, steps: int) -> Stage:
         objective = replace(objective, discriminator_width=8)
     elif isinstance(objective, SelfTrainingConfig):
         objective = replace(objective, threshold="balanced")
+        optimizer = replace(optimizer, lr=1.5e-3)
+    elif isinstance(objective, RectificationConfig):
         optimizer = replace(optimizer, lr=1.5e-3)
     return replace(stage, steps=steps, optimizer=optimizer, objective=objective)

@@ -1,0 +1,92 @@
+"""Seg-Uncertainty's second stage: pseudo-labels count as far as the two heads agree (Zheng and Yang 2020)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from udas_fast import ops
+from udas_fast.data import Batch
+from udas_fast.errors import InputError
+from udas_fast.models import heads, set_domain
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+
+
+@dataclass(frozen=True, config=STRICT)
+class RectificationConfig(ObjectiveConfig):
+    """A student learns every pseudo-label of a frozen teacher; no threshold, the uncertainty weighs them."""
+
+    kind: Literal["rectification"] = "rectification"
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = (
+        1.0,
+        1.25,
+    )  # the teacher's, each with its mirror image
+    auxiliary_weight: float = 0.5  # λ_seg of their command lines
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("unlabelled",)
+
+    def build(self, num_classes: int) -> Rectification:
+        return Rectification(self)
+
+
+def rectified_loss(output: object, label: Tensor, auxiliary_weight: float) -> Tensor:
+    """R(primary, auxiliary) + λ_seg · R(auxiliary, primary), R of :func:`udas_fast.ops.rectified_cross_entropy`.
+
+    R(p, a) = mean(CE(p)·exp(−var)) + mean(var) with var = KL(a‖p) (their equation 8): a label that the heads
+    disagree about counts less, and disagreeing has its price. ``label``: uint8 ``[N, H, W]``.
+
+    Raises:
+        InputError: the network has no auxiliary head.
+    """
+    primary, auxiliary = _both(output)
+    loss = ops.rectified_cross_entropy(primary, auxiliary, label)
+    return loss + auxiliary_weight * ops.rectified_cross_entropy(auxiliary, primary, label)
+
+
+class Rectification(Objective):
+    """Teacher: mean over scales and mirror images of softmax(0.5·auxiliary + primary). Student: rectified CE."""
+
+    def __init__(self, config: RectificationConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def start(self, model: nn.Module) -> None:
+        self.teacher = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def label(self, image: Tensor) -> Tensor:
+        """uint8 ``[N, H, W]``, the teacher's label of every pixel of a normalised ``image`` ``[N, 3, H, W]``."""
+        self.teacher.eval()
+        views = []
+        for scale in self.config.scales:
+            size = [round(scale * side) for side in image.shape[-2:]]
+            scaled = F.interpolate(image, size, mode="bilinear", align_corners=False)
+            for view in (scaled, scaled.flip(-1)):
+                primary, auxiliary = _both(self.teacher(view))
+                views.append(primary + 0.5 * auxiliary)
+        flips = [False, True] * len(self.config.scales)
+        return ops.pseudo_label(views, image.shape[-2:], threshold=0.0, flips=flips, reduce="mean").label
+
+    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
+        image = step.normalize(batches["unlabelled"].image)
+        label = self.label(image)
+        set_domain(model, "target")
+        loss = rectified_loss(model(image), label, self.config.auxiliary_weight)
+        step.backward(loss)
+        return {"rectified": loss.detach()}
+
+
+def _both(output: object) -> tuple[Tensor, Tensor]:
+    primary, auxiliary = heads(output)
+    if auxiliary is None:
+        raise InputError("the uncertainty of pseudo-labels needs a network with an auxiliary head")
+    return primary, auxiliary
