@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from udas_fast.data import Batch
+from udas_fast.models import ModelConfig, build_model
 from udas_fast.objectives import Step
 from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.mixing import MixingConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig, balanced_thresholds
 from udas_fast.objectives.supervised import SupervisedConfig
-from udas_fast.recipes import get_recipe
+from udas_fast.recipes import get_recipe, recipes
 
 PLAIN = MixingConfig(translate="none", augment=False)
 
@@ -98,6 +99,22 @@ def test_recipes_of_adaptation_have_their_terms_and_no_other(
     # A single-level method leaves the auxiliary head alone.
     single = name in ("adaptsegnet_single", "fda")
     assert (tiny_net.auxiliary.weight.grad is None) == single
+
+
+@pytest.mark.parametrize("network", ["deeplabv3plus", "fcn"])
+@pytest.mark.parametrize(
+    ("recipe", "stage"), [(r.name, i) for r in recipes().values() for i in range(len(r.stages))]
+)
+def test_every_objective_takes_every_network(
+    batches: dict[str, Batch], make_step: Callable[..., Step], network: str, recipe: str, stage: int
+) -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name=network, backbone="resnet18", width=4), 4).train()
+    built = get_recipe(recipe).stages[stage].objective.build(4)
+    built.start(model)
+    losses = built.step(model, batches, make_step(progress=0.7))
+    assert all(loss.isfinite() for loss in losses.values())
+    assert model.primary[-1].weight.grad.any()
 
 
 def test_agreement_begins_at_its_share_of_the_stage(

@@ -1,10 +1,12 @@
 """Networks: segmentation, discriminators, and what connects them to weights, recipes and optimisers."""
 
-from udas_fast.models.adapter import heads
+from udas_fast.models.adapter import ensemble, heads
 from udas_fast.models.checkpointing import CHECKPOINTING, set_checkpointing
 from udas_fast.models.config import ModelConfig, build_model
 from udas_fast.models.deeplab import ASPP, DeepLabV2
+from udas_fast.models.deeplabv3plus import DeepLabV3Plus
 from udas_fast.models.discriminator import Discriminator, MultiScaleDiscriminator
+from udas_fast.models.fcn import FCN
 from udas_fast.models.groups import parameter_groups
 from udas_fast.models.norm import DomainBatchNorm2d, FrozenBatchNorm2d, set_domain
 from udas_fast.models.normalize import MEAN, STD, normalize
@@ -14,9 +16,11 @@ from udas_fast.models.weights import WeightsReport, load_weights
 __all__ = [
     "ASPP",
     "CHECKPOINTING",
+    "FCN",
     "MEAN",
     "STD",
     "DeepLabV2",
+    "DeepLabV3Plus",
     "Discriminator",
     "DomainBatchNorm2d",
     "FrozenBatchNorm2d",
@@ -25,6 +29,7 @@ __all__ = [
     "ResNet",
     "WeightsReport",
     "build_model",
+    "ensemble",
     "heads",
     "load_weights",
     "normalize",

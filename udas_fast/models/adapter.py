@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from udas_fast.errors import bad
@@ -26,6 +27,13 @@ def heads(output: object) -> tuple[Tensor, Tensor | None]:
         if auxiliary.shape[:2] != primary.shape[:2]:
             raise bad("auxiliary model output", list(auxiliary.shape), f"[N, C] of {list(primary.shape)}")
     return primary, auxiliary
+
+
+def ensemble(primary: Tensor, auxiliary: Tensor) -> Tensor:
+    """MRNet's logits of both heads, primary + 0.5·auxiliary, at the primary's size."""
+    if auxiliary.shape != primary.shape:  # DeepLabV3+'s auxiliary head is coarser
+        auxiliary = F.interpolate(auxiliary, primary.shape[-2:], mode="bilinear", align_corners=False)
+    return primary + 0.5 * auxiliary
 
 
 def _split(output: object) -> tuple[object, object]:

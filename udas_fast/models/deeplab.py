@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 
 from udas_fast.errors import bad
-from udas_fast.models.resnet import ResNet
+from udas_fast.models.segmentation import SegmentationNetwork
 
 ASPP_RATES = (6, 12, 18, 24)
 
@@ -36,13 +34,12 @@ class ASPP(nn.Module):
         return y
 
 
-class DeepLabV2(nn.Module):
+class DeepLabV2(SegmentationNetwork):
     """DeepLabV2 (Chen et al. 2017) with the two heads of AdaptSegNet (Tsai et al. 2018).
 
-    backbone: "resnet18", "resnet50" or "resnet101"; width, norm and output_stride: see
-    :class:`udas_fast.models.ResNet`; aspp_branches: 1 to 4 dilation rates, 2 for checkpoints of AdaptSegNet's
-    code; dropout: share of the features' channels that training hides from the heads. The ResNet-101 form has
-    44,601,560 parameters at 19 classes. Raises InputError for unknown names and numbers outside their range.
+    aspp_branches: 1 to 4 dilation rates, 2 for checkpoints of AdaptSegNet's code; dropout: share of the features'
+    channels that training hides from the heads; the others: see :class:`SegmentationNetwork`. The ResNet-101
+    form has 44,601,560 parameters at 19 classes. Raises InputError for numbers outside their range.
     """
 
     def __init__(
@@ -56,13 +53,9 @@ class DeepLabV2(nn.Module):
         output_stride: int = 8,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        if not 2 <= num_classes <= 255:
-            raise bad("num_classes", num_classes, "2 to 255")
+        super().__init__(num_classes, backbone=backbone, width=width, norm=norm, output_stride=output_stride)
         if not 1 <= aspp_branches <= len(ASPP_RATES):
             raise bad("aspp_branches", aspp_branches, f"1 to {len(ASPP_RATES)}")
-        self.num_classes = num_classes
-        self.backbone = ResNet(backbone, width=width, norm=norm, output_stride=output_stride)
         self.dropout = nn.Dropout2d(dropout)
         third, fourth = self.backbone.channels
         self.auxiliary = ASPP(third, num_classes, aspp_branches)
@@ -72,8 +65,3 @@ class DeepLabV2(nn.Module):
         """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits at the output stride."""
         third, fourth = self.backbone(x)
         return self.primary(self.dropout(fourth)), self.auxiliary(self.dropout(third))
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that are new for the task, which learn faster than the pretrained backbone."""
-        yield from self.primary.parameters()
-        yield from self.auxiliary.parameters()

@@ -129,8 +129,15 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised image [N, 3, H, W] to the maps of ``layer3`` and ``layer4``, both at the output stride."""
-        third = self._layer("layer3", self._layer("layer2", self._layer("layer1", self.stem(x))))
-        return third, self._layer("layer4", third)
+        *_, third, fourth = self.stages(x)
+        return third, fourth
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Normalised image [N, 3, H, W] to the maps of ``layer1`` … ``layer4``."""
+        first = self._layer("layer1", self.stem(x))
+        second = self._layer("layer2", first)
+        third = self._layer("layer3", second)
+        return first, second, third, self._layer("layer4", third)
 
     def _layer(self, name: str, x: Tensor) -> Tensor:
         return run_blocks(getattr(self, name), x, checkpointed=name in self.checkpointed)

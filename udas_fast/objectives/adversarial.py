@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udas_fast.models import Discriminator, MultiScaleDiscriminator, heads
+from udas_fast.models import Discriminator, MultiScaleDiscriminator, ensemble, heads
 
 SOURCE, TARGET = 0.0, 1.0  # what the discriminators are to answer
 
@@ -106,7 +106,7 @@ class OutputAdversary(nn.Module):
         self.requires_grad_(True)
         source, target = _detached(source), _detached(target)
         if self.real == "ensemble" and source[1] is not None:
-            source = (source[0] + 0.5 * source[1],) * 2
+            source = (ensemble(*source),) * 2
         losses = [
             0.5 * self._loss(discriminator, s, source_size, SOURCE)
             + 0.5 * self._loss(discriminator, t, target_size, TARGET)

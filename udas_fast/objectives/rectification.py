@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from udas_fast import ops
 from udas_fast.data import Batch
 from udas_fast.errors import InputError
-from udas_fast.models import heads, set_domain
+from udas_fast.models import ensemble, heads, set_domain
 from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
 
 
@@ -71,8 +71,7 @@ class Rectification(Objective):
             size = [round(scale * side) for side in image.shape[-2:]]
             scaled = F.interpolate(image, size, mode="bilinear", align_corners=False)
             for view in (scaled, scaled.flip(-1)):
-                primary, auxiliary = _both(self.teacher(view))
-                views.append(primary + 0.5 * auxiliary)
+                views.append(ensemble(*_both(self.teacher(view))))
         flips = [False, True] * len(self.config.scales)
         return ops.pseudo_label(views, image.shape[-2:], threshold=0.0, flips=flips, reduce="mean").label
 

@@ -1,0 +1,39 @@
+"""What the segmentation networks share: a dilated ResNet with a head on layer4 and an auxiliary one on layer3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+
+from udas_fast.errors import bad
+from udas_fast.models.norm import NORMS
+from udas_fast.models.resnet import ResNet
+
+
+class SegmentationNetwork(nn.Module):
+    """Base of the networks: ``forward`` returns (primary, auxiliary) logits, float [N, num_classes, h, w].
+
+    backbone, width, norm and output_stride: see :class:`udas_fast.models.ResNet`. Raises InputError for a
+    number of classes outside 2 to 255, unknown names and numbers outside their range.
+    """
+
+    def __init__(self, num_classes: int, *, backbone: str, width: int, norm: str, output_stride: int) -> None:
+        super().__init__()
+        if not 2 <= num_classes <= 255:
+            raise bad("num_classes", num_classes, "2 to 255")
+        self.num_classes = num_classes
+        self.backbone = ResNet(backbone, width=width, norm=norm, output_stride=output_stride)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""
+        raise TypeError(f"{type(self).__name__} has no forward()")
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that are new for the task, which learn faster than the pretrained backbone."""
+        return (p for name, p in self.named_parameters() if not name.startswith("backbone."))
+
+
+def head_norm(norm: str) -> Callable[[int], nn.Module]:
+    """The normalisation of heads that have one: the backbone's, but a new head has nothing to freeze."""
+    return NORMS["batch" if norm == "frozen" else norm]
