@@ -151,7 +151,7 @@ class Trainer:
         ]
 
     def _start_from(self, path: Path) -> None:
-        """Take over the model of a finished run; normalisation may differ, the rest of the network may not."""
+        """Take over the model of a finished run; normalisation and dropout may differ, the rest may not."""
         own = self.model_config is None
         trained = TrainedModel.load(path, self.device, self.model if own else None)
         if trained.classes.names != self.classes.names:
@@ -161,13 +161,10 @@ class Trainer:
             )
             raise bad(f"classes of {path}", found, f"{wanted}, as in this run's data")
         if not own:
-            same = replace(trained.config, norm=self.recipe.model.norm)
-            if same != self.recipe.model:
-                raise bad(
-                    f"network of {path}",
-                    _difference(same, self.recipe.model),
-                    _difference(self.recipe.model, same),
-                )
+            wanted = self.recipe.model
+            found = replace(trained.config, norm=wanted.norm, dropout=wanted.dropout)
+            if found != wanted:
+                raise bad(f"network of {path}", _difference(found, wanted), _difference(wanted, found))
             weights = self.model.state_dict().keys()
             self.model.load_state_dict({k: v for k, v in trained.model.state_dict().items() if k in weights})
 
