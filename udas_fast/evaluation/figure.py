@@ -136,7 +136,9 @@ def _draw(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figure:
     lefts = [MARGIN + i * (PANEL + GAP) for i in range(len(panels))]
     bar = next(i for i, (_, pictures) in enumerate(panels) if pictures.ndim == 3)
     # The key stands on the wider side of the bar.
-    key, key_end = (MARGIN, lefts[bar]) if bar >= len(panels) / 2 else (lefts[bar + 1] + 2 * GAP, lefts[-1] + PANEL)
+    key, key_end = (
+        (MARGIN, lefts[bar]) if bar >= len(panels) / 2 else (lefts[bar + 1] + 2 * GAP, lefts[-1] + PANEL)
+    )
     key_columns = max(1, int((key_end - key) / KEY_WIDTH))
     key_lines = -(-(len(classes) + 1) // key_columns)
     below = max(BAR_AREA, key_lines * KEY_LINE + GAP) + MARGIN
