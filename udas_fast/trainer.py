@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from udas_fast.engine.runner import Runner, open_runner
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import TrainedModel
-from udas_fast.models import ModelConfig, build_model, load_weights, set_checkpointing
-from udas_fast.objectives import STRICT
+from udas_fast.models import ModelConfig, build_model, load_weights, normalize, set_checkpointing
+from udas_fast.objectives import STRICT, Round
 from udas_fast.recipes import Recipe, Stage
 from udas_fast.recipes.domains import DataConfig, Domains
 from udas_fast.recipes.run_file import read_run_file, write_run_file
@@ -135,9 +136,13 @@ class Trainer:
         self.classes: ClassSet = self.domains.classes()
         self.model_config = recipe.model if model is None else None
         if model is None:
-            seed_step(config.seed, "model", 0)
-            model = build_model(recipe.model, len(self.classes))
-        self.weights_report = load_weights(model, config.weights) if config.weights else None
+            model = self._build_model("model", 0)
+        else:
+            self.weights_report = load_weights(model, config.weights) if config.weights else None
+            if fresh := [stage.name for stage in recipe.stages if stage.objective.fresh_start]:
+                raise bad(
+                    f"stage {fresh[0]}", "a fresh student of the user's own network", "student: teacher"
+                )
         set_checkpointing(model, recipe.memory.checkpointing)
         self.model = model.to(self.device, memory_format=memory_format(self.amp, model))
         self.checkpoints = CheckpointFolder(run / "checkpoints")
@@ -150,8 +155,15 @@ class Trainer:
             for r in range(stage.rounds)
         ]
 
+    def _build_model(self, *place: int | str) -> nn.Module:
+        """The recipe's network with the weights that a run begins with, random ones by the seed and ``place``."""
+        seed_step(self.config.seed, *place)
+        model = build_model(self.recipe.model, len(self.classes))
+        self.weights_report = load_weights(model, self.config.weights) if self.config.weights else None
+        return model
+
     def _start_from(self, path: Path) -> None:
-        """Take over the model of a finished run; normalisation may differ, the rest of the network may not."""
+        """Take over the model of a finished run; normalisation and dropout may differ, the rest may not."""
         own = self.model_config is None
         trained = TrainedModel.load(path, self.device, self.model if own else None)
         if trained.classes.names != self.classes.names:
@@ -161,13 +173,10 @@ class Trainer:
             )
             raise bad(f"classes of {path}", found, f"{wanted}, as in this run's data")
         if not own:
-            same = replace(trained.config, norm=self.recipe.model.norm)
-            if same != self.recipe.model:
-                raise bad(
-                    f"network of {path}",
-                    _difference(same, self.recipe.model),
-                    _difference(self.recipe.model, same),
-                )
+            wanted = self.recipe.model
+            found = replace(trained.config, norm=wanted.norm, dropout=wanted.dropout)
+            if found != wanted:
+                raise bad(f"network of {path}", _difference(found, wanted), _difference(wanted, found))
             weights = self.model.state_dict().keys()
             self.model.load_state_dict({k: v for k, v in trained.model.state_dict().items() if k in weights})
 
@@ -240,15 +249,22 @@ class Trainer:
         objective = stage.objective.build(len(self.classes))
         objective.start(self.model)
         objective.to(self.device)
-        names = (*stage.objective.needs, *stage.objective.uses)
+        if stage.objective.fresh_start:
+            self.model.load_state_dict(self._build_model(phase.name, "student").state_dict())
+        if saved is not None:
+            objective.load_state_dict(saved["loop"]["objective"])  # labels are made by the teacher that was
+        around = self._round(phase, runner)
+        with self.amp.autocast():
+            unlabelled = objective.prepare(around)
         streams = self.domains.streams(
-            names,
+            (*stage.objective.needs, *stage.objective.uses),
             self.recipe.input,
             mixed="source" in stage.objective.needs,
             seed=self.config.seed,
             phase=phase.name,
-            views=stage.objective.views,
+            views=stage.objective.stream_views,
             faults=self.faults,
+            unlabelled=unlabelled,
         )
         loop = Loop(phase, self.model, objective, streams, self.amp, self.config.seed, ema=self.recipe.ema)
         if saved is not None:
@@ -259,10 +275,25 @@ class Trainer:
             return {"phase": index, "scores": scores, "bad_files": self.faults.found}
 
         runner.run(loop, before, state)
+        with self.amp.autocast():
+            objective.finish(around)
         if self.domains.val is not None:
             self.scores[phase.name] = self.evaluate()
             runner.recorder.scores(before + phase.steps, {f"{phase.name}/miou": self.scores[phase.name].miou})
             self._write_scores()
+
+    def _round(self, phase: Phase, runner: Runner) -> Round:
+        layout = memory_format(self.amp, self.model)
+        return Round(
+            name=phase.name,
+            unlabelled=self.domains.unlabelled,
+            size=self.recipe.input.target.size,
+            folder=self.run / "pseudo_labels" / phase.name,
+            picture=self.run / "pictures" / f"{phase.name}-pseudo.png",
+            generator=partial(seed_step, self.config.seed, phase.name),
+            normalize=lambda image: normalize(image).contiguous(memory_format=layout),
+            check_stop=runner.check_stop,
+        )
 
     def _newest_state(self) -> tuple[int, dict[str, Any] | None]:
         """(index of the phase to run, the checkpoint's state or None)."""

@@ -148,7 +148,9 @@ def test_teacher_is_frozen_and_labels_what_it_is_sure_of(
     label[confidence < threshold] = 255
     away = (confidence - threshold).abs() > 1e-5
     assert away.float().mean() > 0.9
-    assert torch.equal(objective.label(batches["unlabelled"], make_step()).label[away].long(), label[away])
+    step = make_step()
+    views = objective.look(batches["unlabelled"], step.generator, step.normalize)
+    assert torch.equal(objective.label(*views, (32, 48), threshold).label[away].long(), label[away])
 
 
 def test_a_round_replaces_the_teacher_by_the_student(

@@ -2,11 +2,12 @@
 
 from udas_fast.data.augment import auto_augment
 from udas_fast.data.check import DatasetReport, check_dataset
-from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, open_dataset, subset
+from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, open_dataset, subset, with_labels
 from udas_fast.data.faults import BadFile, Faults
 from udas_fast.data.files import IMAGE_SUFFIXES, read_image
 from udas_fast.data.geometry import Geometry, resize
 from udas_fast.data.loader import ENGINES, MixedStream, Stream, choose_engine, evaluation_batches
+from udas_fast.data.pseudo_labels import PseudoLabelled, PseudoLabels
 from udas_fast.data.sampler import RareClasses
 from udas_fast.data.types import CAMVID, CITYSCAPES, IGNORE, Batch, ClassSet, Sample, SegmentationDataset
 
@@ -24,6 +25,8 @@ __all__ = [
     "FileDataset",
     "Geometry",
     "MixedStream",
+    "PseudoLabelled",
+    "PseudoLabels",
     "RareClasses",
     "Sample",
     "SegmentationDataset",
@@ -38,4 +41,5 @@ __all__ = [
     "read_image",
     "resize",
     "subset",
+    "with_labels",
 ]

@@ -106,6 +106,18 @@ class Unlabelled(SegmentationDataset):
         return replace(self.dataset.item(index), label=None)
 
 
+def with_labels(dataset: SegmentationDataset) -> SegmentationDataset | None:
+    """``dataset`` with the labels that :class:`Unlabelled` hides, or None where there are none.
+
+    For reports on what training made of the images, never for training.
+    """
+    if isinstance(dataset, Subset):
+        whole = with_labels(dataset.dataset)
+        return None if whole is None else Subset(whole, dataset.indices)
+    whole = dataset.dataset if isinstance(dataset, Unlabelled) else dataset
+    return whole if whole[0].label is not None else None
+
+
 def subset(dataset: SegmentationDataset, n: int, seed: int = 0) -> Subset:
     """``n`` samples: the first of one permutation that depends on ``seed`` only, so 20 ⊂ 50 ⊂ 100.
 

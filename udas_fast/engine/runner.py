@@ -27,6 +27,15 @@ class Runner:
     stop: StopSignal
     checkpoint_every: int
 
+    def check_stop(self) -> None:
+        """End the run between two steps where that has been asked for.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM.
+        """
+        if self.stop.requested:
+            raise Interrupted(f"stopped between two stages or rounds; go on with --resume {self.folder}")
+
     def run(self, loop: Loop, before: int, state: Callable[[], dict[str, Any]]) -> None:
         """Run the steps that are left of ``loop``'s phase, which comes after ``before`` steps of the run.
 

@@ -71,6 +71,27 @@ def comparison_figure(
     _draw(panels, classes).savefig(path, dpi=DPI)
 
 
+def pseudo_label_figure(
+    image: np.ndarray,
+    confidence: np.ndarray,
+    pseudo_label: np.ndarray,
+    label: np.ndarray | None,
+    classes: ClassSet,
+    path: str | os.PathLike[str],
+) -> None:
+    """Save image, maximum confidence, mask of what is kept, pseudo-labels and the truth (None: not known) to ``path``.
+
+    image: uint8 RGB [N, H, W, 3]; pseudo_label, label: train ids [N, H, W], 255 drawn grey; confidence:
+    [N, H, W] in 0 to 1. Raises InputError where a label has an unknown id.
+    """
+    kept = np.repeat(np.where(pseudo_label != IGNORE, np.uint8(255), np.uint8(0))[..., None], 3, axis=-1)
+    panels = [("image", image), ("confidence", confidence), ("kept", kept)]
+    panels.append(("pseudo-labels", colorize(pseudo_label, classes)))
+    if label is not None:
+        panels.append(("ground truth", colorize(label, classes)))
+    _draw(panels, classes).savefig(path, dpi=DPI)
+
+
 def validation_figure(
     models: Mapping[str, nn.Module],
     teacher: nn.Module,
@@ -113,7 +134,12 @@ def _draw(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figure:
     count, height, width = panels[0][1].shape[:3]
     tall = PANEL * height / width
     lefts = [MARGIN + i * (PANEL + GAP) for i in range(len(panels))]
-    key_columns = max(1, int((lefts[-2] - MARGIN) / KEY_WIDTH))  # the key ends where the bar begins
+    bar = next(i for i, (_, pictures) in enumerate(panels) if pictures.ndim == 3)
+    # The key stands on the wider side of the bar.
+    key, key_end = (
+        (MARGIN, lefts[bar]) if bar >= len(panels) / 2 else (lefts[bar + 1] + 2 * GAP, lefts[-1] + PANEL)
+    )
+    key_columns = max(1, int((key_end - key) / KEY_WIDTH))
     key_lines = -(-(len(classes) + 1) // key_columns)
     below = max(BAR_AREA, key_lines * KEY_LINE + GAP) + MARGIN
     total = np.array([lefts[-1] + PANEL + MARGIN, TITLE + count * (tall + GAP) - GAP + below])
@@ -129,14 +155,14 @@ def _draw(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figure:
             if row == 0:
                 axes.set_title(title, fontsize=10, pad=4)
         if pictures.ndim == 3:
-            bar = figure.add_axes((*((left, below - GAP - BAR) / total), *((PANEL, BAR) / total)))
-            figure.colorbar(ScalarMappable(cmap=CONFIDENCE_MAP), cax=bar, orientation="horizontal")
-            bar.tick_params(labelsize=7, length=2, pad=1)
+            scale = figure.add_axes((*((left, below - GAP - BAR) / total), *((PANEL, BAR) / total)))
+            figure.colorbar(ScalarMappable(cmap=CONFIDENCE_MAP), cax=scale, orientation="horizontal")
+            scale.tick_params(labelsize=7, length=2, pad=1)
     colours = [*zip(classes.names, classes.palette, strict=True), ("ignored", IGNORED_COLOUR)]
     figure.legend(
         handles=[Patch(color=[c / 255 for c in colour], label=name) for name, colour in colours],
         loc="upper left",
-        bbox_to_anchor=tuple((0, below) / total),
+        bbox_to_anchor=tuple((key - MARGIN, below) / total),
         ncols=key_columns,
         frameon=False,
         fontsize=8,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from udas_fast.data import Batch
+from udas_fast.data import Batch, SegmentationDataset
 
 #: Every configuration dataclass of the package: unknown keys are errors, nothing changes after validation.
 STRICT = ConfigDict(extra="forbid")
@@ -29,6 +30,28 @@ class Step:
     """uint8 ``[N, 3, H, W]`` to the network's floating input."""
 
 
+@dataclass(frozen=True)
+class Round:
+    """What the trainer lends an objective before the first step of a round and after its last."""
+
+    name: str
+    """The phase's."""
+    unlabelled: SegmentationDataset | None
+    """The target's training images, where the recipe uses them."""
+    size: tuple[int, int]
+    """(H, W) that whole images have for the network."""
+    folder: Path
+    """For files of this round's pseudo-labels; it need not exist."""
+    picture: Path
+    """For a picture of them."""
+    generator: Callable[..., torch.Generator]
+    """CPU generator seeded by (seed, stage, round) and the place that it is called with."""
+    normalize: Callable[[Tensor], Tensor]
+    """uint8 ``[N, 3, H, W]`` to the network's floating input."""
+    check_stop: Callable[[], None]
+    """Ends the run where that has been asked for; to be called between the parts of what takes long."""
+
+
 class Objective(nn.Module):
     """What one step optimises; sub-modules (discriminators, a teacher) are saved with every checkpoint.
 
@@ -40,6 +63,16 @@ class Objective(nn.Module):
 
         A resumed round calls it too, and the checkpoint's state then replaces what it set.
         """
+
+    def prepare(self, round: Round) -> SegmentationDataset | None:
+        """Called before the first step, and again when the round is resumed: the unlabelled images of the steps.
+
+        An objective that labels them beforehand returns them with these labels.
+        """
+        return round.unlabelled
+
+    def finish(self, round: Round) -> None:
+        """Called after the last step, and again where the run was stopped before the next round's checkpoint."""
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
         """Run forward and backward passes; return detached scalar losses by name, left on the device."""
@@ -58,6 +91,16 @@ class ObjectiveConfig:
     """Photometric views of each unlabelled image that a step looks at, the image itself among them."""
     trains = "segmentation"
     """What the model of a step is: "segmentation", or "translation" (:class:`udas_fast.models.CycleGenerators`)."""
+
+    @property
+    def stream_views(self) -> int:
+        """How many of these the data stream makes, where its engine can."""
+        return self.views
+
+    @property
+    def fresh_start(self) -> bool:
+        """Whether each round trains the network from its initial weights; an objective's :meth:`start` is before."""
+        return False
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from udas_fast import ops
-from udas_fast.data import Batch, auto_augment
+from udas_fast.data import Batch, SegmentationDataset, auto_augment
 from udas_fast.models import heads, set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Round, Step
+from udas_fast.objectives.labelling import label_to_disk, report_round
 from udas_fast.objectives.mixing import MixingConfig, labelled_batches
 from udas_fast.objectives.supervised import segmentation_loss
+from udas_fast.objectives.views import geometric_views
+
+Share = Annotated[float, Field(gt=0, le=1)]
+MOST_VIEWS = 16  # that ops.pseudo_label takes
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -24,15 +30,36 @@ class SelfTrainingConfig(ObjectiveConfig):
     """A round of self-training; at the round's end the student becomes the teacher."""
 
     kind: Literal["self_training"] = "self_training"
-    views: int = 3  # K, the identity among them (UDAS 4.2.5)
+    views: Annotated[int, Field(ge=1)] = 3  # identity and photometric ones (UDAS 4.2.5: K = 3)
+    flip_view: bool = False  # a mirrored view as well, at every scale
+    scales: tuple[
+        Annotated[float, Field(gt=0)], ...
+    ] = ()  # views of these scales as well; MRNet: 1.25, flipped
     threshold: float | Literal["balanced"] = (
         0.6  # keep from this confidence on (UDAS 4.2.5); "balanced": by class
     )
+    portion: Share = 0.5  # "balanced": the share of each class's pixels that is kept (DDM)
+    cap: Share = 0.9  # "balanced": no class needs more confidence than this (DDM)
     reduce: Literal["max", "mean"] = "max"  # maximum confidence map (UDAS 3.5); "mean": MixMatch
+    labels: Literal["online", "disk"] = (
+        "online"  # in every step, or of all images once before the round's first
+    )
+    student: Literal["teacher", "fresh"] = "teacher"  # what a round's student starts from (UDAS 3.5)
     pseudo_weight: float = 1.0
     auxiliary_weight: float = 0.1
+    consistency_weight: float = (
+        0.0  # of KL(mean of the teacher's views ‖ the student's view) (UDAS's overview figure)
+    )
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of both sides of that KL
     augment: bool = True  # photometric AutoAugment on the target images that the student sees
     mixing: MixingConfig = field(default_factory=MixingConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> SelfTrainingConfig:
+        count = self.views + (1 + len(self.scales)) * (1 + self.flip_view) - 1
+        if count > MOST_VIEWS:
+            raise ValueError(f"views: found {count} with scales and flips, wanted at most {MOST_VIEWS}")
+        return self
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -42,21 +69,29 @@ class SelfTrainingConfig(ObjectiveConfig):
     def uses(self) -> tuple[str, ...]:
         return ("labelled",)
 
+    @property
+    def stream_views(self) -> int:
+        return self.views if self.labels == "online" else 1
+
+    @property
+    def fresh_start(self) -> bool:
+        return self.student == "fresh"
+
     def build(self, num_classes: int) -> SelfTraining:
         return SelfTraining(self, num_classes)
 
 
-def balanced_thresholds(histogram: Tensor, portion: float = 0.5, most: float = 0.9) -> Tensor:
-    """Float32 ``[C]``: the confidence that ``portion`` of a class's pixels reach, and ``most`` where that is more.
+def balanced_thresholds(histogram: Tensor, portion: float = 0.5, cap: float = 0.9) -> Tensor:
+    """Float32 ``[C]``: the confidence that ``portion`` of a class's pixels reach, and ``cap`` where that is more.
 
     A fixed threshold drops the classes that a teacher is never sure of; this keeps the surer half of each (DDM,
     "portion 0.5, confidence 0.9"). ``histogram`` is :func:`udas_fast.ops.pseudo_label`'s, summed over images; a
-    class without pixels gets ``most``.
+    class without pixels gets ``cap``.
     """
     counts = histogram.sum(1)
     reach = counts.flip(1).cumsum(1).flip(1)  # pixels of at least each bin's confidence
     bins = (reach >= portion * counts.sum(1, keepdim=True)).sum(1) - 1
-    return torch.where(counts.sum(1) > 0, (bins / histogram.shape[-1]).clamp(max=most), most).float()
+    return torch.where(counts.sum(1) > 0, (bins / histogram.shape[-1]).clamp(max=cap), cap).float()
 
 
 class SelfTraining(Objective):
@@ -72,33 +107,70 @@ class SelfTraining(Objective):
         self.teacher = copy.deepcopy(model).requires_grad_(False)
         self.histogram.zero_()
 
+    def prepare(self, round: Round) -> SegmentationDataset:
+        if self.config.labels == "online":
+            return round.unlabelled
+        return label_to_disk(self, round)
+
+    def finish(self, round: Round) -> None:
+        report_round(self, round)
+
+    def thresholds(self, histogram: Tensor) -> float | Tensor:
+        """The confidence to keep a pixel from, by class where the configuration says so."""
+        config = self.config
+        if config.threshold == "balanced":
+            return balanced_thresholds(histogram, config.portion, config.cap)
+        return config.threshold
+
     @torch.no_grad()
-    def label(self, target: Batch, step: Step) -> ops.PseudoLabel:
-        """The teacher's pseudo-labels of the images of ``target``: photometric views, so none moves a pixel."""
+    def look(
+        self, target: Batch, generator: torch.Generator, normalize: Callable[[Tensor], Tensor]
+    ) -> tuple[list[Tensor], list[bool]]:
+        """The teacher's logits ``[N, C, h, w]`` of each of its K views of ``target``; whether a view is mirrored."""
         self.teacher.eval()
-        image = target.image
+        config, image = self.config, target.image
         if target.views is not None:
-            views = [image, *target.views.unbind(1)]
+            photometric = [image, *target.views.unbind(1)]
         else:
-            views = [image] + [auto_augment(image, step.generator) for _ in range(self.config.views - 1)]
-        threshold = self.config.threshold
-        if threshold == "balanced":
-            threshold = balanced_thresholds(self.histogram)
-        logits = [heads(self.teacher(step.normalize(view)))[0] for view in views]
-        pseudo = ops.pseudo_label(logits, image.shape[-2:], threshold=threshold, reduce=self.config.reduce)
-        self.histogram += pseudo.histogram
-        return pseudo
+            photometric = [image] + [auto_augment(image, generator) for _ in range(config.views - 1)]
+        views = [(normalize(view), False) for view in photometric]
+        views += geometric_views(views[0][0], config.scales, config.flip_view)
+        return [heads(self.teacher(view))[0] for view, _ in views], [mirrored for _, mirrored in views]
+
+    def label(
+        self, views: list[Tensor], flips: list[bool], size: tuple[int, int], threshold: float | Tensor
+    ) -> ops.PseudoLabel:
+        """Pseudo-labels from what :meth:`look` saw."""
+        return ops.pseudo_label(views, size, threshold=threshold, flips=flips, reduce=self.config.reduce)
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
         config, target = self.config, batches["unlabelled"]
+        size = target.image.shape[-2:]
 
-        # Pseudo-labelled target images, strongly augmented for the student.
-        pseudo = self.label(target, step)
+        # Teacher: sure labels of its K views, now or before the round.
+        label = target.label
+        if config.labels == "online" or config.consistency_weight:
+            views, flips = self.look(target, step.generator, step.normalize)
+        if config.labels == "online":
+            pseudo = self.label(views, flips, size, self.thresholds(self.histogram))
+            self.histogram += pseudo.histogram
+            label = pseudo.label
+
+        # Student: the same images, strongly augmented.
         set_domain(model, "target")
         image = auto_augment(target.image, step.generator) if config.augment else target.image
-        loss = segmentation_loss(model(step.normalize(image)), pseudo.label, config.auxiliary_weight)
-        step.backward(config.pseudo_weight * loss)
-        losses = {"pseudo": loss, "kept": (pseudo.label != 255).float().mean()}
+        output = model(step.normalize(image))
+        losses = {"pseudo": segmentation_loss(output, label, config.auxiliary_weight)}
+        total = config.pseudo_weight * losses["pseudo"]
+        if config.consistency_weight:
+            teachers = [view.flip(-1) if flip else view for view, flip in zip(views, flips, strict=True)]
+            primary, _ = heads(output)
+            losses["consistency"] = ops.distillation_kl(
+                primary, teachers, size, temperature=config.temperature
+            )
+            total = total + config.consistency_weight * losses["consistency"]
+        step.backward(total)
+        losses["kept"] = (label != 255).float().mean()
 
         # Labelled images: translated source, and its Domain CutMix with labelled target images.
         set_domain(model, "source")

@@ -18,13 +18,14 @@ from udas_fast.data import (
     RareClasses,
     SegmentationDataset,
     Stream,
+    Unlabelled,
     check_dataset,
     choose_engine,
     open_dataset,
     subset,
 )
 from udas_fast.data.loader import AnyEngine, Engine
-from udas_fast.errors import bad
+from udas_fast.errors import InputError, bad
 from udas_fast.objectives import STRICT
 from udas_fast.recipes.recipe import InputConfig, Recipe
 
@@ -80,7 +81,7 @@ class Domains:
         if "source" in needs:
             source = open_dataset(config.source, "train", size=inputs.source.size)
         if "unlabelled" in needs:
-            unlabelled = open_dataset(config.target, "train", size=inputs.target.size, labelled=False)
+            unlabelled = _open_unlabelled(config.target, inputs.target.size)
         if config.labels:
             pool = open_dataset(config.target, "train", size=inputs.source.size)
             labelled = subset(pool, config.labels)
@@ -165,16 +166,22 @@ class Domains:
         phase: str,
         views: int = 1,
         faults: Faults | None = None,
+        unlabelled: SegmentationDataset | None = None,
     ) -> dict[str, Stream]:
         """The endless batches of a phase. With ``mixed``, labelled target images take the source's geometry.
 
+        ``unlabelled`` stands in for the unlabelled images, which may have pseudo-labels by now.
         DALI makes the ``views`` of unlabelled images; with torch the objective does, on the device.
         """
         engine, rare = self.chosen_engine, None
         if inputs.rare_classes is not None and self.source is not None:
             config = inputs.rare_classes
             rare = RareClasses(self._source_pixels, config.temperature, config.min_pixels)
-        datasets = {"source": self.source, "labelled": self.labelled, "unlabelled": self.unlabelled}
+        datasets = {
+            "source": self.source,
+            "labelled": self.labelled,
+            "unlabelled": unlabelled or self.unlabelled,
+        }
         source_like = {"source", "labelled"} if mixed else {"source"}
         return {
             name: Stream(
@@ -192,3 +199,11 @@ class Domains:
             for name in names
             if datasets[name] is not None
         }
+
+
+def _open_unlabelled(spec: str, size: tuple[int, int]) -> SegmentationDataset:
+    """The images alone; labels that exist stay behind :class:`Unlabelled`, for reports."""
+    try:
+        return Unlabelled(open_dataset(spec, "train", size=size))
+    except InputError:
+        return open_dataset(spec, "train", size=size, labelled=False)

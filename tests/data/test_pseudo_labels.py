@@ -1,0 +1,139 @@
+"""Pseudo-labels on disk: thresholds of the whole set, files that are kept, and the labels that training reads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from udas_fast.data import (
+    Geometry,
+    PseudoLabelled,
+    PseudoLabels,
+    Stream,
+    Unlabelled,
+    open_dataset,
+    with_labels,
+)
+from udas_fast.data.pseudo_labels import label_file, read_summary
+
+CLASSES, SHAPE = 11, (24, 32)
+
+
+def _maps(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(3)
+    return [
+        (rng.integers(0, CLASSES - 1, SHAPE, dtype=np.uint8), rng.random(SHAPE).astype(np.float32))
+        for _ in range(count)
+    ]
+
+
+def _half(histogram: np.ndarray) -> np.ndarray:
+    """A threshold by class that the whole set decides, and one that is no multiple of a 256th."""
+    middle = histogram * (np.arange(64) + 0.5) / 64
+    return np.where(histogram.sum(1) > 0, middle.sum(1) / histogram.sum(1).clip(1), 0.9)
+
+
+def _fill(folder: PseudoLabels, maps: list[tuple[np.ndarray, np.ndarray]]) -> list[int]:
+    missing = list(folder.missing())
+    for index in missing:
+        folder.add(index, *maps[index])
+    folder.finish(_half)
+    return missing
+
+
+def test_thresholds_are_those_of_all_images(camvid_root: Path, tmp_path: Path) -> None:
+    dataset, maps = open_dataset(f"camvid:{camvid_root}", "train", labelled=False), _maps(4)
+    _fill(folder := PseudoLabels(tmp_path / "labels", dataset, "key"), maps)
+    assert folder.complete
+    assert not folder.raw.exists()
+    labels, confidences = (np.stack(part) for part in zip(*maps, strict=True))
+    found = np.stack([PseudoLabelled(dataset, tmp_path / "labels").label(i) for i in range(4)])
+    summary = read_summary(tmp_path / "labels")
+    for c in range(CLASSES):
+        mine = labels == c
+        bins = np.floor(64 * confidences[mine].astype(float)) if mine.any() else np.zeros(0)
+        threshold = ((bins + 0.5) / 64).mean() if mine.any() else 0.9
+        threshold = np.ceil(256 * threshold) / 256
+        assert summary["threshold"][c] == threshold
+        kept = mine & (confidences >= threshold)
+        assert (found[kept] == c).all()
+        assert (found[mine & ~kept] == 255).all()
+        histogram = np.array(summary["histogram"][c])
+        assert histogram[0].sum() == kept.sum()
+        assert (histogram.sum(0) == np.bincount(bins.astype(int), minlength=64)).all()
+
+
+def test_what_can_be_read_is_kept_and_what_cannot_is_made_again(camvid_root: Path, tmp_path: Path) -> None:
+    dataset, maps = open_dataset(f"camvid:{camvid_root}", "train", labelled=False), _maps(4)
+    _fill(PseudoLabels(tmp_path / "whole", dataset, "key"), maps)
+    stopped = PseudoLabels(tmp_path / "stopped", dataset, "key")
+    for index in itertools.islice(stopped.missing(), 3):
+        stopped.add(index, *maps[index])
+    damaged = label_file(stopped.raw, 1)
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    assert not stopped.complete
+    assert _fill(PseudoLabels(tmp_path / "stopped", dataset, "key"), maps) == [1, 3]
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "stopped" / path.name).read_bytes()
+    assert not PseudoLabels(tmp_path / "stopped", dataset, "other").complete
+    assert list(PseudoLabels(tmp_path / "stopped", dataset, "other").missing()) == [0, 1, 2, 3]
+
+
+def test_processes_share_the_images(camvid_root: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(f"camvid:{camvid_root}", "train", labelled=False)
+    folder = PseudoLabels(tmp_path / "labels", dataset, "key")
+    shares = [list(folder.missing(rank, 3)) for rank in range(3)]
+    assert sorted(i for share in shares for i in share) == [0, 1, 2, 3]
+    assert shares[0] == [0, 3]
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("dali", marks=pytest.mark.dali)])
+def test_labels_take_the_geometry_of_their_image(
+    engine: str, camvid_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = camvid_folder("data")
+    dataset = Unlabelled(open_dataset(f"camvid:{root}", "train"))
+    coded = []  # the red channel tells the label
+    for index in range(4):
+        label = np.asarray(Image.open(root / f"labels/train/{index:04d}.png"))
+        coded.append(
+            (np.where(label < CLASSES, label, 0).astype(np.uint8), (label < CLASSES).astype(np.float32))
+        )
+    folder = PseudoLabels(tmp_path / "pseudo", dataset, "key")
+    for index in folder.missing():
+        folder.add(index, *coded[index])
+    folder.finish(lambda _: np.full(CLASSES, 0.5))
+    stream = Stream(
+        PseudoLabelled(dataset, tmp_path / "pseudo"),
+        Geometry(size=(48, 64), crop=(40, 72), flip=True),  # twice the size, cut and padded
+        batch_size=2,
+        seed=0,
+        name="pseudo",
+        engine=engine,
+    )
+    for batch in itertools.islice(stream.batches(), 4):
+        known = batch.label != 255
+        # bilinear: the middle of each block of eight pixels is its colour, give or take DALI's rounding
+        agree = (batch.image[:, 0].int() - 20 * batch.label.int()).abs() <= 1
+        assert agree[known].float().mean() > 0.5
+        assert (batch.image.sum(1)[~known] == 0).any()  # the padding
+        truth = [PseudoLabelled(dataset, tmp_path / "pseudo")[int(i)].label for i in batch.ids]
+        for label, native, placement in zip(batch.label, truth, batch.placements, strict=True):
+            _, wanted = placement.apply(np.zeros((*SHAPE, 3), np.uint8), native)
+            assert torch.equal(label, torch.from_numpy(wanted))
+
+
+def test_hidden_labels_are_for_reports_alone(camvid_root: Path) -> None:
+    labelled = open_dataset(f"camvid:{camvid_root}", "train")
+    hidden = Unlabelled(labelled)
+    assert hidden[0].label is None
+    assert hidden.unlabelled(1).label is None
+    assert hidden.item(0).label is None
+    assert with_labels(hidden) is labelled
+    assert with_labels(open_dataset(f"camvid:{camvid_root}", "train", labelled=False)) is None

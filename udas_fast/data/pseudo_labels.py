@@ -1,0 +1,160 @@
+"""Pseudo-labels on disk: written by a teacher image by image, thresholded when all are there, read as labels."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from udas_fast.data.datasets import check_sizes
+from udas_fast.data.files import UNREADABLE, IdMap, read_ids, write_atomically
+from udas_fast.data.types import IGNORE, Item, Sample, SegmentationDataset
+
+BINS = 64  # of the histograms, as ops.pseudo_label's
+LEVELS = 256  # of a confidence on disk: floor(256 · confidence)
+
+
+class PseudoLabels:
+    """The folder of one round's labels: ``000000.png``, … by index (train ids, 255 dropped) and ``summary.json``.
+
+    While a teacher works, ``raw/`` holds class and confidence of every pixel, so that thresholds may depend on all
+    images; it goes when the labels are whole. Files are written atomically, and those that can be read are kept.
+
+    Args:
+        folder: of this round alone.
+        dataset: whose images are labelled.
+        key: what the labels follow from; a folder of another key is begun anew.
+    """
+
+    def __init__(self, folder: Path, dataset: SegmentationDataset, key: str) -> None:
+        self.folder, self.length, self.key = folder, len(dataset), key
+        self.classes = len(dataset.classes)
+        self.raw = folder / "raw"
+
+    @property
+    def complete(self) -> bool:
+        """Whether every label is there."""
+        path = self.folder / "summary.json"
+        if not path.is_file() or read_summary(self.folder)["key"] != self.key:
+            return False
+        return all(label_file(self.folder, index).is_file() for index in range(self.length))
+
+    def missing(self, rank: int = 0, world: int = 1) -> Iterator[int]:
+        """The images that process ``rank`` of ``world`` has still to :meth:`add`: each ``world``-th of them."""
+        marker = self.raw / "key"
+        if not marker.is_file() or marker.read_text(encoding="utf-8") != self.key:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.raw.mkdir(parents=True)
+            write_atomically(marker, self.key.encode())
+        for index in range(rank, self.length, world):
+            if self._read(index) is None:
+                yield index
+
+    def add(self, index: int, label: np.ndarray, confidence: np.ndarray) -> None:
+        """Store the class uint8 ``[H, W]`` and the confidence in 0 to 1 ``[H, W]`` of each pixel of an image."""
+        level = (confidence * LEVELS).clip(0, LEVELS - 1).astype(np.uint8)
+        _write_png(label_file(self.raw, index), np.stack([label, level], axis=2), compress_level=1)
+
+    def finish(self, choose: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Write the labels of all images at the thresholds, float ``[C]``, that ``choose`` makes of the histogram.
+
+        The histogram counts the pixels of all images by class and floor(64 · confidence), int64 ``[C, 64]``. A
+        threshold is rounded up to a 256th, the step of the confidences on disk.
+        """
+        histogram = np.zeros((self.classes, LEVELS), np.int64)
+        for index in range(self.length):
+            label, level = self._whole(index)
+            pairs = label.astype(np.int64) * LEVELS + level
+            histogram += np.bincount(pairs.ravel(), minlength=histogram.size).reshape(histogram.shape)
+        lowest = np.ceil(choose(histogram.reshape(self.classes, BINS, -1).sum(2)) * LEVELS)
+        lowest = lowest.clip(0, LEVELS - 1).astype(np.int64)
+        for index in range(self.length):
+            label, level = self._whole(index)
+            _write_png(
+                label_file(self.folder, index), np.where(level >= lowest[label], label, np.uint8(IGNORE))
+            )
+        kept = np.arange(LEVELS) >= lowest[:, None]
+        parts = np.stack([histogram * kept, histogram * ~kept], axis=1)
+        summary = {
+            "key": self.key,
+            "images": self.length,
+            "threshold": (lowest / LEVELS).tolist(),
+            "histogram": parts.reshape(self.classes, 2, BINS, -1).sum(3).tolist(),
+        }
+        write_json(self.folder / "summary.json", summary)
+        shutil.rmtree(self.raw)
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        try:
+            with Image.open(label_file(self.raw, index), formats=("PNG",)) as image:
+                pixels = np.array(image)
+        except UNREADABLE:
+            return None
+        return pixels[..., 0], pixels[..., 1]
+
+    def _whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        found = self._read(index)
+        if found is None:
+            raise RuntimeError(f"{label_file(self.raw, index)} went missing while pseudo-labels were made")
+        return found
+
+
+class PseudoLabelled(SegmentationDataset):
+    """The images of ``dataset`` with the labels in ``folder``; labels of its own are never opened."""
+
+    def __init__(self, dataset: SegmentationDataset, folder: Path) -> None:
+        self.name = dataset.name
+        self.classes = dataset.classes
+        self.on_disk = dataset.on_disk
+        self.dataset = dataset
+        self.folder = folder
+        self.id_map = IdMap({i: i for i in (*range(len(self.classes)), IGNORE)})
+        if dataset.description is not None:
+            self.description = replace(dataset.description, ids=self.id_map.mapping, wide=False)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample, label = self.dataset.unlabelled(index), self.label(index)
+        check_sizes(label_file(self.folder, index), label.shape, sample.image.shape[:2])
+        return Sample(sample.image, label, sample.id)
+
+    def label(self, index: int) -> np.ndarray:
+        """The pseudo-labels of image ``index`` alone, uint8 ``[H, W]``."""
+        path = label_file(self.folder, index)
+        return self.id_map(read_ids(path), path)
+
+    def unlabelled(self, index: int) -> Sample:
+        return self.dataset.unlabelled(index)
+
+    def item(self, index: int) -> Item:
+        return replace(self.dataset.item(index), label=label_file(self.folder, index))
+
+
+def label_file(folder: Path, index: int) -> Path:
+    """The label of image ``index``."""
+    return folder / f"{index:06d}.png"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What :meth:`PseudoLabels.finish` wrote: key, images, threshold ``[C]``, histogram ``[C][2][64]``."""
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` atomically."""
+    write_atomically(path, (json.dumps(content) + "\n").encode())
+
+
+def _write_png(path: Path, pixels: np.ndarray, **options: int) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", **options)
+    write_atomically(path, buffer.getvalue())

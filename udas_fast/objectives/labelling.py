@@ -1,0 +1,183 @@
+"""A teacher labels a round's images: all of them to disk before it, and some or all in its report after it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from udas_fast import ops
+from udas_fast.data import (
+    Batch,
+    PseudoLabelled,
+    PseudoLabels,
+    Sample,
+    SegmentationDataset,
+    resize,
+    with_labels,
+)
+from udas_fast.data.pseudo_labels import read_summary, write_json
+from udas_fast.data.types import IGNORE
+from udas_fast.objectives.base import Round
+
+if TYPE_CHECKING:
+    from udas_fast.objectives.self_training import SelfTraining
+
+REPORTED = 32  # images that a report looks at where labels are made in every step
+PICTURED = 4
+
+
+def label_to_disk(teacher: SelfTraining, round: Round) -> PseudoLabelled:
+    """Label every unlabelled image once, whole and at its own size; the images with these labels.
+
+    What an earlier attempt has written with the same teacher is kept.
+    """
+    folder = PseudoLabels(round.folder, round.unlabelled, _fingerprint(teacher, round))
+    if not folder.complete:
+        missing = list(folder.missing())
+        for index in tqdm(missing, desc="pseudo-labels", unit="image", leave=False, disable=None):
+            round.check_stop()
+            sample = round.unlabelled.unlabelled(index)
+            pseudo = label_image(teacher, sample, index, round, threshold=0.0)
+            folder.add(index, pseudo.label[0].cpu().numpy(), pseudo.confidence[0].cpu().numpy())
+        folder.finish(lambda histogram: _by_class(teacher, torch.from_numpy(histogram)[:, None]).numpy())
+    return PseudoLabelled(round.unlabelled, round.folder)
+
+
+def label_image(
+    teacher: SelfTraining, sample: Sample, index: int, round: Round, threshold: float | Tensor
+) -> ops.PseudoLabel:
+    """The teacher's labels ``[1, H, W]`` of image ``index``, resized for the network, at the image's own size."""
+    device = teacher.histogram.device
+    pixels = resize(sample.image, round.size, Image.Resampling.BILINEAR)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
+    views, flips = teacher.look(
+        Batch(image, None, [sample.id]), round.generator("views", index), round.normalize
+    )
+    if isinstance(threshold, Tensor):
+        threshold = threshold.to(device)
+    return teacher.label(views, flips, sample.image.shape[:2], threshold)
+
+
+def report_round(teacher: SelfTraining, round: Round) -> None:
+    """Write ``report.json`` on the round's pseudo-labels and a picture of some of them.
+
+    Labels on disk are all reported; otherwise those that the teacher gives, at the thresholds of the round's end,
+    to at most :data:`REPORTED` images. Accuracy needs labels of these images, which training has not seen.
+    """
+    truth = with_labels(round.unlabelled)
+    images, classes = truth or round.unlabelled, round.unlabelled.classes
+    stored = PseudoLabelled(round.unlabelled, round.folder) if teacher.config.labels == "disk" else None
+    if stored is not None:
+        summary = read_summary(round.folder)
+        indices = list(range(len(images)))
+        thresholds, histogram = torch.tensor(summary["threshold"]), np.array(summary["histogram"])
+    else:
+        indices = _spread(len(images), REPORTED)
+        thresholds, histogram = (
+            _by_class(teacher, teacher.histogram),
+            np.zeros((len(classes), 2, 64), np.int64),
+        )
+    counts = np.zeros((len(classes), len(classes)), np.int64)  # truth × pseudo-label, where both are a class
+    for index in indices:
+        sample = images[index]
+        if stored is not None:
+            label = stored.label(index)
+        else:
+            pseudo = label_image(teacher, sample, index, round, thresholds)
+            label = pseudo.label[0].cpu().numpy()
+            histogram += pseudo.histogram.cpu().numpy()
+        if sample.label is not None:
+            both = (sample.label != IGNORE) & (label != IGNORE)
+            pairs = sample.label[both].astype(np.int64) * len(classes) + label[both]
+            counts += np.bincount(pairs, minlength=counts.size).reshape(counts.shape)
+    report = {
+        "phase": round.name,
+        "classes": list(classes.names),
+        "threshold": thresholds.tolist(),
+        "histogram": histogram.tolist(),
+        "images": len(indices),
+        **quality(histogram, None if truth is None else counts),
+    }
+    round.folder.mkdir(parents=True, exist_ok=True)
+    write_json(round.folder / "report.json", report)
+    _picture(teacher, round, [indices[i] for i in _spread(len(indices), PICTURED)], images, thresholds)
+
+
+def quality(histogram: np.ndarray, counts: np.ndarray | None) -> dict[str, Any]:
+    """Kept shares and accuracies, by class of the pseudo-label and over all; None where nothing was counted.
+
+    Args:
+        histogram: int64 ``[C, 2, 64]``, pixels by pseudo-label, kept (0) or dropped (1).
+        counts: int64 ``[C, C]``, kept pixels by true class and pseudo-label; None without labels.
+    """
+    kept = histogram.sum(2)
+    report = {
+        "kept_share": [_ratio(a, a + b) for a, b in kept],
+        "kept_share_all": _ratio(kept[:, 0].sum(), kept.sum()),
+        "accuracy": None,
+        "accuracy_all": None,
+        "labelled": counts is not None,
+    }
+    if counts is not None:
+        report["accuracy"] = [_ratio(counts[c, c], counts[:, c].sum()) for c in range(len(counts))]
+        report["accuracy_all"] = _ratio(counts.trace(), counts.sum())
+    return report
+
+
+def _picture(
+    teacher: SelfTraining, round: Round, indices: list[int], images: SegmentationDataset, thresholds: Tensor
+) -> None:
+    """Images, the teacher's confidence in them, what is kept, and the truth where it is there, at the round's size."""
+    from udas_fast.evaluation import (
+        pseudo_label_figure,  # matplotlib takes its time, and recipes are only data
+    )
+
+    samples = [images[index] for index in indices]
+    found = [
+        label_image(teacher, sample, index, round, thresholds)
+        for sample, index in zip(samples, indices, strict=True)
+    ]
+
+    def stack(maps: list[np.ndarray], method: Image.Resampling = Image.Resampling.NEAREST) -> np.ndarray:
+        return np.stack([resize(pixels, round.size, method) for pixels in maps])
+
+    labelled = all(sample.label is not None for sample in samples)
+    round.picture.parent.mkdir(exist_ok=True)
+    pseudo_label_figure(
+        stack([sample.image for sample in samples], Image.Resampling.BILINEAR),
+        stack([pseudo.confidence[0].cpu().numpy() for pseudo in found]),
+        stack([pseudo.label[0].cpu().numpy() for pseudo in found]),
+        stack([sample.label for sample in samples]) if labelled else None,
+        round.unlabelled.classes,
+        round.picture,
+    )
+
+
+def _by_class(teacher: SelfTraining, histogram: Tensor) -> Tensor:
+    """The thresholds that follow from a histogram, float32 ``[C]`` on the CPU."""
+    return torch.as_tensor(teacher.thresholds(histogram)).float().cpu().expand(len(histogram)).clone()
+
+
+def _fingerprint(teacher: SelfTraining, round: Round) -> str:
+    """What the labels follow from: weights, options, images and the place in the run."""
+    data = (round.unlabelled.name, len(round.unlabelled), round.size)
+    place = round.generator("views").initial_seed()
+    digest = hashlib.blake2b(repr((teacher.config, data, place)).encode(), digest_size=16)
+    for value in teacher.teacher.state_dict().values():
+        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _spread(length: int, most: int) -> list[int]:
+    """At most ``most`` indices, evenly over ``length``."""
+    return sorted({round(i) for i in np.linspace(0, length - 1, min(length, most))})
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return float(part / whole) if whole else None
