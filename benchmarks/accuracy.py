@@ -1,10 +1,11 @@
-"""Accuracy by task, recipe, labels and seed, made by the command line and kept as one JSON a task.
+"""Accuracy by task, made by the command line and kept as one JSON a task.
 
     python benchmarks/accuracy.py streets --seeds 0 1 2
-    python benchmarks/accuracy.py rendered-camvid --seeds 0 1 2 --data DATA
+    python benchmarks/accuracy.py rendered-camvid --seeds 0 1 2 --data DATA --jobs 2
+    python benchmarks/accuracy.py day-dusk --seeds 0 1 2 --data DATA --jobs 2
 
-Steps are fixed and equal over the rows of a task, the last weights count, and val is looked at once a phase. A run
-that is already complete is not made again; one that was cut short goes on.
+Steps are fixed and equal over the rows of a task, and the last weights count. A run that is already complete is not
+made again; one that was cut short goes on.
 """
 
 from __future__ import annotations
@@ -14,17 +15,38 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import harness
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = (("no_adaptation", 0), ("udas", 0), ("udas", 50), ("supervised", 50))
+
+
+@dataclass(frozen=True)
+class StudyTask:
+    """The two studies of one task: datasets below --data, labels, and what all runs share."""
+
+    result: str
+    source: str
+    target: str
+    ablation_labels: int
+    labels: str
+    options: tuple[str, ...]
+
+
 # One data engine, whatever is installed: the engines' pixels differ by a grey level.
-RENDERED_CAMVID = ("--small", "180x240", "--steps", "600", "--engine", "torch")
+SHARED = ("--engine", "torch", "--small", "180x240", "--steps", "600")
+STUDIES = {
+    "rendered-camvid": StudyTask(
+        "study-rendered-camvid", "camvid:{data}/rendered", "camvid:{data}/camvid", 50, "100,50,20,0", SHARED
+    ),
+    "day-dusk": StudyTask(
+        "study-camvid-day-dusk", "camvid-day:{data}/camvid", "camvid-dusk:{data}/camvid", 20, "20,0", SHARED
+    ),
+}
 
 
 def main() -> None:
@@ -32,22 +54,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=("streets", "rendered-camvid"))
+    parser.add_argument("task", choices=("streets", *STUDIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", default="../shared/data", help="folder that holds rendered/ and camvid/")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     arguments = parser.parse_args()
-    make = streets if arguments.task == "streets" else rendered_camvid
-    runs = [run for seed in arguments.seeds for run in make(seed, arguments)]
-    document = {
+    document: dict[str, Any] = {
         "task": arguments.task,
         "command": f"python benchmarks/accuracy.py {arguments.task} --seeds {shlex.join(map(str, arguments.seeds))}",
         "environment": harness.environment("cpu"),
-        "runs": runs,
     }
-    path = RESULTS / f"{arguments.task}.json"
+    name = arguments.task
+    if arguments.task == "streets":
+        document["runs"] = [run for seed in arguments.seeds for run in streets(seed, arguments)]
+    else:
+        name = STUDIES[arguments.task].result
+        document |= studies(STUDIES[arguments.task], arguments)
+    path = RESULTS / f"{name}.json"
     harness.write(path, document)
-    print(f"{path}: {len(runs)} runs")
+    print(path)
 
 
 def streets(seed: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -58,34 +84,25 @@ def streets(seed: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]
         run(command)
     demo = json.loads((out / "demo.json").read_text(encoding="utf-8"))
     for name, row in demo["runs"].items():
-        yield {"name": name, "seed": seed, "command": shlex.join(command), "phases": compact(row["phases"])}
-
-
-def rendered_camvid(seed: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One run a row of :data:`ROWS`."""
-    for recipe, labels in ROWS:
-        out = arguments.runs / "rendered-camvid" / f"{recipe}-{labels}-seed-{seed}"
-        command = ["udas-fast", "train", recipe, "--target", f"camvid:{arguments.data}/camvid"]
-        if recipe != "supervised":
-            command += ["--source", f"camvid:{arguments.data}/rendered"]
-        command += ["--labels", str(labels), *RENDERED_CAMVID, "--seed", str(seed), "--out", str(out)]
-        if not (out / "model.pt").is_file():
-            started = time.perf_counter()
-            run(["udas-fast", "train", "--resume", str(out)] if (out / "checkpoints").is_dir() else command)
-            (out / "seconds").write_text(f"{time.perf_counter() - started:.0f}")
-        scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
-        yield {
-            "name": f"{recipe}, {labels} labels" if labels or recipe == "udas" else recipe,
-            "seed": seed,
-            "command": shlex.join(command),
-            "seconds": int((out / "seconds").read_text()),
-            "phases": compact(scores["phases"]),
+        # Without the confusion matrices, which the runs keep.
+        phases = {
+            p: {k: v for k, v in s.items() if k != "confusion_matrix"} for p, s in row["phases"].items()
         }
+        yield {"name": name, "seed": seed, "command": shlex.join(command), "phases": phases}
 
 
-def compact(phases: dict[str, Any]) -> dict[str, Any]:
-    """Scores without the confusion matrices, which the runs keep."""
-    return {name: {k: v for k, v in s.items() if k != "confusion_matrix"} for name, s in phases.items()}
+def studies(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The table.json of both studies, which share their runs."""
+    out = arguments.runs / arguments.task
+    source, target = (spec.format(data=arguments.data) for spec in (task.source, task.target))
+    shared = ["--source", source, "--target", target, "--out", str(out)]
+    shared += ["--seeds", ",".join(map(str, arguments.seeds)), *task.options, "--jobs", str(arguments.jobs)]
+    for study, labels in (("ablation", str(task.ablation_labels)), ("labels", task.labels)):
+        run(["udas-fast", "study", study, "--labels", labels, *shared])
+    return {
+        study: json.loads((out / study / "table.json").read_text(encoding="utf-8"))
+        for study in ("ablation", "labels")
+    }
 
 
 def run(command: list[str]) -> None:

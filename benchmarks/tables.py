@@ -20,6 +20,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import ops
 
+from udas_fast.study.results import StudyTable
+from udas_fast.study.tables import class_table, labels_table, note
+
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
 CHART = HERE / "results" / "ops-cpu.png"
@@ -68,6 +71,14 @@ def per_class(task: str) -> str:
     return "\n".join(lines)
 
 
+def study(task: str, name: str) -> str:
+    """The ablation by class, or methods by labels, of both studies of ``task``."""
+    document = load(task)
+    table = StudyTable.from_dict(document[name])
+    made = class_table(table) if name == "ablation" else labels_table(table)
+    return f"{made}\n\n{note(table)} (`{document['command']}` → `benchmarks/results/{task}.json`)."
+
+
 def _mean(values: list[float]) -> str:
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
@@ -104,10 +115,16 @@ def chart(names: Sequence[str]) -> None:
 
 CHARTED = ("ops-cpu-avx512", "ops-cpu-avx2", "ops-cpu-avx512-no-page-faults")
 OPERATORS = (*CHARTED, "ops-cpu-avx512-compile", "ops-cpu-avx512-sizes", "ops-cpu-avx512-batches")
+STUDIES = {"rendered-camvid": "study-rendered-camvid", "day-dusk": "study-camvid-day-dusk"}
 TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
     "rendered-camvid": lambda: accuracy("rendered-camvid"),
     "rendered-camvid classes": lambda: per_class("rendered-camvid"),
+    **{
+        f"{name} {task}": partial(study, result, name)
+        for task, result in STUDIES.items()
+        for name in ("ablation", "labels")
+    },
     **{name: partial(operators, name) for name in OPERATORS},
 }
 

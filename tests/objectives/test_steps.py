@@ -13,6 +13,8 @@ from udas_fast.data import Batch
 from udas_fast.models import ModelConfig, build_model
 from udas_fast.objectives import Step
 from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives.fda import match_fda
+from udas_fast.objectives.lab import match_lab
 from udas_fast.objectives.mixing import MixingConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig, balanced_thresholds
 from udas_fast.objectives.supervised import SupervisedConfig
@@ -30,6 +32,25 @@ def test_no_adaptation_sees_source_images_only(
     config.build(4).step(tiny_net, batches, make_step())
     assert len(tiny_net.inputs) == 1
     assert torch.equal(tiny_net.inputs[0], batches["source"].image.float() / 255)
+
+
+@pytest.mark.parametrize(("translate", "translated"), [("lab", match_lab), ("fda", match_fda)])
+def test_supervised_on_translated_source_sees_it_in_the_targets_look(
+    tiny_net: nn.Module,
+    batches: dict[str, Batch],
+    make_step: Callable[..., Step],
+    translate: str,
+    translated: Callable[..., torch.Tensor],
+) -> None:
+    config = SupervisedConfig(translate=translate)
+    assert config.needs == ("source", "unlabelled")
+    config.build(4).step(tiny_net, batches, make_step())
+    (seen,) = tiny_net.inputs  # the target itself is never trained on
+    beta = (config.fda_beta,) if translate == "fda" else ()
+    expected = translated(batches["source"].image, batches["unlabelled"].image, *beta)
+    assert torch.equal(seen, expected.float() / 255)
+    with pytest.raises(ValueError, match=f'translate: found {translate}, wanted "none", or domain "source"'):
+        SupervisedConfig(domain="labelled", translate=translate)
 
 
 def test_ignored_pixels_teach_nothing(

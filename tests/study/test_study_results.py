@@ -14,7 +14,7 @@ from udas_fast.data import CITYSCAPES
 from udas_fast.errors import InputError
 from udas_fast.study import Plan, Task, paper, plan_study
 from udas_fast.study.plots import labels_plot
-from udas_fast.study.results import Spread, StudyResult, collect
+from udas_fast.study.results import Spread, StudyTable, collect
 from udas_fast.study.tables import csv_text, gaps, markdown
 
 PROTOCOL = {"dataset": "made up", "split": "val", "images": 3, "input_size": [32, 48], "num_classes": 3}
@@ -33,7 +33,7 @@ def _plan(study: str = "labels", target: str = "camvid:b", source: str = "camvid
 
 
 @pytest.fixture
-def result(tmp_path: Path) -> StudyResult:
+def table(tmp_path: Path) -> StudyTable:
     """Two seeds: supervised-20 40 and 50 %, udas-20 60 and 64 %, udas-0 30 and 30 %; "sky" as below."""
     plan = _plan()
     scores = {"supervised": {20: (0.4, 0.5)}, "udas": {20: (0.6, 0.64), 0: (0.3, 0.3)}}
@@ -41,26 +41,32 @@ def result(tmp_path: Path) -> StudyResult:
         value = scores[run.row.recipe][run.row.labels][run.seed]
         sky = None if (run.row.recipe, run.seed) == ("supervised", 1) else value  # does not occur there
         _write(tmp_path / run.folder, {"sky": sky, "road": value, "car": value})
-    return collect(plan, tmp_path)
+    return collect(plan, tmp_path, "udas-fast study labels")
 
 
-def test_mean_and_standard_deviation_over_seeds(result: StudyResult) -> None:
-    supervised, ours, none = result.rows
-    assert supervised.mean == Spread(45.0, pytest.approx(50**0.5))  # ((-5)² + 5²) / (2 − 1)
-    assert ours.mean == Spread(pytest.approx(62.0), pytest.approx(8**0.5))
-    assert none.mean == Spread(30.0, 0.0)
-    assert supervised.by_class()["sky"] == Spread(40.0, None)
-    assert [phase["adaptation"] for phase in ours.phases] == [1.0, 1.0]
-    assert Spread.of([None]) == Spread(None, None)
-    assert str(Spread(None, None)) == "–"
+def test_mean_and_standard_deviation_over_seeds(table: StudyTable) -> None:
+    supervised, ours, none = table.rows
+    assert (supervised.miou.mean, supervised.miou.std) == (45, pytest.approx(50**0.5))  # (5² + 5²) / (2 − 1)
+    assert (ours.miou.mean, ours.miou.std) == (pytest.approx(62), pytest.approx(8**0.5))
+    assert none.miou == Spread([30, 30], 30, 0)
+    assert supervised.iou["sky"] == Spread([40, None], 40, None)
+    assert [phase["adaptation"] for phase in ours.phases] == [1, 1]
+    assert str(Spread.of([None])) == "–"
 
 
-def test_gap_is_the_spread_of_the_differences_by_seed(result: StudyResult) -> None:
-    assert gaps(result) == {20: Spread(pytest.approx(17.0), pytest.approx(18**0.5)), 0: Spread(None, None)}
+def test_gap_is_the_spread_of_the_differences_by_seed(table: StudyTable) -> None:
+    gap = gaps(table)
+    assert gap[20].by_seed == pytest.approx([20, 14])
+    assert (gap[20].mean, gap[20].std) == (pytest.approx(17), pytest.approx(18**0.5))
+    assert gap[0] == Spread([], None, None)
 
 
-def test_markdown_as_the_papers_tables(result: StudyResult) -> None:
-    text = markdown(result, "udas-fast study labels")
+def test_json_and_back(table: StudyTable) -> None:
+    assert StudyTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+
+
+def test_markdown_as_the_papers_tables(table: StudyTable) -> None:
+    text = markdown(table)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines[0] == "| Labelled target images | 20 | 0 |"
     assert lines[2:5] == [
@@ -75,28 +81,27 @@ def test_markdown_as_the_papers_tables(result: StudyResult) -> None:
     assert "`udas-fast study labels`" in text
 
 
-def test_csv_holds_every_seed_and_the_spread(result: StudyResult) -> None:
-    rows = list(csv.DictReader(io.StringIO(csv_text(result))))
+def test_csv_holds_every_seed_and_the_spread(table: StudyTable) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(table))))
     assert [row["seed"] for row in rows[:4]] == ["0", "1", "mean", "std"]
     assert rows[1]["sky"] == ""
     assert float(rows[2]["mIoU"]) == 45
     assert [row["labels"] for row in rows[4::4]] == ["20", "0"]
 
 
-def test_plot_is_drawn(result: StudyResult, tmp_path: Path) -> None:
-    labels_plot(result, tmp_path / "labels.png")
+def test_plot_is_drawn(table: StudyTable, tmp_path: Path) -> None:
+    labels_plot(table, tmp_path / "labels.png")
     assert (tmp_path / "labels.png").stat().st_size > 10_000
 
 
-def test_runs_under_different_protocols_make_no_table(result: StudyResult, tmp_path: Path) -> None:
-    _write(
-        tmp_path / result.plan.runs[0].folder, dict.fromkeys(result.classes, 0.5), PROTOCOL | {"images": 4}
-    )
+def test_runs_under_different_protocols_make_no_table(table: StudyTable, tmp_path: Path) -> None:
+    run = _plan().runs[0]
+    _write(tmp_path / run.folder, dict.fromkeys(["sky", "road", "car"], 0.5), PROTOCOL | {"images": 4})
     with pytest.raises(InputError, match="2 protocols"):
-        collect(result.plan, tmp_path)
-    (tmp_path / result.plan.runs[0].folder / "scores.json").write_text("{")
+        collect(_plan(), tmp_path, "command")
+    (tmp_path / run.folder / "scores.json").write_text("{")
     with pytest.raises(InputError, match="scores.json: damaged"):
-        collect(result.plan, tmp_path)
+        collect(_plan(), tmp_path, "command")
 
 
 @pytest.mark.parametrize("study", ["ablation", "labels"])
@@ -104,7 +109,7 @@ def test_the_papers_figures_stand_beside_its_own_task_only(study: str, tmp_path:
     plan = _plan(study, "cityscapes:b", "gta5:a")
     for run in plan.runs:
         _write(tmp_path / run.folder, dict.fromkeys(CITYSCAPES.names, 0.5), PROTOCOL | {"num_classes": 19})
-    text = markdown(collect(plan, tmp_path), "command")
+    text = markdown(collect(plan, tmp_path, "command"))
     if study == "ablation":
         assert text.count("UDAS paper") == 5
         line = next(line for line in text.splitlines() if line.startswith("| *ST + UDA, UDAS paper*"))
@@ -112,8 +117,8 @@ def test_the_papers_figures_stand_beside_its_own_task_only(study: str, tmp_path:
         assert "| *ST + DA + SSL, UDAS paper* | 95.4 |" in text
     else:
         assert "| *UDAS, UDAS paper* | – | 43.9 |" in text  # the paper has no 20
-    synthia = collect(_plan(study, "cityscapes:b", "synthia:a"), tmp_path)
-    assert "paper" not in markdown(synthia, "command")
+    synthia = collect(_plan(study, "cityscapes:b", "synthia:a"), tmp_path, "command")
+    assert "paper" not in markdown(synthia)
 
 
 def test_the_papers_means_are_those_of_its_classes() -> None:

@@ -12,28 +12,29 @@ from udas_fast.data import open_dataset
 from udas_fast.evaluation import validation_figure
 from udas_fast.inference import TrainedModel
 from udas_fast.study import paper
-from udas_fast.study.results import StudyResult
+from udas_fast.study.plan import Plan
+from udas_fast.study.results import StudyTable
 from udas_fast.study.tables import NAMES
 
 
-def labels_plot(result: StudyResult, path: Path) -> None:
+def labels_plot(table: StudyTable, path: Path) -> None:
     """mIoU over labelled target images: a dot a seed, lines through the means, bands of one standard deviation."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    counts = sorted({r.row.labels for r in result.rows})
+    counts = sorted({r.labels for r in table.rows})
     for colour, (recipe, name) in zip(("C0", "C1"), NAMES.items(), strict=True):
-        rows = sorted((r for r in result.rows if r.row.recipe == recipe), key=lambda r: r.row.labels)
+        rows = sorted((r for r in table.rows if r.recipe == recipe), key=lambda r: r.labels)
         if not rows:
             continue
-        x = [r.row.labels for r in rows]
-        means, stds = [r.mean.mean for r in rows], [r.mean.std or 0.0 for r in rows]
+        x = [r.labels for r in rows]
+        means, stds = [r.miou.mean for r in rows], [r.miou.std or 0.0 for r in rows]
         axes.plot(x, means, color=colour, marker="_", label=name)
         low, high = zip(*((m - s, m + s) for m, s in zip(means, stds, strict=True)), strict=True)
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         for row in rows:
-            axes.plot([row.row.labels] * len(row.miou), row.miou, ".", color=colour)
-        if paper.is_paper_task(result.plan.task.source, result.plan.task.target):
+            axes.plot([row.labels] * len(table.seeds), row.miou.by_seed, ".", color=colour)
+        if paper.is_paper_task(table.source, table.target):
             published = paper.LABELS[recipe]
             axes.plot(
                 *zip(*sorted(published.items()), strict=True), "--", color=colour, label=f"{name}, paper"
@@ -50,11 +51,11 @@ def labels_plot(result: StudyResult, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def sheet(result: StudyResult, runs: Path, path: Path) -> None:
+def sheet(plan: Plan, runs: Path, path: Path) -> None:
     """Validation images, truth and the prediction of every row at the last seed; pseudo-labels are the last row's."""
     models = {}
-    for row in result.rows:
-        trained = TrainedModel.load(runs / row.runs[-1].folder, torch.device("cpu"))
-        models[row.row.title] = trained.model
-    val = open_dataset(result.plan.task.target, "val", size=trained.size)
+    for run in plan.runs[-len(plan.rows) :]:
+        trained = TrainedModel.load(runs / run.folder, torch.device("cpu"))
+        models[run.row.title] = trained.model
+    val = open_dataset(plan.task.target, "val", size=trained.size)
     validation_figure(models, trained.model, val, trained.size, path)

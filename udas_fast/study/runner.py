@@ -14,11 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
-
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.errors import InputError, bad
+from udas_fast.recipes import Recipe
+from udas_fast.recipes.domains import DataConfig
+from udas_fast.recipes.run_file import read_run_file
 from udas_fast.study.plan import Run
+from udas_fast.trainer import RunConfig
 
 LOG = "train.log"
 # One thread a run: several run side by side, and threads that wait for each other slow all of them down.
@@ -61,20 +63,11 @@ def is_complete(run: Run, folder: Path) -> bool:
     Raises:
         InputError: it holds another run.
     """
-    path = folder / "run.yaml"
-    if not path.is_file():
+    if not (folder / "run.yaml").is_file():
         return False
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found = {"recipe": found["recipe"], **{key: found["run"][key] for key in ("data", "weights", "seed")}}
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
-    wanted = {
-        "recipe": run.recipe().to_dict(),
-        "data": asdict(run.data),
-        "weights": run.task.weights,
-        "seed": run.seed,
-    }
+    recipe, config = read_run_file(folder, RunConfig)
+    found = _identity(recipe, config.data, config.weights, config.seed)
+    wanted = _identity(run.recipe(), run.data, run.task.weights, run.seed)
     if found != wanted:
         there, asked = _flat(found), _flat(wanted)
         key = next(k for k in {**asked, **there} if there.get(k) != asked.get(k))
@@ -84,6 +77,14 @@ def is_complete(run: Run, folder: Path) -> bool:
             f"{asked.get(key)}: give another --out, or the settings that it was made with",
         )
     return (folder / "model.pt").is_file()
+
+
+def _identity(recipe: Recipe, data: DataConfig | None, weights: str | None, seed: int) -> dict[str, Any]:
+    """What makes a run the run that it is; a recipe's texts and the memory that it takes change no score."""
+    plain = recipe.to_dict()
+    for key in ("summary", "paper", "published", "memory"):
+        del plain[key]
+    return {**plain, "data": data and asdict(data), "weights": weights, "seed": seed}
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from udas_fast.recipes.domains import Domains
 from udas_fast.study.plan import Plan
 from udas_fast.study.plots import labels_plot, sheet
-from udas_fast.study.results import StudyResult, collect, document
+from udas_fast.study.results import StudyTable, collect
 from udas_fast.study.runner import make_runs
 from udas_fast.study.tables import csv_text, markdown
 
 
-def run_study(plan: Plan, out: Path, *, command: str, jobs: int = 1) -> StudyResult:
+def run_study(plan: Plan, out: Path, *, command: str, jobs: int = 1) -> StudyTable:
     """Make what is missing of ``plan`` under ``out/runs``, then write ``out/STUDY/``.
 
     There: table.md, table.csv, table.json, sheet.png, and labels.png of the labels study. Studies of one ``out``
@@ -26,16 +26,16 @@ def run_study(plan: Plan, out: Path, *, command: str, jobs: int = 1) -> StudyRes
     for run in plan.runs[: len(plan.rows)]:
         Domains.open(run.data, run.recipe()).classes()
     make_runs(plan.runs, out / "runs", jobs=jobs)
-    result = collect(plan, out / "runs")
+    table = collect(plan, out / "runs", command)
     folder = out / plan.study
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "table.md", markdown(result, command))
-    _write(folder / "table.csv", csv_text(result))
-    _write(folder / "table.json", json.dumps(document(result, command), indent=1) + "\n")
-    sheet(result, out / "runs", folder / "sheet.png")
+    _write(folder / "table.md", markdown(table))
+    _write(folder / "table.csv", csv_text(table))
+    _write(folder / "table.json", json.dumps(table.to_dict(), indent=1) + "\n")
+    sheet(plan, out / "runs", folder / "sheet.png")
     if plan.study == "labels":
-        labels_plot(result, folder / "labels.png")
-    return result
+        labels_plot(table, folder / "labels.png")
+    return table
 
 
 def _write(path: Path, text: str) -> None:
