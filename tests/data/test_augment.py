@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -67,6 +68,16 @@ def test_policy_is_the_papers_without_geometry():
     assert {name for sub in POLICY for name, _, _ in sub} <= set(ORACLES)
     # 7 of the 50 operations in the paper's table are rotations and shears.
     assert sum(map(len, POLICY)) == 43
+
+
+def test_policy_is_the_table_of_its_docstring_without_brackets():
+    lines = [line.split(None, 1) for line in augment.__doc__.splitlines() if line.strip()[:1].isdigit()]
+    assert [int(number) for number, _ in lines] == list(range(1, 26))
+    for (_, text), sub in zip(lines, POLICY, strict=True):
+        published = re.findall(r"(\(?)(\w+(?: [xy])?) ([\d.]+) (\d)", text)
+        assert len(published) == 2
+        kept = tuple((name, float(p), int(level)) for bracket, name, p, level in published if not bracket)
+        assert kept == sub
 
 
 def recorded_draws(monkeypatch: pytest.MonkeyPatch, n: int) -> list[list[tuple[str, int]]]:

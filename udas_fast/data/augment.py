@@ -2,6 +2,35 @@
 
 The operations equal Pillow's ImageOps and ImageEnhance, on uint8 tensors on any device, without
 waiting for it.
+
+The 25 sub-policies for ImageNet of AutoAugment (Cubuk et al., CVPR 2019, arXiv 1805.09501, table 9), as
+operation, probability, level 0 to 9. Those in brackets move pixels and are left out; the others are :data:`POLICY`:
+
+     1  posterize 0.4 8       (rotate 0.6 9)
+     2  solarize 0.6 5        autocontrast 0.6 5
+     3  equalize 0.8 8        equalize 0.6 3
+     4  posterize 0.6 7       posterize 0.6 6
+     5  equalize 0.4 7        solarize 0.2 4
+     6  equalize 0.4 4        (rotate 0.8 8)
+     7  solarize 0.6 3        equalize 0.6 7
+     8  posterize 0.8 5       equalize 1.0 2
+     9  (rotate 0.2 3)        solarize 0.6 8
+    10  equalize 0.6 8        posterize 0.4 6
+    11  (rotate 0.8 8)        color 0.4 0
+    12  (rotate 0.4 9)        equalize 0.6 2
+    13  equalize 0.0 7        equalize 0.8 8
+    14  invert 0.6 4          equalize 1.0 8
+    15  color 0.6 4           contrast 1.0 8
+    16  (rotate 0.8 8)        color 1.0 2
+    17  color 0.8 8           solarize 0.8 7
+    18  sharpness 0.4 7       invert 0.6 8
+    19  (shear x 0.6 5)       equalize 1.0 9
+    20  color 0.4 0           equalize 0.6 3
+    21  equalize 0.4 7        solarize 0.2 4
+    22  solarize 0.6 5        autocontrast 0.6 5
+    23  invert 0.6 4          equalize 1.0 8
+    24  color 0.6 4           contrast 1.0 8
+    25  equalize 0.8 8        equalize 0.6 3
 """
 
 from __future__ import annotations
@@ -16,28 +45,27 @@ from udas_fast.errors import bad
 Operations = tuple[tuple[str, int], ...]
 """What an image goes through: (operation, level 0..9), in this order."""
 
-# The 25 sub-policies for ImageNet of AutoAugment (Cubuk et al., CVPR 2019, arXiv 1805.09501, table 9):
-# (operation, probability, level 0..9). Rotations and shears are left out; what they were is in the comment.
+# (operation, probability, level) of the table above, without its brackets.
 POLICY: tuple[tuple[tuple[str, float, int], ...], ...] = (
-    (("posterize", 0.4, 8),),  # + rotate 0.6 9
+    (("posterize", 0.4, 8),),
     (("solarize", 0.6, 5), ("autocontrast", 0.6, 5)),
     (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
     (("posterize", 0.6, 7), ("posterize", 0.6, 6)),
     (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
-    (("equalize", 0.4, 4),),  # + rotate 0.8 8
+    (("equalize", 0.4, 4),),
     (("solarize", 0.6, 3), ("equalize", 0.6, 7)),
     (("posterize", 0.8, 5), ("equalize", 1.0, 2)),
-    (("solarize", 0.6, 8),),  # rotate 0.2 3 +
+    (("solarize", 0.6, 8),),
     (("equalize", 0.6, 8), ("posterize", 0.4, 6)),
-    (("color", 0.4, 0),),  # rotate 0.8 8 +
-    (("equalize", 0.6, 2),),  # rotate 0.4 9 +
+    (("color", 0.4, 0),),
+    (("equalize", 0.6, 2),),
     (("equalize", 0.0, 7), ("equalize", 0.8, 8)),
     (("invert", 0.6, 4), ("equalize", 1.0, 8)),
     (("color", 0.6, 4), ("contrast", 1.0, 8)),
-    (("color", 1.0, 2),),  # rotate 0.8 8 +
+    (("color", 1.0, 2),),
     (("color", 0.8, 8), ("solarize", 0.8, 7)),
     (("sharpness", 0.4, 7), ("invert", 0.6, 8)),
-    (("equalize", 1.0, 9),),  # shear x 0.6 5 +
+    (("equalize", 1.0, 9),),
     (("color", 0.4, 0), ("equalize", 0.6, 3)),
     (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
     (("solarize", 0.6, 5), ("autocontrast", 0.6, 5)),
