@@ -107,6 +107,7 @@ def test_a_run_folder_holds_what_readers_expect(finished: Path, roots: tuple[str
     assert {"phase", "lr", "gan_target", "cycle_source", "identity_target", "dis_source"} <= lines[0].keys()
     # Constant for one half, then linearly towards zero.
     assert [line["lr"] for line in lines] == pytest.approx([2e-4 * f for f in (1, 1, 1, 1, 2 / 3, 1 / 3)])
+    assert json.loads((finished / "environment.json").read_text())["device"] == "cpu"
     for name in ("source", "target"):
         with Image.open(finished / f"pictures/translation-{name}.png") as sheet:
             assert sheet.format == "PNG"
@@ -216,6 +217,9 @@ def test_each_refusal_is_one_sentence(roots: tuple[str, str], finished: Path, tm
         open_domains(DataConfig(roots[0]))
     with pytest.raises(InputError, match="an earlier run with checkpoints, wanted a new folder, or --resume"):
         _start(*roots, finished)
+    tiny = small_cyclegan(get_recipe("cyclegan"), crop=(16, 16), steps=1)
+    with pytest.raises(InputError, match=r"crop of source: found \(16, 16\), wanted sides of 32 or more"):
+        Translation(tiny, TranslationConfig(DataConfig(*roots)), run=tmp_path / "run")
     with pytest.raises(InputError, match="recipe udas: found another one, wanted one round of kind cyclegan"):
         Translation(get_recipe("udas"), TranslationConfig(DataConfig(*roots)), run=tmp_path / "run")
     with pytest.raises(InputError, match="recipe cyclegan: found one that trains translation"):

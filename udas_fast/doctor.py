@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import udas_fast
+from udas_fast.engine.checkpoint import atomic_write
 
 
 def environment() -> dict[str, Any]:
@@ -32,6 +35,12 @@ def environment() -> dict[str, Any]:
         "simd": build["simd"],
         "toolkit": build["cuda"],
     }
+
+
+def write_environment(run: Path, device: str, precision: str) -> None:
+    """``environment.json``: what this attempt computes on; a run that goes on elsewhere tells of where it ends."""
+    document = {**environment(), "device": device, "precision": precision}
+    atomic_write(json.dumps(document, indent=2) + "\n", run / "environment.json")
 
 
 def diagnose() -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from udas_fast import evaluation
 from udas_fast.data import ClassSet, Faults
 from udas_fast.data.loader import Engine
-from udas_fast.doctor import environment
+from udas_fast.doctor import write_environment
 from udas_fast.engine.checkpoint import CheckpointFolder, atomic_write, read_state
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format, resolve_device
@@ -208,7 +208,7 @@ class Trainer:
         """
         if self.complete:
             return self._finished()
-        self._write_environment()
+        write_environment(self.run, str(self.device), self.amp.name)
         first, saved = self._newest_state()
         before = sum(phase.steps for _, phase in self._phases[:first])
         total = sum(phase.steps for _, phase in self._phases)
@@ -343,11 +343,6 @@ class Trainer:
             "phases": {name: score.to_dict() for name, score in self.scores.items()},
         }
         atomic_write(json.dumps(document, indent=2) + "\n", self.run / "scores.json")
-
-    def _write_environment(self) -> None:
-        """What this attempt at the run computes on; a run that goes on elsewhere tells of where it ends."""
-        document = {**environment(), "device": str(self.device), "precision": self.amp.name}
-        atomic_write(json.dumps(document, indent=2) + "\n", self.run / "environment.json")
 
 
 def _phase_name(stage: Stage, round_index: int) -> str:

@@ -3,7 +3,14 @@
 from udas_fast.models.adapter import ensemble, heads
 from udas_fast.models.checkpointing import CHECKPOINTING, set_checkpointing
 from udas_fast.models.config import ModelConfig, build_model
-from udas_fast.models.cyclegan import CycleGenerators, Generator, PatchDiscriminator, to_signed, to_uint8
+from udas_fast.models.cyclegan import (
+    SHORTEST_PATCH,
+    CycleGenerators,
+    Generator,
+    PatchDiscriminator,
+    to_signed,
+    to_uint8,
+)
 from udas_fast.models.deeplab import ASPP, DeepLabV2
 from udas_fast.models.deeplabv3plus import DeepLabV3Plus
 from udas_fast.models.discriminator import Discriminator, MultiScaleDiscriminator
@@ -19,6 +26,7 @@ __all__ = [
     "CHECKPOINTING",
     "FCN",
     "MEAN",
+    "SHORTEST_PATCH",
     "STD",
     "CycleGenerators",
     "DeepLabV2",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from udas_fast.errors import bad
 
 SHORTEST = 8  # pixels: below, reflection would need more of an image than there is
+SHORTEST_PATCH = 32  # pixels: below, a discriminator has no answer to give
 
 
 def to_signed(image: Tensor) -> Tensor:
@@ -99,8 +100,9 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Raises InputError for another number of channels or a side below 32."""
-        if x.dim() != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < 32:
-            raise bad("discriminator input", list(x.shape), "[N, 3, H >= 32, W >= 32]")
+        if x.dim() != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < SHORTEST_PATCH:
+            wanted = f"[N, 3, H >= {SHORTEST_PATCH}, W >= {SHORTEST_PATCH}]"
+            raise bad("discriminator input", list(x.shape), wanted)
         return self.layers(x)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from udas_fast.data import Faults, Geometry, SegmentationDataset, Unlabelled, open_dataset
 from udas_fast.data.translated import Manifest
+from udas_fast.doctor import write_environment
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format, resolve_device
@@ -23,7 +24,7 @@ from udas_fast.engine.runner import open_runner
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import bad
 from udas_fast.inference import TrainedModel
-from udas_fast.models import CycleGenerators, Generator, to_signed, to_uint8
+from udas_fast.models import SHORTEST_PATCH, CycleGenerators, Generator, to_signed, to_uint8
 from udas_fast.objectives import STRICT
 from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.recipes import Recipe
@@ -118,6 +119,11 @@ class Translation:
         single = len(recipe.stages) == 1 and recipe.stages[0].rounds == 1
         if recipe.trains != "translation" or not single or recipe.ema is not None:
             raise bad(f"recipe {recipe.name}", "another one", "one round of kind cyclegan, and no ema")
+        for name, geometry in (("source", recipe.input.source), ("target", recipe.input.target)):
+            if min(geometry.crop or geometry.size) < SHORTEST_PATCH:
+                raise bad(
+                    f"crop of {name}", geometry.crop or geometry.size, f"sides of {SHORTEST_PATCH} or more"
+                )
         self.recipe, self.config, self.run = recipe, config, run
         self.stage = recipe.stages[0]
         self.device = resolve_device(device)
@@ -149,6 +155,7 @@ class Translation:
         """
         if is_complete(self.run, self._threads):
             return 0
+        write_environment(self.run, str(self.device), self.amp.name)
         self._train()
         self.model.eval()
         self._write_sheets()
