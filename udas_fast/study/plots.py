@@ -41,7 +41,7 @@ def labels_plot(table: StudyTable, path: Path) -> None:
             )
             counts = sorted({*counts, *published})
     if any(counts):  # linear from 0 to the fewest labels, logarithmic from there
-        axes.set_xscale("symlog", linthresh=min(n for n in counts if n))
+        axes.set_xscale("symlog", linthresh=min(n for n in counts if n), linscale=0.5)
     axes.set_xticks(counts, map(str, counts))
     axes.minorticks_off()
     axes.set_xlabel("labelled target images")
