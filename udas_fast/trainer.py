@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import asdict, replace
@@ -148,6 +149,16 @@ class Trainer:
         self.checkpoints = CheckpointFolder(run / "checkpoints")
         if config.start is not None and self.checkpoints.newest() is None:
             self._start_from(Path(config.start))
+        # The network that is trained is self.model; a user's own is the one that the last stage trains.
+        last = recipe.stages[-1].network
+        self.networks = {last: self.model}
+        for name in dict.fromkeys(stage.network for stage in recipe.stages if stage.network != last):
+            self.networks[name] = copy.deepcopy(self.model)
+        for stage in recipe.stages:
+            for name in set(stage.objective.teachers) - set(self.networks):
+                raise bad(
+                    f"stage {stage.name}", f"no network {name!r} to learn from", "a stage that trains it"
+                )
         self.scores: dict[str, evaluation.Scores] = {}
         self._phases = [
             (stage, Phase(_phase_name(stage, r), stage.steps, stage.optimizer))
@@ -246,7 +257,9 @@ class Trainer:
         runner: Runner,
     ) -> None:
         seed_step(self.config.seed, phase.name, "objective")
+        self.model = self.networks[stage.network]
         objective = stage.objective.build(len(self.classes))
+        objective.networks = self.networks
         objective.start(self.model)
         objective.to(self.device)
         if stage.objective.fresh_start:
@@ -272,12 +285,15 @@ class Trainer:
 
         def state() -> dict[str, Any]:
             scores = {name: score.to_dict() for name, score in self.scores.items()}
-            return {"phase": index, "scores": scores, "bad_files": self.faults.found}
+            idle = {k: n.state_dict() for k, n in self.networks.items() if n is not self.model}
+            return {"phase": index, "scores": scores, "bad_files": self.faults.found, "networks": idle}
 
         runner.run(loop, before, state)
         with self.amp.autocast():
             objective.finish(around)
         if self.domains.val is not None:
+            for name, network in objective.scored().items():
+                self.scores[f"{phase.name}.{name}"] = self._score(network)
             self.scores[phase.name] = self.evaluate()
             runner.recorder.scores(before + phase.steps, {f"{phase.name}/miou": self.scores[phase.name].miou})
             self._write_scores()
@@ -302,6 +318,8 @@ class Trainer:
             return 0, None
         state = read_state(newest)
         self.faults.found[:] = state["bad_files"]
+        for name, weights in state.get("networks", {}).items():
+            self.networks[name].load_state_dict(weights)
         self.scores = {name: evaluation.Scores.from_dict(d) for name, d in state["scores"].items()}
         return state["phase"], state
 
@@ -313,8 +331,10 @@ class Trainer:
         """
         if self.domains.val is None:
             raise InputError("evaluate: no val dataset, wanted a target domain")
-        size = self.recipe.input.target.size
-        return evaluation.evaluate_dataset(self.model, self.domains.val, "val", size)
+        return self._score(self.model)
+
+    def _score(self, network: nn.Module) -> evaluation.Scores:
+        return evaluation.evaluate_dataset(network, self.domains.val, "val", self.recipe.input.target.size)
 
     def predict(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(train ids uint8, confidence float32), both ``[H, W]``, of a uint8 RGB image ``[H, W, 3]``."""

@@ -34,6 +34,18 @@ def test_udas_holds_the_published_numbers() -> None:
     assert (optimizer.discriminator_lr, optimizer.discriminator_betas) == (1e-4, (0.9, 0.99))
 
 
+def test_ddm_holds_the_published_numbers() -> None:
+    stages = get_recipe("ddm").stages
+    order = [("region", "region"), ("sample", "sample"), ("student", "student")]
+    assert [(s.name.partition("_")[0], s.network) for s in stages] == order * 4
+    assert [s.objective.level for s in stages if s.network != "student"] == ["region", "sample"] * 4
+    assert all(s.objective.distillation_weight == 0.5 for s in stages if s.network == "student")
+    assert all(s.objective.mixing.translate == "lab" for s in stages if s.network != "student")
+    # The student's labels join from the second round on.
+    assert [s.objective.teachers for s in stages[:6] if s.network == "region"] == [(), ("student",)]
+    assert {(s.optimizer.lr, s.optimizer.weight_decay) for s in stages} == {(2.5e-4, 1e-4)}
+
+
 def test_the_methods_beside_udas_hold_their_published_numbers() -> None:
     def objective(name: str) -> AdaptationConfig:
         return get_recipe(name).stages[0].objective
@@ -90,6 +102,7 @@ def test_small_shares_the_steps_over_stages_and_rounds() -> None:
     recipe = small(get_recipe("udas"), size=(96, 192), steps=100)
     assert [(s.steps, s.rounds) for s in recipe.stages] == [(68, 1), (16, 2)]
     assert [s.steps for s in small(get_recipe("no_adaptation"), size=(96, 192), steps=100).stages] == [100]
+    assert {s.steps for s in small(get_recipe("ddm"), size=(96, 192), steps=120).stages} == {10}
     with pytest.raises(InputError, match="steps: found 5, wanted at least 6"):
         small(get_recipe("udas"), size=(96, 192), steps=5)
 

@@ -16,6 +16,7 @@ from udas_fast.models.deeplabv3plus import DeepLabV3Plus
 from udas_fast.models.discriminator import Discriminator, MultiScaleDiscriminator
 from udas_fast.models.fcn import FCN
 from udas_fast.models.groups import parameter_groups
+from udas_fast.models.mean import MeanNetwork
 from udas_fast.models.norm import DomainBatchNorm2d, FrozenBatchNorm2d, set_domain
 from udas_fast.models.normalize import MEAN, STD, normalize, normalize_signed
 from udas_fast.models.resnet import ResNet
@@ -35,6 +36,7 @@ __all__ = [
     "DomainBatchNorm2d",
     "FrozenBatchNorm2d",
     "Generator",
+    "MeanNetwork",
     "ModelConfig",
     "MultiScaleDiscriminator",
     "PatchDiscriminator",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from pydantic import ConfigDict
@@ -58,6 +59,9 @@ class Objective(nn.Module):
     A method is one subclass with one :meth:`step`, built by its configuration (:class:`ObjectiveConfig`).
     """
 
+    #: The run's networks by name (``Stage.network``), lent by the trainer: those that are not trained may teach.
+    networks: Mapping[str, nn.Module] = MappingProxyType({})
+
     def start(self, model: nn.Module) -> None:
         """Called when a round begins: a teacher is taken from the student here.
 
@@ -78,6 +82,10 @@ class Objective(nn.Module):
         """Run forward and backward passes; return detached scalar losses by name, left on the device."""
         raise TypeError(f"{type(self).__name__} has no step()")
 
+    def scored(self) -> Mapping[str, nn.Module]:
+        """Networks beside the trained one that are scored when the round ends, by name."""
+        return {}
+
     def optimized(self) -> Sequence[nn.Parameter]:
         """Parameters beside the model's own that the second optimiser updates (the discriminators')."""
         return ()
@@ -91,6 +99,8 @@ class ObjectiveConfig:
     """Photometric views of each unlabelled image that a step looks at, the image itself among them."""
     trains = "segmentation"
     """What the model of a step is: "segmentation", or "translation" (:class:`udas_fast.models.CycleGenerators`)."""
+    teachers: tuple[str, ...] = ()
+    """Networks of the run that the objective asks for, by name."""
 
     @property
     def stream_views(self) -> int:

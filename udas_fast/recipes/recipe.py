@@ -51,6 +51,8 @@ class Stage:
     steps: Annotated[int, Field(gt=0)]
     rounds: Annotated[int, Field(gt=0)] = 1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    # Which network it trains. All of a run begin with the same weights; the last stage's is the run's model.
+    network: str = "main"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -16,17 +16,20 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int 
     """``recipe`` on a narrow ResNet-18 at output stride 4, from random weights, ``steps`` steps in all.
 
     Where there are several stages, the rounds of the later ones share a third of the steps and the first takes
-    the rest. AdamW replaces SGD, whose published rates are for ImageNet weights. Self-training learns at a
-    lower rate and with thresholds by class: the teachers of short runs are sure of the large classes only.
+    the rest; stages of equal length stay so. AdamW replaces SGD, whose published rates are for ImageNet weights.
+    Self-training learns at a lower rate and with thresholds by class: the teachers of short runs are sure of the
+    large classes only.
 
     Raises:
         InputError: fewer steps than rounds.
     """
     rounds = sum(stage.rounds for stage in recipe.stages[1:])
-    later = steps // 3 // rounds if rounds else 0
+    equal = len({stage.steps for stage in recipe.stages}) == 1
+    least = rounds + 1 if equal else 3 * rounds
+    if steps < max(1, least):
+        raise bad("steps", steps, f"at least {least} for {recipe.name}")
+    later = steps // (rounds + 1) if equal else steps // 3 // max(1, rounds)
     first = steps - later * rounds
-    if first < 1 or (rounds and later < 1):
-        raise bad("steps", steps, f"at least {3 * rounds} for {recipe.name}")
     stages = [_small_stage(stage, first if i == 0 else later) for i, stage in enumerate(recipe.stages)]
     geometry = Geometry(size=size, flip=True)
     return replace(

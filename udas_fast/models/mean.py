@@ -1,0 +1,25 @@
+"""Several networks that answer as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from udas_fast.models.adapter import heads
+
+
+class MeanNetwork(nn.Module):
+    """The mean of the networks' primary probabilities, as logits: log(mean_k softmax_k), float32 [N, C, h, w]."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised image, float [N, 3, H, W], to logits at the networks' own stride, which is the same."""
+        logs = [heads(network(x))[0].log_softmax(1, dtype=torch.float32) for network in self.networks]
+        return torch.stack(logs).logsumexp(
+            0
+        )  # a constant more than the mean's logarithm, which softmax drops

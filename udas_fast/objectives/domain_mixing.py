@@ -1,0 +1,90 @@
+"""DDM's teachers: labelled source and labelled target mixed by region or by sample (Chen et al. 2021, 3.1, 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field, replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from udas_fast import ops
+from udas_fast.data import Batch
+from udas_fast.models import heads, set_domain
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+from udas_fast.objectives.mixing import MixingConfig, domain_cutmix, translated_source
+from udas_fast.objectives.self_training import balanced_thresholds
+from udas_fast.objectives.supervised import segmentation_loss
+
+
+@dataclass(frozen=True, config=STRICT)
+class DomainMixingConfig(ObjectiveConfig):
+    """A domain-mixed teacher, learning from labelled source and labelled target images 1:1."""
+
+    kind: Literal["domain_mixing"] = "domain_mixing"
+    level: Literal["region", "sample"] = (
+        "region"  # a rectangle of one domain in the other, or both as they are
+    )
+    # The source in the target's colours; x = M⊙x_t + (1−M)⊙x_s, a rectangle of the target in the source (DDM).
+    mixing: MixingConfig = field(default_factory=lambda: MixingConfig(paste="target", augment=False))
+    auxiliary_weight: float = 0.0  # DDM has one head
+    # Progressive improvement: the network that labels unlabelled target images, and the share of the steps whose
+    # target images are such; the thresholds by class keep the surer half, and all from a confidence of 0.9 on.
+    labeller: str | None = None
+    pseudo_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("source", "labelled", "unlabelled")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        return () if self.labeller is None else (self.labeller,)
+
+    def build(self, num_classes: int) -> DomainMixing:
+        return DomainMixing(self, num_classes)
+
+
+class DomainMixing(Objective):
+    """L_RL = CE(M⊙x_t + (1−M)⊙x_s), or L_SL = CE(x_s) + CE(x_t)."""
+
+    def __init__(self, config: DomainMixingConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        # Confidences of the round by class, [C, kept or dropped, 64 bins]: what the thresholds are made of.
+        self.register_buffer("histogram", torch.zeros(num_classes, 2, 64, dtype=torch.int64))
+
+    @torch.no_grad()
+    def label(self, target: Batch, step: Step) -> Batch:
+        """``target`` with the labeller's class-balanced pseudo-labels."""
+        labeller = self.networks[self.config.labeller].eval()
+        logits, _ = heads(labeller(step.normalize(target.image)))
+        threshold = balanced_thresholds(self.histogram)
+        pseudo = ops.pseudo_label([logits], target.image.shape[-2:], threshold=threshold)
+        self.histogram += pseudo.histogram
+        return replace(target, label=pseudo.label)
+
+    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
+        config = self.config
+        source = translated_source(batches, config.mixing.translate, config.mixing.fda_beta)
+
+        # The labelled target images, which those with pseudo-labels have joined since the second round.
+        target = batches["labelled"]
+        joined = torch.rand((), generator=step.generator).item() < config.pseudo_share
+        if config.labeller is not None and joined:
+            target = self.label(batches["unlabelled"], step)
+
+        if config.level == "region":
+            mixed = {"seg_mixed": ("source", domain_cutmix(source, target, config.mixing, step.generator))}
+        else:
+            mixed = {"seg": ("source", source), "seg_target": ("target", target)}
+        losses = {}
+        for name, (domain, batch) in mixed.items():
+            set_domain(model, domain)
+            loss = segmentation_loss(model(step.normalize(batch.image)), batch.label, config.auxiliary_weight)
+            step.backward(loss)
+            losses[name] = loss.detach()
+        return losses
