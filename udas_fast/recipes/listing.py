@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 
 from udas_fast.recipes.recipe import Recipe, Stage
@@ -28,7 +29,11 @@ def _paragraph(recipe: Recipe) -> str:
         "needs": ", ".join([*(STREAMS[name] for name in STREAMS if name in needs), *optional]),
         "translation": ", ".join(_translations(recipe)),
     }
-    lines = [f"  {title:<12}{text}" for title, text in rows.items() if text]
+    lines = [
+        textwrap.fill(text, 100, initial_indent=f"  {title:<12}", subsequent_indent=" " * 14)
+        for title, text in rows.items()
+        if text
+    ]
     return "\n".join([f"{recipe.name}: {recipe.summary}", *lines])
 
 
