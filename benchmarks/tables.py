@@ -57,18 +57,14 @@ def accuracy(task: str) -> str:
     return "\n".join(lines)
 
 
-def per_class(task: str) -> str:
-    """IoU by class at the end, mean over the seeds, in percent."""
-    document = load(task)
-    rows: dict[str, list[dict[str, Any]]] = {}
+def variants() -> str:
+    """What else was tried, beside the study's row at the same seed."""
+    document = load("variants")
+    lines = ["| Task | Instead | mIoU |", "|---|---|---:|"]
     for run in document["runs"]:
-        rows.setdefault(run["name"], []).append(list(run["phases"].values())[-1]["iou"])
-    classes = list(next(iter(rows.values()))[0])
-    lines = [f"| Recipe | {' | '.join(classes)} |", "|---|" + "---|" * len(classes)]
-    for name, runs in rows.items():
-        cells = [[100 * run[c] for run in runs if run[c] is not None] for c in classes]
-        lines.append(f"| {name} | {' | '.join(f'{statistics.mean(c):.1f}' if c else '–' for c in cells)} |")
-    return "\n".join(lines)
+        last = list(run["phases"].values())[-1]
+        lines.append(f"| {run['task']} | {run['name']} | {100 * last['miou']:.1f} |")
+    return "\n".join([*lines, "", f"Seed 0; `{document['command']}` → `benchmarks/results/variants.json`."])
 
 
 def study(task: str, name: str) -> str:
@@ -118,8 +114,7 @@ OPERATORS = (*CHARTED, "ops-cpu-avx512-compile", "ops-cpu-avx512-sizes", "ops-cp
 STUDIES = {"rendered-camvid": "study-rendered-camvid", "day-dusk": "study-camvid-day-dusk"}
 TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
-    "rendered-camvid": lambda: accuracy("rendered-camvid"),
-    "rendered-camvid classes": lambda: per_class("rendered-camvid"),
+    "variants": variants,
     **{
         f"{name} {task}": partial(study, result, name)
         for task, result in STUDIES.items()
