@@ -66,6 +66,19 @@ def test_allowed_bad_files_are_skipped_named_and_counted(camvid_folder, tmp_path
     assert len(read_state(newest)["bad_files"]) == 1
 
 
+def test_a_resumed_run_may_be_allowed_more_bad_files(camvid_folder, tmp_path, capsys):
+    root, run = camvid_folder("data", train=4), tmp_path / "run"
+    trainer = start(root, run, "torch")
+    (root / "labels/train/0001.png").write_bytes(b"")
+    with pytest.raises(BadFile, match=r"\(train: --max-bad-files\), and go on with --resume"):
+        trainer.fit()
+    Trainer.resume(run, max_bad_files=1, device="cpu").fit()
+    assert "skipped 1 of 1: label" in capsys.readouterr().err
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == STEPS
+    assert Trainer.resume(run, device="cpu").faults.limit == 1  # from here on
+    assert Trainer.resume(run, max_bad_files=0, device="cpu").faults.limit == 1  # never lower
+
+
 def test_each_step_says_how_long_it_waited_for_data(camvid_folder, tmp_path):
     start(camvid_folder("data", train=3), tmp_path / "run", "torch").fit()
     lines = [json.loads(line) for line in (tmp_path / "run/timing.jsonl").read_text().splitlines()]
@@ -76,6 +89,7 @@ def test_each_step_says_how_long_it_waited_for_data(camvid_folder, tmp_path):
 def test_another_global_batch_is_refused(camvid_folder, tmp_path):
     root = camvid_folder("data", train=3)
     start(root, tmp_path / "run", "torch").fit()
+    (tmp_path / "run/model.pt").unlink()  # as if it were not complete
     file = tmp_path / "run/run.yaml"
     file.write_text(file.read_text().replace("batch_size: 1", "batch_size: 2"))
     (tmp_path / "run/model.pt").unlink()  # a complete run has nothing to go on with

@@ -58,7 +58,10 @@ def train(
     workers: Annotated[int, typer.Option(help="loader processes (torch) or threads (DALI) per stream")] = 0,
     engine: Annotated[str, typer.Option(help="data engine: torch, dali, or auto")] = "auto",
     max_bad_files: Annotated[
-        int, typer.Option(min=0, help="files that may turn bad during the run and are skipped")
+        int,
+        typer.Option(
+            min=0, help="files that may turn bad during the run and are skipped; --resume can raise it"
+        ),
     ] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
     device: Device = "auto",
@@ -72,7 +75,7 @@ def train(
     from udas_fast.trainer import Trainer
 
     if resume is not None:
-        trainer = Trainer.resume(resume, device=device)
+        trainer = Trainer.resume(resume, max_bad_files=max_bad_files, device=device)
     else:
         if (recipe is None) == (recipe_file is None):
             raise bad(

@@ -95,9 +95,13 @@ class Trainer:
         *,
         model: nn.Module | None = None,
         data: Domains | None = None,
+        max_bad_files: int = 0,
         device: str = "auto",
     ) -> Trainer:
         """Go on with the run in folder ``run``; ``model`` and ``data`` only where they were given as objects.
+
+        A ``max_bad_files`` above the run's own becomes its limit from here on, in ``run.yaml`` too; datasets
+        that are objects have a limit of their own.
 
         Raises:
             InputError: no run there, a damaged file, or objects that were given at first and are missing now.
@@ -107,6 +111,9 @@ class Trainer:
             raise InputError(
                 f"run {run}: its datasets were given as objects; give them to Trainer.resume again"
             )
+        if data is None and max_bad_files > config.data.max_bad_files:
+            config = replace(config, data=replace(config.data, max_bad_files=max_bad_files))
+            write_run_file(Path(run), recipe, config)
         self = cls.__new__(cls)
         domains = Domains.open(config.data, recipe) if data is None else data
         domains = replace(domains, engine=config.engine)

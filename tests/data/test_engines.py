@@ -9,12 +9,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from udas_fast.data import Batch, Geometry, Stream, Unlabelled, augment, choose_engine, open_dataset
+from udas_fast.data import (
+    BadFile,
+    Batch,
+    Geometry,
+    RareClasses,
+    Stream,
+    Unlabelled,
+    augment,
+    check_dataset,
+    choose_engine,
+    open_dataset,
+)
 from udas_fast.data.augment import POLICY
+from udas_fast.data.files import IdMap
 from udas_fast.data.sampler import Sampler
 from udas_fast.errors import InputError
+from udas_fast.recipes import InputConfig
+from udas_fast.recipes.domains import Domains
 
 pytestmark = pytest.mark.dali
 
@@ -213,6 +229,65 @@ def test_going_on_at_any_step_gives_the_same_bits(make, engine, workers):
     for start in (1, 4, 5, 9):
         again = take(dataset, engine, 11 - start, start, views=2, workers=workers)
         assert all(equal(a, b) for a, b in zip(whole[start:], again, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "highest"), [("gta5", 35), ("synthia", 23)])
+def test_crops_that_show_rare_classes_are_the_same_ones(make, kind, highest):
+    dataset = make(kind, highest)
+    pixels = check_dataset(dataset).pixels
+    rare, plain = (RareClasses(pixels, 1.0, min_pixels=60, min_crop_ratio=ratio) for ratio in (2.5, 0))
+    a, b = (take(dataset, engine, 8, rare=rare) for engine in ("torch", "dali"))
+    anyhow = take(dataset, "torch", 8, rare=plain)
+    assert [x.placements for x in a] == [x.placements for x in b]
+    assert all(torch.equal(x.label, y.label) for x, y in zip(a, b, strict=True))
+    assert [x.ids for x in a] == [x.ids for x in anyhow]
+    assert [x.placements for x in a] != [x.placements for x in anyhow]
+
+
+def test_a_label_that_turns_bad_before_its_crop_is_chosen_is_named(make):
+    dataset = make("gta5", 35)
+    rare = RareClasses(check_dataset(dataset).pixels, 1.0, min_pixels=60)
+    for item in dataset.items:
+        item.label.write_bytes(b"")
+    for engine in ("torch", "dali"):
+        with pytest.raises(BadFile, match=r"label .*\.png: found an empty file"):
+            take(dataset, engine, 1, rare=rare)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.integers(0, 254), st.integers(0, 255), min_size=1), st.booleans(), st.booleans())
+def test_undeclared_ids_are_marked_by_what_is_no_train_id(mapping, void, padded):
+    from udas_fast.data.dali import _look_up
+
+    id_map = IdMap({**mapping, 255: 255} if void else mapping)
+    table, mark = _look_up(id_map, padded)
+    meant = {**mapping, **({255: 255} if void or padded else {})}
+    assert all(table[i] == train for i, train in meant.items())
+    assert mark not in meant.values()
+    assert {i for i in range(256) if table[i] == mark} == set(range(256)) - set(meant)
+
+
+@pytest.mark.parametrize("engine", ["torch", "dali"])
+def test_the_processes_of_a_run_share_its_steps(make, monkeypatch, engine):
+    dataset = make("camvid")
+
+    def streams(batch: int):
+        inputs = InputConfig(source=GEOMETRY, target=GEOMETRY, batch_size=batch)
+        domains = Domains(source=dataset, engine=engine)
+        stream = domains.streams(["source"], inputs, mixed=False, seed=0, phase="p")["source"]
+        assert stream.global_batch == 4
+        return list(itertools.islice(stream.batches(), 4))
+
+    whole, parts = streams(4), []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        parts.append(streams(2))
+    for batch, *halves in zip(whole, *parts, strict=True):
+        assert batch.ids == [i for half in halves for i in half.ids]
+        assert torch.equal(batch.image, torch.cat([half.image for half in halves]))
+        assert torch.equal(batch.label, torch.cat([half.label for half in halves]))
 
 
 @pytest.mark.parametrize("engine", ["torch", "dali"])

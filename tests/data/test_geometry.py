@@ -55,6 +55,20 @@ def test_image_and_label_move_together(native, crop, flip, seed):
     assert inside.sum() == min(native[0], crop[0]) * min(native[1], crop[1])
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    native=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    crop=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    seed=st.integers(0, 1000),
+)
+def test_pixels_are_counted_as_a_transformed_label_shows_them(native, size, crop, seed):
+    label = generator(seed).integers(0, 3, native, dtype=np.uint8)
+    placement = Geometry(size=size, crop=crop, flip=True).place(generator(seed))
+    _, shown = placement.apply(np.zeros((*native, 3), np.uint8), label)
+    assert [placement.count(label == c) for c in range(3)] == [int((shown == c).sum()) for c in range(3)]
+
+
 def test_scale_crop_and_flip_reach_their_whole_range():
     geometry = Geometry(size=(10, 10), scale=(0.5, 2.0), crop=(8, 8), flip=True)
     image = np.zeros((10, 10, 3), np.uint8)

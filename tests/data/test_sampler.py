@@ -97,6 +97,46 @@ def test_rare_classes_of_a_dataset(make_dataset):
         RareClasses(report.pixels, 0)
 
 
+def test_crops_are_drawn_until_they_show_the_rare_class():
+    # DAFormer's loop: up to ten more crops, the first with more than ratio * min_pixels of the class wins.
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (4, 6, 8), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    pixels = np.stack([(labels == c).sum((1, 2)) for c in range(3)], 1)
+    rare = RareClasses(pixels, temperature=1.0, min_pixels=40, min_crop_ratio=1.5)
+    geometry = Geometry(size=(24, 32), scale=(0.5, 2.0), crop=(10, 12), flip=True)
+    sampler, anyhow = Sampler(4, 1, 0, "rare", rare=rare), Sampler(4, 1, 0, "rare")
+    assert sampler.looks_at_labels(geometry)
+    tries = []
+    for draw in range(200):
+        index = sampler.index(draw)
+        c, again = rare.draw(sampler.generator("rare class", draw))
+        assert again == index
+        crops, numbers = [], sampler.generator("augment", draw)
+        for _ in range(11):
+            crops.append(geometry.place(numbers))
+            shown = crops[-1].apply(np.zeros((24, 32, 3), np.uint8), labels[index])[1]
+            if (shown == c).sum() > 60:
+                break
+        assert sampler.place(geometry, draw, labels[index]) == crops[-1]
+        assert sampler.place(geometry, draw, labels[index]) == crops[-1]  # no state
+        assert anyhow.place(geometry, draw, labels[index]) == crops[0]
+        tries.append(len(crops))
+    assert {1, 2, 11} <= set(tries)
+
+
+def test_crops_stay_as_they_are_without_a_crop_or_a_ratio():
+    whole, cut = Geometry(size=(8, 8)), Geometry(size=(8, 8), crop=(4, 4))
+    rare = {ratio: RareClasses(PIXELS, min_pixels=10, min_crop_ratio=ratio) for ratio in (0, 0.5)}
+    looks = {
+        (ratio, geometry.crop): Sampler(4, 1, 0, "s", rare=rare[ratio]).looks_at_labels(geometry)
+        for ratio in rare
+        for geometry in (whole, cut)
+    }
+    assert looks == {(0, None): False, (0, (4, 4)): False, (0.5, None): False, (0.5, (4, 4)): True}
+    with pytest.raises(InputError, match="min_crop_ratio of rare-class sampling: found -1, wanted 0 or more"):
+        RareClasses(PIXELS, min_crop_ratio=-1)
+
+
 def test_mixed_streams_keep_their_ratio(make_dataset):
     rng = np.random.default_rng(0)
     parts = []

@@ -19,7 +19,7 @@ from udas_fast.data import augment, dali_augment
 from udas_fast.data.datasets import check_sizes
 from udas_fast.data.encoded import encoded_ids, encoded_image
 from udas_fast.data.faults import read_or_replace
-from udas_fast.data.files import IdMap
+from udas_fast.data.files import IdMap, read_ids
 from udas_fast.data.geometry import Geometry, Placement
 from udas_fast.data.prefetch import Loaded
 from udas_fast.data.sampler import Sampler
@@ -29,12 +29,13 @@ from udas_fast.errors import InputError
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of one sample as bytes; ``size`` is (H, W)."""
+    """The files of one sample as bytes; ``size`` is (H, W). ``train_ids`` where the crop is chosen by them."""
 
     index: int
     image: bytes
     label: bytes | None
     size: tuple[int, int]
+    train_ids: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,8 @@ class DaliEngine:
         self.dataset, self.geometry, self.sampler = dataset, geometry, sampler
         self.views, self.threads, self.limit, self.device = views, threads, limit, device
         self.labelled = dataset.item(0).label is not None
-        self.train_ids, self.unknown = _look_up(
-            IdMap(dataset.description.ids), padded=geometry.crop is not None
-        )
+        self.id_map = IdMap(dataset.description.ids)
+        self.train_ids, self.unknown = _look_up(self.id_map, padded=geometry.crop is not None)
         self.wide = dataset.description.wide
         self._bad: dict[int, InputError] = {}  # files that only decoding showed to be bad
         self._plain: set[int] = set()  # files that Pillow can read and DALI cannot
@@ -123,7 +123,7 @@ class DaliEngine:
     def _draw(self, draw: int) -> _Draw:
         sampler = self.sampler
         files, faults = read_or_replace(self._read, sampler.index(draw), sampler.length, self.limit)
-        placement = self.geometry.place(sampler.generator("augment", draw))
+        placement = sampler.place(self.geometry, draw, None if files is None else files.train_ids)
         rng = sampler.generator("views", draw)
         return _Draw(files, faults, placement, [augment.draw(rng) for _ in range(self.views - 1)])
 
@@ -136,7 +136,10 @@ class DaliEngine:
             return _Files(index, image, None, size)
         label, label_size = encoded_ids(item.label, wide=self.wide, plain=plain)
         check_sizes(item.label, label_size, size)
-        return _Files(index, image, label, size)
+        if not self.sampler.looks_at_labels(self.geometry):
+            return _Files(index, image, label, size)
+        train_ids = self.id_map(read_ids(item.label, wide=self.wide), item.label)
+        return _Files(index, image, label, size, train_ids)
 
     def _examine(self, draws: list[_Draw], error: RuntimeError) -> None:
         """Find out which file of a batch DALI could not use; Pillow's verdict holds.
@@ -191,7 +194,7 @@ class DaliEngine:
         pipeline = pipeline_def(graph, enable_conditionals=True)(
             batch_size=self.sampler.batch_size,
             num_threads=self.threads,
-            device_id=_index(self.device),
+            device_id=self.device.index,  # None for the CPU
             prefetch_queue_depth=2,
         )
         pipeline.build()
@@ -278,13 +281,6 @@ def _pick(ids: DataNode, rows: DataNode, columns: DataNode) -> DataNode:
         ids = fn.sequence_rearrange(fn.reshape(ids, layout="FWC"), new_order=table)
         ids = fn.transpose(ids, perm=[1, 0, 2])
     return fn.reshape(ids, layout="HWC")
-
-
-def _index(device: torch.device) -> int | None:
-    """DALI's name of ``device``: a GPU's number, None for the CPU."""
-    if device.type != "cuda":
-        return None
-    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _look_up(id_map: IdMap, padded: bool) -> tuple[np.ndarray, int | None]:

@@ -103,6 +103,15 @@ class Placement:
             tables.append(np.where(inside, source[wanted.clip(0, size - 1)], np.int32(have)))
         return tables[0], tables[1]
 
+    def count(self, mask: np.ndarray) -> int:
+        """In how many pixels a label after :meth:`apply` shows a pixel of ``mask``, bool ``[H, W]`` of its size."""
+        times = [
+            np.bincount(table, minlength=have + 1)
+            for table, have in zip(self.nearest(mask.shape), mask.shape, strict=True)
+        ]
+        y, x = mask.nonzero()
+        return int(times[0][y] @ times[1][x])
+
 
 def resize(pixels: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
     """uint8 ``[H, W]`` or ``[H, W, 3]`` to ``size``; Pillow's bilinear averages when it shrinks."""

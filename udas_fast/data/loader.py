@@ -98,6 +98,9 @@ class Stream:
         if start_step < 0:
             raise bad("start_step", start_step, "0 or more")
         device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            # Here, because the thread that reads ahead starts with a current device of its own.
+            device = torch.device("cuda", torch.cuda.current_device())
         loaded = self._dali(start_step, device) if self.engine == "dali" else self._torch(start_step)
         return self._without_faults(prefetch(loaded, device))
 
@@ -214,7 +217,7 @@ class _Draws(Dataset):
         )
         if sample is None:
             return _Item(None, faults)
-        placement = stream.geometry.place(sampler.generator("augment", draw))
+        placement = sampler.place(stream.geometry, draw, sample.label)
         sample = Sample(*placement.apply(sample.image, sample.label), sample.id)
         rng, image = sampler.generator("views", draw), _tensor(sample.image)
         views = [augment.apply_all(image, augment.draw(rng)) for _ in range(stream.views - 1)]

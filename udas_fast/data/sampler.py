@@ -11,8 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from udas_fast.data.geometry import Geometry, Placement
 from udas_fast.data.seeding import generator
 from udas_fast.errors import bad
+
+TRIES = 10  # crops that are drawn anew for a rare class; DAFormer's code
 
 
 def labelled_subset(length: int, n: int, seed: int) -> np.ndarray:
@@ -25,13 +28,22 @@ class RareClasses:
 
     A class c is drawn with P(c) = softmax_c((1 − f_c) / T), f_c its share of all labelled pixels; then one
     of the images that show it in at least ``min_pixels`` pixels (3000 in DAFormer's code), each as likely as
-    the others. Classes that no image shows so often are never drawn.
+    the others. Classes that no image shows so often are never drawn. A crop that does not show more than
+    ``min_crop_ratio`` · ``min_pixels`` pixels of the class is drawn anew, up to :data:`TRIES` times.
     """
 
-    def __init__(self, pixels: np.ndarray, temperature: float = 0.01, min_pixels: int = 3000) -> None:
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        temperature: float = 0.01,
+        min_pixels: int = 3000,
+        min_crop_ratio: float = 0.5,
+    ) -> None:
         """``pixels``: int64 ``[images, C]``, the pixels of each class. Raises InputError where no image fits."""
         if not temperature > 0:
             raise bad("temperature of rare-class sampling", temperature, "a number above 0")
+        if not min_crop_ratio >= 0:
+            raise bad("min_crop_ratio of rare-class sampling", min_crop_ratio, "0 or more")
         shown = pixels >= max(min_pixels, 1)
         self.classes = np.flatnonzero(shown.any(0))
         if not len(self.classes):
@@ -43,13 +55,14 @@ class RareClasses:
         weights = np.exp(logits - logits.max())
         self.probability = weights / weights.sum()
         self.images = [np.flatnonzero(shown[:, c]) for c in self.classes]
+        self.min_in_crop = min_crop_ratio * min_pixels
 
-    def index(self, rng: np.random.Generator) -> int:
-        """An image's index, from two numbers of ``rng``."""
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """(class, an image's index), from two numbers of ``rng``."""
         which, place = rng.random(2)
         # The last sum may be a rounding error below 1.
         c = min(int(np.searchsorted(self.probability.cumsum(), which, side="right")), len(self.classes) - 1)
-        return int(self.images[c][int(place * len(self.images[c]))])
+        return int(self.classes[c]), int(self.images[c][int(place * len(self.images[c]))])
 
 
 @dataclass(frozen=True)
@@ -89,9 +102,25 @@ class Sampler:
     def index(self, draw: int) -> int:
         """The image of a draw: each once an epoch in the epoch's own order, or by rare classes."""
         if self.rare is not None:
-            return self.rare.index(self.generator("rare class", draw))
+            return self.rare.draw(self.generator("rare class", draw))[1]
         epoch, place = divmod(draw, self.length)
         return int(_order(self.seed, self.name, epoch, self.length)[place])
+
+    def looks_at_labels(self, geometry: Geometry) -> bool:
+        """Whether :meth:`place` needs labels: crops must show the rare class that was drawn."""
+        return self.rare is not None and self.rare.min_in_crop > 0 and geometry.crop is not None
+
+    def place(self, geometry: Geometry, draw: int, label: np.ndarray | None) -> Placement:
+        """The geometry of a draw; ``label``: train ids of its image at native size, None where there are none."""
+        rng = self.generator("augment", draw)
+        placement = geometry.place(rng)
+        if label is not None and self.looks_at_labels(geometry):
+            shown = label == self.rare.draw(self.generator("rare class", draw))[0]
+            for _ in range(TRIES):
+                if placement.count(shown) > self.rare.min_in_crop:
+                    break
+                placement = geometry.place(rng)
+        return placement
 
     def generator(self, purpose: str, draw: int) -> np.random.Generator:
         """The random numbers of one draw for one purpose, such as ``"augment"``."""

@@ -67,7 +67,7 @@ class Runner:
             checkpoint()
             raise BadFile(
                 f"{error}; stopped after step {before + loop.done}: repair the file, or raise max_bad_files in "
-                f"{self.folder / 'run.yaml'}, and go on with --resume {self.folder}"
+                f"{self.folder / 'run.yaml'} (train: --max-bad-files), and go on with --resume {self.folder}"
             ) from error
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import distributed
 from tqdm import tqdm
 
 from udas_fast.data import (
@@ -171,12 +172,16 @@ class Domains:
         """The endless batches of a phase. With ``mixed``, labelled target images take the source's geometry.
 
         ``unlabelled`` stands in for the unlabelled images, which may have pseudo-labels by now.
+        Where torch.distributed is initialised, its processes share the draws, ``batch_size`` images each.
         DALI makes the ``views`` of unlabelled images; with torch the objective does, on the device.
         """
         engine, rare = self.chosen_engine, None
+        rank, world = _process()
         if inputs.rare_classes is not None and self.source is not None:
             config = inputs.rare_classes
-            rare = RareClasses(self._source_pixels, config.temperature, config.min_pixels)
+            rare = RareClasses(
+                self._source_pixels, config.temperature, config.min_pixels, config.min_crop_ratio
+            )
         datasets = {
             "source": self.source,
             "labelled": self.labelled,
@@ -194,6 +199,8 @@ class Domains:
                 engine=engine,
                 views=views if engine == "dali" and name == "unlabelled" else 1,
                 rare=rare if name == "source" else None,
+                rank=rank,
+                world=world,
                 faults=faults,
             )
             for name in names
@@ -207,3 +214,10 @@ def _open_unlabelled(spec: str, size: tuple[int, int]) -> SegmentationDataset:
         return Unlabelled(open_dataset(spec, "train", size=size))
     except InputError:
         return open_dataset(spec, "train", size=size, labelled=False)
+
+
+def _process() -> tuple[int, int]:
+    """(rank, world) of this process."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

@@ -30,6 +30,7 @@ class RareClassConfig:
 
     temperature: Annotated[float, Field(gt=0)] = 0.01  # DAFormer
     min_pixels: Annotated[int, Field(gt=0)] = 3000  # DAFormer, of the 1914 × 1052 of GTA5
+    min_crop_ratio: Annotated[float, Field(ge=0)] = 0.5  # DAFormer: a crop shows more than this share of them
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -38,7 +39,7 @@ class InputConfig:
 
     source: Geometry = field(default_factory=lambda: Geometry(size=(720, 1280)))  # AdaptSegNet
     target: Geometry = field(default_factory=lambda: Geometry(size=(512, 1024)))  # AdaptSegNet
-    batch_size: Annotated[int, Field(gt=0)] = 1
+    batch_size: Annotated[int, Field(gt=0)] = 1  # of each process
     rare_classes: RareClassConfig | None = None  # None: each source image once an epoch
 
 

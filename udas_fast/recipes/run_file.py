@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from udas_fast.engine.checkpoint import atomic_write
 from udas_fast.errors import InputError
 from udas_fast.recipes.recipe import Recipe, recipe_from_dict
 
@@ -24,7 +25,7 @@ def write_run_file(run: Path, recipe: Recipe, config: Any) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         document = {"recipe": recipe.to_dict(), "run": asdict(config)}
-        (run / "run.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+        atomic_write(yaml.safe_dump(document, sort_keys=False), run / "run.yaml")
     except OSError as error:
         raise InputError(f"run folder {run}: cannot be written ({error.strerror})") from error
 
