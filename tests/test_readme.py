@@ -1,4 +1,4 @@
-"""README stays true: its commands parse, its operator example runs, its tables are the committed results."""
+"""README and docs stay true: their commands parse, its operator example runs, its tables are the committed results."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def _blocks(language: str) -> list[str]:
 
 
 def _commands() -> list[str]:
-    lines = [line.split(" #")[0] for block in _blocks("bash") for line in block.splitlines()]
-    inline = re.findall(r"`(udas-fast [^`]+)`", README)
+    pages = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
+    blocks = [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
+    lines = [line.split(" #")[0] for block in blocks for line in block.splitlines()]
+    inline = [command for page in pages for command in re.findall(r"`(udas-fast [^`]+)`", page)]
     return sorted({line.strip() for line in [*lines, *inline] if line.startswith("udas-fast ")})
 
 
