@@ -73,8 +73,14 @@ def trained(camvid_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of the finished run under another name."""
-    return lambda name: shutil.copytree(trained, tmp_path / name)
+    """A copy of the finished run under another name, without what it tells about its pseudo-labels."""
+
+    def make(name: str) -> Path:
+        run = shutil.copytree(trained, tmp_path / name, ignore=shutil.ignore_patterns("*-pseudo.png"))
+        shutil.rmtree(run / "pseudo_labels")
+        return run
+
+    return make
 
 
 def _pseudo_labels(run: Path, name: str, classes: list[str], **change: object) -> None:
@@ -117,10 +123,14 @@ def test_the_page_of_one_run(trained: Path) -> None:
         "iou-by-class",
         "confusion",
         "samples",
+        "pseudo-labels",
         "speed",
         "environment",
         "recipe",
     ]
+    for name in ("self_training.1", "self_training.2"):
+        report = json.loads((trained / "pseudo_labels" / name / "report.json").read_text())
+        assert f"{100 * report['kept_share_all']:.1f}" in page.texts
     assert "notes" not in [value for name, value in page.attributes if name == "class"]
     losses = set(json.loads((trained / "metrics.jsonl").read_text().splitlines()[0])) - {
         "step",
