@@ -146,10 +146,6 @@ class Trainer:
                 raise bad(
                     f"stage {fresh[0]}", "a fresh student of the user's own network", "student: teacher"
                 )
-        set_checkpointing(model, recipe.memory.checkpointing)
-            seed_step(config.seed, "model", 0)
-            model = build_model(recipe.model, len(self.classes))
-        self.weights_report = load_weights(model, config.weights) if config.weights else None
         self.checkpointing = self._choose_checkpointing()
         set_checkpointing(model, self.checkpointing)
         self.model = model.to(self.device, memory_format=memory_format(self.amp, model))
@@ -179,6 +175,7 @@ class Trainer:
         model = build_model(self.recipe.model, len(self.classes))
         self.weights_report = load_weights(model, self.config.weights) if self.config.weights else None
         return model
+
     def _choose_checkpointing(self) -> str:
         memory = self.recipe.memory
         if self.model_config is None and memory.budget is not None:

@@ -25,7 +25,8 @@ from udas_fast.engine.memory import needed_on_gpu
 from udas_fast.engine.precision import Amp
 from udas_fast.engine.tracker import MemoryTracker
 from udas_fast.errors import bad
-from udas_fast.models import build_model, set_checkpointing
+from udas_fast.models import CycleGenerators, build_model, set_checkpointing
+from udas_fast.objectives.cyclegan import CycleGANConfig
 from udas_fast.recipes import Recipe, Stage
 
 KINDS = ("weights", "gradients", "optimiser", "activations", "inputs", "temporary")
@@ -68,10 +69,17 @@ def predict(recipe: Recipe, *, num_classes: int = 19, labelled: bool = True) -> 
         InputError: the objective of a stage asks for the values of tensors on the GPU.
     """
     with _without_values() as tracker:
-        model = build_model(recipe.model, num_classes)
+        model = _network(recipe, num_classes)
         policy = recipe.memory.checkpointing
         set_checkpointing(model, "none" if policy == "auto" else policy)
         return [_stage_peak(recipe, stage, model, num_classes, labelled, tracker) for stage in recipe.stages]
+
+
+def _network(recipe: Recipe, num_classes: int) -> nn.Module:
+    objective = recipe.stages[0].objective
+    if isinstance(objective, CycleGANConfig):
+        return CycleGenerators(objective.width, objective.blocks)
+    return build_model(recipe.model, num_classes)
 
 
 def _stage_peak(
@@ -129,14 +137,13 @@ class _Stream:
 
     size: tuple[int, int]
     global_batch: int
-    labelled: bool
     tracker: MemoryTracker
 
     def batches(self, start_step: int, device: torch.device) -> Iterator[Batch]:
         while True:
             with self.tracker.making("inputs"):
                 shape = (self.global_batch, *self.size)
-                label = torch.zeros(shape, dtype=torch.uint8) if self.labelled else None
+                label = torch.zeros(shape, dtype=torch.uint8)  # unlabelled images: a round's pseudo-labels
                 image = torch.zeros((shape[0], 3, *self.size), dtype=torch.uint8)
             yield Batch(image, label, [""] * self.global_batch)
 
@@ -146,14 +153,10 @@ def _streams(recipe: Recipe, stage: Stage, labelled: bool, tracker: MemoryTracke
     names = (*objective.needs, *(n for n in objective.uses if labelled or n != "labelled"))
     # As Domains.streams has it: labelled target images take the source's size where they are mixed with it.
     source_like = {"source", "labelled"} if "source" in objective.needs else {"source"}
+    geometries = {name: inputs.source if name in source_like else inputs.target for name in names}
     return {
-        name: _Stream(
-            (inputs.source if name in source_like else inputs.target).size,
-            inputs.batch_size,
-            name != "unlabelled",
-            tracker,
-        )
-        for name in names
+        name: _Stream(geometry.crop or geometry.size, inputs.batch_size, tracker)
+        for name, geometry in geometries.items()
     }
 
 

@@ -47,9 +47,12 @@ def plan(
 ) -> list[Row]:
     """Every batch size under every policy, or under the one that the recipe names."""
     named = recipe.memory.checkpointing
+    policies = (named,)
+    if named == "auto":
+        policies = POLICIES if recipe.trains == "segmentation" else ("none",)  # CycleGAN has no backbone
     rows = []
     for size in batch_sizes:
-        for policy in POLICIES if named == "auto" else (named,):
+        for policy in policies:
             one = replace(
                 recipe,
                 input=replace(recipe.input, batch_size=size),
