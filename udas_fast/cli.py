@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from udas_fast.errors import InputError, bad, unknown
+
+if TYPE_CHECKING:
+    from udas_fast.recipes import Recipe
 
 app = typer.Typer(
     help="Train semantic segmentation across domains: labelled synthetic images, unlabelled real ones.",
@@ -69,28 +73,18 @@ def train(
 ) -> None:
     """Train a recipe. KIND:ROOT names a dataset: cityscapes, gta5, synthia, camvid, folder, or streets:sim."""
     from udas_fast.data import ENGINES
-    from udas_fast.recipes import get_recipe, load_recipe, override, select_stages
-    from udas_fast.recipes import small as scale_down
+    from udas_fast.recipes import select_stages
     from udas_fast.recipes.domains import DataConfig
     from udas_fast.trainer import Trainer
 
     if resume is not None:
         trainer = Trainer.resume(resume, max_bad_files=max_bad_files, device=device)
     else:
-        if (recipe is None) == (recipe_file is None):
-            raise bad(
-                "train", "both a recipe's name and --recipe" if recipe else "no recipe", "one of the two"
-            )
+        chosen = _choose_recipe("train", recipe, recipe_file, small, steps, settings)
         if out is None:
             raise bad("--out", "none", "the folder of the run")
         if engine not in ENGINES:
             raise unknown("--engine", engine, ENGINES)
-        chosen = get_recipe(recipe) if recipe is not None else load_recipe(recipe_file)
-        if (small is None) != (steps is None):
-            raise bad("--small and --steps", "one of them", "both or neither")
-        if small is not None:
-            chosen = scale_down(chosen, size=parse_size(small), steps=steps)
-        chosen = override(chosen, settings or ())
         if stages is not None:
             first, chosen = chosen.stages[0], select_stages(chosen, stages.split(","))
             if chosen.stages[0] is not first and start is None and weights is None:
@@ -109,6 +103,63 @@ def train(
     print(f"already complete: {trainer.run}" if trainer.complete else trainer.describe())
     _print_scores(trainer.fit(), trainer.classes)
     print(f"run folder: {trainer.run}")
+
+
+def _choose_recipe(
+    command: str,
+    name: str | None,
+    file: Path | None,
+    small: str | None,
+    steps: int | None,
+    settings: Sequence[str] | None,
+) -> Recipe:
+    from udas_fast.recipes import get_recipe, load_recipe, override
+    from udas_fast.recipes import small as scale_down
+
+    if (name is None) == (file is None):
+        raise bad(command, "both a recipe's name and --recipe" if name else "no recipe", "one of the two")
+    chosen = get_recipe(name) if name is not None else load_recipe(file)
+    if (small is None) != (steps is None):
+        raise bad("--small and --steps", "one of them", "both or neither")
+    if small is not None:
+        chosen = scale_down(chosen, size=parse_size(small), steps=steps)
+    return override(chosen, settings or ())
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str | None, typer.Argument(help="a name that `udas-fast recipes` lists")] = None,
+    recipe_file: Annotated[Path | None, typer.Option("--recipe", help="a recipe in YAML")] = None,
+    small: Annotated[
+        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="the small network at this size")
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe")] = None,
+    batches: Annotated[str, typer.Option(help="batch sizes: N[,N]")] = "1,2,4",
+    classes: Annotated[int, typer.Option(help="classes of the data")] = 19,
+    labels: Annotated[int, typer.Option(help="labelled target images that may be used")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here too")] = None,
+) -> None:
+    """Predict, without a GPU, how much memory each stage of a recipe takes and on which cards it fits."""
+    from tqdm import tqdm
+
+    from udas_fast.plan import plan as predict_all
+    from udas_fast.plan import plan_table
+
+    # The length of a run is not its memory; --small only has to be given one.
+    steps = None if small is None else 600
+    chosen = _choose_recipe("plan", recipe, recipe_file, small, steps, settings)
+    with tqdm(unit="prediction", leave=False, disable=None) as bar:
+        rows = predict_all(
+            chosen,
+            batch_sizes=_numbers("--batches", batches),
+            num_classes=classes,
+            labelled=labels > 0,
+            progress=bar.update,
+        )
+    print(plan_table(rows))
+    if json_file is not None:
+        document = {"recipe": chosen.to_dict(), "rows": [row.to_dict() for row in rows]}
+        json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 @app.command()

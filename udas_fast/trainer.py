@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
@@ -28,6 +29,7 @@ from udas_fast.errors import InputError, bad
 from udas_fast.inference import TrainedModel
 from udas_fast.models import ModelConfig, build_model, load_weights, normalize, set_checkpointing
 from udas_fast.objectives import STRICT, Round
+from udas_fast.plan import advice, choose_checkpointing
 from udas_fast.recipes import Recipe, Stage
 from udas_fast.recipes.domains import DataConfig, Domains
 from udas_fast.recipes.run_file import read_run_file, write_run_file
@@ -151,7 +153,8 @@ class Trainer:
                 raise bad(
                     f"stage {fresh[0]}", "a fresh student of the user's own network", "student: teacher"
                 )
-        set_checkpointing(model, recipe.memory.checkpointing)
+        self.checkpointing = self._choose_checkpointing()
+        set_checkpointing(model, self.checkpointing)
         self.model = model.to(self.device, memory_format=memory_format(self.amp, model))
         self.checkpoints = CheckpointFolder(run / "checkpoints")
         if config.start is not None and self.checkpoints.newest() is None:
@@ -179,6 +182,16 @@ class Trainer:
         model = build_model(self.recipe.model, len(self.classes))
         self.weights_report = load_weights(model, self.config.weights) if self.config.weights else None
         return model
+
+    def _choose_checkpointing(self) -> str:
+        memory = self.recipe.memory
+        if self.model_config is None and memory.budget is not None:
+            raise bad(
+                "memory.budget", "a network of the user's own", "the recipe's own, which can be predicted"
+            )
+        return choose_checkpointing(
+            self.recipe, num_classes=len(self.classes), labelled=self.domains.labelled is not None
+        )
 
     def _start_from(self, path: Path) -> None:
         """Take over the model of a finished run; normalisation and dropout may differ, the rest may not."""
@@ -210,7 +223,7 @@ class Trainer:
         lines = [
             f"recipe {self.recipe.name}: {', '.join(phase.name for _, phase in self._phases)}; {steps} steps",
             f"network {type(self.model).__name__}, {parameters:,} parameters, {len(self.classes)} classes, "
-            f"{self.device} in {self.amp.name}",
+            f"{self.device} in {self.amp.name}, checkpointing {self.checkpointing}",
             self.domains.describe(),
         ]
         return "\n".join(lines if self.weights_report is None else [*lines, self.weights_report.summary()])
@@ -222,7 +235,7 @@ class Trainer:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
-            InputError: a loss is not finite, or a file turned bad.
+            InputError: a loss is not finite, a file turned bad, or the GPU's memory was not enough.
         """
         if self.complete:
             return self._finished()
@@ -241,7 +254,10 @@ class Trainer:
             checkpoint_every=config.checkpoint_every,
         ) as runner:
             for index, (stage, phase) in list(enumerate(self._phases))[first:]:
-                self._run_phase(index, stage, phase, before, saved, runner)
+                try:
+                    self._run_phase(index, stage, phase, before, saved, runner)
+                except torch.OutOfMemoryError as error:
+                    raise self._out_of_memory(phase, error) from error
                 before, saved = before + phase.steps, None
         self._picture()
         self.save(self.run / "model.pt")  # last: it says that the run is complete
@@ -317,6 +333,13 @@ class Trainer:
             normalize=lambda image: normalize(image).contiguous(memory_format=layout),
             check_stop=runner.check_stop,
         )
+
+    def _out_of_memory(self, phase: Phase, error: torch.OutOfMemoryError) -> InputError:
+        advise = "set a smaller input.batch_size or size"
+        if self.model_config is not None:
+            labelled = self.domains.labelled is not None
+            advise = advice(self.recipe, self.checkpointing, num_classes=len(self.classes), labelled=labelled)
+        return InputError(f"{phase.name} ran out of memory ({str(error).splitlines()[0]}): {advise}")
 
     def _newest_state(self) -> tuple[int, dict[str, Any] | None]:
         """(index of the phase to run, the checkpoint's state or None)."""

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from udas_fast.objectives.base import STRICT
 
-Checkpointing = Literal["none", "layer3", "layers2-4", "all"]
+GIB = 2**30
+#: What a GPU holds beside a step's tensors, until measured: the CUDA context and cuDNN's workspace, …
+CONTEXT = GIB // 2
+#: … and what the caching allocator loses between its blocks, as a share of the tensors.
+FRAGMENTATION = 0.15
 
 
 @dataclass(frozen=True, config=STRICT)
 class MemoryConfig:
-    """How a step trades time for memory (:func:`udas_fast.models.set_checkpointing`)."""
+    """How a step trades time for memory; the policies are :data:`udas_fast.models.CHECKPOINTING`'s."""
 
-    checkpointing: Checkpointing = "none"
+    checkpointing: Literal["auto", "none", "layer3", "layers2-4", "all"] = (
+        "auto"  # the first that the budget holds by prediction; "none" without a budget
+    )
+    budget: Annotated[str, Field(pattern=r"^\d+(\.\d+)?GB$")] | None = None  # such as 11GB, as cards are sold
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The budget in bytes; a card's GB are GiB."""
+        return None if self.budget is None else int(float(self.budget.removesuffix("GB")) * GIB)
+
+
+def needed_on_gpu(tensors: int) -> int:
+    """Bytes that a GPU needs for a step whose tensors take ``tensors`` bytes at their peak."""
+    return int(tensors * (1 + FRAGMENTATION)) + CONTEXT

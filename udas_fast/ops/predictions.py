@@ -99,7 +99,8 @@ def _threshold(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | Non
             raise bad("threshold", value, "a finite number or a tensor [C]")
         return float(value), None
     value = _check.class_values("threshold", value, like)
-    on_host = value.device.type == "cpu" and not torch.compiler.is_compiling()
+    # A subclass may have no values; under torch.compile there are none yet.
+    on_host = value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
     if on_host and not bool(value.isfinite().all()):
         raise bad("threshold", "a value that is not finite", "finite numbers")
     return 0.0, value

@@ -1,0 +1,90 @@
+"""The table of `udas-fast plan`: what each stage takes by batch size and policy, and what fits which card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from udas_fast.engine.memory import CONTEXT, FRAGMENTATION, GIB
+from udas_fast.plan.choose import POLICIES
+from udas_fast.plan.predict import KINDS, Peak, predict
+from udas_fast.recipes import Recipe
+
+CARDS = (4, 6, 8, 11, 16, 24)
+"""GB of the cards that the table asks for."""
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """The peaks of a recipe's stages at one batch size under one policy."""
+
+    batch_size: int
+    checkpointing: str
+    peaks: list[Peak]
+
+    @property
+    def needed(self) -> int:
+        """Bytes that a GPU needs for every stage."""
+        return max(peak.needed for peak in self.peaks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; sizes in bytes."""
+        stages = {
+            peak.stage: {**peak.kinds, "tensors": peak.tensors, "needed": peak.needed} for peak in self.peaks
+        }
+        return {"batch_size": self.batch_size, "checkpointing": self.checkpointing, "stages": stages}
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    batch_sizes: Sequence[int] = (1, 2, 4),
+    num_classes: int = 19,
+    labelled: bool = True,
+    progress: Callable[[], object] = lambda: None,
+) -> list[Row]:
+    """Every batch size under every policy, or under the one that the recipe names."""
+    named = recipe.memory.checkpointing
+    policies = (named,)
+    if named == "auto":
+        policies = POLICIES if recipe.trains == "segmentation" else ("none",)  # CycleGAN has no backbone
+    rows = []
+    for size in batch_sizes:
+        for policy in policies:
+            one = replace(
+                recipe,
+                input=replace(recipe.input, batch_size=size),
+                memory=replace(recipe.memory, checkpointing=policy),
+            )
+            rows.append(Row(size, policy, predict(one, num_classes=num_classes, labelled=labelled)))
+            progress()
+    return rows
+
+
+def plan_table(rows: Sequence[Row]) -> str:
+    """``rows`` in MiB by stage and kind, and below the lightest policy that each card of :data:`CARDS` holds."""
+    stages = max(len(peak.stage) for row in rows for peak in row.peaks)
+    columns = (*KINDS, "tensors", "on a GPU")
+    head = f"{'batch':<6}{'checkpointing':<14}{'stage':<{stages}}" + "".join(f"{c:>12}" for c in columns)
+    lines = ["MiB at the peak, by prediction:", head]
+    for row in rows:
+        for peak in row.peaks:
+            sizes = (*(peak.kinds.get(kind, 0) for kind in KINDS), peak.tensors, peak.needed)
+            cells = "".join(f"{size / MIB:>12.0f}" for size in sizes)
+            lines.append(f"{row.batch_size:<6}{row.checkpointing:<14}{peak.stage:<{stages}}{cells}")
+    batch_sizes = sorted({row.batch_size for row in rows})
+    lines += ["", "checkpointing that fits:", f"{'card':<8}" + "".join(f"batch {n:<6}" for n in batch_sizes)]
+    for card in CARDS:
+        fits = [
+            next((r.checkpointing for r in rows if r.batch_size == n and r.needed <= card * GIB), "-")
+            for n in batch_sizes
+        ]
+        lines.append(f"{f'{card} GB':<8}" + "".join(f"{policy:<12}" for policy in fits))
+    lines += [
+        "",
+        f"On a GPU: tensors + {FRAGMENTATION:.0%} for the allocator's gaps + {CONTEXT // MIB} MiB for CUDA's",
+    ]
+    lines += ["context and cuDNN's workspace. Images that wait their turn and evaluation are not counted."]
+    return "\n".join(lines)
