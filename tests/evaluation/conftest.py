@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from udas_fast.data import Batch, ClassSet, Sample, SegmentationDataset
 from udas_fast.evaluation import Protocol
+from udas_fast.models import Logits
 
 CLASSES = ClassSet(
     "tiny",
@@ -40,6 +41,8 @@ class TinyDataset(SegmentationDataset):
 class TinyModel(nn.Module):
     """One strided convolution with batch norm and dropout, two heads."""
 
+    kind = Logits  # how they are to be upsampled
+
     def __init__(self, classes: int = 5) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -47,9 +50,9 @@ class TinyModel(nn.Module):
         self.norm = nn.BatchNorm2d(classes)
         self.dropout = nn.Dropout(0.5)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Logits:
         y = self.dropout(self.norm(self.conv(x)))
-        return y, -y
+        return self.kind(y, -y)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import nn
 from udas_fast.data import Batch
 from udas_fast.errors import InputError
 from udas_fast.evaluation import evaluate, evaluate_dataset
-from udas_fast.models import DeepLabV2, normalize
+from udas_fast.models import AlignedLogits, DeepLabV2, Logits, normalize
 
 
 def expected_matrix(model, batches, align_corners: bool) -> np.ndarray:
@@ -26,19 +26,23 @@ def expected_matrix(model, batches, align_corners: bool) -> np.ndarray:
     return total
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_matrix_is_exact_at_the_labels_own_sizes(model, batches, classes, protocol, align_corners):
-    rules = protocol(align_corners=align_corners)
-    scores = evaluate(model, batches, classes, rules)
-    np.testing.assert_array_equal(scores.matrix.numpy(), expected_matrix(model, batches, align_corners))
+@pytest.mark.parametrize("kind", [Logits, AlignedLogits])
+def test_matrix_is_exact_at_the_labels_own_sizes(model, batches, classes, protocol, kind):
+    model.kind = kind
+    scores = evaluate(model, batches, classes, protocol())
+    wanted = expected_matrix(model, batches, kind is AlignedLogits)
+    np.testing.assert_array_equal(scores.matrix.numpy(), wanted)
     assert scores.matrix.sum() == sum(int((b.label != 255).sum()) for b in batches)
-    assert scores.protocol == rules
+    assert scores.protocol == protocol(align_corners=kind is AlignedLogits)
     assert scores.classes == classes.names
 
 
 def test_corners_matter(model, batches, classes, protocol):
     plain = evaluate(model, batches, classes, protocol())
-    aligned = evaluate(model, batches, classes, protocol(align_corners=True))
+    with pytest.raises(InputError, match="protocol.align_corners: found True, wanted False"):
+        evaluate(model, batches, classes, protocol(align_corners=True))
+    model.kind = AlignedLogits
+    aligned = evaluate(model, batches, classes, protocol())
     assert not torch.equal(plain.matrix, aligned.matrix)
 
 

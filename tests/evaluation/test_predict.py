@@ -7,21 +7,22 @@ import torch
 
 from udas_fast.errors import InputError
 from udas_fast.evaluation import evaluate_dataset, predict
-from udas_fast.models import normalize
+from udas_fast.models import AlignedLogits, Logits, normalize
 
 
 @pytest.mark.parametrize(("out_size", "expected"), [(None, (16, 24)), ((31, 40), (31, 40))])
-@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("kind", [Logits, AlignedLogits])
 def test_label_and_confidence_are_arg_max_and_softmax_of_the_upsampled_logits(
-    model, out_size, expected, align_corners
+    model, out_size, expected, kind
 ):
     image = torch.randint(0, 256, (3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    label, confidence = predict(model, image, (16, 24), out_size, align_corners=align_corners)
+    model.kind = kind
+    label, confidence = predict(model, image, (16, 24), out_size)
     assert (label.dtype, confidence.dtype) == (torch.uint8, torch.float32)
     assert label.shape == confidence.shape == expected
     with torch.no_grad():
         logits = model.eval()(normalize(image[None]))[0][0].double().numpy()
-    full = oracle.upsample(logits, expected, align_corners)
+    full = oracle.upsample(logits, expected, kind is AlignedLogits)
     probability = np.exp(full) / np.exp(full).sum(0)
     np.testing.assert_array_equal(label.numpy(), full.argmax(0))
     np.testing.assert_allclose(confidence.numpy(), probability.max(0), rtol=1e-5)

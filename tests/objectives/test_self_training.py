@@ -77,7 +77,7 @@ def test_views_are_counted(
         False,
         True,
     ]  # two photometric, then MRNet's three beside the identity
-    assert [tuple(view.shape[-2:]) for view in logits] == [(8, 12)] * 3 + [(10, 15)] * 2
+    assert [tuple(view.primary.shape[-2:]) for view in logits] == [(8, 12)] * 3 + [(10, 15)] * 2
     with pytest.raises(ValueError, match="views: found 17 with scales and flips, wanted at most 16"):
         SelfTrainingConfig(views=12, flip_view=True, scales=(0.5, 2.0))
 

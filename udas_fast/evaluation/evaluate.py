@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
 
     batches: images uint8 [N, 3, H, W] of the protocol's input size and their labels [N, H', W'] at any size
     of their own, on any device. The model gets :func:`udas_fast.models.normalize`'s images on its own device;
-    its primary logits are upsampled to the label inside ``ops.confusion_matrix``. Pixels of 255 never count.
+    its primary logits are upsampled to the label inside ``ops.confusion_matrix``, with aligned corners where
+    they are :class:`udas_fast.models.AlignedLogits`: the scores' protocol says so. Pixels of 255 never count.
     Raises InputError where the batches are not what the protocol says (size, number, label ids), where no
     pixel is labelled, and where the model's output has other classes or is not finite.
     """
@@ -34,21 +36,20 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
     device = device_of(model)
     matrix = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
-    dtype, images = AUTOCAST[protocol.precision], 0
+    dtype, images, corners = AUTOCAST[protocol.precision], 0, False
     with evaluating(model), torch.inference_mode():
         for batch in batches:
             _check(batch, classes, protocol)
             batch = batch.to(device)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                logits, _ = heads(model(normalize(batch.image)))
+                output = heads(model(normalize(batch.image)))
+            logits, corners = output.primary, output.align_corners
             if logits.shape[1] != len(classes):
                 raise bad(
                     "model output", f"{logits.shape[1]} classes", f"{len(classes)} as in {classes.name}"
                 )
             finite &= logits.isfinite().all()
-            matrix += ops.confusion_matrix(
-                logits, batch.label, len(classes), align_corners=protocol.align_corners
-            )
+            matrix += ops.confusion_matrix(logits, batch.label, len(classes), align_corners=corners)
             images += len(batch.ids)
     if images != protocol.images:
         raise bad(
@@ -56,11 +57,13 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
             f"{images} images",
             f"{protocol.images} as in the protocol",
         )
+    if protocol.align_corners and not corners:
+        raise bad("protocol.align_corners", True, "False, as the model's output says")
     if not finite:
         raise bad("model output", "NaN or infinite logits", "finite ones")
     if not matrix.any():
         raise bad(f"{protocol.dataset} {protocol.split}", "no labelled pixel", "labels to score against")
-    return Scores(matrix.cpu(), classes.names, protocol)
+    return Scores(matrix.cpu(), classes.names, replace(protocol, align_corners=corners))
 
 
 def evaluate_dataset(
@@ -69,7 +72,6 @@ def evaluate_dataset(
     split: str,
     size: tuple[int, int] | None = None,
     *,
-    align_corners: bool = False,
     precision: str = "fp32",
 ) -> Scores:
     """:func:`evaluate` on a whole ``dataset``, its images resized to ``size`` (H, W), labels as they are."""
@@ -79,7 +81,6 @@ def evaluate_dataset(
         images=len(dataset),
         input_size=size,
         num_classes=len(dataset.classes),
-        align_corners=align_corners,
         precision=precision,
     )
     return evaluate(model, evaluation_batches(dataset, size), dataset.classes, protocol)

@@ -31,7 +31,7 @@ class Protocol:
     label_size: Literal["native"] = "native"  # predictions are upsampled to each label's own size
     flips: bool = False
     scales: tuple[float, ...] = (1.0,)
-    align_corners: bool = False
+    align_corners: bool = False  # of that upsampling, as the model's output says
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     def __str__(self) -> str:

@@ -19,8 +19,6 @@ def predict(
     image: Tensor,
     size: tuple[int, int],
     out_size: tuple[int, int] | None = None,
-    *,
-    align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(label uint8, confidence float32), both ``out_size`` (H, W), on the model's device.
 
@@ -34,7 +32,9 @@ def predict(
     pixels = resize(image.permute(1, 2, 0).cpu().numpy(), tuple(size), Image.Resampling.BILINEAR)
     x = normalize(torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).to(device_of(model)))
     with evaluating(model):
-        logits, _ = heads(model(x))
+        logits = heads(model(x))
     height, width = image.shape[-2:] if out_size is None else out_size
-    result = ops.pseudo_label([logits], (height, width), threshold=0.0, align_corners=align_corners)
+    result = ops.pseudo_label(
+        [logits.primary], (height, width), threshold=0.0, align_corners=logits.align_corners
+    )
     return result.label[0], result.confidence[0]

@@ -1,6 +1,6 @@
 """Networks: segmentation, discriminators, and what connects them to weights, recipes and optimisers."""
 
-from udas_fast.models.adapter import ensemble, heads
+from udas_fast.models.adapter import AlignedLogits, Logits, ensemble, heads
 from udas_fast.models.checkpointing import CHECKPOINTING, set_checkpointing
 from udas_fast.models.config import ModelConfig, build_model
 from udas_fast.models.cyclegan import (
@@ -29,6 +29,7 @@ __all__ = [
     "MEAN",
     "SHORTEST_PATCH",
     "STD",
+    "AlignedLogits",
     "CycleGenerators",
     "DeepLabV2",
     "DeepLabV3Plus",
@@ -36,6 +37,7 @@ __all__ = [
     "DomainBatchNorm2d",
     "FrozenBatchNorm2d",
     "Generator",
+    "Logits",
     "MeanNetwork",
     "ModelConfig",
     "MultiScaleDiscriminator",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +11,34 @@ from torch import Tensor
 
 from udas_fast.errors import bad
 
+
+class Logits(NamedTuple):
+    """What a network says of its images: (primary, auxiliary), float [N, C, h, w] each; auxiliary may be None.
+
+    How both are brought to an image's size, in every loss, score and prediction, is theirs to say.
+    """
+
+    primary: Tensor
+    auxiliary: Tensor | None = None
+    align_corners = False  # of the bilinear upsampling, as in torch.nn.functional.interpolate
+
+
+class AlignedLogits(Logits):
+    """Logits that are upsampled with align_corners=True, as AdaptSegNet, ADVENT and MRNet do."""
+
+    align_corners = True
+
+
 WANTED = "a tensor, (primary, auxiliary), a dict with 'out' (and 'aux') or an object with .logits"
 
 
-def heads(output: object) -> tuple[Tensor, Tensor | None]:
+def heads(output: object) -> Logits:
     """The (primary, auxiliary) logits [N, C, h, w] in a model's output; auxiliary may be None.
 
-    Takes a tensor, a tuple or list of one or two tensors (primary first), a dict with "out" and maybe "aux"
-    (torchvision) and any object with ``.logits`` (transformers). Raises InputError for anything else, for
-    tensors that are not floating-point [N, C, h, w] and for heads that differ in images or classes.
+    Takes :class:`Logits` and :class:`AlignedLogits`, and as the former a tensor, a tuple or list of one or two
+    tensors (primary first), a dict with "out" and maybe "aux" (torchvision) and any object with ``.logits``
+    (transformers). Raises InputError for anything else, for tensors that are not floating-point [N, C, h, w] and
+    for heads that differ in images or classes.
     """
     primary, auxiliary = _split(output)
     _check("model output", primary)
@@ -26,13 +46,16 @@ def heads(output: object) -> tuple[Tensor, Tensor | None]:
         _check("auxiliary model output", auxiliary)
         if auxiliary.shape[:2] != primary.shape[:2]:
             raise bad("auxiliary model output", list(auxiliary.shape), f"[N, C] of {list(primary.shape)}")
-    return primary, auxiliary
+    return output if isinstance(output, Logits) else Logits(primary, auxiliary)
 
 
-def ensemble(primary: Tensor, auxiliary: Tensor) -> Tensor:
+def ensemble(logits: Logits) -> Tensor:
     """MRNet's logits of both heads, primary + 0.5·auxiliary, at the primary's size."""
+    primary, auxiliary = logits
     if auxiliary.shape != primary.shape:  # DeepLabV3+'s auxiliary head is coarser
-        auxiliary = F.interpolate(auxiliary, primary.shape[-2:], mode="bilinear", align_corners=False)
+        auxiliary = F.interpolate(
+            auxiliary, primary.shape[-2:], mode="bilinear", align_corners=logits.align_corners
+        )
     return primary + 0.5 * auxiliary
 
 

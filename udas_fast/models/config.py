@@ -13,6 +13,8 @@ from udas_fast.models.deeplab import ASPP_RATES, DeepLabV2
 from udas_fast.models.deeplabv3plus import DeepLabV3Plus
 from udas_fast.models.fcn import FCN
 
+NETWORKS = {"deeplabv2": DeepLabV2, "deeplabv3plus": DeepLabV3Plus, "fcn": FCN}
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ModelConfig:
@@ -27,6 +29,7 @@ class ModelConfig:
         4  # DeepLabV2's; 2: AdaptSegNet's checkpoints
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before the heads' last layers; 0.1 in MRNet
+    align_corners: bool = False  # of the logits' upsampling everywhere; True: AdaptSegNet's checkpoints
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
@@ -36,7 +39,9 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """
     options = {key: getattr(config, key) for key in ("backbone", "width", "norm", "output_stride", "dropout")}
     if config.name == "deeplabv2":
-        return DeepLabV2(num_classes, aspp_branches=config.aspp_branches, **options)
-    if config.aspp_branches != len(ASPP_RATES):
+        options["aspp_branches"] = config.aspp_branches
+    elif config.aspp_branches != len(ASPP_RATES):
         raise bad(f"aspp_branches of {config.name}", config.aspp_branches, f"{len(ASPP_RATES)}, its default")
-    return {"deeplabv3plus": DeepLabV3Plus, "fcn": FCN}[config.name](num_classes, **options)
+    network = NETWORKS[config.name](num_classes, **options)
+    network.align_corners = config.align_corners
+    return network

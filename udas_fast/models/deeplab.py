@@ -61,7 +61,7 @@ class DeepLabV2(SegmentationNetwork):
         self.auxiliary = ASPP(third, num_classes, aspp_branches)
         self.primary = ASPP(fourth, num_classes, aspp_branches)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits at the output stride."""
         third, fourth = self.backbone(x)
         return self.primary(self.dropout(fourth)), self.auxiliary(self.dropout(third))

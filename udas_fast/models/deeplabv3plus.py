@@ -69,7 +69,7 @@ class DeepLabV3Plus(SegmentationNetwork):
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised image, float [N, 3, H, W], to primary logits at layer1's stride and auxiliary at layer3's."""
         first, _, third, fourth = self.backbone.stages(x)
         details = self.details(first)

@@ -43,7 +43,7 @@ class FCN(SegmentationNetwork):
         self.auxiliary = FCNHead(third, num_classes, norm, dropout)
         self.primary = FCNHead(fourth, num_classes, norm, dropout)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits at the output stride."""
         third, fourth = self.backbone(x)
         return self.primary(fourth), self.auxiliary(third)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from udas_fast.models.adapter import heads
+from udas_fast.models.adapter import Logits, heads
 
 
 class MeanNetwork(nn.Module):
@@ -17,9 +17,9 @@ class MeanNetwork(nn.Module):
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Logits:
         """Normalised image, float [N, 3, H, W], to logits at the networks' own stride, which is the same."""
-        logs = [heads(network(x))[0].log_softmax(1, dtype=torch.float32) for network in self.networks]
-        return torch.stack(logs).logsumexp(
-            0
-        )  # a constant more than the mean's logarithm, which softmax drops
+        outputs = [heads(network(x)) for network in self.networks]
+        logs = [output.primary.log_softmax(1, dtype=torch.float32) for output in outputs]
+        # A constant more than the mean's logarithm, which softmax drops.
+        return outputs[0]._replace(primary=torch.stack(logs).logsumexp(0), auxiliary=None)

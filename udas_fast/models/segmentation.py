@@ -7,16 +7,20 @@ from collections.abc import Callable, Iterator
 from torch import Tensor, nn
 
 from udas_fast.errors import bad
+from udas_fast.models.adapter import AlignedLogits, Logits
 from udas_fast.models.norm import NORMS
 from udas_fast.models.resnet import ResNet
 
 
 class SegmentationNetwork(nn.Module):
-    """Base of the networks: ``forward`` returns (primary, auxiliary) logits, float [N, num_classes, h, w].
+    """Base of the networks: a subclass's ``logits`` gives (primary, auxiliary), float [N, num_classes, h, w].
 
     backbone, width, norm and output_stride: see :class:`udas_fast.models.ResNet`. Raises InputError for a
     number of classes outside 2 to 255, unknown names and numbers outside their range.
     """
+
+    #: How the logits are to be upsampled; :class:`udas_fast.models.ModelConfig` sets it.
+    align_corners = False
 
     def __init__(self, num_classes: int, *, backbone: str, width: int, norm: str, output_stride: int) -> None:
         super().__init__()
@@ -25,9 +29,14 @@ class SegmentationNetwork(nn.Module):
         self.num_classes = num_classes
         self.backbone = ResNet(backbone, width=width, norm=norm, output_stride=output_stride)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Logits:
         """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""
-        raise TypeError(f"{type(self).__name__} has no forward()")
+        kind = AlignedLogits if self.align_corners else Logits
+        return kind(*self.logits(x))
+
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""
+        raise TypeError(f"{type(self).__name__} has no logits()")
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that are new for the task, which learn faster than the pretrained backbone."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udas_fast.models import Discriminator, MultiScaleDiscriminator, ensemble, heads
+from udas_fast.models import Discriminator, Logits, MultiScaleDiscriminator, ensemble, heads
 
 SOURCE, TARGET = 0.0, 1.0  # what the discriminators are to answer
 
@@ -18,14 +18,15 @@ Space = Literal["probability", "entropy"]
 Gan = Literal["bce", "lsgan"]
 
 
-def probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def probabilities(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """softmax of the upsampled logits, float32 ``[N, C, H, W]``: the space of AdaptSegNet's discriminators."""
-    return F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1, dtype=torch.float32)
+    upsampled = F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+    return upsampled.softmax(1, dtype=torch.float32)
 
 
-def self_information(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def self_information(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """−p·log2(p + 1e-30) / log2(C), float32 ``[N, C, H, W]``: the space of AdvEnt's (Vu et al. 2019, eq. 5)."""
-    p = probabilities(logits, size)
+    p = probabilities(logits, size, align_corners)
     return -p * torch.log2(p + 1e-30) / math.log2(logits.shape[1])
 
 
@@ -91,8 +92,8 @@ class OutputAdversary(nn.Module):
         """
         self.requires_grad_(False)
         losses = [
-            weight * self._loss(discriminator, logits, size, SOURCE)
-            for weight, discriminator, logits in self._levels(heads(target))
+            weight * self._loss(discriminator, seen, SOURCE)
+            for weight, discriminator, seen in self._levels(heads(target), size)
         ]
         return torch.stack(losses).sum()
 
@@ -105,26 +106,30 @@ class OutputAdversary(nn.Module):
         """
         self.requires_grad_(True)
         source, target = _detached(source), _detached(target)
-        if self.real == "ensemble" and source[1] is not None:
-            source = (ensemble(*source),) * 2
+        if self.real == "ensemble" and source.auxiliary is not None:
+            mixed = ensemble(source)
+            source = source._replace(primary=mixed, auxiliary=mixed)
+        levels = zip(self._levels(source, source_size), self._levels(target, target_size), strict=True)
         losses = [
-            0.5 * self._loss(discriminator, s, source_size, SOURCE)
-            + 0.5 * self._loss(discriminator, t, target_size, TARGET)
-            for (_, discriminator, s), (*_, t) in zip(self._levels(source), self._levels(target), strict=True)
+            0.5 * self._loss(discriminator, s, SOURCE) + 0.5 * self._loss(discriminator, t, TARGET)
+            for (_, discriminator, s), (*_, t) in levels
         ]
         return torch.stack(losses).sum()
 
-    def _levels(self, logits: tuple[Tensor, Tensor | None]) -> Iterator[tuple[float, nn.Module, Tensor]]:
-        """(weight, discriminator, logits) of the heads that have all of them."""
-        levels = zip(self.weights, (self.primary, self.auxiliary), logits, strict=True)
-        return (level for level in levels if level[1] is not None and level[2] is not None)
+    def _levels(self, both: Logits, size: tuple[int, int]) -> Iterator[tuple[float, nn.Module, Tensor]]:
+        """(weight, discriminator, what it sees) of the heads that have all of them."""
+        for weight, discriminator, logits in zip(
+            self.weights, (self.primary, self.auxiliary), both, strict=True
+        ):
+            if discriminator is not None and logits is not None:
+                yield weight, discriminator, self._space(logits, size, both.align_corners)
 
-    def _loss(self, discriminator: nn.Module, logits: Tensor, size: tuple[int, int], domain: float) -> Tensor:
-        answers = discriminator(self._space(logits, size))
+    def _loss(self, discriminator: nn.Module, seen: Tensor, domain: float) -> Tensor:
+        answers = discriminator(seen)
         scales = [answers] if isinstance(answers, Tensor) else answers
         return torch.stack([self._distance(answer, domain) for answer in scales]).sum()
 
 
-def _detached(output: object) -> tuple[Tensor, Tensor | None]:
-    primary, auxiliary = heads(output)
-    return primary.detach(), None if auxiliary is None else auxiliary.detach()
+def _detached(output: object) -> Logits:
+    logits = heads(output)
+    return logits._replace(**{name: x.detach() for name, x in logits._asdict().items() if x is not None})

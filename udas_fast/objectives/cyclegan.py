@@ -15,6 +15,7 @@ from udas_fast import ops
 from udas_fast.data import Batch
 from udas_fast.models import PatchDiscriminator, heads, normalize_signed, to_signed
 from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+from udas_fast.objectives.supervised import segmentation_loss
 
 REAL, FAKE = 1.0, 0.0  # what the discriminators are to answer
 Weight = Annotated[float, Field(ge=0)]
@@ -100,8 +101,11 @@ class CycleGAN(Objective):
         """CE of the segmentation of ``translated`` with the classes found in ``original`` (CyCADA, equation 4)."""
         size = translated.shape[-2:]
         with torch.no_grad():
-            label = ops.pseudo_label([heads(self.segmenter(original))[0]], size, threshold=0.0).label
-        return ops.cross_entropy(heads(self.segmenter(normalize_signed(translated)))[0], label)
+            seen = heads(self.segmenter(original))
+            label = ops.pseudo_label(
+                [seen.primary], size, threshold=0.0, align_corners=seen.align_corners
+            ).label
+        return segmentation_loss(self.segmenter(normalize_signed(translated)), label, auxiliary_weight=0)
 
 
 def least_squares(answer: Tensor, wanted: float) -> Tensor:

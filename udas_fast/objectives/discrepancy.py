@@ -20,11 +20,11 @@ def head_discrepancy(output: object, size: tuple[int, int], kind: Literal["mean"
     Raises:
         InputError: the network has no auxiliary head.
     """
-    primary, auxiliary = heads(output)
+    primary, auxiliary = logits = heads(output)
     if auxiliary is None:
         raise InputError(
             "the KL between heads needs a network with an auxiliary head; set kl_weight to 0 without one"
         )
     if kind == "mean":
-        return ops.ensemble_kl(primary, auxiliary, size)
-    return ops.symmetric_kl(auxiliary, primary, size)
+        return ops.ensemble_kl(primary, auxiliary, size, align_corners=logits.align_corners)
+    return ops.symmetric_kl(auxiliary, primary, size, align_corners=logits.align_corners)

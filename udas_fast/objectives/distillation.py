@@ -51,8 +51,10 @@ class Distillation(Objective):
         image = step.normalize(batches["unlabelled"].image)
         with torch.no_grad():
             opinions = [heads(teacher.eval()(image))[0] for teacher in self._teachers()]
-        student, _ = heads(model(image))
-        distilled = ops.distillation_kl(student, opinions, image.shape[-2:])
+        student = heads(model(image))
+        distilled = ops.distillation_kl(
+            student.primary, opinions, image.shape[-2:], align_corners=student.align_corners
+        )
         step.backward(config.distillation_weight * distilled)
 
         # Labelled target images.

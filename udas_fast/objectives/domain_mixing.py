@@ -61,9 +61,13 @@ class DomainMixing(Objective):
     def label(self, target: Batch, step: Step) -> Batch:
         """``target`` with the labeller's class-balanced pseudo-labels."""
         labeller = self.networks[self.config.labeller].eval()
-        logits, _ = heads(labeller(step.normalize(target.image)))
-        threshold = balanced_thresholds(self.histogram)
-        pseudo = ops.pseudo_label([logits], target.image.shape[-2:], threshold=threshold)
+        logits = heads(labeller(step.normalize(target.image)))
+        pseudo = ops.pseudo_label(
+            [logits.primary],
+            target.image.shape[-2:],
+            threshold=balanced_thresholds(self.histogram),
+            align_corners=logits.align_corners,
+        )
         self.histogram += pseudo.histogram
         return replace(target, label=pseudo.label)
 

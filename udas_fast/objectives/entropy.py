@@ -19,13 +19,15 @@ def target_entropy(
     Gradients reach every head whose weight is not 0.
     """
     losses = []
-    for weight, logits in zip(weights, heads(output), strict=True):
+    both = heads(output)
+    corners = both.align_corners
+    for weight, logits in zip(weights, both, strict=True):
         if not weight or logits is None:
             continue
         if robust is None:
-            loss = ops.entropy(logits, size)
+            loss = ops.entropy(logits, size, align_corners=corners)
         else:
-            e = ops.entropy(logits, size, reduction="none")
+            e = ops.entropy(logits, size, align_corners=corners, reduction="none")
             loss = (e.square() + 0.001**2).pow(robust).mean()
         losses.append(weight * loss)
     return torch.stack(losses).sum()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from udas_fast import ops
 from udas_fast.data import Batch
 from udas_fast.errors import InputError
-from udas_fast.models import ensemble, heads, set_domain
+from udas_fast.models import Logits, ensemble, heads, set_domain
 from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
 
 
@@ -47,9 +47,11 @@ def rectified_loss(output: object, label: Tensor, auxiliary_weight: float) -> Te
     Raises:
         InputError: the network has no auxiliary head.
     """
-    primary, auxiliary = _both(output)
-    loss = ops.rectified_cross_entropy(primary, auxiliary, label)
-    return loss + auxiliary_weight * ops.rectified_cross_entropy(auxiliary, primary, label)
+    primary, auxiliary = logits = _both(output)
+    corners = logits.align_corners
+    loss = ops.rectified_cross_entropy(primary, auxiliary, label, align_corners=corners)
+    second = ops.rectified_cross_entropy(auxiliary, primary, label, align_corners=corners)
+    return loss + auxiliary_weight * second
 
 
 class Rectification(Objective):
@@ -71,9 +73,16 @@ class Rectification(Objective):
             size = [round(scale * side) for side in image.shape[-2:]]
             scaled = F.interpolate(image, size, mode="bilinear", align_corners=False)
             for view in (scaled, scaled.flip(-1)):
-                views.append(ensemble(*_both(self.teacher(view))))
-        flips = [False, True] * len(self.config.scales)
-        return ops.pseudo_label(views, image.shape[-2:], threshold=0.0, flips=flips, reduce="mean").label
+                logits = _both(self.teacher(view))
+                views.append(ensemble(logits))
+        return ops.pseudo_label(
+            views,
+            image.shape[-2:],
+            threshold=0.0,
+            flips=[False, True] * len(self.config.scales),
+            reduce="mean",
+            align_corners=logits.align_corners,
+        ).label
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
         image = step.normalize(batches["unlabelled"].image)
@@ -84,8 +93,8 @@ class Rectification(Objective):
         return {"rectified": loss.detach()}
 
 
-def _both(output: object) -> tuple[Tensor, Tensor]:
-    primary, auxiliary = heads(output)
-    if auxiliary is None:
+def _both(output: object) -> Logits:
+    logits = heads(output)
+    if logits.auxiliary is None:
         raise InputError("the uncertainty of pseudo-labels needs a network with an auxiliary head")
-    return primary, auxiliary
+    return logits

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from udas_fast import ops
 from udas_fast.data import Batch, SegmentationDataset, auto_augment
-from udas_fast.models import heads, set_domain
+from udas_fast.models import Logits, heads, set_domain
 from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Round, Step
 from udas_fast.objectives.labelling import label_to_disk, report_round
 from udas_fast.objectives.mixing import MixingConfig, labelled_batches
@@ -125,7 +125,7 @@ class SelfTraining(Objective):
     @torch.no_grad()
     def look(
         self, target: Batch, generator: torch.Generator, normalize: Callable[[Tensor], Tensor]
-    ) -> tuple[list[Tensor], list[bool]]:
+    ) -> tuple[list[Logits], list[bool]]:
         """The teacher's logits ``[N, C, h, w]`` of each of its K views of ``target``; whether a view is mirrored."""
         self.teacher.eval()
         config, image = self.config, target.image
@@ -135,13 +135,20 @@ class SelfTraining(Objective):
             photometric = [image] + [auto_augment(image, generator) for _ in range(config.views - 1)]
         views = [(normalize(view), False) for view in photometric]
         views += geometric_views(views[0][0], config.scales, config.flip_view)
-        return [heads(self.teacher(view))[0] for view, _ in views], [mirrored for _, mirrored in views]
+        return [heads(self.teacher(view)) for view, _ in views], [mirrored for _, mirrored in views]
 
     def label(
-        self, views: list[Tensor], flips: list[bool], size: tuple[int, int], threshold: float | Tensor
+        self, views: list[Logits], flips: list[bool], size: tuple[int, int], threshold: float | Tensor
     ) -> ops.PseudoLabel:
         """Pseudo-labels from what :meth:`look` saw."""
-        return ops.pseudo_label(views, size, threshold=threshold, flips=flips, reduce=self.config.reduce)
+        return ops.pseudo_label(
+            [view.primary for view in views],
+            size,
+            threshold=threshold,
+            flips=flips,
+            reduce=self.config.reduce,
+            align_corners=views[0].align_corners,
+        )
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
         config, target = self.config, batches["unlabelled"]
@@ -163,10 +170,14 @@ class SelfTraining(Objective):
         losses = {"pseudo": segmentation_loss(output, label, config.auxiliary_weight)}
         total = config.pseudo_weight * losses["pseudo"]
         if config.consistency_weight:
-            teachers = [view.flip(-1) if flip else view for view, flip in zip(views, flips, strict=True)]
-            primary, _ = heads(output)
+            pairs = zip(views, flips, strict=True)
+            student = heads(output)
             losses["consistency"] = ops.distillation_kl(
-                primary, teachers, size, temperature=config.temperature
+                student.primary,
+                [view.primary.flip(-1) if flip else view.primary for view, flip in pairs],
+                size,
+                temperature=config.temperature,
+                align_corners=student.align_corners,
             )
             total = total + config.consistency_weight * losses["consistency"]
         step.backward(total)

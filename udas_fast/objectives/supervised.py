@@ -24,10 +24,11 @@ def segmentation_loss(output: object, label: Tensor, auxiliary_weight: float) ->
         label: uint8 ``[N, H, W]`` train ids; 255 is ignored, and a batch of nothing else gives zero.
         auxiliary_weight: λ_seg; unused where the network has no auxiliary head.
     """
-    primary, auxiliary = heads(output)
-    loss = ops.cross_entropy(primary, label)
+    primary, auxiliary = logits = heads(output)
+    loss = ops.cross_entropy(primary, label, align_corners=logits.align_corners)
     if auxiliary is not None and auxiliary_weight:
-        loss = loss + auxiliary_weight * ops.cross_entropy(auxiliary, label)
+        second = ops.cross_entropy(auxiliary, label, align_corners=logits.align_corners)
+        loss = loss + auxiliary_weight * second
     return loss
 
 
