@@ -1,8 +1,7 @@
 """Accuracy by task, made by the command line and kept as one JSON a task.
 
     python benchmarks/accuracy.py streets --seeds 0 1 2
-    python benchmarks/accuracy.py rendered-camvid --seeds 0 1 2 --data DATA --jobs 2
-    python benchmarks/accuracy.py day-dusk --seeds 0 1 2 --data DATA --jobs 2
+    python benchmarks/accuracy.py ablation-day-dusk --seeds 0 1 2 --data DATA --jobs 2
     python benchmarks/accuracy.py variants --data DATA
 
 Steps are fixed and equal over the rows of a task, and the last weights count. A run that is already complete is not
@@ -32,14 +31,16 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class StudyTask:
-    """The two studies of one task: datasets below --data, labels, and the translation of the rows ST."""
+    """One study of one task: datasets below --data, labels, steps of every run, and how the source is translated."""
 
-    result: str
+    study: str
+    folder: str  # of the runs; studies of one folder share them
     source: str
     target: str
-    ablation_labels: int
     labels: str
-    cyclegan: tuple[str, ...] = ()  # options of `udas-fast translate`; none: LAB
+    steps: int
+    translate: str = "lab"
+    cyclegan: tuple[str, ...] = ()  # options of `udas-fast translate`, which then makes the source
 
 
 ADAPTATION = "stages.adaptation.objective"
@@ -52,37 +53,34 @@ SETTINGS = (
     f"{ADAPTATION}.discriminator_width=16",
     f"{ADAPTATION}.discriminator_stride=2",
 )
-# One data engine, whatever is installed: the engines' pixels differ by a grey level.
 SIZE, STEPS = (180, 240), 800
-SHARED = ("--engine", "torch", "--small", "{}x{}".format(*SIZE), "--steps", str(STEPS))
-SHARED += tuple(word for setting in SETTINGS for word in ("--set", setting))
+RENDERED_CAMVID = ("camvid:{data}/rendered", "camvid:{data}/camvid")
+DAY_DUSK = ("camvid-day:{data}/camvid", "camvid-dusk:{data}/camvid")
+CYCLEGAN = ("--small", "128x128", "--steps", "3000", "--set", "precision=bf16")
 STUDIES = {
-    "rendered-camvid": StudyTask(
-        "study-rendered-camvid",
-        "camvid:{data}/rendered",
-        "camvid:{data}/camvid",
-        50,
-        "100,50,20,0",
-        ("--small", "128x128", "--steps", "3000", "--set", "precision=bf16"),
+    "ablation-rendered-camvid": StudyTask(
+        "ablation", "rendered-camvid", *RENDERED_CAMVID, "50", STEPS, cyclegan=CYCLEGAN
     ),
-    "day-dusk": StudyTask(
-        "study-camvid-day-dusk", "camvid-day:{data}/camvid", "camvid-dusk:{data}/camvid", 20, "20,0"
+    "labels-rendered-camvid": StudyTask(
+        "labels", f"rendered-camvid-{2 * STEPS}", *RENDERED_CAMVID, "50,20", 2 * STEPS, translate="none"
     ),
+    "ablation-day-dusk": StudyTask("ablation", "day-dusk", *DAY_DUSK, "20", STEPS),
+    "labels-day-dusk": StudyTask("labels", "day-dusk", *DAY_DUSK, "20,0", STEPS),
 }
 
 AGREE = (f"{ADAPTATION}.kl_weight=0.1",)
 STRONG = (f"{ADAPTATION}.adversarial_weights=[0.01,0.002]",)
 BY_DOMAIN = ("model.norm=domain",)
-# What else was tried, one seed each: (task, what differs from the study's row, recipe, translation, settings).
+# What else was tried, one seed each: (domains, what differs from the study's row, recipe, translation, settings).
 VARIANTS = (
-    ("rendered-camvid", "ST by LAB", "no_adaptation", "lab", ()),
-    ("rendered-camvid", "ST by FDA", "no_adaptation", "fda", ()),
-    ("rendered-camvid", "UDA with agreement, weight 0.1", "uda", "none", AGREE),
-    ("rendered-camvid", "UDA with ten times the adversary", "uda", "none", STRONG),
-    ("rendered-camvid", "UDA, statistics by domain", "uda", "none", BY_DOMAIN),
-    ("day-dusk", "ST + UDA with agreement, weight 0.1", "uda", "lab", AGREE),
-    ("day-dusk", "ST + UDA with ten times the adversary", "uda", "lab", STRONG),
-    ("day-dusk", "ST + UDA, statistics by domain", "uda", "lab", BY_DOMAIN),
+    (RENDERED_CAMVID, "ST by LAB", "no_adaptation", "lab", ()),
+    (RENDERED_CAMVID, "ST by FDA", "no_adaptation", "fda", ()),
+    (RENDERED_CAMVID, "UDA with agreement, weight 0.1", "uda", "none", AGREE),
+    (RENDERED_CAMVID, "UDA with ten times the adversary", "uda", "none", STRONG),
+    (RENDERED_CAMVID, "UDA, statistics by domain", "uda", "none", BY_DOMAIN),
+    (DAY_DUSK, "ST + UDA with agreement, weight 0.1", "uda", "lab", AGREE),
+    (DAY_DUSK, "ST + UDA with ten times the adversary", "uda", "lab", STRONG),
+    (DAY_DUSK, "ST + UDA, statistics by domain", "uda", "lab", BY_DOMAIN),
 )
 
 
@@ -103,15 +101,13 @@ def main() -> None:
         + ("" if arguments.task == "variants" else f" --seeds {shlex.join(map(str, arguments.seeds))}"),
         "environment": harness.environment("cpu"),
     }
-    name = arguments.task
     if arguments.task == "streets":
         document["runs"] = [run for seed in arguments.seeds for run in streets(seed, arguments)]
     elif arguments.task == "variants":
         document["runs"] = list(variants(arguments))
     else:
-        name = STUDIES[arguments.task].result
-        document |= studies(STUDIES[arguments.task], arguments)
-    path = RESULTS / f"{name}.json"
+        document["study"] = study(STUDIES[arguments.task], arguments)
+    path = RESULTS / f"{arguments.task}.json"
     harness.write(path, document)
     print(path)
 
@@ -132,38 +128,36 @@ def compact(phases: dict[str, Any]) -> dict[str, Any]:
     return {name: {k: v for k, v in s.items() if k != "confusion_matrix"} for name, s in phases.items()}
 
 
-def studies(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The table.json of both studies, which share their runs."""
-    out = arguments.runs / arguments.task
+def study(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The study's table.json."""
+    out = arguments.runs / task.folder
     source, target = (spec.format(data=arguments.data) for spec in (task.source, task.target))
-    translate = "lab"
+    domains, translate = ["--source", source, "--target", target], task.translate
     if task.cyclegan:
         translated = out / "translation"
-        command = ["--source", source, "--target", target, "--out", str(translated), *task.cyclegan]
-        run(["udas-fast", "translate", *(["--resume", str(translated)] if translated.is_dir() else command)])
+        new = [*domains, "--out", str(translated), *task.cyclegan]
+        run(["udas-fast", "translate", *(["--resume", str(translated)] if translated.is_dir() else new)])
         translate = f"translated:{translated}"
-    shared = ["--source", source, "--target", target, "--translate", translate, "--out", str(out)]
-    shared += ["--seeds", ",".join(map(str, arguments.seeds)), *SHARED, "--jobs", str(arguments.jobs)]
-    for study, labels in (("ablation", str(task.ablation_labels)), ("labels", task.labels)):
-        run(["udas-fast", "study", study, "--labels", labels, *shared])
-    return {
-        study: json.loads((out / study / "table.json").read_text(encoding="utf-8"))
-        for study in ("ablation", "labels")
-    }
+    command = ["udas-fast", "study", task.study, *domains, "--labels", task.labels, "--out", str(out)]
+    command += ["--translate", translate, "--seeds", ",".join(map(str, arguments.seeds))]
+    # One data engine, whatever is installed: the engines' pixels differ by a grey level.
+    command += ["--engine", "torch", "--small", "{}x{}".format(*SIZE), "--steps", str(task.steps)]
+    command += [word for setting in SETTINGS for word in ("--set", setting)]
+    run([*command, "--jobs", str(arguments.jobs)])
+    return json.loads((out / task.study / "table.json").read_text(encoding="utf-8"))
 
 
 def variants(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One run for each of :data:`VARIANTS`, with the seed that the settings were chosen with."""
-    for name, title, recipe, translate, settings in VARIANTS:
-        study = STUDIES[name]
-        source, target = (spec.format(data=arguments.data) for spec in (study.source, study.target))
+    for domains, title, recipe, translate, settings in VARIANTS:
+        source, target = (spec.format(data=arguments.data) for spec in domains)
         task = Task(source, target, translate, SIZE, STEPS, (*SETTINGS, *settings), engine="torch")
         planned = Run(Row(title, recipe, translated=translate != "none"), task, seed=0)
-        folder = arguments.runs / "variants" / name / re.sub(r"\W+", "-", title.lower())
+        folder = arguments.runs / "variants" / re.sub(r"\W+", "-", title.lower())
         make_runs([planned], folder)
         scores = json.loads((folder / planned.folder / "scores.json").read_text(encoding="utf-8"))
         yield {
-            "task": name,
+            "domains": [source, target],
             "name": title,
             "seed": planned.seed,
             "command": shlex.join(planned.command("RUN")),

@@ -63,16 +63,16 @@ def variants() -> str:
     lines = ["| Task | Instead | mIoU |", "|---|---|---:|"]
     for run in document["runs"]:
         last = list(run["phases"].values())[-1]
-        lines.append(f"| {run['task']} | {run['name']} | {100 * last['miou']:.1f} |")
+        lines.append(f"| {' → '.join(run['domains'])} | {run['name']} | {100 * last['miou']:.1f} |")
     return "\n".join([*lines, "", f"Seed 0; `{document['command']}` → `benchmarks/results/variants.json`."])
 
 
-def study(task: str, name: str) -> str:
-    """The ablation by class, or methods by labels, of both studies of ``task``."""
-    document = load(task)
-    table = StudyTable.from_dict(document[name])
-    made = class_table(table) if name == "ablation" else labels_table(table)
-    return f"{made}\n\n{note(table)} (`{document['command']}` → `benchmarks/results/{task}.json`)."
+def study(name: str) -> str:
+    """The ablation by class, or methods by labels."""
+    document = load(name)
+    table = StudyTable.from_dict(document["study"])
+    made = class_table(table) if table.study == "ablation" else labels_table(table)
+    return f"{made}\n\n{note(table)} (`{document['command']}` → `benchmarks/results/{name}.json`)."
 
 
 def _mean(values: list[float]) -> str:
@@ -111,15 +111,11 @@ def chart(names: Sequence[str]) -> None:
 
 CHARTED = ("ops-cpu-avx512", "ops-cpu-avx2", "ops-cpu-avx512-no-page-faults")
 OPERATORS = (*CHARTED, "ops-cpu-avx512-compile", "ops-cpu-avx512-sizes", "ops-cpu-avx512-batches")
-STUDIES = {"rendered-camvid": "study-rendered-camvid", "day-dusk": "study-camvid-day-dusk"}
+STUDIES = ("ablation-rendered-camvid", "labels-rendered-camvid", "ablation-day-dusk", "labels-day-dusk")
 TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
     "variants": variants,
-    **{
-        f"{name} {task}": partial(study, result, name)
-        for task, result in STUDIES.items()
-        for name in ("ablation", "labels")
-    },
+    **{name: partial(study, name) for name in STUDIES},
     **{name: partial(operators, name) for name in OPERATORS},
 }
 
