@@ -343,10 +343,9 @@ class Trainer:
 
     def _newest_state(self) -> tuple[int, dict[str, Any] | None]:
         """(index of the phase to run, the checkpoint's state or None)."""
-        newest = self.checkpoints.newest()
-        if newest is None:
+        state = self.checkpoints.load()
+        if state is None:
             return 0, None
-        state = read_state(newest)
         self.faults.found[:] = state["bad_files"]
         for name, weights in state.get("networks", {}).items():
             self.networks[name].load_state_dict(weights)

@@ -1,18 +1,20 @@
-"""Checkpoints: everything that a run needs to go on, written so that a kill never leaves half a file."""
+"""Checkpoints: everything that a run needs to go on, written so that a kill or a full disk never leaves half a file."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import re
+import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from tqdm import tqdm
 
-from udas_fast.errors import InputError
+from udas_fast.errors import InputError, bad
 
 KEEP = 2  # the newest and the one before it
 
@@ -30,17 +32,36 @@ def atomic_write(content: str | bytes, path: Path) -> None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system has against writing ``path`` (a full disk, a quota, no permission) as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"{path}: cannot be written ({reason}); what was written before is intact"
+        ) from error
+
+
+@contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # on a full disk its space is wanted
+            raise
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """A dictionary written by :func:`atomic_save`, on the CPU; only tensors and plain data are unpickled.
+
+    Every byte is compared with the checksums (CRC-32) that ``torch.save`` writes and ``torch.load`` ignores.
 
     Raises:
         InputError: no such file, or not a readable checkpoint.
@@ -48,26 +69,68 @@ def read_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"checkpoint {path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise about anything in zipfile and torch.load
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"checkpoint {path}: cannot be read ({reason})") from error
+    if damaged:
+        raise InputError(f"checkpoint {path}: cannot be read (another checksum in {damaged})")
+    if not isinstance(state, dict):
+        raise bad(f"checkpoint {path}", type(state).__name__, "a dictionary")
+    return state
 
 
 class CheckpointFolder:
-    """``checkpoints/step-NNNNNNNN.pt`` of a run, the newest :data:`KEEP` kept."""
+    """``checkpoints/step-NNNNNNNN.pt`` of a run.
+
+    Kept are the newest :data:`KEEP` and every milestone, ``step-NNNNNNNN.NAME.pt``.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, state: dict[str, Any], step: int) -> Path:
-        """Write the state after ``step`` optimisation steps in all and drop what is too old."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step-{step:08d}.pt"
+    def save(self, state: dict[str, Any], step: int, milestone: str | None = None) -> Path:
+        """Write the state after ``step`` optimisation steps in all and drop what is too old.
+
+        Later ones are dropped as well: they are damaged, or :meth:`load` would have gone on from them.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{step:08d}{f'.{milestone}' if milestone else ''}.pt"
         atomic_save(state, path)
-        for old in self._all()[:-KEEP]:
-            old.unlink()
+        steps = {p: int(p.name[5:13]) for p in self._all()}
+        kept = [p for p in steps if steps[p] <= step][-KEEP:]
+        for other in steps:
+            is_milestone = other.name.count(".") > 1
+            if steps[other] > step or (other not in kept and not is_milestone):
+                other.unlink()
         return path
+
+    def load(self) -> dict[str, Any] | None:
+        """The state in the newest checkpoint that is whole, or None where there is none yet.
+
+        A damaged one is named on standard error, and the one before it is taken.
+
+        Raises:
+            InputError: there are checkpoints, and all are damaged.
+        """
+        damaged: list[InputError] = []
+        for path in reversed(self._all()):
+            try:
+                state = read_state(path)
+            except InputError as error:
+                damaged.append(error)
+                continue
+            for error in damaged:
+                tqdm.write(f"{error}; going on from {path.name}", file=sys.stderr)
+            return state
+        if damaged:
+            raise bad(
+                f"checkpoints in {self.folder}", f"{len(damaged)}, all damaged; {damaged[0]}", "a whole one"
+            )
+        return None
 
     def newest(self) -> Path | None:
         """The newest checkpoint, or None where there is none yet."""
@@ -76,4 +139,4 @@ class CheckpointFolder:
     def _all(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
-        return sorted(p for p in self.folder.iterdir() if re.fullmatch(r"step-\d{8}\.pt", p.name))
+        return sorted(p for p in self.folder.iterdir() if re.fullmatch(r"step-\d{8}(\..+)?\.pt", p.name))

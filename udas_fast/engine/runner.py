@@ -49,7 +49,8 @@ class Runner:
 
         def checkpoint() -> None:
             self.recorder.flush()  # first: a loss that is not finite must not reach a checkpoint
-            self.checkpoints.save(state() | {"loop": loop.state_dict()}, before + loop.done)
+            milestone = loop.phase.name if loop.done == loop.phase.steps else None
+            self.checkpoints.save(state() | {"loop": loop.state_dict()}, before + loop.done, milestone)
 
         def after_step(losses: dict[str, Tensor]) -> None:
             self.recorder.step(before + loop.done - 1, loop.phase.name, loop.lr, losses, loop.data_wait)

@@ -17,7 +17,7 @@ from torch import nn
 from udas_fast.data import Faults, Geometry, SegmentationDataset, Unlabelled, open_dataset
 from udas_fast.data.translated import Manifest
 from udas_fast.doctor import write_environment
-from udas_fast.engine.checkpoint import CheckpointFolder, read_state
+from udas_fast.engine.checkpoint import CheckpointFolder
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format, resolve_device
 from udas_fast.engine.runner import open_runner
@@ -181,8 +181,8 @@ class Translation:
             faults=Faults(config.data.max_bad_files),
         )
         loop = Loop(phase, self.model, objective, streams, self.amp, config.seed)
-        if (newest := self.checkpoints.newest()) is not None:
-            loop.load_state_dict(read_state(newest)["loop"])
+        if (saved := self.checkpoints.load()) is not None:
+            loop.load_state_dict(saved["loop"])
         if loop.done < phase.steps:
             with open_runner(
                 self.run,
