@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from udas_fast.errors import InputError
-from udas_fast.models import Discriminator, MultiScaleDiscriminator
+from udas_fast.models import Discriminator, MultiScaleDiscriminator, PixelDiscriminator
 
 
 def test_parameter_count_is_the_published_one():
@@ -63,3 +63,14 @@ def test_each_scale_sees_half_the_size_of_the_one_before():
     torch.testing.assert_close(answers[1], model.scales[1](halved))
     with pytest.raises(InputError, match=r"discriminator input: .*wanted \[N, 5, H >= 32, W >= 32\]"):
         model(x[..., :31])
+
+
+def test_pixel_discriminator_judges_each_pixel_alone():
+    with torch.device("meta"):
+        model = PixelDiscriminator(19)
+    # CyCADA's code: 1x1 convolutions 19-512-256-2.
+    assert sum(p.numel() for p in model.parameters()) == 19 * 512 + 512 + 512 * 256 + 256 + 256 * 2 + 2
+    model, x = PixelDiscriminator(5, width=8).eval(), torch.randn(2, 5, 6, 7)
+    whole = model(x)
+    assert whole.shape == (2, 1, 6, 7)
+    torch.testing.assert_close(model(x[..., 2:3, 4:5]), whole[..., 2:3, 4:5])

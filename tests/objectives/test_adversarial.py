@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -122,3 +123,81 @@ def test_gradients_of_discriminate_stop_before_the_network() -> None:
     adversary.discriminate(source, SIZE, target, SIZE).backward()
     assert all(parameter.grad is not None for parameter in adversary.parameters())
     assert all(logits.grad is None for logits in (*source, *target))
+
+
+def _cycada(gate: float | None = None) -> OutputAdversary:
+    """In evaluation mode: without dropout there is one right answer."""
+    torch.manual_seed(0)
+    return OutputAdversary(4, width=8, weights=(0.1, 0), space="score", pixel=True, gate=gate).eval()
+
+
+def _pixel_answers(adversary: OutputAdversary, logits: torch.Tensor) -> torch.Tensor:
+    """log-probabilities of (source, target), float64 [N, 2, H, W], by matrix products in place of convolutions."""
+    x = F.interpolate(logits.double(), SIZE, mode="bilinear", align_corners=False).movedim(1, -1)
+    convolutions = [m for m in adversary.primary if isinstance(m, torch.nn.Conv2d)]
+    for i, conv in enumerate(convolutions):
+        x = (x.relu() if i else x) @ conv.weight.double()[..., 0, 0].T + conv.bias.double()
+    return x.log_softmax(-1).movedim(-1, 1)
+
+
+def test_cycada_is_the_cross_entropy_of_two_answers_at_each_pixel_of_the_scores() -> None:
+    adversary = _cycada()
+    source, target = _outputs(1), _outputs(2)
+    s, t = (_pixel_answers(adversary, logits[0]) for logits in (source, target))
+    fooled = adversary.fool(target, SIZE)
+    torch.testing.assert_close(fooled.double(), -0.1 * t[:, 0].mean(), rtol=1e-5, atol=1e-7)
+    fooled.backward()
+    assert target[0].grad.any()
+    assert target[1].grad is None  # one level
+    assert all(p.grad is None for p in adversary.parameters())
+    told = adversary.discriminate(source, SIZE, target, SIZE)
+    want = -0.5 * s[:, 0].mean() - 0.5 * t[:, 1].mean()
+    torch.testing.assert_close(told.double(), want, rtol=1e-5, atol=1e-7)
+    told.backward()
+    assert all(p.grad is not None for p in adversary.parameters())
+    assert source[0].grad is None
+
+
+def test_the_gate_opens_and_closes_with_the_mean_accuracy_of_100_steps() -> None:
+    adversary = _cycada(gate=0.6)
+    source, target = _outputs(1), _outputs(2)
+    s, t = (_pixel_answers(adversary, logits[0]) for logits in (source, target))
+    assert adversary.fool(target, SIZE) == 0  # nothing is known of the discriminator yet
+    adversary.discriminate(source, SIZE, target, SIZE)
+    accuracy = ((s[:, 0] > s[:, 1]).double().mean() + (t[:, 1] > t[:, 0]).double().mean()) / 2
+    recorded = adversary.gate.accuracies
+    assert recorded[:-1].isnan().all()
+    torch.testing.assert_close(recorded[-1].double(), accuracy, rtol=1e-6, atol=0)
+
+    # (accuracies so far, open): the mean counts, over what there is.
+    for accuracies, is_open in (
+        ([0.61], True),
+        ([0.6 - 1e-4], False),
+        ([0.9, 0.4], True),
+        ([0.9, 0.2], False),
+    ):
+        recorded.fill_(torch.nan)
+        recorded[-len(accuracies) :] = torch.tensor(accuracies)
+        loss = adversary.fool(target, SIZE)
+        torch.testing.assert_close(loss.double(), -0.1 * t[:, 0].mean() * is_open, rtol=1e-5, atol=1e-7)
+        (gradient,) = torch.autograd.grad(loss, target[0])
+        assert gradient.any() == is_open
+
+    recorded.copy_(torch.arange(100.0))
+    adversary.discriminate(source, SIZE, target, SIZE)
+    assert torch.equal(recorded[:-1], torch.arange(1.0, 100.0))  # the oldest is gone
+    saved = adversary.state_dict()
+    assert torch.equal(saved["gate.accuracies"], recorded)  # a resumed run has the same gate
+    assert not any(p is recorded for p in adversary.parameters())
+
+
+def test_least_squares_answers_are_right_beyond_one_half() -> None:
+    adversary = OutputAdversary(4, width=8, weights=(1, 0), space="score", pixel=True, gate=0.5, gan="lsgan")
+    output = adversary.eval().primary[-1]
+    torch.nn.init.zeros_(output.weight)
+    with torch.no_grad():
+        output.bias.copy_(torch.tensor([0.0, 0.4]))  # nearer the source everywhere
+    adversary.discriminate(_outputs(1), (4, 4), _outputs(2), (4, 2))
+    assert adversary.gate.accuracies[-1].item() == pytest.approx(
+        4 / 6
+    )  # by pixels: 16 of the source, 8 of the target

@@ -60,6 +60,14 @@ def test_the_methods_beside_udas_hold_their_published_numbers() -> None:
     assert objective("minent").entropy_weights == (0.001, 0.0002)
     fda = objective("fda")
     assert (fda.entropy_weights[0], fda.entropy_robust, fda.mixing.fda_beta) == (0.005, 2.0, 0.01)
+    cycada = get_recipe("cycada").stages[1]
+    assert (cycada.objective.adversarial_weights, cycada.objective.gate) == ((0.1, 0), 0.6)
+    assert (cycada.objective.discriminator, cycada.objective.discriminator_width) == ("pixel", 512)
+    assert lr_factor(0.9, cycada.optimizer) == 1
+    with pytest.raises(
+        ValueError, match='discriminator_scales: found 3, wanted 1 with discriminator "pixel"'
+    ):
+        AdaptationConfig(discriminator="pixel", discriminator_scales=3)
     first, second = get_recipe("seg_uncertainty").stages
     assert first.objective.kl_start * first.steps == 15_000
     assert first.optimizer.warmup * first.steps == pytest.approx(5_000)

@@ -13,7 +13,7 @@ from udas_fast.models.cyclegan import (
 )
 from udas_fast.models.deeplab import ASPP, DeepLabV2
 from udas_fast.models.deeplabv3plus import DeepLabV3Plus
-from udas_fast.models.discriminator import Discriminator, MultiScaleDiscriminator
+from udas_fast.models.discriminator import Discriminator, MultiScaleDiscriminator, PixelDiscriminator
 from udas_fast.models.fcn import FCN
 from udas_fast.models.groups import parameter_groups
 from udas_fast.models.mean import MeanNetwork
@@ -42,6 +42,7 @@ __all__ = [
     "ModelConfig",
     "MultiScaleDiscriminator",
     "PatchDiscriminator",
+    "PixelDiscriminator",
     "ResNet",
     "WeightsReport",
     "build_model",

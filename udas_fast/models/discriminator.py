@@ -1,4 +1,4 @@
-"""The output-space discriminators: AdaptSegNet's, and MRNet's that looks at several scales."""
+"""The output-space discriminators: AdaptSegNet's, MRNet's of several scales, and CyCADA's of single pixels."""
 
 from __future__ import annotations
 
@@ -71,6 +71,32 @@ class MultiScaleDiscriminator(nn.Module):
                 x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
             answers.append(discriminator(x))
         return answers
+
+
+class PixelDiscriminator(nn.Sequential):
+    """Judges every pixel by its own scores: three 1x1 convolutions, ReLU and dropout of channels (CyCADA's code).
+
+    Channels width, width / 2, 2: 512-256-2 and 142,082 parameters at 19 classes (Hoffman et al. 2018).
+    """
+
+    def __init__(self, num_classes: int, width: int = 512) -> None:
+        super().__init__(
+            nn.Conv2d(num_classes, width, 1),
+            nn.Dropout2d(0.5),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, max(1, width // 2), 1),
+            nn.Dropout2d(0.5),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(max(1, width // 2), 2, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores [N, num_classes, H, W] to domain logits [N, 1, H, W].
+
+        The cross-entropy of the two answers is the binary one of their difference, which this returns.
+        """
+        source, target = super().forward(x).split(1, 1)
+        return target - source
 
 
 class _Residual(nn.Module):

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
+from udas_fast.errors import bad
 from udas_fast.models import set_domain
 from udas_fast.objectives.adversarial import Gan, OutputAdversary, Space
 from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
@@ -29,8 +30,11 @@ class AdaptationConfig(ObjectiveConfig):
     auxiliary_weight: float = 0.1  # λ_seg (AdaptSegNet); 0.5 in MRNet's command lines
     adversarial_weights: tuple[float, float] = (0.001, 0.0002)  # primary, auxiliary (AdaptSegNet)
     real: Literal["primary", "ensemble"] = "primary"
-    space: Space = "probability"  # "entropy": AdvEnt
+    space: Space = "probability"  # "entropy": AdvEnt; "score": CyCADA
     gan: Gan = "bce"  # "lsgan": MRNet
+    discriminator: Literal["patch", "pixel"] = "patch"  # "pixel": CyCADA's, of 1x1 convolutions
+    # L_adv counts while the discriminators are right more often than this; CyCADA: 0.6.
+    gate: Annotated[float, Field(gt=0, lt=1)] | None = None
     discriminator_scales: Annotated[int, Field(ge=1)] = 1  # 3: MRNet
     discriminator_width: Annotated[int, Field(ge=1)] = 64
     # They see the predictions at 1/stride of the image's size; 1 is published.
@@ -41,6 +45,10 @@ class AdaptationConfig(ObjectiveConfig):
     kl_weight: float = 0.1  # MRNet
     kl_start: float = 0.1  # share of the stage: iteration 15,000 of 150,000 (MRNet)
     mixing: MixingConfig = field(default_factory=MixingConfig)
+
+    def __post_init__(self) -> None:
+        if self.discriminator == "pixel" and self.discriminator_scales != 1:
+            raise bad("discriminator_scales", self.discriminator_scales, '1 with discriminator "pixel"')
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -70,6 +78,8 @@ class Adaptation(Objective):
                 space=config.space,
                 gan=config.gan,
                 scales=config.discriminator_scales,
+                pixel=config.discriminator == "pixel",
+                gate=config.gate,
             )
 
     def optimized(self) -> Sequence[nn.Parameter]:

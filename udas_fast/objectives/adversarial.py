@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udas_fast.models import Discriminator, Logits, MultiScaleDiscriminator, ensemble, heads
+from udas_fast.models import (
+    Discriminator,
+    Logits,
+    MultiScaleDiscriminator,
+    PixelDiscriminator,
+    ensemble,
+    heads,
+)
 
 SOURCE, TARGET = 0.0, 1.0  # what the discriminators are to answer
 
-Space = Literal["probability", "entropy"]
+Space = Literal["probability", "entropy", "score"]
 Gan = Literal["bce", "lsgan"]
+
+
+def scores(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """The resampled logits ``[N, C, H, W]``: the space of CyCADA's discriminator."""
+    return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
 
 
 def probabilities(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """softmax of the upsampled logits, float32 ``[N, C, H, W]``: the space of AdaptSegNet's discriminators."""
-    upsampled = F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
-    return upsampled.softmax(1, dtype=torch.float32)
+    return scores(logits, size, align_corners).softmax(1, dtype=torch.float32)
 
 
 def self_information(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
@@ -30,7 +41,7 @@ def self_information(logits: Tensor, size: tuple[int, int], align_corners: bool 
     return -p * torch.log2(p + 1e-30) / math.log2(logits.shape[1])
 
 
-_SPACES = {"probability": probabilities, "entropy": self_information}
+_SPACES = {"probability": probabilities, "entropy": self_information, "score": scores}
 
 
 def _bce(answer: Tensor, domain: float) -> Tensor:
@@ -42,6 +53,30 @@ def _least_squares(answer: Tensor, domain: float) -> Tensor:
 
 
 _DISTANCES = {"bce": _bce, "lsgan": _least_squares}
+_MIDDLES = {"bce": 0.0, "lsgan": 0.5}  # an answer above says target
+
+
+class AccuracyGate(nn.Module):
+    """1 while the discriminators' mean accuracy over the last 100 steps is above ``threshold``, else 0.
+
+    There is nothing to learn from a discriminator that cannot tell the domains apart (CyCADA's code: 60 %). Closed
+    at first. Nothing waits for the device, and the accuracies are saved with every checkpoint.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.register_buffer("accuracies", torch.full((100,), torch.nan))  # NaN: no such step yet
+
+    def forward(self) -> Tensor:
+        """Float32 scalar on the device."""
+        return (self.accuracies.nanmean() > self.threshold).float()
+
+    @torch.no_grad()
+    def record(self, right: Sequence[Tensor]) -> None:
+        """Take in a step's answers, bool maps of any shape that say where they were right."""
+        accuracy = torch.cat([answers.flatten() for answers in right]).float().mean()
+        self.accuracies.copy_(torch.cat([self.accuracies[1:], accuracy[None]]))
 
 
 class OutputAdversary(nn.Module):
@@ -54,9 +89,12 @@ class OutputAdversary(nn.Module):
             discriminator.
         real: what stands for the source: each head's own prediction, or on both levels MRNet's ensemble
             softmax(0.5·auxiliary + primary).
-        space: what the discriminators look at: probabilities, or their weighted self-information (AdvEnt).
+        space: what the discriminators look at: probabilities, their weighted self-information (AdvEnt), or the
+            scores themselves (CyCADA).
         gan: binary cross-entropy, or least squares (LSGAN, Mao et al. 2017).
         scales: 1 for AdaptSegNet's discriminator; more for MRNet's, whose losses add up over the scales.
+        pixel: CyCADA's discriminator in their place.
+        gate: the generator's loss counts while the discriminators' accuracy is above this (:class:`AccuracyGate`).
     """
 
     def __init__(
@@ -69,12 +107,16 @@ class OutputAdversary(nn.Module):
         space: Space = "probability",
         gan: Gan = "bce",
         scales: int = 1,
+        pixel: bool = False,
+        gate: float | None = None,
     ) -> None:
         super().__init__()
 
         def discriminator(weight: float) -> nn.Module | None:
             if not weight:
                 return None
+            if pixel:
+                return PixelDiscriminator(num_classes, width)
             if scales == 1:
                 return Discriminator(num_classes, width)
             return MultiScaleDiscriminator(num_classes, width, scales)
@@ -83,7 +125,8 @@ class OutputAdversary(nn.Module):
         self.weights = weights
         self.real = real
         self._space = _SPACES[space]
-        self._distance = _DISTANCES[gan]
+        self._distance, self._middle = _DISTANCES[gan], _MIDDLES[gan]
+        self.gate = None if gate is None else AccuracyGate(gate)
 
     def fool(self, target: object, size: tuple[int, int]) -> Tensor:
         """Generator's loss on the target's predictions: non-saturating, labelled as source.
@@ -92,10 +135,11 @@ class OutputAdversary(nn.Module):
         """
         self.requires_grad_(False)
         losses = [
-            weight * self._loss(discriminator, seen, SOURCE)
+            weight * self._loss(_answers(discriminator, seen), SOURCE)
             for weight, discriminator, seen in self._levels(heads(target), size)
         ]
-        return torch.stack(losses).sum()
+        loss = torch.stack(losses).sum()
+        return loss if self.gate is None else self.gate() * loss
 
     def discriminate(
         self, source: object, source_size: tuple[int, int], target: object, target_size: tuple[int, int]
@@ -110,10 +154,14 @@ class OutputAdversary(nn.Module):
             mixed = ensemble(source)
             source = source._replace(primary=mixed, auxiliary=mixed)
         levels = zip(self._levels(source, source_size), self._levels(target, target_size), strict=True)
-        losses = [
-            0.5 * self._loss(discriminator, s, SOURCE) + 0.5 * self._loss(discriminator, t, TARGET)
-            for (_, discriminator, s), (*_, t) in levels
-        ]
+        losses, right = [], []
+        for (_, discriminator, s), (*_, t) in levels:
+            s_answers, t_answers = _answers(discriminator, s), _answers(discriminator, t)
+            losses.append(0.5 * self._loss(s_answers, SOURCE) + 0.5 * self._loss(t_answers, TARGET))
+            right += [answer < self._middle for answer in s_answers]
+            right += [answer > self._middle for answer in t_answers]
+        if self.gate is not None:
+            self.gate.record(right)
         return torch.stack(losses).sum()
 
     def _levels(self, both: Logits, size: tuple[int, int]) -> Iterator[tuple[float, nn.Module, Tensor]]:
@@ -124,10 +172,14 @@ class OutputAdversary(nn.Module):
             if discriminator is not None and logits is not None:
                 yield weight, discriminator, self._space(logits, size, both.align_corners)
 
-    def _loss(self, discriminator: nn.Module, seen: Tensor, domain: float) -> Tensor:
-        answers = discriminator(seen)
-        scales = [answers] if isinstance(answers, Tensor) else answers
-        return torch.stack([self._distance(answer, domain) for answer in scales]).sum()
+    def _loss(self, answers: list[Tensor], domain: float) -> Tensor:
+        return torch.stack([self._distance(answer, domain) for answer in answers]).sum()
+
+
+def _answers(discriminator: nn.Module, seen: Tensor) -> list[Tensor]:
+    """One map for each of the discriminator's scales."""
+    answers = discriminator(seen)
+    return [answers] if isinstance(answers, Tensor) else answers
 
 
 def _detached(output: object) -> Logits:
