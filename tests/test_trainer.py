@@ -13,6 +13,7 @@ from udas_fast import Trainer
 from udas_fast.data import Geometry, SegmentationDataset, open_dataset
 from udas_fast.data.types import CAMVID, Sample
 from udas_fast.engine.checkpoint import read_state
+from udas_fast.engine.lock import locked
 from udas_fast.errors import InputError
 from udas_fast.inference import TrainedModel
 from udas_fast.recipes import InputConfig, Recipe, Stage, get_recipe, override, small
@@ -118,17 +119,36 @@ def test_objects_have_to_be_given_again(camvid_root: Path, tmp_path: Path) -> No
     assert resumed["source"].to_dict()["miou"] == stored["miou"]
 
 
-def test_a_loss_that_is_not_finite_is_named_and_never_saved(camvid_root: Path, tmp_path: Path) -> None:
-    recipe = override(_recipe("no_adaptation", 8), ["stages.source.optimizer.lr=1e30"])
+def test_a_loss_that_explodes_is_named_and_never_saved(camvid_root: Path, tmp_path: Path) -> None:
+    recipe = override(_recipe("no_adaptation", 8), ["stages.source.optimizer.lr=1e15"])
     trainer = Trainer(
         None, recipe, _domains(camvid_root), run=tmp_path / "run", device="cpu", checkpoint_every=1
     )
-    with pytest.raises(InputError, match=r"loss 'seg' is (nan|inf) at step \d \(source\)"):
+    with pytest.raises(
+        InputError, match=r"loss 'seg' is \S+ at step \d \(source\), on source \d{4}"
+    ) as caught:
         trainer.fit()
+    fault = json.loads((tmp_path / "run/fault.json").read_text())
+    assert (fault["term"], fault["phase"]) == ("seg", "source")
+    assert ", ".join(fault["samples"]["source"]) in str(caught.value)
     newest = trainer.checkpoints.newest()
     assert newest is not None
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert read_state(newest)["loop"]["done"] == last["step"] + 1
+
+
+def test_one_process_at_a_time_in_a_folder(camvid_root: Path, tmp_path: Path) -> None:
+    def start() -> Trainer:
+        recipe, data = _recipe("no_adaptation", 1), _domains(camvid_root)
+        return Trainer(None, recipe, data, run=tmp_path / "run", device="cpu")
+
+    trainer = start()
+    with locked(tmp_path / "run"):
+        for begin in (start, trainer.fit):
+            with pytest.raises(InputError, match="run folder .*: found a process that trains there"):
+                begin()
+    with locked(tmp_path / "run"):  # free again
+        pass
 
 
 def test_domains_of_other_classes_are_refused(camvid_root: Path, tmp_path: Path) -> None:

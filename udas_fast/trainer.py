@@ -21,6 +21,7 @@ from udas_fast.data import ClassSet, Faults
 from udas_fast.data.loader import Engine
 from udas_fast.doctor import write_environment
 from udas_fast.engine.checkpoint import CheckpointFolder, atomic_write, read_state
+from udas_fast.engine.lock import locked
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format, resolve_device
 from udas_fast.engine.runner import Runner, open_runner
@@ -86,9 +87,10 @@ class Trainer:
         config = RunConfig(named, domains.chosen_engine, weights, start, seed, log_every, checkpoint_every)
         self._set_up(model, recipe, domains, Path(run), config, device)
         self.domains.verify()
-        if self.checkpoints.newest() is not None or self.complete:
-            raise bad(f"run folder {run}", "an earlier run", "a new folder, or --resume")
-        write_run_file(self.run, recipe, config)
+        with locked(self.run):
+            if self.checkpoints.newest() is not None or self.complete:
+                raise bad(f"run folder {run}", "an earlier run", "a new folder, or --resume")
+            write_run_file(self.run, recipe, config)
 
     @classmethod
     def resume(
@@ -239,6 +241,10 @@ class Trainer:
         """
         if self.complete:
             return self._finished()
+        with locked(self.run):
+            return self._train()
+
+    def _train(self) -> dict[str, evaluation.Scores]:
         write_environment(self.run, str(self.device), self.amp.name)
         first, saved = self._newest_state()
         before = sum(phase.steps for _, phase in self._phases[:first])

@@ -60,6 +60,8 @@ class Loop:
         self.done = 0
         self.data_wait = 0.0
         """Seconds that the last step waited for its batches."""
+        self.samples: dict[str, list[str]] = {}
+        """Ids of the last step's images by stream."""
 
     def run(self, after_step: Callable[[dict[str, Tensor]], None]) -> None:
         """Run the steps that are left; ``after_step`` gets each step's losses, still on the device."""
@@ -70,6 +72,7 @@ class Loop:
             asked = time.perf_counter()
             step_batches = {name: next(it) for name, it in batches.items()}
             self.data_wait = time.perf_counter() - asked
+            self.samples = {name: batch.ids for name, batch in step_batches.items()}
             losses = self._step(step_batches)
             self.done += 1
             if self.average is not None:
@@ -82,6 +85,11 @@ class Loop:
     def lr(self) -> float:
         """The rate of the model's first parameter group in the last step."""
         return self.optimizers["model"].param_groups[0]["lr"]
+
+    def weights_are_finite(self) -> bool:
+        """Whether every trained weight is a finite number; waits for the device."""
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        return bool(torch.stack([p.isfinite().all() for group in groups for p in group["params"]]).all())
 
     def _step(self, batches: dict[str, Any]) -> dict[str, Tensor]:
         progress = self.done / self.phase.steps

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from udas_fast.errors import InputError
+from udas_fast.engine.checkpoint import atomic_write, writing
+from udas_fast.engine.fault import check_losses
 
 
 class Recorder:
@@ -31,11 +33,14 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, *, first: int, total: int, every: int) -> None:
+        self._folder = folder
         self._file = _continue(folder / "metrics.jsonl", first)
         self._times = _continue(folder / "timing.jsonl", first)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
         self._every = every
-        self._pending: list[tuple[dict[str, float | str], dict[str, Tensor]]] = []
+        self._pending: list[
+            tuple[dict[str, float | str], dict[str, Tensor], Mapping[str, Sequence[str]]]
+        ] = []
         self._waits: list[dict[str, float]] = []
         self._before = time.perf_counter()
         self._phase = ""
@@ -45,15 +50,23 @@ class Recorder:
             total=total, initial=first, unit="step", mininterval=interval, miniters=1, maxinterval=interval
         )
 
-    def step(self, step: int, phase: str, lr: float, losses: Mapping[str, Tensor], data_wait: float) -> None:
+    def step(
+        self,
+        step: int,
+        phase: str,
+        lr: float,
+        losses: Mapping[str, Tensor],
+        samples: Mapping[str, Sequence[str]],
+        data_wait: float,
+    ) -> None:
         """Record the losses (scalars on the device) of optimisation step ``step``, counted from 0.
 
-        ``data_wait``: seconds that the step waited for its batches.
+        ``samples``: ids of the step's images by stream, ``data_wait``: seconds that it waited for them.
         """
         now = time.perf_counter()
         self._waits.append({"step": step, "seconds": now - self._before, "data_wait": data_wait})
         self._before = now
-        self._pending.append(({"step": step, "phase": phase, "lr": lr}, dict(losses)))
+        self._pending.append(({"step": step, "phase": phase, "lr": lr}, dict(losses), samples))
         if len(self._pending) >= self._every:
             self.flush()
         if phase != self._phase:
@@ -65,18 +78,17 @@ class Recorder:
         """Read what is pending, check it and write it.
 
         Raises:
-            InputError: a loss is not finite; names the term and the step.
+            InputError: a loss is not finite (:func:`udas_fast.engine.fault.check_losses`), or the disk is full.
         """
-        for record, losses in self._pending:
+        with writing(self._folder / "metrics.jsonl"):
+            self._write()
+
+    def _write(self) -> None:
+        for record, losses, samples in self._pending:
             values = torch.stack([v.float() for v in losses.values()]).tolist()  # one wait for all terms
             named = dict(zip(losses, values, strict=True))
+            check_losses(self._folder, record, named, samples)
             for name, value in named.items():
-                if value != value or value in (float("inf"), float("-inf")):
-                    raise InputError(
-                        f"loss {name!r} is {value} at step {record['step']} ({record['phase']}): wanted a finite "
-                        "number; lower stages.*.optimizer.lr, or look for labels outside the classes with "
-                        "`udas-fast check-data`"
-                    )
                 self._board.add_scalar(f"loss/{name}", value, record["step"])
             self._board.add_scalar("lr", record["lr"], record["step"])
             self._file.write(json.dumps(record | named) + "\n")
@@ -105,16 +117,16 @@ class Recorder:
     def close(self) -> None:
         """Close files and bar; what is pending and could not be read is left out."""
         self._bar.close()
-        self._file.close()
-        self._times.close()
-        self._board.close()
+        for file in (self._file, self._times, self._board):
+            with suppress(OSError):  # a full disk has been told of where it was met
+                file.close()
 
 
 def _continue(path: Path, first: int) -> TextIO:
     """Open a file of one JSON object a line to append to it, without the lines from step ``first`` on."""
-    if path.exists():
+    if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A killed run may have left half a line at the end.
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first]
-        path.write_text("".join(kept), encoding="utf-8")
+        atomic_write("".join(kept), path)
     return path.open("a", encoding="utf-8")

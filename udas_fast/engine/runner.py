@@ -15,6 +15,9 @@ from udas_fast.engine.checkpoint import CheckpointFolder
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.engine.loop import Loop
 from udas_fast.engine.recorder import Recorder
+from udas_fast.errors import bad
+
+DIVERGED = "finite numbers; lower stages.*.optimizer.lr in run.yaml and go on with --resume"
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,14 @@ class Runner:
 
         def checkpoint() -> None:
             self.recorder.flush()  # first: a loss that is not finite must not reach a checkpoint
+            if not loop.weights_are_finite():  # the last step's gradient, which no loss has shown yet
+                raise bad(f"weights after step {before + loop.done}", "one that is not finite", DIVERGED)
             milestone = loop.phase.name if loop.done == loop.phase.steps else None
             self.checkpoints.save(state() | {"loop": loop.state_dict()}, before + loop.done, milestone)
 
         def after_step(losses: dict[str, Tensor]) -> None:
-            self.recorder.step(before + loop.done - 1, loop.phase.name, loop.lr, losses, loop.data_wait)
+            step = before + loop.done - 1
+            self.recorder.step(step, loop.phase.name, loop.lr, losses, loop.samples, loop.data_wait)
             last = loop.done == loop.phase.steps
             if self.stop.requested or loop.done % self.checkpoint_every == 0 or last:
                 checkpoint()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import subprocess
@@ -12,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from udas_fast.engine.interrupt import Interrupted, StopSignal
+from udas_fast.engine.lock import lock
 from udas_fast.errors import InputError, bad
 from udas_fast.recipes import Recipe
 from udas_fast.recipes.domains import DataConfig
@@ -103,7 +103,7 @@ def _start(run: Run, folder: Path) -> subprocess.Popen[bytes]:
     if (folder / "run.yaml").is_file():
         command = ["udas-fast", "train", "--resume", str(folder), "--device", run.task.device]
     with (folder / LOG).open("ab") as log:
-        _lock(log, folder)
+        lock(log, folder)  # for as long as the run lives, even where the study that started it was killed
         # A session of its own: of a Ctrl-C in the terminal it hears once, through us.
         return subprocess.Popen(
             [sys.executable, "-m", "udas_fast.cli", *command[1:]],
@@ -113,16 +113,6 @@ def _start(run: Run, folder: Path) -> subprocess.Popen[bytes]:
             env=ENVIRONMENT | os.environ,
             start_new_session=True,
         )
-
-
-def _lock(log: BinaryIO, folder: Path) -> None:
-    """Lock the log for as long as the run lives, even where the study that started it was killed."""
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise bad(
-            f"run folder {folder}", "a process that trains there", "to wait for it or to stop it"
-        ) from None
 
 
 @contextmanager

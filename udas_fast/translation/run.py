@@ -18,6 +18,7 @@ from udas_fast.data import Faults, Geometry, SegmentationDataset, Unlabelled, op
 from udas_fast.data.translated import Manifest
 from udas_fast.doctor import write_environment
 from udas_fast.engine.checkpoint import CheckpointFolder
+from udas_fast.engine.lock import locked
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format, resolve_device
 from udas_fast.engine.runner import open_runner
@@ -155,6 +156,10 @@ class Translation:
         """
         if is_complete(self.run, self._threads):
             return 0
+        with locked(self.run):
+            return self._train_and_write()
+
+    def _train_and_write(self) -> int:
         write_environment(self.run, str(self.device), self.amp.name)
         self._train()
         self.model.eval()
