@@ -41,6 +41,7 @@ CASES = {
 }
 LOADERS = ("plain", "torch", "dali")
 WORKERS = 2  # for images per second
+WARM_UP = 5  # batches until memory is reused: before, most of the system's time goes into new pages
 
 
 def write_files(root: Path, suffix: str, size: tuple[int, int], count: int) -> FileDataset:
@@ -120,7 +121,8 @@ def batches(
 def rate(make: Callable[[], Iterator[object]], steps: int) -> tuple[float, float]:
     """(CPU ms, wall ms) per image of ``steps`` batches of two, in a steady state."""
     iterator = make()
-    next(iterator)
+    for _ in range(WARM_UP):
+        next(iterator)
     # What was read ahead is complete at both ends, so that exactly ``steps`` batches lie between them.
     time.sleep(0.5)
     wall, cpu = time.perf_counter(), time.process_time()

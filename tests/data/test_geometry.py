@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 
-from udas_fast.data.geometry import Geometry
+from udas_fast.data.geometry import Geometry, resize
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -22,6 +23,15 @@ def test_identity():
     assert np.array_equal(out, image)
     assert np.array_equal(out_label, label)
     assert Geometry(size=(3, 4)).apply(image, None, generator())[1] is None
+
+
+@pytest.mark.parametrize("size", [(4, 6), (9, 7), (20, 11), (1, 1), (60, 90), (3, 90)])
+def test_bilinear_is_pillows_within_one_grey_level(size):
+    image = generator().integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    wanted = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
+    found = resize(image, size, Image.Resampling.BILINEAR)
+    assert found.flags.c_contiguous
+    assert np.abs(found - wanted).max() <= 1
 
 
 def test_halving_averages_the_image_and_picks_label_pixels():

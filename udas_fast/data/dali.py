@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
+from PIL import Image
 
 from udas_fast.data import augment, dali_augment
 from udas_fast.data.datasets import check_sizes
 from udas_fast.data.encoded import encoded_ids, encoded_image
 from udas_fast.data.faults import read_or_replace
 from udas_fast.data.files import IdMap, read_ids
-from udas_fast.data.geometry import Geometry, Placement
+from udas_fast.data.geometry import Geometry, Placement, resize
 from udas_fast.data.prefetch import Loaded
 from udas_fast.data.sampler import Sampler
 from udas_fast.data.types import IGNORE, Batch, SegmentationDataset
@@ -208,9 +209,7 @@ class DaliEngine:
             data, device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=False
         )
         if resized:  # DALI would compute every pixel of an image that keeps its size
-            # Where Pillow leaves out what lies beyond the image, DALI repeats the border: the outermost
-            # pixels of an image that is made smaller differ.
-            image = fn.resize(image, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+            image = _resize(image, size, gpu)
         padded = self.geometry.crop is not None
         if padded:
             start, *rest = rest
@@ -236,6 +235,21 @@ class DaliEngine:
 
 # Stands where no file could be read; the batch is never handed out.
 _NOTHING = _Files(-1, b"P6\n1 1\n255\n\0\0\0", b"P5\n1 1\n255\n\xff", (1, 1))
+
+
+def _resize(image: DataNode, size: DataNode, gpu: bool) -> DataNode:
+    """Bilinear; on a CPU by torch, which takes a third of DALI's time.
+
+    DALI repeats the border where torch leaves out what lies beyond the image: so on a GPU the outermost pixels
+    of an image that is made smaller differ.
+    """
+    if gpu:
+        return fn.resize(image, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+    return fn.python_function(image, size, function=_resized, output_layouts="HWC")
+
+
+def _resized(image: np.ndarray, size: np.ndarray) -> np.ndarray:
+    return resize(image, (int(size[0]), int(size[1])), Image.Resampling.BILINEAR)
 
 
 def _finished(image: DataNode, flip: DataNode) -> DataNode:
