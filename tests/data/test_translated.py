@@ -108,3 +108,16 @@ def test_other_classes_splits_and_folders(run: Path) -> None:
     _change(run, sourec="x")
     with pytest.raises(InputError, match="manifest.json: damaged"):
         open_dataset(f"translated:{run}", "train")
+
+
+@pytest.mark.parametrize("name", ["../../original/images/train/x", "a/b", "..", "a\0b"])
+def test_a_manifest_cannot_reach_outside_its_folder(run: Path, name: str) -> None:
+    _change(run, files={name: {"bytes": 1, "sha256": "0"}})
+    with pytest.raises(InputError, match="wanted the name of an image, without a folder"):
+        open_dataset(f"translated:{run}", "train")
+
+
+def test_a_manifest_cannot_be_its_own_original(run: Path) -> None:
+    _change(run, source=f"translated:{run}")
+    with pytest.raises(InputError, match="wanted an original dataset"):
+        open_dataset(f"translated:{run}", "train")

@@ -155,6 +155,14 @@ def test_unknown_keys_of_a_file_are_named_with_the_nearest() -> None:
         recipe_from_dict(data)
 
 
+@pytest.mark.parametrize("name", ["../outside", "a/b", "", "a b"])
+def test_a_stage_is_named_like_a_file(name: str) -> None:
+    content = get_recipe("no_adaptation").to_dict()
+    content["stages"][0]["name"] = name
+    with pytest.raises(InputError, match="name: string should match pattern"):
+        recipe_from_dict(content)
+
+
 def test_unknown_recipe_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="recipe: found 'uads'.*did you mean 'udas'"):
         get_recipe("uads")

@@ -49,11 +49,18 @@ def read_manifest(run: Path) -> Manifest | None:
     """The manifest of a run's folder, None where there is none yet; InputError for a damaged one."""
     path = run / "translated" / "manifest.json"
     try:
-        return TypeAdapter(Manifest).validate_json(path.read_bytes())
+        manifest = TypeAdapter(Manifest).validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
         raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+    if outside := [
+        name for name in manifest.files if Path(name).name != name or name == ".." or "\0" in name
+    ]:
+        raise bad(f"{path}: id", repr(outside[0]), "the name of an image, without a folder")
+    if manifest.source.startswith("translated:"):
+        raise bad(f"{path}: source", manifest.source, "an original dataset")
+    return manifest
 
 
 def image_path(run: Path, name: str) -> Path:

@@ -47,7 +47,7 @@ class InputConfig:
 class Stage:
     """``rounds`` runs of ``steps`` optimisation steps of one objective, each with its own schedule."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w-]*$")]  # it names folders and files
     objective: AnyObjective
     steps: Annotated[int, Field(gt=0)]
     rounds: Annotated[int, Field(gt=0)] = 1
