@@ -156,7 +156,9 @@ class Trainer:
                     f"stage {fresh[0]}", "a fresh student of the user's own network", "student: teacher"
                 )
         self.checkpointing = self._choose_checkpointing()
-        set_checkpointing(model, self.checkpointing)
+        if not set_checkpointing(model, self.checkpointing) and self.checkpointing != "none":
+            found = f"{type(model).__name__} without a ResNet of ours"
+            raise bad(f"checkpointing {self.checkpointing!r}", found, "'none'")
         self.model = model.to(self.device, memory_format=memory_format(self.amp, model))
         self.checkpoints = CheckpointFolder(run / "checkpoints")
         if config.start is not None and self.checkpoints.newest() is None:
@@ -288,6 +290,7 @@ class Trainer:
         seed_step(self.config.seed, phase.name, "objective")
         self.model = self.networks[stage.network]
         objective = stage.objective.build(len(self.classes))
+        set_checkpointing(objective, self.checkpointing)
         objective.networks = self.networks
         objective.start(self.model)
         objective.to(self.device)
