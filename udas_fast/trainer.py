@@ -23,6 +23,7 @@ from udas_fast.doctor import write_environment
 from udas_fast.engine.checkpoint import CheckpointFolder, atomic_write, read_state
 from udas_fast.engine.lock import locked
 from udas_fast.engine.loop import Loop, Phase
+from udas_fast.engine.optim import apex_sgd
 from udas_fast.engine.precision import build_amp, memory_format, resolve_device
 from udas_fast.engine.runner import Runner, open_runner
 from udas_fast.engine.seeding import seed_step
@@ -139,6 +140,8 @@ class Trainer:
                 f"one that trains {recipe.trains}",
                 "one for segmentation: `udas-fast translate` runs this",
             )
+        if any(stage.optimizer.name == "apex_sgd" for stage in recipe.stages):
+            apex_sgd()  # now, and not when its stage begins
         self.recipe, self.config, self.run = recipe, config, run
         self.device = resolve_device(device)
         self.amp = build_amp(recipe.precision, self.device)
