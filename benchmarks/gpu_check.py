@@ -3,10 +3,11 @@
     python benchmarks/gpu_check.py [--out FOLDER]
 
 For a bare machine with a GPU, nvcc, torch, pytest and hypothesis, and no network: builds the extension in place for the
-GPU that is there, runs the operators' CUDA tests, a short set under compute-sanitizer, and the operators' benchmark.
-Writes FOLDER/gpu-check.json with each step's result and time, and the benchmark's own JSON beside it (ops-cuda.json,
-ops-cuda-compile.json); full logs go to build/gpu-check. Ends with 1 where a step failed. A step that cannot run (no
-compute-sanitizer) is reported as skipped.
+GPU that is there, runs the operators' CUDA tests, a short set under compute-sanitizer, and the benchmarks of the
+operators and, where the package's other dependencies are, of whole training steps. Writes FOLDER/gpu-check.json with
+each step's result and time, and the benchmarks' own JSON beside it (ops-cuda.json, ops-cuda-compile.json,
+step-cuda.json); full logs go to build/gpu-check. Ends with 1 where a step failed. A step that cannot run is reported
+as skipped.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,16 @@ def benchmark(check: Check) -> None:
     )
 
 
+def step(check: Check) -> None:
+    """The whole training steps at the published sizes, and ours under hard caps of memory."""
+    if missing := [name for name in ("pydantic", "yaml", "tqdm", "PIL") if find_spec(name) is None]:
+        check.skip("benchmark-step", f"no {', '.join(missing)}")
+        return
+    command = [sys.executable, "benchmarks/step.py", "--device", "cuda", "--batches", "1", "2", "4"]
+    caps = ["--repeats", "3", "--caps", "11", "8", "6", "4"]
+    check.run("benchmark-step", [*command, *caps, "--output", str(check.out / "step-cuda.json")], 240)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder for results")
@@ -179,15 +191,8 @@ def main() -> int:
         ]
         check.run("tests", tests, 200)
         sanitize(check)
-        benchmark = [
-            sys.executable,
-            "benchmarks/ops.py",
-            "--device",
-            "cuda",
-            "--out",
-            str(check.out / "ops.json"),
-        ]
-        check.run("benchmark", benchmark, 200)
+        benchmark(check)
+        step(check)
     good = check.write(here)
     print(f"gpu-check: {'all passed' if good else 'FAILED'}, {check.out / 'gpu-check.json'}")
     return 0 if good else 1

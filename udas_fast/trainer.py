@@ -23,6 +23,7 @@ from udas_fast.doctor import write_environment
 from udas_fast.engine.checkpoint import CheckpointFolder, atomic_write, read_state
 from udas_fast.engine.lock import locked
 from udas_fast.engine.loop import Loop, Phase
+from udas_fast.engine.optim import apex_sgd
 from udas_fast.engine.precision import build_amp, memory_format, resolve_device
 from udas_fast.engine.runner import Runner, open_runner
 from udas_fast.engine.seeding import seed_step
@@ -139,6 +140,8 @@ class Trainer:
                 f"one that trains {recipe.trains}",
                 "one for segmentation: `udas-fast translate` runs this",
             )
+        if any(stage.optimizer.name == "apex_sgd" for stage in recipe.stages):
+            apex_sgd()  # now, and not when its stage begins
         self.recipe, self.config, self.run = recipe, config, run
         self.device = resolve_device(device)
         self.amp = build_amp(recipe.precision, self.device)
@@ -156,7 +159,9 @@ class Trainer:
                     f"stage {fresh[0]}", "a fresh student of the user's own network", "student: teacher"
                 )
         self.checkpointing = self._choose_checkpointing()
-        set_checkpointing(model, self.checkpointing)
+        if not set_checkpointing(model, self.checkpointing) and self.checkpointing != "none":
+            found = f"{type(model).__name__} without a ResNet of ours"
+            raise bad(f"checkpointing {self.checkpointing!r}", found, "'none'")
         self.model = model.to(self.device, memory_format=memory_format(self.amp, model))
         self.checkpoints = CheckpointFolder(run / "checkpoints")
         if config.start is not None and self.checkpoints.newest() is None:
@@ -288,6 +293,7 @@ class Trainer:
         seed_step(self.config.seed, phase.name, "objective")
         self.model = self.networks[stage.network]
         objective = stage.objective.build(len(self.classes))
+        set_checkpointing(objective, self.checkpointing)
         objective.networks = self.networks
         objective.start(self.model)
         objective.to(self.device)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from udas_fast.engine.optim import OptimizerConfig, build_optimizers, lr_factor, set_learning_rates
+from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig, build_model
 
 
@@ -58,3 +61,14 @@ def test_heads_learn_ten_times_faster_and_all_rates_decay_together() -> None:
     rates = {group["name"]: group["lr"] for group in optimizers["model"].param_groups}
     assert rates == pytest.approx({"backbone": 7.5e-4 * factor, "heads": 2.5e-3 * factor})
     assert optimizers["discriminators"].param_groups[0]["lr"] == pytest.approx(1e-4 * factor)
+
+
+def test_apex_is_used_where_its_kernels_are_and_refused_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OptimizerConfig(name="apex_sgd")
+    monkeypatch.setitem(sys.modules, "amp_C", None)  # as where the package of PyPI is installed
+    monkeypatch.setitem(sys.modules, "apex.optimizers", SimpleNamespace(FusedSGD=torch.optim.SGD))
+    with pytest.raises(InputError, match="optimizer apex_sgd: found no compiled NVIDIA Apex"):
+        build_optimizers(nn.Linear(2, 2), [], config)
+    monkeypatch.setitem(sys.modules, "amp_C", SimpleNamespace())
+    group = build_optimizers(nn.Linear(2, 2), [], config)["model"].param_groups[0]
+    assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.9, 5e-4, 2.5e-4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from udas_fast.models import set_checkpointing
 from udas_fast.objectives.adversarial import OutputAdversary, self_information
 
 SIZE = (40, 48)
@@ -201,3 +202,27 @@ def test_least_squares_answers_are_right_beyond_one_half() -> None:
     assert adversary.gate.accuracies[-1].item() == pytest.approx(
         4 / 6
     )  # by pixels: 16 of the source, 8 of the target
+
+
+def test_checkpointed_discriminators_give_the_same_bits_and_keep_no_full_resolution_map() -> None:
+    torch.manual_seed(0)
+    adversary = OutputAdversary(4, width=4)
+    found, most = [], []
+    for policy in ("none", "layers2-4"):
+        set_checkpointing(adversary, policy)
+        adversary.zero_grad()
+        target, source = _outputs(0), _outputs(1)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+        ):
+            losses = [adversary.fool(target, SIZE)]
+        losses[0].backward()
+        losses.append(adversary.discriminate(source, SIZE, target, SIZE))
+        losses[1].backward()
+        found.append([*losses, *(p.grad for p in adversary.parameters()), *(t.grad for t in target)])
+        most.append(max(kept, default=0))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    full, low = 2 * 4 * SIZE[0] * SIZE[1], 2 * 4 * 5 * 6
+    assert most[0] == full
+    assert most[1] <= low

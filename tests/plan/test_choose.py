@@ -101,9 +101,13 @@ def test_out_of_memory_ends_with_advice(
     )
 
 
-def test_a_users_network_cannot_be_predicted(camvid_root: Path, tmp_path: Path) -> None:
+def test_a_users_network_is_neither_predicted_nor_checkpointed(camvid_root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="memory.budget: found a network of the user's own"):
         trainer(camvid_root, tmp_path / "run", "memory.budget=11GB", model=nn.Conv2d(3, 11, 1))
+    with pytest.raises(
+        InputError, match="checkpointing 'all': found Conv2d without a ResNet of ours, wanted 'none'"
+    ):
+        trainer(camvid_root, tmp_path / "run", "memory.checkpointing=all", model=nn.Conv2d(3, 11, 1))
 
 
 def test_the_table_names_the_lightest_policy_of_each_card() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from udas_fast.data import Batch
 from udas_fast.engine.tracker import BLOCK, MemoryTracker
 from udas_fast.errors import InputError
-from udas_fast.models import CHECKPOINTING, build_model, set_checkpointing
+from udas_fast.models import CHECKPOINTING, build_model
 from udas_fast.objectives import Step
 from udas_fast.objectives.supervised import Supervised
 from udas_fast.plan import predict
@@ -39,9 +39,8 @@ def test_fake_tensors_take_what_real_ones_take(policy: str) -> None:
     tracker = MemoryTracker()
     with tracker, _forwards_make_activations(tracker):
         torch.manual_seed(0)
-        model = build_model(recipe.model, CLASSES)
-        set_checkpointing(model, policy)
-        real = [_stage_peak(recipe, stage, model, CLASSES, True, tracker) for stage in recipe.stages]
+        networks = {"main": build_model(recipe.model, CLASSES)}
+        real = [_stage_peak(recipe, stage, networks, CLASSES, True, tracker) for stage in recipe.stages]
     for found, want in zip(predict(recipe, num_classes=CLASSES), real, strict=True):
         assert found == want
 

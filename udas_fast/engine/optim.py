@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Literal
 
 import torch
@@ -10,6 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from udas_fast.errors import bad
 from udas_fast.models import parameter_groups
 from udas_fast.objectives.base import STRICT
 
@@ -20,7 +22,9 @@ Positive = Annotated[float, Field(gt=0)]
 class OptimizerConfig:
     """The model: SGD, Adam or AdamW; discriminators: Adam. Defaults: AdaptSegNet."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "apex_sgd"] = (
+        "sgd"  # apex_sgd: NVIDIA Apex's, where it is installed
+    )
     lr: Positive = 2.5e-4
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam and AdamW
@@ -50,6 +54,8 @@ def build_optimizers(
     )
     if config.name == "sgd":
         optimizers = {"model": torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)}
+    elif config.name == "apex_sgd":
+        optimizers = {"model": apex_sgd()(groups, lr=config.lr, momentum=config.momentum)}
     else:
         adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
         optimizers = {"model": adam(groups, lr=config.lr, betas=config.betas, fused=True)}
@@ -61,6 +67,23 @@ def build_optimizers(
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def apex_sgd() -> type[torch.optim.Optimizer]:
+    """``apex.optimizers.FusedSGD``.
+
+    Raises:
+        InputError: NVIDIA Apex is not installed with its compiled part; the package of that name on PyPI is another.
+    """
+    try:
+        import_module("amp_C")  # the kernels; apex imports without them and fails in the first step
+        return import_module("apex.optimizers").FusedSGD
+    except (ImportError, AttributeError) as error:
+        raise bad(
+            "optimizer apex_sgd",
+            f"no compiled NVIDIA Apex ({error})",
+            "it built with its CUDA extensions (github.com/NVIDIA/apex), or the optimizer sgd",
+        ) from error
 
 
 def lr_factor(progress: float, config: OptimizerConfig) -> float:

@@ -9,30 +9,29 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from udas_fast.errors import bad, unknown
+from udas_fast.errors import unknown
 
-#: Which parts of a backbone each policy checkpoints, from the fastest to the one that needs least memory.
+#: Which parts of a network each policy checkpoints, from the fastest to the one that needs least memory.
 CHECKPOINTING: dict[str, frozenset[str]] = {
     "none": frozenset(),
     "layer3": frozenset({"layer3"}),  # 23 of ResNet-101's 33 blocks
-    "layers2-4": frozenset({"layer2", "layer3", "layer4"}),
-    "all": frozenset({"stem", "layer1", "layer2", "layer3", "layer4"}),
+    "layers2-4": frozenset({"layer2", "layer3", "layer4", "discriminators"}),
+    "all": frozenset({"stem", "layer1", "layer2", "layer3", "layer4", "discriminators"}),
 }
 
 
-def set_checkpointing(model: nn.Module, policy: str) -> None:
-    """Let every backbone of ``model`` that has a ``checkpointed`` attribute follow ``policy``.
+def set_checkpointing(module: nn.Module, policy: str) -> int:
+    """Let every part of ``module`` that has a ``checkpointed`` attribute follow ``policy``; how many there are.
 
     Losses, gradients and running statistics stay the same to the bit; a step takes up to one forward longer.
-    Raises InputError for an unknown policy, and for a model without such a backbone unless it is "none".
+    Raises InputError for an unknown policy.
     """
     if policy not in CHECKPOINTING:
         raise unknown("checkpointing", policy, CHECKPOINTING)
-    backbones = [module for module in model.modules() if hasattr(module, "checkpointed")]
-    if not backbones and policy != "none":
-        raise bad(f"checkpointing {policy!r}", f"{type(model).__name__} without a ResNet of ours", "'none'")
-    for backbone in backbones:
-        backbone.checkpointed = CHECKPOINTING[policy]
+    parts = [part for part in module.modules() if hasattr(part, "checkpointed")]
+    for part in parts:
+        part.checkpointed = CHECKPOINTING[policy]
+    return len(parts)
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, checkpointed: bool) -> Tensor:

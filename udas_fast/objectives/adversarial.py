@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from udas_fast.models import (
+    CHECKPOINTING,
     Discriminator,
     Logits,
     MultiScaleDiscriminator,
@@ -21,6 +24,8 @@ from udas_fast.models import (
 
 SOURCE, TARGET = 0.0, 1.0  # what the discriminators are to answer
 
+Maps = Callable[[], Tensor]
+"""Makes what a discriminator sees, ``[N, C, H, W]``."""
 Space = Literal["probability", "entropy", "score"]
 Gan = Literal["bce", "lsgan"]
 
@@ -127,6 +132,7 @@ class OutputAdversary(nn.Module):
         self._space = _SPACES[space]
         self._distance, self._middle = _DISTANCES[gan], _MIDDLES[gan]
         self.gate = None if gate is None else AccuracyGate(gate)
+        self.checkpointed = CHECKPOINTING["none"]
 
     def fool(self, target: object, size: tuple[int, int]) -> Tensor:
         """Generator's loss on the target's predictions: non-saturating, labelled as source.
@@ -135,7 +141,7 @@ class OutputAdversary(nn.Module):
         """
         self.requires_grad_(False)
         losses = [
-            weight * self._loss(_answers(discriminator, seen), SOURCE)
+            weight * self._loss(self._answers(discriminator, seen), SOURCE)
             for weight, discriminator, seen in self._levels(heads(target), size)
         ]
         loss = torch.stack(losses).sum()
@@ -156,7 +162,7 @@ class OutputAdversary(nn.Module):
         levels = zip(self._levels(source, source_size), self._levels(target, target_size), strict=True)
         losses, right = [], []
         for (_, discriminator, s), (*_, t) in levels:
-            s_answers, t_answers = _answers(discriminator, s), _answers(discriminator, t)
+            s_answers, t_answers = self._answers(discriminator, s), self._answers(discriminator, t)
             losses.append(0.5 * self._loss(s_answers, SOURCE) + 0.5 * self._loss(t_answers, TARGET))
             right += [answer < self._middle for answer in s_answers]
             right += [answer > self._middle for answer in t_answers]
@@ -164,21 +170,26 @@ class OutputAdversary(nn.Module):
             self.gate.record(right)
         return torch.stack(losses).sum()
 
-    def _levels(self, both: Logits, size: tuple[int, int]) -> Iterator[tuple[float, nn.Module, Tensor]]:
+    def _levels(self, both: Logits, size: tuple[int, int]) -> Iterator[tuple[float, nn.Module, Maps]]:
         """(weight, discriminator, what it sees) of the heads that have all of them."""
         for weight, discriminator, logits in zip(
             self.weights, (self.primary, self.auxiliary), both, strict=True
         ):
             if discriminator is not None and logits is not None:
-                yield weight, discriminator, self._space(logits, size, both.align_corners)
+                yield weight, discriminator, partial(self._space, logits, size, both.align_corners)
+
+    def _answers(self, discriminator: nn.Module, maps: Maps) -> list[Tensor]:
+        """One map for each of the discriminator's scales."""
+        if "discriminators" in self.checkpointed:  # keeps the low-resolution logits and the answers
+            return checkpoint(_answers, discriminator, maps, use_reentrant=False)
+        return _answers(discriminator, maps)
 
     def _loss(self, answers: list[Tensor], domain: float) -> Tensor:
         return torch.stack([self._distance(answer, domain) for answer in answers]).sum()
 
 
-def _answers(discriminator: nn.Module, seen: Tensor) -> list[Tensor]:
-    """One map for each of the discriminator's scales."""
-    answers = discriminator(seen)
+def _answers(discriminator: nn.Module, maps: Maps) -> list[Tensor]:
+    answers = discriminator(maps())
     return [answers] if isinstance(answers, Tensor) else answers
 
 

@@ -1,7 +1,17 @@
 """How much memory a recipe needs, and how it gets by with less: `udas-fast plan` and ``memory.budget``."""
 
-from udas_fast.plan.choose import advice, choose_checkpointing
+from udas_fast.plan.choose import POLICIES, advice, choose_checkpointing
 from udas_fast.plan.predict import Peak, predict
 from udas_fast.plan.table import CARDS, Row, plan, plan_table
 
-__all__ = ["CARDS", "Peak", "Row", "advice", "choose_checkpointing", "plan", "plan_table", "predict"]
+__all__ = [
+    "CARDS",
+    "POLICIES",
+    "Peak",
+    "Row",
+    "advice",
+    "choose_checkpointing",
+    "plan",
+    "plan_table",
+    "predict",
+]

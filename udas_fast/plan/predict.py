@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from udas_fast.data import Batch
 from udas_fast.engine.loop import Loop, Phase
@@ -69,23 +71,36 @@ def predict(recipe: Recipe, *, num_classes: int = 19, labelled: bool = True) -> 
         InputError: the objective of a stage asks for the values of tensors on the GPU.
     """
     with _without_values() as tracker:
-        model = _network(recipe, num_classes)
-        policy = recipe.memory.checkpointing
-        set_checkpointing(model, "none" if policy == "auto" else policy)
-        return [_stage_peak(recipe, stage, model, num_classes, labelled, tracker) for stage in recipe.stages]
+        networks = _networks(recipe, num_classes)
+        return [
+            _stage_peak(recipe, stage, networks, num_classes, labelled, tracker) for stage in recipe.stages
+        ]
 
 
-def _network(recipe: Recipe, num_classes: int) -> nn.Module:
+def _networks(recipe: Recipe, num_classes: int) -> dict[str, nn.Module]:
+    """Every network that a stage trains, as the trainer has them."""
     objective = recipe.stages[0].objective
     if isinstance(objective, CycleGANConfig):
-        return CycleGenerators(objective.width, objective.blocks)
-    return build_model(recipe.model, num_classes)
+        model: nn.Module = CycleGenerators(objective.width, objective.blocks)
+    else:
+        model = build_model(recipe.model, num_classes)
+    return {name: copy.deepcopy(model) for name in {stage.network for stage in recipe.stages}}
 
 
 def _stage_peak(
-    recipe: Recipe, stage: Stage, model: nn.Module, num_classes: int, labelled: bool, tracker: MemoryTracker
+    recipe: Recipe,
+    stage: Stage,
+    networks: dict[str, nn.Module],
+    num_classes: int,
+    labelled: bool,
+    tracker: MemoryTracker,
 ) -> Peak:
+    model = networks[stage.network]
     objective = stage.objective.build(num_classes)
+    policy = recipe.memory.checkpointing
+    for module in (model, objective):
+        set_checkpointing(module, "none" if policy == "auto" else policy)
+    objective.networks = networks
     objective.start(model)
     device = torch.device("cpu")
     amp = Amp(
@@ -94,7 +109,7 @@ def _stage_peak(
     phase = Phase(stage.name, stage.steps, stage.optimizer)
     streams = _streams(recipe, stage, labelled, tracker)
     loop = Loop(phase, model, objective, streams, amp, seed=0, ema=recipe.ema)
-    for network in filter(None, (model, objective, loop.average and loop.average.model)):
+    for network in filter(None, (*networks.values(), objective, loop.average and loop.average.model)):
         tracker.hold("weights", [*network.parameters(), *network.buffers()])
     loop.done = stage.steps - 1  # the last step has every term
     parameters = [p for o in loop.optimizers.values() for group in o.param_groups for p in group["params"]]
@@ -174,11 +189,15 @@ def _without_values() -> Iterator[MemoryTracker]:
 
 
 class _Host(TorchDispatchMode):
-    """What a GPU run has on the host keeps its values: numbers drawn from a step's generator."""
+    """What a GPU run has on the host keeps its values: numbers drawn from a step's generator, and what they give."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if kwargs.get("generator") is not None and not any(isinstance(a, Tensor) for a in args):
+        tensors = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        drawn = kwargs.get("generator") is not None
+        # lift_fresh is torch.tensor(…): a constant of the program, which any device may hold.
+        computed = bool(tensors) and func is not torch.ops.aten.lift_fresh.default
+        if (drawn or computed) and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             with _disable_current_modes():
                 return func(*args, **kwargs)
         if func._schema.name.startswith("aten::_fused_"):

@@ -1,0 +1,296 @@
+"""The training steps of UDAS: ours, and as the public code writes them, in fp32 and with AMP and channels_last.
+
+    python benchmarks/step.py                                    # CPU: a small network and small images
+    python benchmarks/step.py --device cuda                      # DeepLabV2-ResNet101 at the published sizes
+    python benchmarks/step.py --device cuda --caps 11 8 6 4      # ours under hard caps of GB as well
+
+Images a second count source and target images of a step, not their views and mixtures. The split of a step's time is
+over what a loop does: data (colours, mixing, augmentation, normalisation; images are in memory already), forward of
+the segmentation networks, backward, losses (with the discriminators' forward) and optimiser. Memory is the
+allocator's peak on a GPU, and on a CPU the tracker's, of all tensors; "predicted" is `udas-fast plan`'s. Writes
+results/step-DEVICE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import harness
+import public_step
+import torch
+from torch import nn
+
+from udas_fast.data import Batch
+from udas_fast.engine.loop import Loop, Phase
+from udas_fast.engine.memory import CONTEXT, GIB
+from udas_fast.engine.precision import build_amp, memory_format
+from udas_fast.engine.tracker import MemoryTracker
+from udas_fast.models import build_model, set_checkpointing
+from udas_fast.objectives import adaptation, self_training
+from udas_fast.plan import POLICIES, predict
+from udas_fast.recipes import Recipe, get_recipe, override
+
+CLASSES = 19
+PUBLIC = {"adaptation": public_step.PublicAdaptation, "self_training": public_step.PublicSelfTraining}
+PARTS = ("data", "forward", "backward", "losses", "optimiser")
+SMALL = ("model.backbone=resnet18", "model.width=16", "stages.adaptation.objective.discriminator_width=16")
+# (source, target), height × width: published, and both as large as the source.
+SIZES = {
+    "cuda": (((720, 1280), (512, 1024)), ((720, 1280), (720, 1280))),
+    "cpu": (((180, 320), (128, 256)),),
+}
+
+
+class Clock:
+    """Adds up the time of named parts of a step, by events on a GPU."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.spans: list[tuple[str, Any, Any]] = []
+
+    def now(self) -> Any:
+        if self.device == "cpu":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        begin = self.now()
+        yield
+        self.spans.append((name, begin, self.now()))
+
+    def timed(self, name: str, function: Any) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            with self.part(name):
+                return function(*args, **options)
+
+        return run
+
+    def milliseconds(self) -> Counter[str]:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        total: Counter[str] = Counter()
+        for name, begin, end in self.spans:
+            total[name] += 1e3 * (end - begin) if self.device == "cpu" else begin.elapsed_time(end)
+        self.spans.clear()
+        return total
+
+
+class Still:
+    """The same random images and labels in every step, on the device."""
+
+    def __init__(self, batch_size: int, size: tuple[int, int], device: str) -> None:
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8, generator=generator)
+        label = torch.randint(0, CLASSES, (batch_size, *size), dtype=torch.uint8, generator=generator)
+        self.batch = Batch(image, label, [""] * batch_size).to(device)
+        self.global_batch = batch_size
+
+    def batches(self, start_step: int, device: torch.device) -> Iterator[Batch]:
+        while True:
+            yield self.batch
+
+
+def build_loop(recipe: Recipe, stage_name: str, device: str, public: bool) -> Loop:
+    """A loop of one stage, as the trainer makes it; ``public`` with the public code's step."""
+    (stage,) = (s for s in recipe.stages if s.name == stage_name)
+    torch.manual_seed(0)
+    model = build_model(recipe.model, CLASSES)
+    amp = build_amp(recipe.precision, torch.device(device))
+    plain = public and recipe.precision == "fp32"
+    layout = torch.contiguous_format if plain else memory_format(amp, model)
+    model = model.to(device, memory_format=layout)
+    objective = PUBLIC[stage_name](stage.objective, CLASSES) if public else stage.objective.build(CLASSES)
+    for module in (model, objective):
+        set_checkpointing(module, recipe.memory.checkpointing)
+    objective.start(model)
+    objective.to(device)
+    sizes = {"source": recipe.input.source.size, "unlabelled": recipe.input.target.size}
+    streams = {name: Still(recipe.input.batch_size, size, device) for name, size in sizes.items()}
+    loop = Loop(Phase(stage.name, stage.steps, stage.optimizer), model, objective, streams, amp, seed=0)
+    loop.memory_format = layout
+    return loop
+
+
+@contextlib.contextmanager
+def split(loop: Loop, clock: Clock) -> Iterator[None]:
+    """While active, the parts of ``loop``'s steps go to ``clock``; losses are what is left."""
+    with contextlib.ExitStack() as stack:
+        for module in (adaptation, self_training, public_step):
+            for name in ("labelled_batches", "auto_augment"):
+                if hasattr(module, name):
+                    stack.enter_context(
+                        patch.object(module, name, clock.timed("data", getattr(module, name)))
+                    )
+        networks = [loop.model, getattr(loop.objective, "teacher", None)]
+        for network in filter(None, networks):
+            stack.enter_context(patch.object(network, "forward", clock.timed("forward", network.forward)))
+        for optimizer in loop.optimizers.values():
+            stack.enter_context(patch.object(optimizer, "step", clock.timed("optimiser", optimizer.step)))
+        stack.enter_context(patch.object(loop, "_input", clock.timed("data", loop._input)))
+        stack.enter_context(patch.object(loop, "_backward", clock.timed("backward", loop._backward)))
+        yield
+
+
+def steps(loop: Loop, count: int) -> None:
+    """Run ``count`` steps, the last ones of the stage: they have all terms."""
+    loop.done = loop.phase.steps - count
+    loop.run(lambda losses: None)
+
+
+def measure(recipe: Recipe, stage: str, device: str, public: bool, repeats: int) -> dict[str, Any]:
+    """Two steps to warm up, then ``repeats`` timed ones, then one for memory on a CPU."""
+    loop = build_loop(recipe, stage, device, public)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    steps(loop, 2)
+    clock = Clock(device)
+    with split(loop, clock):
+        times = []
+        for _ in range(repeats):
+            with clock.part("step"):
+                steps(loop, 1)
+            times.append(clock.milliseconds())
+    middle = sorted(times, key=lambda t: t["step"])[len(times) // 2]
+    middle["losses"] = middle["step"] - sum(middle[part] for part in PARTS if part != "losses")
+    return {
+        "step_ms": round(middle["step"], 2),
+        "images_per_s": round(2 * recipe.input.batch_size / middle["step"] * 1e3, 3),
+        "parts_ms": {part: round(middle[part], 2) for part in PARTS},
+        **peak_memory(loop, device),
+    }
+
+
+def peak_memory(loop: Loop, device: str) -> dict[str, float]:
+    """MiB: what the CUDA allocator saw, or the tracker on a CPU, which first is told what there is already."""
+    if device == "cuda":
+        found = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    else:
+        tracker = MemoryTracker()
+        with tracker:
+            networks: list[nn.Module] = [loop.model, loop.objective]
+            for module in networks:
+                tracker.hold("weights", [*module.parameters(), *module.buffers()])
+                tracker.hold("gradients", [p.grad for p in module.parameters()])
+            for optimizer in loop.optimizers.values():
+                tracker.hold("optimiser", [t for s in optimizer.state.values() for t in s.values()])
+            steps(loop, 1)
+        found = {"tensors": tracker.peak}
+    return {f"{name}_mib": round(size / harness.MIB, 1) for name, size in found.items()}
+
+
+def forms(device: str) -> dict[str, tuple[str, bool]]:
+    """name → (precision, public): AMP is the device's own 16-bit type."""
+    amp = "bf16" if device == "cpu" else "auto"
+    return {
+        "ours": (amp, False),
+        "ours fp32": ("fp32", False),
+        "public fp32": ("fp32", True),
+        "public AMP": (amp, True),
+    }
+
+
+def cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row for each size, batch size, stage and form; caps add ours under the first policy that they hold."""
+    small = SMALL if arguments.device == "cpu" else ()
+    for source, target in SIZES[arguments.device]:
+        for batch_size in arguments.batches:
+            settings = [
+                *small,
+                f"input.source.size={list(source)}",
+                f"input.target.size={list(target)}",
+                f"input.batch_size={batch_size}",
+            ]
+            recipe = override(get_recipe("udas"), settings)
+            for stage in PUBLIC:
+                where = {"source": source, "target": target, "batch_size": batch_size, "stage": stage}
+                for name, (precision, public) in forms(arguments.device).items():
+                    row = replace(
+                        recipe, precision=precision, memory=replace(recipe.memory, checkpointing="none")
+                    )
+                    yield where | {"form": name} | attempt(row, stage, arguments, public)
+                for cap in arguments.caps:
+                    yield where | {"form": "ours", "cap_gb": cap} | capped(recipe, stage, arguments, cap)
+
+
+def attempt(recipe: Recipe, stage: str, arguments: argparse.Namespace, public: bool) -> dict[str, Any]:
+    """The measurement, or that memory was not enough, with the prediction beside ours."""
+    found: dict[str, Any] = {"checkpointing": recipe.memory.checkpointing}
+    if not public:
+        found["predicted_mib"] = round(predicted(recipe, stage) / harness.MIB, 1)
+    try:
+        found |= measure(recipe, stage, arguments.device, public, arguments.repeats)
+    except torch.OutOfMemoryError:
+        found["out_of_memory"] = True
+    if arguments.device == "cuda":
+        torch.cuda.empty_cache()
+    return found
+
+
+def predicted(recipe: Recipe, stage: str) -> int:
+    """Bytes of tensors at the stage's peak, without labelled target images, as here."""
+    (peak,) = (p for p in predict(recipe, num_classes=CLASSES, labelled=False) if p.stage == stage)
+    return peak.tensors
+
+
+def capped(recipe: Recipe, stage: str, arguments: argparse.Namespace, cap: float) -> dict[str, Any]:
+    """Ours where the allocator gets ``cap`` GB less the CUDA context: the first policy that runs."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (cap * GIB - CONTEXT) / total))
+    try:
+        for policy in POLICIES:
+            one = replace(recipe, memory=replace(recipe.memory, checkpointing=policy))
+            found = attempt(one, stage, arguments, public=False)
+            if "out_of_memory" not in found:
+                break
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batches", type=int, nargs="+", default=None, help="1 2 4, on a CPU 1 2")
+    parser.add_argument("--repeats", type=int, default=9, help="timed steps, of which the median one counts")
+    parser.add_argument("--caps", type=float, nargs="*", default=(), metavar="GB", help="GPU only")
+    parser.add_argument("--output", type=Path, help="instead of results/step-DEVICE.json")
+    arguments = parser.parse_args()
+    arguments.batches = arguments.batches or ([1, 2] if arguments.device == "cpu" else [1, 2, 4])
+    if arguments.caps and arguments.device == "cpu":
+        parser.error("--caps: found the CPU, wanted --device cuda")
+    rows = []
+    for row in cases(arguments):
+        rows.append(row)
+        print({key: row.get(key) for key in ("stage", "batch_size", "form", "images_per_s")}, flush=True)
+    output = arguments.output or Path(__file__).parent / "results" / f"step-{arguments.device}.json"
+    harness.write(output, {"environment": harness.environment(arguments.device), "rows": rows})
+    header = ("target", "batch", "stage", "form", "checkpointing", "images/s", *PARTS, "MiB")
+    print(harness.table(header, [cells(row) for row in rows]))
+
+
+def cells(row: dict[str, Any]) -> list[object]:
+    """One line of the table."""
+    height, width = row["target"]
+    form = f"{row['form']}, {row['cap_gb']:g} GB" if "cap_gb" in row else row["form"]
+    start = [f"{width}×{height}", row["batch_size"], row["stage"], form, row["checkpointing"]]
+    if "out_of_memory" in row:
+        return [*start, "out of memory", *[""] * (len(PARTS) + 1)]
+    memory = row.get("allocated_mib", row.get("tensors_mib"))
+    return [*start, row["images_per_s"], *row["parts_ms"].values(), memory]
+
+
+if __name__ == "__main__":
+    main()
