@@ -2,7 +2,6 @@
 
     python benchmarks/accuracy.py streets --seeds 0 1 2
     python benchmarks/accuracy.py ablation-day-dusk --seeds 0 1 2 --data DATA --jobs 2
-    python benchmarks/accuracy.py variants --data DATA
 
 Steps are fixed and equal over the rows of a task, and the last weights count. A run that is already complete is not
 made again; one that was cut short goes on.
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -22,9 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import harness
-
-from udas_fast.study.plan import Row, Run, Task
-from udas_fast.study.runner import make_runs
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -62,26 +57,11 @@ STUDIES = {
         "ablation", "rendered-camvid", *RENDERED_CAMVID, "50", STEPS, cyclegan=CYCLEGAN
     ),
     "labels-rendered-camvid": StudyTask(
-        "labels", f"rendered-camvid-{2 * STEPS}", *RENDERED_CAMVID, "50,20", 2 * STEPS, translate="none"
+        "labels", f"rendered-camvid-{2 * STEPS}", *RENDERED_CAMVID, "50", 2 * STEPS, translate="none"
     ),
     "ablation-day-dusk": StudyTask("ablation", "day-dusk", *DAY_DUSK, "20", STEPS),
     "labels-day-dusk": StudyTask("labels", "day-dusk", *DAY_DUSK, "20,0", STEPS),
 }
-
-AGREE = (f"{ADAPTATION}.kl_weight=0.1",)
-STRONG = (f"{ADAPTATION}.adversarial_weights=[0.01,0.002]",)
-BY_DOMAIN = ("model.norm=domain",)
-# What else was tried, one seed each: (domains, what differs from the study's row, recipe, translation, settings).
-VARIANTS = (
-    (RENDERED_CAMVID, "ST by LAB", "no_adaptation", "lab", ()),
-    (RENDERED_CAMVID, "ST by FDA", "no_adaptation", "fda", ()),
-    (RENDERED_CAMVID, "UDA with agreement, weight 0.1", "uda", "none", AGREE),
-    (RENDERED_CAMVID, "UDA with ten times the adversary", "uda", "none", STRONG),
-    (RENDERED_CAMVID, "UDA, statistics by domain", "uda", "none", BY_DOMAIN),
-    (DAY_DUSK, "ST + UDA with agreement, weight 0.1", "uda", "lab", AGREE),
-    (DAY_DUSK, "ST + UDA with ten times the adversary", "uda", "lab", STRONG),
-    (DAY_DUSK, "ST + UDA, statistics by domain", "uda", "lab", BY_DOMAIN),
-)
 
 
 def main() -> None:
@@ -89,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=("streets", "variants", *STUDIES))
+    parser.add_argument("task", choices=("streets", *STUDIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", default="../shared/data", help="folder that holds rendered/ and camvid/")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder of the runs")
@@ -97,14 +77,11 @@ def main() -> None:
     arguments = parser.parse_args()
     document: dict[str, Any] = {
         "task": arguments.task,
-        "command": f"python benchmarks/accuracy.py {arguments.task}"
-        + ("" if arguments.task == "variants" else f" --seeds {shlex.join(map(str, arguments.seeds))}"),
+        "command": f"python benchmarks/accuracy.py {arguments.task} --seeds {shlex.join(map(str, arguments.seeds))}",
         "environment": harness.environment("cpu"),
     }
     if arguments.task == "streets":
         document["runs"] = [run for seed in arguments.seeds for run in streets(seed, arguments)]
-    elif arguments.task == "variants":
-        document["runs"] = list(variants(arguments))
     else:
         document["study"] = study(STUDIES[arguments.task], arguments)
     path = RESULTS / f"{arguments.task}.json"
@@ -145,24 +122,6 @@ def study(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
     command += [word for setting in SETTINGS for word in ("--set", setting)]
     run([*command, "--jobs", str(arguments.jobs)])
     return json.loads((out / task.study / "table.json").read_text(encoding="utf-8"))
-
-
-def variants(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One run for each of :data:`VARIANTS`, with the seed that the settings were chosen with."""
-    for domains, title, recipe, translate, settings in VARIANTS:
-        source, target = (spec.format(data=arguments.data) for spec in domains)
-        task = Task(source, target, translate, SIZE, STEPS, (*SETTINGS, *settings), engine="torch")
-        planned = Run(Row(title, recipe, translated=translate != "none"), task, seed=0)
-        folder = arguments.runs / "variants" / re.sub(r"\W+", "-", title.lower())
-        make_runs([planned], folder)
-        scores = json.loads((folder / planned.folder / "scores.json").read_text(encoding="utf-8"))
-        yield {
-            "domains": [source, target],
-            "name": title,
-            "seed": planned.seed,
-            "command": shlex.join(planned.command("RUN")),
-            "phases": compact(scores["phases"]),
-        }
 
 
 def run(command: list[str]) -> None:

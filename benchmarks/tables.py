@@ -57,22 +57,13 @@ def accuracy(task: str) -> str:
     return "\n".join(lines)
 
 
-def variants() -> str:
-    """What else was tried, beside the study's row at the same seed."""
-    document = load("variants")
-    lines = ["| Task | Instead | mIoU |", "|---|---|---:|"]
-    for run in document["runs"]:
-        last = list(run["phases"].values())[-1]
-        lines.append(f"| {' → '.join(run['domains'])} | {run['name']} | {100 * last['miou']:.1f} |")
-    return "\n".join([*lines, "", f"Seed 0; `{document['command']}` → `benchmarks/results/variants.json`."])
-
-
 def study(name: str) -> str:
     """The ablation by class, or methods by labels."""
     document = load(name)
     table = StudyTable.from_dict(document["study"])
     made = class_table(table) if table.study == "ablation" else labels_table(table)
-    return f"{made}\n\n{note(table)} (`{document['command']}` → `benchmarks/results/{name}.json`)."
+    said = note(table).removesuffix(f"; `{table.command}`")  # all of it is in the JSON
+    return f"{made}\n\n{said}; `{document['command']}` → `benchmarks/results/{name}.json`."
 
 
 def _mean(values: list[float]) -> str:
@@ -114,7 +105,6 @@ OPERATORS = (*CHARTED, "ops-cpu-avx512-compile", "ops-cpu-avx512-sizes", "ops-cp
 STUDIES = ("ablation-rendered-camvid", "labels-rendered-camvid", "ablation-day-dusk", "labels-day-dusk")
 TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
-    "variants": variants,
     **{name: partial(study, name) for name in STUDIES},
     **{name: partial(operators, name) for name in OPERATORS},
 }
