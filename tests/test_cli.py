@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -263,3 +264,22 @@ def test_recipe_from_a_file(
     written = yaml.safe_load((tmp_path / "run/run.yaml").read_text())
     assert written["recipe"]["model"]["width"] == 4
     assert written["recipe"]["name"] == "supervised"
+
+
+def test_plan_prints_what_fits_and_writes_json(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    small = ("--small", "32x48", "--batches", "1,2", "--set", "model.width=4")
+    code, out, _ = run_cli(
+        "plan", "no_adaptation", *small, "--set", "memory.checkpointing=all", "--json", file
+    )
+    assert code == 0
+    assert re.search(r"^4 GB +all +all *$", out, re.MULTILINE)
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["batch_size"], row["checkpointing"]) for row in rows] == [(1, "all"), (2, "all")]
+    for row in rows:
+        stage = row["stages"]["source"]
+        kinds = [size for name, size in stage.items() if name not in ("tensors", "needed")]
+        assert stage["tensors"] == sum(kinds) < stage["needed"]
+    assert run_cli("plan")[0] == 2
