@@ -276,9 +276,15 @@ def main() -> None:
         rows.append(row)
         print({key: row.get(key) for key in ("stage", "batch_size", "form", "images_per_s")}, flush=True)
     output = arguments.output or Path(__file__).parent / "results" / f"step-{arguments.device}.json"
-    harness.write(output, {"environment": harness.environment(arguments.device), "rows": rows})
+    document = {"environment": harness.environment(arguments.device), "rows": rows}
+    harness.write(output, document)
+    print(table(document))
+
+
+def table(document: dict[str, Any]) -> str:
+    """A line for each row: images per second, milliseconds of each part, and the peak of the tensors."""
     header = ("target", "batch", "stage", "form", "checkpointing", "images/s", *PARTS, "MiB")
-    print(harness.table(header, [cells(row) for row in rows]))
+    return harness.table(header, [cells(row) for row in document["rows"]])
 
 
 def cells(row: dict[str, Any]) -> list[object]:

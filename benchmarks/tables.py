@@ -17,8 +17,10 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+import data
 import matplotlib.pyplot as plt
 import ops
+import step
 
 from udas_fast.study.results import StudyTable
 from udas_fast.study.tables import class_table, labels_table, note
@@ -71,15 +73,15 @@ def _mean(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def operators(name: str) -> str:
-    """ops.py's own table of one of its results, with the machine below."""
+def benchmark(name: str, table: Callable[[dict[str, Any]], str]) -> str:
+    """A benchmark's own ``table`` of one of its results, with the machine below."""
     document = load(name)
     env = document["environment"]
     where = (
         f"{env['cpu']}, {env['threads']} thread, {env['simd']}, torch {env['torch']}, commit {env['commit']}"
     )
     faults = "" if env["page_faults"] else ", allocator that keeps its memory"
-    return f"{ops.table(document)}\n\n{where}{faults}; `benchmarks/results/{name}.json`."
+    return f"{table(document)}\n\n{where}{faults}; `benchmarks/results/{name}.json`."
 
 
 def chart(names: Sequence[str]) -> None:
@@ -106,7 +108,9 @@ STUDIES = ("ablation-rendered-camvid", "labels-rendered-camvid", "ablation-day-d
 TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
     **{name: partial(study, name) for name in STUDIES},
-    **{name: partial(operators, name) for name in OPERATORS},
+    "data-cpu": partial(benchmark, "data-cpu", data.table),
+    "step-cpu": partial(benchmark, "step-cpu", step.table),
+    **{name: partial(benchmark, name, ops.table) for name in OPERATORS},
 }
 
 
