@@ -268,6 +268,32 @@ def report(
 
 
 @app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="folder of a run")],
+    once: Annotated[bool, typer.Option("--once", help="print it as it is now and end")] = False,
+) -> None:
+    """Follow a run in the terminal until it is complete: step, losses, rate, time left, scores; or until Ctrl-C."""
+    from udas_fast.report import watch_run
+
+    watch_run(run, once=once)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="folders of runs")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the comparison here too")] = None,
+) -> None:
+    """Print the runs' final scores side by side, their differences to the first, and whether they compare."""
+    from udas_fast.engine.checkpoint import atomic_write
+    from udas_fast.report import compare_runs
+
+    text, document = compare_runs(runs)
+    print(text)
+    if json_file is not None:
+        atomic_write(json.dumps(document, indent=2) + "\n", json_file)
+
+
+@app.command()
 def study(
     kind: Annotated[str, typer.Argument(metavar="STUDY", help="ablation or labels")],
     source: Annotated[str, typer.Option(help="labelled source domain, KIND:ROOT")],
