@@ -105,7 +105,9 @@ def chart(names: Sequence[str]) -> None:
 CHARTED = ("ops-cpu-avx512", "ops-cpu-avx2", "ops-cpu-avx512-no-page-faults")
 OPERATORS = (*CHARTED, "ops-cpu-avx512-compile", "ops-cpu-avx512-sizes", "ops-cpu-avx512-batches")
 STUDIES = [
-    f"{study}-{task}" for task in ("rendered-camvid", "day-dusk") for study in ("ablation", "labels", "methods")
+    f"{study}-{task}"
+    for task in ("rendered-camvid", "day-dusk")
+    for study in ("ablation", "labels", "methods")
 ]
 TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
