@@ -50,7 +50,7 @@ def train(
         typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: a small network, images of this size"),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="with --small: optimisation steps over all stages")
+        int | None, typer.Option(help="with --small: optimisation steps of each network, over all stages")
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe")] = None,
     weights: Annotated[str | None, typer.Option(help="torchvision ResNet or AdaptSegNet checkpoint")] = None,
@@ -295,10 +295,10 @@ def compare(
 
 @app.command()
 def study(
-    kind: Annotated[str, typer.Argument(metavar="STUDY", help="ablation or labels")],
+    kind: Annotated[str, typer.Argument(metavar="STUDY", help="ablation, labels or methods")],
     source: Annotated[str, typer.Option(help="labelled source domain, KIND:ROOT")],
     target: Annotated[str, typer.Option(help="target domain, KIND:ROOT")],
-    out: Annotated[Path, typer.Option(help="folder of the runs and tables; both studies may share one")],
+    out: Annotated[Path, typer.Option(help="folder of the runs and tables; studies may share one")],
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
     labels: Annotated[
         str, typer.Option(help="numbers of labelled target images; the ablation takes the first")
@@ -308,18 +308,23 @@ def study(
         str | None,
         typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: a small network, images of this size"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="with --small: optimisation steps of each run")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="with --small: optimisation steps of each network of a run")
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipes that have the key's stage")
+        list[str] | None,
+        typer.Option(
+            "--set", help="KEY=VALUE of the recipes that have the key's stage, or RECIPE[,RECIPE]:KEY=VALUE"
+        ),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="torchvision ResNet or AdaptSegNet checkpoint")] = None,
     engine: Annotated[str, typer.Option(help="data engine: torch, dali, or auto")] = "auto",
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side")] = 1,
     device: Device = "auto",
 ) -> None:
-    """What each part of UDAS is worth (ablation), or how many labels it takes (labels), over several seeds.
+    """What each part of UDAS is worth (ablation), how many labels it takes (labels), or all methods (methods).
 
-    Complete runs are kept and cut ones go on, so the same command continues a study.
+    Each over several seeds. Complete runs are kept and cut ones go on, so the same command continues a study.
     """
     import shlex
 
