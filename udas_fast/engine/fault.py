@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from udas_fast.engine.checkpoint import atomic_write
+from udas_fast.atomic import atomic_write
 from udas_fast.errors import InputError
 
 EXPLODED = 1e8

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from udas_fast.data import Stream
+from udas_fast.data import LoaderStream, Stream
 from udas_fast.engine.ema import WeightAverage
-from udas_fast.engine.optim import OptimizerConfig, build_optimizers, set_learning_rates
+from udas_fast.engine.optim import MakeOptimizer, OptimizerConfig, build_optimizers, set_learning_rates
 from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import bad
@@ -40,6 +40,7 @@ class Loop:
         amp: device and precision.
         seed: the run's seed.
         ema: decay of the average of the weights, which takes the model's place when the phase ends; None: none.
+        optimizer: the user's own for the model; None: what the phase says.
     """
 
     def __init__(
@@ -47,15 +48,16 @@ class Loop:
         phase: Phase,
         model: nn.Module,
         objective: Objective,
-        streams: dict[str, Stream],
+        streams: dict[str, Stream | LoaderStream],
         amp: Amp,
         seed: int,
         ema: float | None = None,
+        optimizer: MakeOptimizer | None = None,
     ) -> None:
         self.phase, self.model, self.objective, self.streams = phase, model, objective, streams
         self.amp, self.seed = amp, seed
         self.memory_format = memory_format(amp, model)
-        self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer)
+        self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer, optimizer)
         self.average = None if ema is None else WeightAverage(model, ema)
         self.done = 0
         self.data_wait = 0.0
@@ -133,7 +135,8 @@ class Loop:
         """Go on from :meth:`state_dict`'s result.
 
         Raises:
-            InputError: a step has not as many images as before, so that no step would be where the run stopped.
+            InputError: a step has not as many images as before, so that no step would be where the run stopped; or
+                network, objective or optimiser are not those of the checkpoint.
         """
         for name, stream in self.streams.items():
             if (before := state["global_batch"].get(name)) != stream.global_batch:
@@ -143,10 +146,15 @@ class Loop:
                     f"{before}, as when the checkpoint was written (batch size times processes)",
                 )
         self.done = state["done"]
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.model.load_state_dict(state["average"])
-        self.objective.load_state_dict(state["objective"])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.amp.scaler.load_state_dict(state["scaler"])
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.model.load_state_dict(state["average"])
+            self.objective.load_state_dict(state["objective"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            self.amp.scaler.load_state_dict(state["scaler"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            found = str(error).splitlines()[-1].strip()
+            wanted = "network, objective and optimiser of that run"
+            raise bad(f"checkpoint of {self.phase.name}", found, wanted) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from udas_fast.data import BadFile
+from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.checkpoint import CheckpointFolder
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.engine.loop import Loop
@@ -87,9 +88,10 @@ def open_runner(
     total: int,
     log_every: int,
     checkpoint_every: int,
+    callbacks: Sequence[Callback] = (),
 ) -> Iterator[Runner]:
     """A :class:`Runner` whose next step is ``first`` of ``total``; signals are held back while it is open."""
-    recorder = Recorder(folder, first=first, total=total, every=log_every)
+    recorder = Recorder(folder, first=first, total=total, every=log_every, callbacks=callbacks)
     try:
         with StopSignal() as stop:
             yield Runner(folder, checkpoints, recorder, stop, checkpoint_every)
