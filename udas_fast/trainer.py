@@ -23,6 +23,7 @@ from udas_fast.data import ClassSet, Faults, Loader
 from udas_fast.doctor import write_environment
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
+from udas_fast.engine.fault import BadSteps
 from udas_fast.engine.lock import locked
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.optim import MakeOptimizer, apex_sgd
@@ -57,6 +58,8 @@ class Trainer:
         checkpoint_every: steps between two checkpoints.
         optimizer: makes the optimiser of each network that is trained, with any parameter groups; None: the recipe's.
             The recipe's schedule scales the rates of its groups.
+        max_bad_steps: steps with a loss or gradient that is not finite which are left out and counted; one more ends
+            the run. Above 0 the host waits for every step.
         callbacks: are told of steps and phases; see :class:`udas_fast.engine.callbacks.Callback`.
 
     Raises:
@@ -76,6 +79,7 @@ class Trainer:
         device: str = "auto",
         log_every: int = 20,
         checkpoint_every: int = 500,
+        max_bad_steps: int = 0,
         optimizer: MakeOptimizer | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -83,7 +87,15 @@ class Trainer:
         domains = Domains.open(data, recipe) if isinstance(data, DataConfig) else data
         given = tuple(name for name, part in (("model", model), ("optimizer", optimizer)) if part is not None)
         config = RunConfig(
-            named, given, domains.chosen_engine, weights, start, seed, log_every, checkpoint_every
+            named,
+            given,
+            domains.chosen_engine,
+            weights,
+            start,
+            seed,
+            log_every,
+            checkpoint_every,
+            max_bad_steps,
         )
         self._set_up(model, recipe, domains, Path(run), config, device, optimizer, callbacks)
         self.domains.verify()
@@ -151,6 +163,7 @@ class Trainer:
         self.domains = domains
         self.domains.require(recipe)
         self.faults = Faults(domains.max_bad_files)
+        self.bad_steps = BadSteps(config.max_bad_steps)
         self.classes: ClassSet = self.domains.classes()
         self.model_config = recipe.model if model is None else None
         if model is None:
@@ -337,6 +350,7 @@ class Trainer:
             self.config.seed,
             ema=self.recipe.ema,
             optimizer=self.optimizer,
+            bad_steps=self.bad_steps,
         )
         if saved is not None:
             loop.load_state_dict(saved["loop"])
@@ -348,6 +362,7 @@ class Trainer:
                 "phase": index,
                 "scores": scores,
                 "bad_files": self.faults.found,
+                "bad_steps": self.bad_steps.found,
                 "networks": idle,
                 "run": run_document(self.recipe, self.config),
             }
@@ -398,6 +413,7 @@ class Trainer:
         for change in changed_since(state.get("run", now), now):  # older checkpoints do not say
             tqdm.write(f"run.yaml was edited since the checkpoint: {change}", file=sys.stderr)
         self.faults.found[:] = state["bad_files"]
+        self.bad_steps.found = state.get("bad_steps", 0)
         for name, weights in state.get("networks", {}).items():
             self.networks[name].load_state_dict(weights)
         self.scores = {name: evaluation.Scores.from_dict(d) for name, d in state["scores"].items()}

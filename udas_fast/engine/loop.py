@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from udas_fast.data import LoaderStream, Stream
 from udas_fast.engine.ema import WeightAverage
+from udas_fast.engine.fault import BadSteps
 from udas_fast.engine.optim import MakeOptimizer, OptimizerConfig, build_optimizers, set_learning_rates
 from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.engine.seeding import seed_step
@@ -41,6 +42,7 @@ class Loop:
         seed: the run's seed.
         ema: decay of the average of the weights, which takes the model's place when the phase ends; None: none.
         optimizer: the user's own for the model; None: what the phase says.
+        bad_steps: counts the steps that are left out; by default none is.
     """
 
     def __init__(
@@ -53,13 +55,17 @@ class Loop:
         seed: int,
         ema: float | None = None,
         optimizer: MakeOptimizer | None = None,
+        bad_steps: BadSteps | None = None,
     ) -> None:
         self.phase, self.model, self.objective, self.streams = phase, model, objective, streams
         self.amp, self.seed = amp, seed
         self.memory_format = memory_format(amp, model)
         self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer, optimizer)
         self.average = None if ema is None else WeightAverage(model, ema)
+        self.bad_steps = bad_steps or BadSteps()
         self.done = 0
+        self.skipped = False
+        """Whether the last step was left out."""
         self.data_wait = 0.0
         """Seconds that the last step waited for its batches."""
         self.samples: dict[str, list[str]] = {}
@@ -104,12 +110,24 @@ class Loop:
             backward=self._backward,
             normalize=self._input,
         )
+        may_skip = self.bad_steps.found < self.bad_steps.limit
+        buffers = [(b, b.clone()) for b in (*self.model.buffers(), *self.objective.buffers()) if may_skip]
         with self.amp.autocast():
             losses = self.objective.step(self.model, batches, step)
+        self.skipped = may_skip and self.bad_steps.undo(losses, self._gradients(), buffers)
+        if self.skipped:
+            return losses
         for optimizer in self.optimizers.values():
             self.amp.scaler.step(optimizer)
         self.amp.scaler.update()
         return losses
+
+    def _gradients(self) -> list[Tensor]:
+        """All of them but those that a scaler looks after itself."""
+        if self.amp.scaler.is_enabled():
+            return []
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
 
     def _input(self, image: Tensor) -> Tensor:
         return normalize(image).contiguous(memory_format=self.memory_format)

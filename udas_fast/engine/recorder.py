@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from udas_fast.atomic import atomic_write, writing
 from udas_fast.engine.callbacks import Callback
-from udas_fast.engine.fault import check_losses
+from udas_fast.engine.fault import check_losses, describe_fault
 
 
 class Recorder:
@@ -44,7 +44,7 @@ class Recorder:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
         self._every = every
         self._pending: list[
-            tuple[dict[str, float | str], dict[str, Tensor], Mapping[str, Sequence[str]]]
+            tuple[dict[str, float | str], dict[str, Tensor], Mapping[str, Sequence[str]], bool]
         ] = []
         self._waits: list[dict[str, float]] = []
         self._before = time.perf_counter()
@@ -63,15 +63,19 @@ class Recorder:
         losses: Mapping[str, Tensor],
         samples: Mapping[str, Sequence[str]],
         data_wait: float,
+        *,
+        skipped: bool = False,
     ) -> None:
         """Record the losses (scalars on the device) of optimisation step ``step``, counted from 0.
 
-        ``samples``: ids of the step's images by stream, ``data_wait``: seconds that it waited for them.
+        ``samples``: ids of the step's images by stream, ``data_wait``: seconds that it waited for them. A step that
+        was ``skipped`` for its losses is told of on standard error and has no line.
         """
         now = time.perf_counter()
         self._waits.append({"step": step, "seconds": now - self._before, "data_wait": data_wait})
         self._before = now
-        self._pending.append(({"step": step, "phase": phase, "lr": lr}, dict(losses), samples))
+        record = {"step": step, "phase": phase, "lr": lr}
+        self._pending.append((record, dict(losses), samples, skipped))
         if len(self._pending) >= self._every:
             self.flush()
         if phase != self._phase:
@@ -94,9 +98,13 @@ class Recorder:
     def _write(self) -> list[dict[str, float | str]]:
         """The lines that were written."""
         written = []
-        for record, losses, samples in self._pending:
+        for record, losses, samples, skipped in self._pending:
             values = torch.stack([v.float() for v in losses.values()]).tolist()  # one wait for all terms
             named = dict(zip(losses, values, strict=True))
+            if skipped:
+                fault = describe_fault(self._folder, record, named, samples, skipped=True)
+                tqdm.write(f"skipped: {fault}", file=sys.stderr)
+                continue
             check_losses(self._folder, record, named, samples)
             for name, value in named.items():
                 self._board.add_scalar(f"loss/{name}", value, record["step"])

@@ -60,7 +60,9 @@ class Runner:
 
         def after_step(losses: dict[str, Tensor]) -> None:
             step = before + loop.done - 1
-            self.recorder.step(step, loop.phase.name, loop.lr, losses, loop.samples, loop.data_wait)
+            self.recorder.step(
+                step, loop.phase.name, loop.lr, losses, loop.samples, loop.data_wait, skipped=loop.skipped
+            )
             last = loop.done == loop.phase.steps
             if self.stop.requested or loop.done % self.checkpoint_every == 0 or last:
                 checkpoint()
