@@ -67,6 +67,9 @@ def train(
             min=0, help="files that may turn bad during the run and are skipped; --resume can raise it"
         ),
     ] = 0,
+    max_bad_steps: Annotated[
+        int, typer.Option(min=0, help="steps with losses that are not finite which are left out and counted")
+    ] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
     device: Device = "auto",
     resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
@@ -99,6 +102,7 @@ def train(
             seed=seed,
             device=device,
             checkpoint_every=checkpoint_every,
+            max_bad_steps=max_bad_steps,
         )
     print(f"already complete: {trainer.run}" if trainer.complete else trainer.describe())
     _print_scores(trainer.fit(), trainer.classes)
@@ -284,7 +288,7 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the comparison here too")] = None,
 ) -> None:
     """Print the runs' final scores side by side, their differences to the first, and whether they compare."""
-    from udas_fast.engine.checkpoint import atomic_write
+    from udas_fast.atomic import atomic_write
     from udas_fast.report import compare_runs
 
     text, document = compare_runs(runs)
