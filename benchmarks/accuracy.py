@@ -57,7 +57,7 @@ STUDIES = {
         "ablation", "rendered-camvid", *RENDERED_CAMVID, "50", STEPS, cyclegan=CYCLEGAN
     ),
     "labels-rendered-camvid": StudyTask(
-        "labels", f"rendered-camvid-{2 * STEPS}", *RENDERED_CAMVID, "50", 2 * STEPS, translate="none"
+        "labels", f"rendered-camvid-{2 * STEPS}", *RENDERED_CAMVID, "100,50,20,0", 2 * STEPS, translate="none"
     ),
     "ablation-day-dusk": StudyTask("ablation", "day-dusk", *DAY_DUSK, "20", STEPS),
     "labels-day-dusk": StudyTask("labels", "day-dusk", *DAY_DUSK, "20,0", STEPS),
