@@ -218,7 +218,8 @@ class DaliEngine:
         outputs = [_finished(image, flip)]
         if self.labelled:
             encoded, rows, columns, *rest = rest
-            ids = _ids(encoded, rows, columns, resized, self.wide, gpu, padded)
+            ids = _ids(encoded, rows, columns, resized, self.wide, padded)
+            ids = ids.gpu() if gpu else ids
             every, train_ids = list(range(256)), self.train_ids.tolist()
             label = fn.lookup_table(ids, keys=every, values=train_ids, dtype=types.UINT8)
             outputs.append(fn.flip(label, horizontal=flip))
@@ -259,15 +260,9 @@ def _finished(image: DataNode, flip: DataNode) -> DataNode:
 
 
 def _ids(
-    encoded: DataNode,
-    rows: DataNode,
-    columns: DataNode,
-    resized: DataNode,
-    wide: bool,
-    gpu: bool,
-    padded: bool,
+    encoded: DataNode, rows: DataNode, columns: DataNode, resized: DataNode, wide: bool, padded: bool
 ) -> DataNode:
-    """The ids in a label file after the cut, HWC with one channel."""
+    """The ids in a label file after the cut, HWC with one channel, in the host's memory."""
     ids = fn.decoders.image(
         encoded,
         output_type=types.ANY_DATA,
@@ -276,7 +271,6 @@ def _ids(
     )
     if wide:
         ids = fn.cast(ids[:, :, 0:1], dtype=types.UINT8)  # above 255 is 255
-    ids = ids.gpu() if gpu else ids
     if padded:
         # A row and a column of 255 after the last: where the tables send what lies beyond the image.
         end = ids.shape(dtype=types.INT32)[0:2] + 1
@@ -291,10 +285,11 @@ def _ids(
 
 def _pick(ids: DataNode, rows: DataNode, columns: DataNode) -> DataNode:
     """``ids[rows][:, columns]``, HWC: exact where a resize would decide ties by its own rounding."""
-    for table in (rows, columns):
-        ids = fn.sequence_rearrange(fn.reshape(ids, layout="FWC"), new_order=table)
-        ids = fn.transpose(ids, perm=[1, 0, 2])
-    return fn.reshape(ids, layout="HWC")
+    return fn.python_function(ids, rows, columns, function=_picked, output_layouts="HWC")
+
+
+def _picked(ids: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return ids.take(rows, 0).take(columns, 1)  # a fifth of the time of indexing, of DALI's own means a tenth
 
 
 def _look_up(id_map: IdMap, padded: bool) -> tuple[np.ndarray, int | None]:

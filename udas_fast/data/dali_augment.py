@@ -6,6 +6,8 @@ a function of (seed, name, draw), and no two draws can share a random state.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from nvidia.dali import fn, types
 from nvidia.dali.auto_aug import augmentations as dali
@@ -16,15 +18,6 @@ from udas_fast.data.augment import POLICY, Operations
 
 _LEVELS = np.arange(10)
 _FACTORS = 0.1 + 1.8 * _LEVELS / 9
-
-
-def _unchanged(magnitude: float) -> float:
-    return magnitude
-
-
-def _enhancement(operation: object) -> object:
-    """An operation with factors 0.1 to 1.9 by level, without DALI's random sign."""
-    return operation.augmentation(mag_range=_FACTORS, mag_to_param=_unchanged, randomly_negate=False)
 
 
 @augmentation(mag_range=_FACTORS, mag_to_param=dali.sharpness_kernel_shifted, param_device="auto")
@@ -53,6 +46,23 @@ def _contrast(data: DataNode, factor: DataNode) -> DataNode:
     return fn.contrast(data, contrast=factor, contrast_center=grey)
 
 
+@augmentation
+def _autocontrast(data: DataNode, _: object) -> DataNode:
+    """DALI's, in one pass over the pixels after the two that look for the extremes."""
+    low = fn.reductions.min(data, axis_names="HW").cpu()
+    high = fn.reductions.max(data, axis_names="HW").cpu()
+    # A channel of one value has no contrast to stretch and stays as it is.
+    flat = low == high
+    width = high - low + flat * types.Constant(255, dtype=types.UINT8)
+    return fn.crop_mirror_normalize(
+        data,
+        mean=fn.cast(low * (flat ^ True), dtype=types.FLOAT),
+        std=width / 255,
+        dtype=types.UINT8,
+        output_layout="HWC",
+    )
+
+
 @augmentation(mag_range=256 - np.round(256 * _LEVELS / 9), mag_to_param=np.uint16, param_device="auto")
 def _solarize(data: DataNode, threshold: DataNode) -> DataNode:
     """Inverting is an exclusive or with 255: half of the work of DALI's."""
@@ -67,35 +77,46 @@ def _equalize(data: DataNode, _: object) -> DataNode:
 
 
 _AUGMENTATIONS = {
-    "autocontrast": dali.auto_contrast,
-    "brightness": _enhancement(dali.brightness),
+    "autocontrast": _autocontrast,
     "color": _color,
     "contrast": _contrast,
     "equalize": _equalize,
-    "invert": dali.invert,
+    "identity": dali.identity,
     "posterize": dali.posterize.augmentation(mag_range=8 - np.round(4 * _LEVELS / 9)),
     "sharpness": _sharpness,
     "solarize": _solarize,
 }
-# Only what the policy uses: every one costs a little, chosen or not.
-_NAMES = ["identity", *sorted({name for sub in POLICY for name, _, _ in sub})]
-_CHOICES = [_AUGMENTATIONS.get(name, dali.identity) for name in _NAMES]
-STAGES = max(map(len, POLICY))
+
+
+def _named(name: str, level: int) -> tuple[str, int]:
+    """The operation in :data:`_AUGMENTATIONS`: inverting is solarizing from 0 on."""
+    return ("solarize", 9) if name == "invert" else (name, level)
+
+
+# What stands first and what stands second in a sub-policy, no more: every choice costs a little, chosen or not.
+_STAGES = [
+    ["identity", *sorted({_named(*sub[i][::2])[0] for sub in POLICY if len(sub) > i})]
+    for i in range(max(map(len, POLICY)))
+]
 
 
 def encode(operations: Operations) -> np.ndarray:
-    """``operations`` as numbers for :func:`augment`: int32 ``[STAGES, 2]`` of (operation, level)."""
-    numbers = np.zeros((STAGES, 2), np.int32)
-    for stage, (name, level) in enumerate(operations):
-        numbers[stage] = _NAMES.index(name), level
+    """``operations`` as numbers for :func:`augment`: int32 ``[stages, 2]`` of (operation, level)."""
+    numbers = np.zeros((len(_STAGES), 2), np.int32)
+    stage = 0
+    for name, level in itertools.starmap(_named, operations):
+        while name not in _STAGES[stage]:  # the first operation of its sub-policy did not happen
+            stage += 1
+        numbers[stage] = _STAGES[stage].index(name), level
+        stage += 1
     return numbers
 
 
 def augment(image: DataNode, numbers: DataNode) -> DataNode:
     """One view of uint8 HWC ``image``, with ``numbers`` from :func:`encode`; needs ``enable_conditionals``."""
-    for stage in range(STAGES):
+    for stage, names in enumerate(_STAGES):
         image = select(
-            _CHOICES,
+            [_AUGMENTATIONS[name] for name in names],
             numbers[stage, 0],
             data=image,
             magnitude_bin=numbers[stage, 1],

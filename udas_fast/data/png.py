@@ -32,15 +32,16 @@ class Header:
         return f"a {self.depth}-bit {COLOUR_NAMES.get(self.colour, 'unknown')} PNG"
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """(type, content) of each chunk up to IEND, every checksum compared."""
+    view = memoryview(data)  # slices without copies
     position = len(SIGNATURE)
     while True:
         head = data[position : position + 8]
         if len(head) < 8:
             raise ValueError("a truncated PNG")
         length, kind = struct.unpack(">I4s", head)
-        content = data[position + 8 : position + 8 + length]
+        content = view[position + 8 : position + 8 + length]
         checksum = data[position + 8 + length : position + 12 + length]
         if len(checksum) < 4:
             raise ValueError("a truncated PNG")
@@ -75,7 +76,7 @@ def as_grey(data: bytes) -> bytes:
     out = [SIGNATURE]
     for kind, content in _chunks(data):
         if kind == b"IHDR":
-            content = content[:9] + bytes([GREY]) + content[10:]
+            content = b"".join((content[:9], bytes([GREY]), content[10:]))
         if kind in (b"IHDR", b"IDAT", b"IEND"):
             checksum = zlib.crc32(content, zlib.crc32(kind))
             out += [struct.pack(">I", len(content)), kind, content, struct.pack(">I", checksum)]
