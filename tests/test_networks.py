@@ -21,7 +21,8 @@ STAGES = ("region_1", "sample_1", "student_1", "region_2")
 
 def _recipe(*stages: str) -> Recipe:
     recipe = select_stages(small(get_recipe("ddm"), size=(32, 48), steps=8, batch_size=2), stages)
-    return override(recipe, ["model.width=4"])
+    disk = ["stages.region_2.objective.labels=disk"] if "region_2" in stages else []
+    return override(recipe, ["model.width=4", *disk])
 
 
 def _trainer(root: Path, run: Path, recipe: Recipe) -> Trainer:
@@ -44,6 +45,8 @@ def test_teachers_keep_their_weights_while_others_learn_and_a_killed_run_goes_on
         assert not torch.equal(
             network.state_dict()["primary.branches.0.weight"], start["primary.branches.0.weight"]
         )
+    report = json.loads((tmp_path / "whole/pseudo_labels/region_2/report.json").read_text())
+    assert (report["phase"], report["images"]) == ("region_2", 4)  # the student's labels of all images
     saved = read_state(tmp_path / "whole/model.pt")["model"]
     assert all(torch.equal(v, saved[k]) for k, v in whole.networks["region"].state_dict().items())
 

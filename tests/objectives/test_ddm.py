@@ -86,9 +86,10 @@ def test_pseudo_labels_of_the_student_join_the_labelled_target_images(
     objective = config.build(4)
     student = _teachers(tiny_net)["region"]
     objective.networks = {"student": student}
+    objective.start(tiny_net)
     before = {k: v.clone() for k, v in student.state_dict().items()}
     for _ in range(2):  # thresholds are those of the confidences so far
-        seen = objective.histogram.clone()
+        seen = objective.labelling.histogram.clone()
         tiny_net.inputs.clear()
         objective.step(tiny_net, batches, make_step())
     image = batches["unlabelled" if share else "labelled"].image
@@ -98,9 +99,26 @@ def test_pseudo_labels_of_the_student_join_the_labelled_target_images(
         with torch.no_grad():
             logits = student.eval()(image.float() / 255)[0]
         want = ops.pseudo_label([logits], SIZE, threshold=balanced_thresholds(seen))
-        objective.histogram.copy_(seen)
+        objective.labelling.histogram.copy_(seen)
         assert torch.equal(objective.label(batches["unlabelled"], make_step()).label, want.label)
-    assert objective.histogram.sum() == share * 2 * 2 * SIZE[0] * SIZE[1]
+    assert objective.labelling.histogram.sum() == share * 2 * 2 * SIZE[0] * SIZE[1]
+
+
+def test_pseudo_labels_from_disk_are_taken_as_they_are(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    config = DomainMixingConfig(
+        level="sample", labeller="student", pseudo_share=1, labels="disk", mixing=PLAIN
+    )
+    objective = config.build(4)
+    objective.networks = {"student": _teachers(tiny_net)["region"]}
+    objective.start(tiny_net)
+    read = replace(batches["unlabelled"], label=batches["labelled"].label)
+    reference = copy.deepcopy(tiny_net)
+    losses = objective.step(tiny_net, batches | {"unlabelled": read}, make_step())
+    want = _cross_entropy(reference, read.image, read.label)
+    torch.testing.assert_close(losses["seg_target"].double(), want, rtol=1e-5, atol=1e-7)
+    assert not objective.labelling.histogram.any()
 
 
 def test_student_loss_is_half_the_kl_of_the_teachers_mean_plus_labelled_cross_entropy(
@@ -142,6 +160,7 @@ def test_the_same_step_draws_the_same_numbers(
     for seed in (7, 7, 8):
         net, objective = copy.deepcopy(tiny_net), config.build(4)
         objective.networks = {"student": copy.deepcopy(tiny_net)}
+        objective.start(net)
         objective.step(net, batches, make_step(seed=seed))
         gradients.append(net.body.weight.grad)
     assert torch.equal(gradients[0], gradients[1])

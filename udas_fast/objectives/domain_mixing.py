@@ -11,12 +11,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from udas_fast import ops
-from udas_fast.data import Batch
-from udas_fast.models import heads, set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+from udas_fast.data import Batch, SegmentationDataset
+from udas_fast.models import set_domain
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Round, Step
 from udas_fast.objectives.mixing import MixingConfig, domain_cutmix, translated_source
-from udas_fast.objectives.self_training import balanced_thresholds
+from udas_fast.objectives.self_training import SelfTraining, SelfTrainingConfig
 from udas_fast.objectives.supervised import segmentation_loss
 
 
@@ -35,6 +34,9 @@ class DomainMixingConfig(ObjectiveConfig):
     # target images are such; the thresholds by class keep the surer half, and all from a confidence of 0.9 on.
     labeller: str | None = None
     pseudo_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    labels: Literal["online", "disk"] = (
+        "online"  # in every step, or of all images once before the first (DDM)
+    )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -54,22 +56,32 @@ class DomainMixing(Objective):
     def __init__(self, config: DomainMixingConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
-        # Confidences of the round by class, [C, kept or dropped, 64 bins]: what the thresholds are made of.
-        self.register_buffer("histogram", torch.zeros(num_classes, 2, 64, dtype=torch.int64))
+        self.labelling: SelfTraining | None = (
+            None  # what the last student says of one view, as self-training has it
+        )
+        if config.labeller is not None:
+            labels = SelfTrainingConfig(views=1, threshold="balanced", labels=config.labels)
+            self.labelling = labels.build(num_classes)
 
-    @torch.no_grad()
+    def start(self, model: nn.Module) -> None:
+        if self.labelling is not None:
+            self.labelling.teacher = self.networks[
+                self.config.labeller
+            ]  # it learns in none of the teachers' stages
+
+    def prepare(self, round: Round) -> SegmentationDataset | None:
+        return round.unlabelled if self.labelling is None else self.labelling.prepare(round)
+
+    def finish(self, round: Round) -> None:
+        if self.labelling is not None:
+            self.labelling.finish(round)
+
     def label(self, target: Batch, step: Step) -> Batch:
         """``target`` with the labeller's class-balanced pseudo-labels."""
-        labeller = self.networks[self.config.labeller].eval()
-        logits = heads(labeller(step.normalize(target.image)))
-        pseudo = ops.pseudo_label(
-            [logits.primary],
-            target.image.shape[-2:],
-            threshold=balanced_thresholds(self.histogram),
-            align_corners=logits.align_corners,
-        )
-        self.histogram += pseudo.histogram
-        return replace(target, label=pseudo.label)
+        if self.config.labels == "disk":
+            return target
+        views, flips = self.labelling.look(target, step.generator, step.normalize)
+        return replace(target, label=self.labelling.label_online(views, flips, target.image.shape[-2:]))
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
         config = self.config
@@ -78,7 +90,7 @@ class DomainMixing(Objective):
         # The labelled target images, which those with pseudo-labels have joined since the second round.
         target = batches["labelled"]
         joined = torch.rand((), generator=step.generator).item() < config.pseudo_share
-        if config.labeller is not None and joined:
+        if self.labelling is not None and joined:
             target = self.label(batches["unlabelled"], step)
 
         if config.level == "region":

@@ -155,6 +155,12 @@ class SelfTraining(Objective):
             align_corners=views[0].align_corners,
         )
 
+    def label_online(self, views: list[Logits], flips: list[bool], size: tuple[int, int]) -> Tensor:
+        """uint8 ``[N, H, W]`` at the thresholds of the round so far, which these confidences join."""
+        pseudo = self.label(views, flips, size, self.thresholds(self.histogram))
+        self.histogram += pseudo.histogram
+        return pseudo.label
+
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
         config, target = self.config, batches["unlabelled"]
         size = target.image.shape[-2:]
@@ -164,9 +170,7 @@ class SelfTraining(Objective):
         if config.labels == "online" or config.consistency_weight:
             views, flips = self.look(target, step.generator, step.normalize)
         if config.labels == "online":
-            pseudo = self.label(views, flips, size, self.thresholds(self.histogram))
-            self.histogram += pseudo.histogram
-            label = pseudo.label
+            label = self.label_online(views, flips, size)
 
         # Student: the same images, strongly augmented.
         set_domain(model, "target")

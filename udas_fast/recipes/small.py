@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from udas_fast.data import Geometry
+from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.errors import bad
 from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.rectification import RectificationConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
 
@@ -17,9 +17,9 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int 
     """``recipe`` on a narrow ResNet-18 at output stride 4, from random weights, ``steps`` steps of each network.
 
     Where there are several stages, the rounds of the later ones share a third of the steps and the first takes
-    the rest; stages of equal length stay so. AdamW replaces SGD, whose published rates are for ImageNet weights.
-    Self-training learns at a lower rate and with thresholds by class: the teachers of short runs are sure of the
-    large classes only.
+    the rest; stages of equal length stay so. AdamW replaces SGD, whose published rates are for ImageNet weights;
+    a stage that learns at a lower rate than AdaptSegNet's keeps the proportion. Self-training learns at a lower
+    rate and with thresholds by class: the teachers of short runs are sure of the large classes only.
 
     Raises:
         InputError: fewer steps than rounds.
@@ -53,7 +53,7 @@ def _small_stage(stage: Stage, steps: int) -> Stage:
     optimizer = replace(
         stage.optimizer,
         name="adamw",
-        lr=4e-3,
+        lr=4e-3 * (stage.optimizer.lr / OptimizerConfig().lr),
         weight_decay=1e-2,
         head_lr_mult=1.0,
         horizon=1.0,
@@ -65,7 +65,5 @@ def _small_stage(stage: Stage, steps: int) -> Stage:
         objective = replace(objective, discriminator_width=8)
     elif isinstance(objective, SelfTrainingConfig):
         objective = replace(objective, threshold="balanced")
-        optimizer = replace(optimizer, lr=1.5e-3)
-    elif isinstance(objective, RectificationConfig):
         optimizer = replace(optimizer, lr=1.5e-3)
     return replace(stage, steps=steps, optimizer=optimizer, objective=objective)
