@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from udas_fast import Trainer
 from udas_fast.data import open_dataset
-from udas_fast.engine.checkpoint import read_state
 from udas_fast.engine.recorder import Recorder
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, select_stages, small
@@ -44,7 +44,7 @@ def test_teachers_keep_their_weights_while_others_learn_and_a_killed_run_goes_on
         assert not torch.equal(
             network.state_dict()["primary.branches.0.weight"], start["primary.branches.0.weight"]
         )
-    saved = read_state(tmp_path / "whole/model.pt")["model"]
+    saved = load_file(tmp_path / "whole/model.safetensors")
     assert all(torch.equal(v, saved[k]) for k, v in whole.networks["region"].state_dict().items())
 
     class Killed(Exception):
