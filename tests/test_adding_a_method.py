@@ -35,7 +35,7 @@ def test_the_example_is_found_and_trains(camvid_root: Path, tmp_path: Path) -> N
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "run/model.pt").is_file()
+    assert (tmp_path / "run/model.safetensors").is_file()
     losses = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     # −½ Σ p² of 11 classes: from all equal to one alone.
     assert -0.5 <= losses["squares"] <= -0.5 / 11

@@ -59,7 +59,7 @@ def test_train_evaluate_predict(
         "tensorboard",
         "checkpoints",
         "scores.json",
-        "model.pt",
+        "model.safetensors",
         "pictures",
     ):
         assert (out / name).exists(), name

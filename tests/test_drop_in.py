@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from udas_fast import Trainer
 from udas_fast.data import Loader, open_dataset
 from udas_fast.engine.callbacks import Callback
-from udas_fast.engine.checkpoint import read_state
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, small
@@ -159,7 +159,7 @@ def test_a_run_on_loaders_goes_on_to_the_same_bits(workers: int, tmp_path: Path)
     Trainer.resume(tmp_path / "cut", model=UNet(), data=data, device="cpu").fit()
     whole, cut = (tmp_path / name for name in ("whole", "cut"))
     assert (whole / "metrics.jsonl").read_text() == (cut / "metrics.jsonl").read_text()
-    a, b = (read_state(run / "model.pt")["model"] for run in (whole, cut))
+    a, b = (load_file(run / "model.safetensors") for run in (whole, cut))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -196,7 +196,7 @@ class Listener(Callback):
         self.heard.append((phase, step, scores))
 
     def on_run_end(self, run: Path) -> None:
-        assert (run / "model.pt").is_file()
+        assert (run / "model.safetensors").is_file()
         self.heard.append(("end", run))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from udas_fast.data import BadFile, Geometry
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
@@ -49,7 +50,7 @@ def test_the_first_bad_file_stops_the_run_after_a_checkpoint(camvid_folder, tmp_
     for name in ("whole", "run"):
         assert len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) == STEPS
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "run/metrics.jsonl").read_text()
-    a, b = (read_state(tmp_path / name / "model.pt")["model"] for name in ("whole", "run"))
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -89,7 +90,7 @@ def test_each_step_says_how_long_it_waited_for_data(camvid_folder, tmp_path):
 def test_another_global_batch_is_refused(camvid_folder, tmp_path):
     root = camvid_folder("data", train=3)
     start(root, tmp_path / "run", "torch").fit()
-    (tmp_path / "run/model.pt").unlink()  # as if it were not complete
+    (tmp_path / "run/model.safetensors").unlink()  # as if it were not complete
     file = tmp_path / "run/run.yaml"
     file.write_text(file.read_text().replace("batch_size: 1", "batch_size: 2"))
     with pytest.raises(InputError, match=r"images of source in a step over all processes: found 2, wanted 1"):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from udas_fast import Trainer
 from udas_fast.data import open_dataset
-from udas_fast.engine.checkpoint import read_state
 from udas_fast.engine.recorder import Recorder
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, select_stages, small
@@ -47,7 +47,7 @@ def test_teachers_keep_their_weights_while_others_learn_and_a_killed_run_goes_on
         )
     report = json.loads((tmp_path / "whole/pseudo_labels/region_2/report.json").read_text())
     assert (report["phase"], report["images"]) == ("region_2", 4)  # the student's labels of all images
-    saved = read_state(tmp_path / "whole/model.pt")["model"]
+    saved = load_file(tmp_path / "whole/model.safetensors")
     assert all(torch.equal(v, saved[k]) for k, v in whole.networks["region"].state_dict().items())
 
     class Killed(Exception):

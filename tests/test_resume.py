@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from udas_fast.engine.checkpoint import read_state
 from udas_fast.errors import InputError
@@ -57,7 +58,7 @@ def _wait_for_checkpoint(out: Path, process: subprocess.Popen[str]) -> None:
 def _assert_same(one: Path, other: Path) -> None:
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
     assert (one / "scores.json").read_text() == (other / "scores.json").read_text()
-    a, b = read_state(one / "model.pt")["model"], read_state(other / "model.pt")["model"]
+    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
 

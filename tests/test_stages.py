@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
-from udas_fast import Trainer
+from udas_fast import TrainedModel, Trainer
 from udas_fast.data import open_dataset
-from udas_fast.engine.checkpoint import read_state
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, select_stages, small
 from udas_fast.recipes.domains import Domains
@@ -35,7 +36,7 @@ def _fit(recipe: Recipe, root: Path, run: Path, **options: object) -> Trainer:
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
-    return read_state(run / "model.pt")["model"]
+    return load_file(run / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +85,21 @@ def test_a_start_that_does_not_fit_is_refused(adapted: Path, camvid_root: Path, 
         recipe = select_stages(_recipe(*settings), ["self_training"])
         Trainer(None, recipe, _domains(camvid_root), run=tmp_path / "run", device="cpu", start=str(path))
 
-    with pytest.raises(InputError, match="missing: no such file"):
+    with pytest.raises(InputError, match="missing: found no such file"):
         start(tmp_path / "missing")
     (tmp_path / "stopped").mkdir()
     (tmp_path / "stopped/run.yaml").write_text("")
-    with pytest.raises(InputError, match=r"stopped: found no model.pt, as it is not finished"):
+    with pytest.raises(InputError, match=r"stopped: found no model.safetensors, as it is not finished"):
         start(tmp_path / "stopped")
     with pytest.raises(InputError, match="network of .*: found width 4, wanted width 6"):
         start(adapted, "model.width=6")
-    other = read_state(adapted / "model.pt")
-    other["classes"]["names"] = ("sea", *other["classes"]["names"][1:])
-    torch.save(other, tmp_path / "other.pt")
-    with pytest.raises(InputError, match=r"classes of .*other.pt: found 11 \(sea, .* wanted 11 \(sky"):
-        start(tmp_path / "other.pt")
+    other = TrainedModel.load(adapted)
+    other.classes = replace(other.classes, names=("sea", *other.classes.names[1:]))
+    other.save(tmp_path / "other.safetensors")
+    with pytest.raises(
+        InputError, match=r"classes of .*other.safetensors: found 11 \(sea, .* wanted 11 \(sky"
+    ):
+        start(tmp_path / "other.safetensors")
     assert not (tmp_path / "run").exists()
     start(adapted, "model.norm=batch")  # the target's statistics are an ordinary network's
 

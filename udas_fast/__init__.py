@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from udas_fast._build import __version__, build_info, warn_where_missing
 
 if TYPE_CHECKING:
+    from udas_fast.inference import TrainedModel
     from udas_fast.trainer import Trainer
 
-__all__ = ["Trainer", "__version__", "build_info"]
+__all__ = ["TrainedModel", "Trainer", "__version__", "build_info"]
 
 warn_where_missing()
 
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from udas_fast.trainer import Trainer
 
         return Trainer
+    if name == "TrainedModel":
+        from udas_fast.inference import TrainedModel
+
+        return TrainedModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

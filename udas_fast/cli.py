@@ -56,7 +56,8 @@ def train(
     weights: Annotated[str | None, typer.Option(help="torchvision ResNet or AdaptSegNet checkpoint")] = None,
     stages: Annotated[str | None, typer.Option(help="run these stages only: NAME[,NAME]")] = None,
     start: Annotated[
-        str | None, typer.Option("--from", help="start from the model of this finished run, or model.pt")
+        str | None,
+        typer.Option("--from", help="start from the model of this finished run, or model.safetensors"),
     ] = None,
     seed: int = 0,
     workers: Annotated[int, typer.Option(help="loader processes (torch) or threads (DALI) per stream")] = 0,
@@ -216,7 +217,7 @@ def translate(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="a run's folder or a model.pt")],
+    model: Annotated[Path, typer.Argument(help="a run's folder or a model.safetensors")],
     data: Annotated[str, typer.Option(help="dataset, KIND:ROOT")],
     split: str = "val",
     json_file: Annotated[Path | None, typer.Option("--json", help="write the scores here too")] = None,
@@ -244,7 +245,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="a run's folder or a model.pt")],
+    model: Annotated[Path, typer.Argument(help="a run's folder or a model.safetensors")],
     images: Annotated[list[Path], typer.Argument(help="image files, or folders of them")],
     out: Annotated[Path, typer.Option(help="folder for NAME_ids.png and NAME_colour.png")],
     device: Device = "auto",

@@ -22,7 +22,7 @@ from udas_fast.atomic import atomic_write
 from udas_fast.data import ClassSet, Faults, Loader
 from udas_fast.doctor import write_environment
 from udas_fast.engine.callbacks import Callback
-from udas_fast.engine.checkpoint import CheckpointFolder, read_state
+from udas_fast.engine.checkpoint import CheckpointFolder
 from udas_fast.engine.fault import BadSteps
 from udas_fast.engine.lock import locked
 from udas_fast.engine.loop import Loop, Phase
@@ -32,7 +32,7 @@ from udas_fast.engine.probe import check_network
 from udas_fast.engine.runner import Runner, open_runner
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import InputError, bad
-from udas_fast.inference import TrainedModel
+from udas_fast.inference import MODEL_FILE, TrainedModel, check_state
 from udas_fast.models import ModelConfig, build_model, load_weights, normalize, set_checkpointing
 from udas_fast.objectives import Objective, Round
 from udas_fast.plan import advice, choose_checkpointing
@@ -51,7 +51,7 @@ class Trainer:
         data: datasets and loaders as objects, or datasets' names.
         run: the run's folder; it must be new, or hold the same run (:meth:`resume`).
         weights: a checkpoint to start from, see :func:`udas_fast.models.load_weights`.
-        start: a finished run, or its ``model.pt``, whose model the first stage starts from.
+        start: a finished run, or its ``model.safetensors``, whose model the first stage starts from.
         seed: everything random follows from it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         log_every: steps between two reads of the losses.
@@ -169,6 +169,7 @@ class Trainer:
         if model is None:
             model = self._build_model("model", 0)
         else:
+            check_state(model)
             self.weights_report = load_weights(model, config.weights) if config.weights else None
             if fresh := [stage.name for stage in recipe.stages if stage.objective.fresh_start]:
                 raise bad(
@@ -241,7 +242,7 @@ class Trainer:
     @property
     def complete(self) -> bool:
         """Whether the run has come to its end: its model is written last."""
-        return (self.run / "model.pt").is_file()
+        return (self.run / MODEL_FILE).is_file()
 
     def describe(self) -> str:
         """What is about to run, on what, in a few lines."""
@@ -296,13 +297,13 @@ class Trainer:
                     raise self._out_of_memory(phase, error) from error
                 before, saved = before + phase.steps, None
         self._picture()
-        self.save(self.run / "model.pt")  # last: it says that the run is complete
+        self.save(self.run / MODEL_FILE)  # last: it says that the run is complete
         for callback in self.callbacks:
             callback.on_run_end(self.run)
         return self.scores
 
     def _finished(self) -> dict[str, evaluation.Scores]:
-        self.model.load_state_dict(read_state(self.run / "model.pt")["model"])
+        TrainedModel.load(self.run, self.device, self.model)
         if self.domains.val is not None:
             phases = json.loads((self.run / "scores.json").read_text(encoding="utf-8"))["phases"]
             self.scores = {name: evaluation.Scores.from_dict(content) for name, content in phases.items()}
@@ -437,11 +438,15 @@ class Trainer:
         return self._trained().predict(image)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model with its classes and input size, for ``evaluate`` and ``predict``."""
+        """Write the model with its classes, input size and protocol (:class:`udas_fast.TrainedModel`)."""
         self._trained().save(Path(path))
 
     def _trained(self) -> TrainedModel:
-        return TrainedModel(self.model, self.model_config, self.classes, self.recipe.input.target.size)
+        scores = list(self.scores.values())
+        protocol = scores[-1].protocol if scores else None
+        return TrainedModel(
+            self.model, self.model_config, self.classes, self.recipe.input.target.size, protocol
+        )
 
     def _picture(self) -> None:
         if self.domains.val is None or isinstance(self.domains.val, Loader):

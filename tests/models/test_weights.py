@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from udas_fast.errors import InputError
 from udas_fast.models import DeepLabV2, ResNet, load_weights, normalize
@@ -262,3 +263,13 @@ def test_a_missing_file_is_named(tmp_path):
         load_weights(deeplab(1), tmp_path / "nowhere.pth")
     with pytest.raises(InputError, match="no such file"):
         load_weights(deeplab(1), tmp_path)
+
+
+def test_safetensors_by_their_name(tmp_path):
+    path, other, model = tmp_path / "weights.safetensors", deeplab(1), deeplab(0)
+    save_file(other.state_dict(), path)
+    assert not load_weights(model, path).missing
+    assert same(other.state_dict(), model.state_dict())
+    path.write_bytes(b"no such thing")
+    with pytest.raises(InputError, match=r"weights .*weights.safetensors: found unreadable data"):
+        load_weights(model, path)

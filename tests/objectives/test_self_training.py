@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from udas_fast import Trainer
 from udas_fast.data import Batch, Unlabelled, open_dataset
-from udas_fast.engine.checkpoint import read_state
 from udas_fast.engine.recorder import Recorder
 from udas_fast.errors import InputError
 from udas_fast.objectives import Step, labelling
@@ -200,7 +200,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
         with pytest.raises(Killed):
             trainer.fit()
     Trainer.resume(run, device="cpu").fit()
-    ours, theirs = (read_state(folder / "model.pt")["model"] for folder in (run, whole))
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (run, whole))
     assert all(torch.equal(value, ours[key]) for key, value in theirs.items())
     for path in (whole / "pseudo_labels").glob("*/*"):
         assert path.read_bytes() == (run / path.relative_to(whole)).read_bytes(), path

@@ -40,7 +40,7 @@ def write_run(run: Path, *, hits: int = 90, seed: int = 0, batch_size: int = 2, 
         for name, right in (("adapt", 50), ("train.1", 80), ("train.2", hits))
     }
     (run / "scores.json").write_text(json.dumps({"phases": scores}))
-    (run / "model.pt").touch()
+    (run / "model.safetensors").touch()
     return run
 
 

@@ -58,7 +58,7 @@ def test_other_protocols_and_budgets_are_told_in_words(make_run: Callable[..., P
 
 def test_an_unfinished_run_is_compared_as_far_as_it_is(make_run: Callable[..., Path]) -> None:
     one, two = make_run("one"), make_run("two")
-    (two / "model.pt").unlink()
+    (two / "model.safetensors").unlink()
     scores = json.loads((two / "scores.json").read_text())
     del scores["phases"]["train.2"]
     (two / "scores.json").write_text(json.dumps(scores))

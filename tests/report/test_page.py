@@ -217,7 +217,7 @@ def test_hostile_files_stay_text(copy: Callable[[str], Path], tmp_path: Path) ->
 
 def test_an_unfinished_run_says_what_is_missing(copy: Callable[[str], Path]) -> None:
     run = copy("killed")
-    for name in ("scores.json", "model.pt", "environment.json"):
+    for name in ("scores.json", "model.safetensors", "environment.json"):
         (run / name).unlink()
     (run / "pictures/val.png").write_bytes(b"half a pict")
     with (run / "metrics.jsonl").open("a") as file:

@@ -21,7 +21,7 @@ def _cut(run: Path, steps: int) -> None:
     for name in ("metrics", "timing"):
         lines = (run / f"{name}.jsonl").read_text().splitlines(keepends=True)
         (run / f"{name}.jsonl").write_text("".join(lines[:steps]) + lines[steps][:9])
-    (run / "model.pt").unlink()
+    (run / "model.safetensors").unlink()
 
 
 def test_where_a_run_is_and_how_long_it_takes(
@@ -54,12 +54,12 @@ def test_the_view_ends_with_the_run(
     make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run("run")
-    (run / "model.pt").unlink()
+    (run / "model.safetensors").unlink()
     waited = []
 
     def finish(seconds: float) -> None:
         waited.append(seconds)
-        (run / "model.pt").touch()
+        (run / "model.safetensors").touch()
 
     monkeypatch.setattr("udas_fast.report.watch.time.sleep", finish)
     watch_run(run)
@@ -69,7 +69,7 @@ def test_the_view_ends_with_the_run(
 
 def test_ctrl_c_ends_the_view_alone(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("run")
-    (run / "model.pt").unlink()
+    (run / "model.safetensors").unlink()
 
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
@@ -80,7 +80,7 @@ def test_ctrl_c_ends_the_view_alone(make_run: Callable[..., Path], monkeypatch: 
 
 def test_a_run_that_has_just_begun(make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run("run")
-    for name in ("metrics.jsonl", "timing.jsonl", "scores.json", "model.pt"):
+    for name in ("metrics.jsonl", "timing.jsonl", "scores.json", "model.safetensors"):
         (run / name).unlink()
     watch_run(run, once=True)
     shown = capsys.readouterr().out

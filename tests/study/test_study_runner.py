@@ -62,7 +62,7 @@ def test_a_study_that_was_cut_goes_on_to_the_same_numbers(
         run_study(plan, tmp_path / "out", command="study")
     watcher.join()
     assert list((first / "checkpoints").iterdir())
-    assert not (first / "model.pt").exists()
+    assert not (first / "model.safetensors").exists()
     assert not second.exists()
 
     table = run_study(plan, tmp_path / "out", command="study")
@@ -103,7 +103,7 @@ def _write_run(plan: Plan, folder: Path, complete: bool = True) -> Path:
     folder = folder / run.folder
     write_run_file(folder, run.recipe(), RunConfig(run.data))
     if complete:
-        (folder / "model.pt").touch()
+        (folder / "model.safetensors").touch()
     return folder
 
 

@@ -32,6 +32,8 @@ class ClassSet:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.palette):
             raise ValueError(f"{self.name}: {len(self.names)} names for {len(self.palette)} colours")
+        if wrong := [colour for colour in self.palette if not all(0 <= part <= 255 for part in colour)]:
+            raise ValueError(f"{self.name}: colour {wrong[0]}, wanted three numbers of 0 to 255")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -22,4 +22,4 @@ class Callback:
         """A round of a stage is over, after ``step`` steps of the run; mIoU by network, empty without a val split."""
 
     def on_run_end(self, run: Path) -> None:
-        """All is written: the folder ``run`` has ``model.pt``."""
+        """All is written: the folder ``run`` has ``model.safetensors``."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from udas_fast.errors import bad
 from udas_fast.models import adaptsegnet
+from udas_fast.models.tensor_file import SUFFIX, read_tensors
 
 WRAPPERS = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
@@ -58,9 +59,9 @@ class WeightsReport:
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsReport:
     """Copy into ``model`` every tensor of the file at ``path`` that fits by name and shape.
 
-    The file holds a state dict (alone, or under "state_dict" or "model", with or without "module.") of this
-    package's models, of a torchvision ResNet, whose ``fc`` is ignored, or of AdaptSegNet's DeepLab, whose
-    names and input (BGR of 0 to 255) are converted.
+    The file (safetensors where its name says so, else torch's) holds a state dict (alone, or under "state_dict" or
+    "model", with or without "module.") of this package's models, of a torchvision ResNet, whose ``fc`` is ignored,
+    or of AdaptSegNet's DeepLab, whose names and input (BGR of 0 to 255) are converted.
 
     Raises InputError for a file that is missing or no state dict, for heads of another number of classes and
     where nothing fits; the model is untouched then.
@@ -108,6 +109,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of the state dict in the file, by name without wrappers' prefixes."""
     if not path.is_file():
         raise bad(f"weights {path}", "no such file", WANTED)
+    if path.suffix == SUFFIX:
+        return _state_of(read_tensors("weights", path)[0], path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the reader raise anything
@@ -120,6 +123,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         content = content[wrapper]
     if not isinstance(content, Mapping):
         raise bad(f"weights {path}", type(content).__name__, WANTED)
+    return _state_of(content, path)
+
+
+def _state_of(content: Mapping[object, object], path: Path) -> dict[str, Tensor]:
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise bad(f"weights {path}", "no tensors", WANTED)

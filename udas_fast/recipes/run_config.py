@@ -22,7 +22,7 @@ class RunConfig:
     given: tuple[Literal["model", "optimizer"], ...] = ()  # these too
     engine: Engine = "torch"  # what "auto" came to
     weights: str | None = None  # ResNet or DeepLab checkpoint to start from
-    start: str | None = None  # run, or model.pt, whose model the first stage starts from
+    start: str | None = None  # run, or model.safetensors, whose model the first stage starts from
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)  # steps between two reads of the losses
     checkpoint_every: int = Field(default=500, ge=1)

@@ -24,6 +24,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from udas_fast.errors import InputError, bad
 from udas_fast.evaluation import Scores
+from udas_fast.inference import MODEL_FILE
 from udas_fast.report.series import Series
 
 LENIENT = ConfigDict(extra="ignore")  # a newer version's file may hold more
@@ -249,7 +250,7 @@ def _read_curves(path: Path) -> tuple[Curves, bool]:
 
 def is_finished(path: Path) -> bool:
     """Whether the run in folder ``path`` has come to its end: its model is written last."""
-    return (path / "model.pt").is_file()
+    return (path / MODEL_FILE).is_file()
 
 
 def read_run_file(run: Path) -> tuple[str, RunFile]:

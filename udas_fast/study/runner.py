@@ -16,6 +16,7 @@ from typing import Any
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.engine.lock import lock
 from udas_fast.errors import InputError, bad
+from udas_fast.inference import MODEL_FILE
 from udas_fast.recipes import Recipe
 from udas_fast.recipes.domains import DataConfig
 from udas_fast.recipes.run_file import read_run_file
@@ -76,7 +77,7 @@ def is_complete(run: Run, folder: Path) -> bool:
             there.get(key),
             f"{asked.get(key)}: give another --out, or the settings that it was made with",
         )
-    return (folder / "model.pt").is_file()
+    return (folder / MODEL_FILE).is_file()
 
 
 def _identity(recipe: Recipe, data: DataConfig | None, weights: str | None, seed: int) -> dict[str, Any]:
