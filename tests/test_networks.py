@@ -55,8 +55,8 @@ def test_teachers_keep_their_weights_while_others_learn_and_a_killed_run_goes_on
 
     record = Recorder.step
 
-    def killed(self: Recorder, step: int, *rest: object) -> None:
-        record(self, step, *rest)
+    def killed(self: Recorder, step: int, *rest: object, **named: object) -> None:
+        record(self, step, *rest, **named)
         if step == 5:  # in the student's stage
             raise Killed
 
