@@ -44,7 +44,7 @@ SETTINGS = (
     "model.output_stride=8",
     "model.norm=batch",
     "precision=bf16",
-    f"{ADAPTATION}.kl_weight=0",
+    f"uda,udas:{ADAPTATION}.kl_weight=0",  # Seg-Uncertainty is made of it
     f"{ADAPTATION}.discriminator_width=16",
     f"{ADAPTATION}.discriminator_stride=2",
 )
@@ -61,6 +61,10 @@ STUDIES = {
     ),
     "ablation-day-dusk": StudyTask("ablation", "day-dusk", *DAY_DUSK, "20", STEPS),
     "labels-day-dusk": StudyTask("labels", "day-dusk", *DAY_DUSK, "20,0", STEPS),
+    "methods-rendered-camvid": StudyTask(
+        "methods", "rendered-camvid", *RENDERED_CAMVID, "100,50,20,0", STEPS, cyclegan=CYCLEGAN
+    ),
+    "methods-day-dusk": StudyTask("methods", "day-dusk", *DAY_DUSK, "20,0", STEPS),
 }
 
 

@@ -23,7 +23,7 @@ import ops
 import step
 
 from udas_fast.study.results import StudyTable
-from udas_fast.study.tables import class_table, labels_table, note
+from udas_fast.study.tables import note, study_tables
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
@@ -60,10 +60,10 @@ def accuracy(task: str) -> str:
 
 
 def study(name: str) -> str:
-    """The ablation by class, or methods by labels."""
+    """The ablation by class, or methods by labels and DDM by round."""
     document = load(name)
     table = StudyTable.from_dict(document["study"])
-    made = class_table(table) if table.study == "ablation" else labels_table(table)
+    made = "\n\n".join(study_tables(table))
     said = note(table).removesuffix(f"; `{table.command}`")  # all of it is in the JSON
     return f"{made}\n\n{said}; `{document['command']}` → `benchmarks/results/{name}.json`."
 
@@ -104,7 +104,11 @@ def chart(names: Sequence[str]) -> None:
 
 CHARTED = ("ops-cpu-avx512", "ops-cpu-avx2", "ops-cpu-avx512-no-page-faults")
 OPERATORS = (*CHARTED, "ops-cpu-avx512-compile", "ops-cpu-avx512-sizes", "ops-cpu-avx512-batches")
-STUDIES = ("ablation-rendered-camvid", "labels-rendered-camvid", "ablation-day-dusk", "labels-day-dusk")
+STUDIES = [
+    f"{study}-{task}"
+    for task in ("rendered-camvid", "day-dusk")
+    for study in ("ablation", "labels", "methods")
+]
 TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
     **{name: partial(study, name) for name in STUDIES},

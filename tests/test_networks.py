@@ -20,7 +20,7 @@ STAGES = ("region_1", "sample_1", "student_1", "region_2")
 
 
 def _recipe(*stages: str) -> Recipe:
-    recipe = select_stages(small(get_recipe("ddm"), size=(32, 48), steps=24, batch_size=2), stages)
+    recipe = select_stages(small(get_recipe("ddm"), size=(32, 48), steps=8, batch_size=2), stages)
     return override(recipe, ["model.width=4"])
 
 

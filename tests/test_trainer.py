@@ -79,12 +79,13 @@ def test_a_users_network_with_one_head(camvid_root: Path, tmp_path: Path) -> Non
         TrainedModel.load(tmp_path / "run", torch.device("cpu"))
 
 
-def test_a_recipe_that_needs_two_heads_says_so(camvid_root: Path, tmp_path: Path) -> None:
-    trainer = Trainer(
-        OneHead(), _recipe("udas", 9), _domains(camvid_root), run=tmp_path / "run", device="cpu"
-    )
-    with pytest.raises(InputError, match="auxiliary head"):
-        trainer.fit()
+def test_a_recipe_that_needs_two_heads_says_so_before_any_work(camvid_root: Path, tmp_path: Path) -> None:
+    for name, what in (("udas", r"agreement of the heads \(kl_weight"), ("seg_uncertainty", "agreement of")):
+        with pytest.raises(
+            InputError, match=f"model OneHead: found one head, wanted an auxiliary head.*{what}"
+        ):
+            Trainer(OneHead(), _recipe(name, 9), _domains(camvid_root), run=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_adaptation_never_reads_a_target_image(camvid_root: Path, tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_void_is_never_trained_on_nor_scored(camvid_root: Path, tmp_path: Path) 
 def test_objects_have_to_be_given_again(camvid_root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     Trainer(None, _recipe("no_adaptation"), _domains(camvid_root), run=run, device="cpu").fit()
-    with pytest.raises(InputError, match="its datasets were"):
+    with pytest.raises(InputError, match="its data began as objects"):
         Trainer.resume(run, device="cpu")
     resumed = Trainer.resume(run, data=_domains(camvid_root), device="cpu").fit()
     stored = json.loads((run / "scores.json").read_text())["phases"]["source"]

@@ -50,7 +50,7 @@ def train(
         typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: a small network, images of this size"),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="with --small: optimisation steps over all stages")
+        int | None, typer.Option(help="with --small: optimisation steps of each network, over all stages")
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe")] = None,
     weights: Annotated[str | None, typer.Option(help="torchvision ResNet or AdaptSegNet checkpoint")] = None,
@@ -66,6 +66,9 @@ def train(
         typer.Option(
             min=0, help="files that may turn bad during the run and are skipped; --resume can raise it"
         ),
+    ] = 0,
+    max_bad_steps: Annotated[
+        int, typer.Option(min=0, help="steps with losses that are not finite which are left out and counted")
     ] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
     device: Device = "auto",
@@ -99,6 +102,7 @@ def train(
             seed=seed,
             device=device,
             checkpoint_every=checkpoint_every,
+            max_bad_steps=max_bad_steps,
         )
     print(f"already complete: {trainer.run}" if trainer.complete else trainer.describe())
     _print_scores(trainer.fit(), trainer.classes)
@@ -268,11 +272,37 @@ def report(
 
 
 @app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="folder of a run")],
+    once: Annotated[bool, typer.Option("--once", help="print it as it is now and end")] = False,
+) -> None:
+    """Follow a run in the terminal until it is complete: step, losses, rate, time left, scores; or until Ctrl-C."""
+    from udas_fast.report import watch_run
+
+    watch_run(run, once=once)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="folders of runs")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the comparison here too")] = None,
+) -> None:
+    """Print the runs' final scores side by side, their differences to the first, and whether they compare."""
+    from udas_fast.atomic import atomic_write
+    from udas_fast.report import compare_runs
+
+    text, document = compare_runs(runs)
+    print(text)
+    if json_file is not None:
+        atomic_write(json.dumps(document, indent=2) + "\n", json_file)
+
+
+@app.command()
 def study(
-    kind: Annotated[str, typer.Argument(metavar="STUDY", help="ablation or labels")],
+    kind: Annotated[str, typer.Argument(metavar="STUDY", help="ablation, labels or methods")],
     source: Annotated[str, typer.Option(help="labelled source domain, KIND:ROOT")],
     target: Annotated[str, typer.Option(help="target domain, KIND:ROOT")],
-    out: Annotated[Path, typer.Option(help="folder of the runs and tables; both studies may share one")],
+    out: Annotated[Path, typer.Option(help="folder of the runs and tables; studies may share one")],
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
     labels: Annotated[
         str, typer.Option(help="numbers of labelled target images; the ablation takes the first")
@@ -282,18 +312,23 @@ def study(
         str | None,
         typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: a small network, images of this size"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="with --small: optimisation steps of each run")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="with --small: optimisation steps of each network of a run")
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipes that have the key's stage")
+        list[str] | None,
+        typer.Option(
+            "--set", help="KEY=VALUE of the recipes that have the key's stage, or RECIPE[,RECIPE]:KEY=VALUE"
+        ),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="torchvision ResNet or AdaptSegNet checkpoint")] = None,
     engine: Annotated[str, typer.Option(help="data engine: torch, dali, or auto")] = "auto",
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side")] = 1,
     device: Device = "auto",
 ) -> None:
-    """What each part of UDAS is worth (ablation), or how many labels it takes (labels), over several seeds.
+    """What each part of UDAS is worth (ablation), how many labels it takes (labels), or all methods (methods).
 
-    Complete runs are kept and cut ones go on, so the same command continues a study.
+    Each over several seeds. Complete runs are kept and cut ones go on, so the same command continues a study.
     """
     import shlex
 

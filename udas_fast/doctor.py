@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import udas_fast
-from udas_fast.engine.checkpoint import atomic_write
+from udas_fast.atomic import atomic_write
 
 
 def environment() -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,42 +14,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import nn
+from tqdm import tqdm
 
 from udas_fast import evaluation
-from udas_fast.data import ClassSet, Faults
-from udas_fast.data.loader import Engine
+from udas_fast.atomic import atomic_write
+from udas_fast.data import ClassSet, Faults, Loader
 from udas_fast.doctor import write_environment
-from udas_fast.engine.checkpoint import CheckpointFolder, atomic_write, read_state
+from udas_fast.engine.callbacks import Callback
+from udas_fast.engine.checkpoint import CheckpointFolder, read_state
+from udas_fast.engine.fault import BadSteps
 from udas_fast.engine.lock import locked
 from udas_fast.engine.loop import Loop, Phase
-from udas_fast.engine.optim import apex_sgd
+from udas_fast.engine.optim import MakeOptimizer, apex_sgd
 from udas_fast.engine.precision import build_amp, memory_format, resolve_device
+from udas_fast.engine.probe import check_network
 from udas_fast.engine.runner import Runner, open_runner
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import TrainedModel
 from udas_fast.models import ModelConfig, build_model, load_weights, normalize, set_checkpointing
-from udas_fast.objectives import STRICT, Round
+from udas_fast.objectives import Objective, Round
 from udas_fast.plan import advice, choose_checkpointing
 from udas_fast.recipes import Recipe, Stage
 from udas_fast.recipes.domains import DataConfig, Domains
-from udas_fast.recipes.run_file import read_run_file, write_run_file
-
-
-@dataclass(frozen=True, config=STRICT)
-class RunConfig:
-    """What a run is beside its recipe; ``run.yaml`` holds both."""
-
-    data: DataConfig | None = None  # None: the datasets were given as objects
-    engine: Engine = "torch"  # what "auto" came to
-    weights: str | None = None  # ResNet or DeepLab checkpoint to start from
-    start: str | None = None  # run, or model.pt, whose model the first stage starts from
-    seed: int = Field(default=0, ge=0)
-    log_every: int = Field(default=20, ge=1)  # steps between two reads of the losses
-    checkpoint_every: int = Field(default=500, ge=1)
+from udas_fast.recipes.run_config import RunConfig, require_objects
+from udas_fast.recipes.run_file import changed_since, read_run_file, run_document, write_run_file
 
 
 class Trainer:
@@ -56,7 +48,7 @@ class Trainer:
     Args:
         model: any network that :func:`udas_fast.models.heads` understands; None builds the recipe's own.
         recipe: what to do.
-        data: opened datasets, or their names.
+        data: datasets and loaders as objects, or datasets' names.
         run: the run's folder; it must be new, or hold the same run (:meth:`resume`).
         weights: a checkpoint to start from, see :func:`udas_fast.models.load_weights`.
         start: a finished run, or its ``model.pt``, whose model the first stage starts from.
@@ -64,6 +56,11 @@ class Trainer:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         log_every: steps between two reads of the losses.
         checkpoint_every: steps between two checkpoints.
+        optimizer: makes the optimiser of each network that is trained, with any parameter groups; None: the recipe's.
+            The recipe's schedule scales the rates of its groups.
+        max_bad_steps: steps with a loss or gradient that is not finite which are left out and counted; one more ends
+            the run. Above 0 the host waits for every step.
+        callbacks: are told of steps and phases; see :class:`udas_fast.engine.callbacks.Callback`.
 
     Raises:
         InputError: before any work, where data, weights, device or run folder are not as they should be.
@@ -82,11 +79,25 @@ class Trainer:
         device: str = "auto",
         log_every: int = 20,
         checkpoint_every: int = 500,
+        max_bad_steps: int = 0,
+        optimizer: MakeOptimizer | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         named = data if isinstance(data, DataConfig) else None
         domains = Domains.open(data, recipe) if isinstance(data, DataConfig) else data
-        config = RunConfig(named, domains.chosen_engine, weights, start, seed, log_every, checkpoint_every)
-        self._set_up(model, recipe, domains, Path(run), config, device)
+        given = tuple(name for name, part in (("model", model), ("optimizer", optimizer)) if part is not None)
+        config = RunConfig(
+            named,
+            given,
+            domains.chosen_engine,
+            weights,
+            start,
+            seed,
+            log_every,
+            checkpoint_every,
+            max_bad_steps,
+        )
+        self._set_up(model, recipe, domains, Path(run), config, device, optimizer, callbacks)
         self.domains.verify()
         with locked(self.run):
             if self.checkpoints.newest() is not None or self.complete:
@@ -102,8 +113,12 @@ class Trainer:
         data: Domains | None = None,
         max_bad_files: int = 0,
         device: str = "auto",
+        optimizer: MakeOptimizer | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> Trainer:
-        """Go on with the run in folder ``run``; ``model`` and ``data`` only where they were given as objects.
+        """Go on with the run in folder ``run``; ``model``, ``data`` and ``optimizer`` where they were given as objects.
+
+        What ``run.yaml`` says now is what is done; what was edited since the checkpoint is told on standard error.
 
         A ``max_bad_files`` above the run's own becomes its limit from here on, in ``run.yaml`` too; datasets
         that are objects have a limit of their own.
@@ -112,17 +127,14 @@ class Trainer:
             InputError: no run there, a damaged file, or objects that were given at first and are missing now.
         """
         recipe, config = read_run_file(Path(run), RunConfig)
-        if data is None and config.data is None:
-            raise InputError(
-                f"run {run}: its datasets were given as objects; give them to Trainer.resume again"
-            )
+        require_objects(Path(run), config, model=model, data=data, optimizer=optimizer)
         if data is None and max_bad_files > config.data.max_bad_files:
             config = replace(config, data=replace(config.data, max_bad_files=max_bad_files))
             write_run_file(Path(run), recipe, config)
         self = cls.__new__(cls)
         domains = Domains.open(config.data, recipe) if data is None else data
         domains = replace(domains, engine=config.engine)
-        self._set_up(model, recipe, domains, Path(run), config, device)
+        self._set_up(model, recipe, domains, Path(run), config, device, optimizer, callbacks)
         return self
 
     def _set_up(
@@ -133,6 +145,8 @@ class Trainer:
         run: Path,
         config: RunConfig,
         device: str,
+        optimizer: MakeOptimizer | None,
+        callbacks: Sequence[Callback],
     ) -> None:
         if recipe.trains != "segmentation":
             raise bad(
@@ -143,11 +157,13 @@ class Trainer:
         if any(stage.optimizer.name == "apex_sgd" for stage in recipe.stages):
             apex_sgd()  # now, and not when its stage begins
         self.recipe, self.config, self.run = recipe, config, run
+        self.optimizer, self.callbacks = optimizer, tuple(callbacks)
         self.device = resolve_device(device)
         self.amp = build_amp(recipe.precision, self.device)
         self.domains = domains
         self.domains.require(recipe)
         self.faults = Faults(domains.max_bad_files)
+        self.bad_steps = BadSteps(config.max_bad_steps)
         self.classes: ClassSet = self.domains.classes()
         self.model_config = recipe.model if model is None else None
         if model is None:
@@ -163,6 +179,10 @@ class Trainer:
             found = f"{type(model).__name__} without a ResNet of ours"
             raise bad(f"checkpointing {self.checkpointing!r}", found, "'none'")
         self.model = model.to(self.device, memory_format=memory_format(self.amp, model))
+        if self.model_config is None:
+            needs = (stage.objective.two_heads for stage in recipe.stages)
+            two_heads = next((need for need in needs if need), None)
+            check_network(model, len(self.classes), recipe.input.target.size, self.amp, two_heads)
         self.checkpoints = CheckpointFolder(run / "checkpoints")
         if config.start is not None and self.checkpoints.newest() is None:
             self._start_from(Path(config.start))
@@ -250,6 +270,10 @@ class Trainer:
             return self._train()
 
     def _train(self) -> dict[str, evaluation.Scores]:
+        if read_run_file(self.run, RunConfig) != (self.recipe, self.config):
+            raise bad(
+                f"{self.run}/run.yaml", "another run than this trainer's", "a folder of its own for each"
+            )
         write_environment(self.run, str(self.device), self.amp.name)
         first, saved = self._newest_state()
         before = sum(phase.steps for _, phase in self._phases[:first])
@@ -263,6 +287,7 @@ class Trainer:
             total=total,
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
+            callbacks=self.callbacks,
         ) as runner:
             for index, (stage, phase) in list(enumerate(self._phases))[first:]:
                 try:
@@ -272,6 +297,8 @@ class Trainer:
                 before, saved = before + phase.steps, None
         self._picture()
         self.save(self.run / "model.pt")  # last: it says that the run is complete
+        for callback in self.callbacks:
+            callback.on_run_end(self.run)
         return self.scores
 
     def _finished(self) -> dict[str, evaluation.Scores]:
@@ -314,30 +341,54 @@ class Trainer:
             faults=self.faults,
             unlabelled=unlabelled,
         )
-        loop = Loop(phase, self.model, objective, streams, self.amp, self.config.seed, ema=self.recipe.ema)
+        loop = Loop(
+            phase,
+            self.model,
+            objective,
+            streams,
+            self.amp,
+            self.config.seed,
+            ema=self.recipe.ema,
+            optimizer=self.optimizer,
+            bad_steps=self.bad_steps,
+        )
         if saved is not None:
             loop.load_state_dict(saved["loop"])
 
         def state() -> dict[str, Any]:
             scores = {name: score.to_dict() for name, score in self.scores.items()}
             idle = {k: n.state_dict() for k, n in self.networks.items() if n is not self.model}
-            return {"phase": index, "scores": scores, "bad_files": self.faults.found, "networks": idle}
+            return {
+                "phase": index,
+                "scores": scores,
+                "bad_files": self.faults.found,
+                "bad_steps": self.bad_steps.found,
+                "networks": idle,
+                "run": run_document(self.recipe, self.config),
+            }
 
         runner.run(loop, before, state)
         with self.amp.autocast():
             objective.finish(around)
+        self._end_phase(phase, objective, before + phase.steps, runner)
+
+    def _end_phase(self, phase: Phase, objective: Objective, step: int, runner: Runner) -> None:
+        """Score what the phase has trained, write it and tell of it."""
+        scores: dict[str, evaluation.Scores] = {}
         if self.domains.val is not None:
-            for name, network in objective.scored().items():
-                self.scores[f"{phase.name}.{name}"] = self._score(network)
-            self.scores[phase.name] = self.evaluate()
-            runner.recorder.scores(before + phase.steps, {f"{phase.name}/miou": self.scores[phase.name].miou})
+            scores = {f"{phase.name}.{k}": self._score(network) for k, network in objective.scored().items()}
+            scores[phase.name] = self.evaluate()
+            self.scores |= scores
+            runner.recorder.scores(step, {f"{phase.name}/miou": scores[phase.name].miou})
             self._write_scores()
+        for callback in self.callbacks:
+            callback.on_phase_end(phase.name, step, {name: score.miou for name, score in scores.items()})
 
     def _round(self, phase: Phase, runner: Runner) -> Round:
-        layout = memory_format(self.amp, self.model)
+        layout, unlabelled = memory_format(self.amp, self.model), self.domains.unlabelled
         return Round(
             name=phase.name,
-            unlabelled=self.domains.unlabelled,
+            unlabelled=None if isinstance(unlabelled, Loader) else unlabelled,
             size=self.recipe.input.target.size,
             folder=self.run / "pseudo_labels" / phase.name,
             picture=self.run / "pictures" / f"{phase.name}-pseudo.png",
@@ -358,7 +409,11 @@ class Trainer:
         state = self.checkpoints.load()
         if state is None:
             return 0, None
+        now = run_document(self.recipe, self.config)
+        for change in changed_since(state.get("run", now), now):  # older checkpoints do not say
+            tqdm.write(f"run.yaml was edited since the checkpoint: {change}", file=sys.stderr)
         self.faults.found[:] = state["bad_files"]
+        self.bad_steps.found = state.get("bad_steps", 0)
         for name, weights in state.get("networks", {}).items():
             self.networks[name].load_state_dict(weights)
         self.scores = {name: evaluation.Scores.from_dict(d) for name, d in state["scores"].items()}
@@ -389,7 +444,7 @@ class Trainer:
         return TrainedModel(self.model, self.model_config, self.classes, self.recipe.input.target.size)
 
     def _picture(self) -> None:
-        if self.domains.val is None:
+        if self.domains.val is None or isinstance(self.domains.val, Loader):
             return
         folder = self.run / "pictures"
         folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Plans of studies are data: rows of the paper, equal steps, one folder for one run."""
+"""Plans of studies are data: rows of the paper and of all methods, equal steps, one folder for one run."""
 
 from __future__ import annotations
 
@@ -52,6 +52,71 @@ def test_labels_study_has_no_supervised_row_without_labels() -> None:
         *(("udas", 50), ("udas", 20), ("udas", 0)),
     ]
     assert all(run.data.source is None for run in plan.runs if run.row.recipe == "supervised")
+
+
+METHODS = ("no_adaptation", "adaptsegnet_single", "adaptsegnet", "minent", "advent", "seg_uncertainty", "fda")
+
+
+def test_methods_study_has_every_method_without_labels_and_three_with() -> None:
+    plan = _plan("methods", labels=(0, 20, 50))
+    assert [(row.recipe, row.labels) for row in plan.rows] == [
+        *((name, 0) for name in (*METHODS, "uda", "udas")),
+        *((name, n) for n in (50, 20) for name in ("supervised", "udas", "ddm")),
+    ]
+    assert "CyCADA is left out" in plan.left_out
+    translated = _plan("methods", translate="translated:runs/gan")
+    assert [row.recipe for row in translated.rows][7] == "cycada"
+    assert translated.runs[7].data.source == "translated:runs/gan"
+    assert not translated.left_out
+    labelled = _plan("methods", labels=(20,))
+    assert [row.recipe for row in labelled.rows] == ["supervised", "udas", "ddm"]
+    assert not labelled.left_out
+
+
+def test_methods_study_shares_runs_with_the_others() -> None:
+    methods = {run.folder: run for run in _plan("methods").runs}
+    others = {run.folder: run for study in ("ablation", "labels") for run in _plan(study).runs}
+    shared = methods.keys() & others.keys()
+    names = ["no_adaptation", "uda", "udas-lab"]
+    names += [f"{name}-{n}-labels" for name in ("supervised", "udas-lab") for n in (20, 50)]
+    assert shared == {f"{name}-seed-{seed}" for name in names for seed in (0, 1)}
+    for folder in shared:
+        assert methods[folder].command("out") == others[folder].command("out")
+    assert len(methods) == len(_plan("methods").runs)
+
+
+@pytest.mark.parametrize("translate", ["lab", "none"])
+def test_methods_keep_their_own_numbers(translate: str) -> None:
+    plan = _plan(
+        "methods",
+        translate=translate,
+        settings=(
+            "stages.adaptation.objective.discriminator_width=4",
+            "uda,udas:stages.adaptation.objective.kl_weight=0",
+            "ddm:stages.student_2.optimizer.lr=0.5",
+        ),
+    )
+    recipes = {run.row.title: run.recipe() for run in plan.runs}
+    first = {title: recipe.stages[0].objective for title, recipe in recipes.items()}
+    assert {first[title].kl_weight for title in ("UDA", "UDAS", "UDAS, 20 labels")} == {0}
+    assert first["Seg-Uncertainty"].kl_weight == 0.1
+    assert {first[title].discriminator_width for title in ("AdvEnt", "UDA", "Seg-Uncertainty")} == {4}
+    assert first["FDA"].mixing.translate == "fda"
+    assert first["DDM, 20 labels"].mixing.translate == "lab"
+    assert first["UDAS"].mixing.translate == translate
+    assert [stage.optimizer.lr == 0.5 for stage in recipes["DDM, 50 labels"].stages].index(True) == 5
+
+
+def test_every_network_of_ddm_takes_the_steps_of_a_row() -> None:
+    plan = _plan("methods", labels=(20,), steps=101)  # not a multiple of its four rounds
+    (ddm,) = (run.recipe() for run in plan.runs if (run.row.recipe, run.seed) == ("ddm", 0))
+    for network in ("region", "sample", "student"):
+        assert sum(stage.steps for stage in ddm.stages if stage.network == network) == 101
+    assert plan.steps == 101
+
+
+def test_at_full_size_every_method_takes_its_published_steps() -> None:
+    assert _plan("methods", size=None, steps=None).steps is None
 
 
 @pytest.mark.parametrize("study", ["ablation", "labels"])
@@ -127,6 +192,12 @@ def test_commands_are_the_command_lines_own() -> None:
         ({"seeds": ()}, "--seeds: found none"),
         ({"settings": ("stages.self_trainig.steps=3",)}, "stage of the ablation.*mean 'self_training'"),
         ({"settings": ("model.widht=3",)}, "did you mean 'width'"),
+        ({"settings": ("uads:model.width=3",)}, "recipe: found 'uads'.*did you mean 'udas'"),
+        ({"settings": ("ddm,fda:model.width=3",)}, "recipe of the ablation study: found 'ddm'"),
+        (
+            {"settings": ("no_adaptation:stages.self_training.steps=3",)},
+            "key of stages: found 'self_training', wanted one of source",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(changes: dict[str, object], sentence: str) -> None:
@@ -135,5 +206,5 @@ def test_wrong_arguments_are_named(changes: dict[str, object], sentence: str) ->
 
 
 def test_unknown_study() -> None:
-    with pytest.raises(InputError, match="found 'lables', wanted one of ablation, labels"):
+    with pytest.raises(InputError, match="found 'lables', wanted one of ablation, labels, methods"):
         _plan("lables")

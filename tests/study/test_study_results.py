@@ -13,7 +13,7 @@ import pytest
 from udas_fast.data import CITYSCAPES
 from udas_fast.errors import InputError
 from udas_fast.study import Plan, Task, paper, plan_study
-from udas_fast.study.plots import labels_plot
+from udas_fast.study.plots import labels_plot, methods_plot
 from udas_fast.study.results import Spread, StudyTable, collect
 from udas_fast.study.tables import csv_text, gaps, markdown
 
@@ -55,10 +55,10 @@ def test_mean_and_standard_deviation_over_seeds(table: StudyTable) -> None:
 
 
 def test_gap_is_the_spread_of_the_differences_by_seed(table: StudyTable) -> None:
-    gap = gaps(table)
+    gap = gaps(table)["UDAS"]
     assert gap[20].by_seed == pytest.approx([20, 14])
     assert (gap[20].mean, gap[20].std) == (pytest.approx(17), pytest.approx(18**0.5))
-    assert gap[0] == Spread([], None, None)
+    assert list(gap) == [20]
 
 
 def test_json_and_back(table: StudyTable) -> None:
@@ -79,6 +79,55 @@ def test_markdown_as_the_papers_tables(table: StudyTable) -> None:
     assert "paper" not in text
     assert "made up val, 3 images" in text
     assert "`udas-fast study labels`" in text
+
+
+@pytest.fixture
+def methods(tmp_path: Path) -> StudyTable:
+    """Two seeds; every row at 40 and 50 %, DDM at 60 and 70 % after two rounds that rise from 30 % by 10 % a phase."""
+    plan = _plan("methods")
+    for run in plan.runs:
+        first = 0.4 + 0.1 * run.seed
+        _write(tmp_path / run.folder, {"sky": first, "road": first, "car": first})
+        if run.row.recipe == "ddm":
+            phases = [f"{name}_{n}" for n in (1, 2) for name in ("region", "sample", "mean", "student")]
+            names = [name.replace("mean_1", "student_1.teachers") for name in phases]
+            names = [name.replace("mean_2", "student_2.teachers") for name in names]
+            path = tmp_path / run.folder / "scores.json"
+            score = json.loads(path.read_text())["phases"]["self_training"]
+            by_phase = {name: score | {"miou": first - 0.1 + 0.01 * i} for i, name in enumerate(names)}
+            path.write_text(json.dumps({"phases": by_phase | {"student_2": score | {"miou": first + 0.2}}}))
+    return collect(plan, tmp_path, "udas-fast study methods")
+
+
+def test_methods_by_labels_and_ddm_by_round(methods: StudyTable) -> None:
+    text = markdown(methods)
+    by_labels, by_round, by_class = (
+        [line for line in block.splitlines() if line.startswith("|")] for block in text.split("\n\n")[:3]
+    )
+    assert by_labels[0] == "| Labelled target images | 20 | 0 |"
+    assert "| AdaptSegNet (one level) | – | 45.0 ± 7.1 |" in by_labels
+    assert by_labels[-4:] == [
+        "| Supervised | 45.0 ± 7.1 | – |",
+        "| DDM | 65.0 ± 7.1 | – |",
+        "| UDAS − Supervised | +0.0 ± 0.0 | – |",
+        "| DDM − Supervised | +20.0 ± 0.0 | – |",
+    ]
+    assert by_round[0] == "| DDM, 20 labels | round 1 | round 2 |"
+    assert by_round[2:] == [
+        "| Region-level teacher | 35.0 ± 7.1 | 39.0 ± 7.1 |",
+        "| Sample-level teacher | 36.0 ± 7.1 | 40.0 ± 7.1 |",
+        "| Both teachers' mean | 37.0 ± 7.1 | 41.0 ± 7.1 |",
+        "| Student | 38.0 ± 7.1 | 65.0 ± 7.1 |",
+    ]
+    assert len(by_class) == 2 + len(methods.rows)
+    assert "60 steps in every row, of each of DDM's three networks" in text
+    assert "CyCADA is left out" in text
+    assert StudyTable.from_dict(json.loads(json.dumps(methods.to_dict()))) == methods
+
+
+def test_bars_are_drawn(methods: StudyTable, tmp_path: Path) -> None:
+    methods_plot(methods, tmp_path / "methods.png")
+    assert (tmp_path / "methods.png").stat().st_size > 10_000
 
 
 def test_csv_holds_every_seed_and_the_spread(table: StudyTable) -> None:

@@ -10,6 +10,7 @@ from udas_fast.data.loader import ENGINES, MixedStream, Stream, choose_engine, e
 from udas_fast.data.pseudo_labels import PseudoLabelled, PseudoLabels
 from udas_fast.data.sampler import RareClasses
 from udas_fast.data.types import CAMVID, CITYSCAPES, IGNORE, Batch, ClassSet, Sample, SegmentationDataset
+from udas_fast.data.user_loader import Loader, LoaderStream
 
 __all__ = [
     "CAMVID",
@@ -24,6 +25,8 @@ __all__ = [
     "Faults",
     "FileDataset",
     "Geometry",
+    "Loader",
+    "LoaderStream",
     "MixedStream",
     "PseudoLabelled",
     "PseudoLabels",

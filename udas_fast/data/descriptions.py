@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -115,16 +116,23 @@ def describe_folder(root: Path) -> Description:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
     except UnicodeDecodeError as error:
         raise bad(str(path), "bytes that are no UTF-8", "one class name per line") from error
-    if not 2 <= len(names) <= 255:
-        raise bad(str(path), f"{len(names)} names", "2 to 255 class names, one per line")
-    if "" in names:
-        raise bad(str(path), f"no name in line {names.index('') + 1}", "one class name per line")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise bad(str(path), f"the class {twice!r} twice", "different class names")
-    classes = ClassSet(root.resolve().name, names, _colours(len(names)))
+    classes = class_set(str(path), root.resolve().name, names)
     ids = {**{i: i for i in range(len(names))}, IGNORE: IGNORE}
     return Description("folder", classes, ids, (_BY_SPLIT,))
+
+
+def class_set(where: str, name: str, names: Sequence[str]) -> ClassSet:
+    """The classes ``names`` with distinct colours; ``where`` is what an InputError says is wrong with them."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise bad(where, repr(names)[:80], "a sequence of class names")
+    if not 2 <= len(names) <= 255:
+        raise bad(where, f"{len(names)} names", "2 to 255 class names, one per line")
+    if "" in names:
+        raise bad(where, f"no name in line {names.index('') + 1}", "one class name per line")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise bad(where, f"the class {twice!r} twice", "different class names")
+    return ClassSet(name, tuple(names), _colours(len(names)))
 
 
 def _colours(count: int) -> tuple[tuple[int, int, int], ...]:

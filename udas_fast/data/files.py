@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -39,16 +38,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return f"unreadable data ({error})"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` by way of a temporary file: after a kill, ``path`` is the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from udas_fast.atomic import atomic_write
 from udas_fast.data.datasets import check_sizes
-from udas_fast.data.files import UNREADABLE, IdMap, read_ids, write_atomically
+from udas_fast.data.files import UNREADABLE, IdMap, read_ids
 from udas_fast.data.types import IGNORE, Item, Sample, SegmentationDataset
 
 BINS = 64  # of the histograms, as ops.pseudo_label's
@@ -52,7 +53,7 @@ class PseudoLabels:
         if not marker.is_file() or marker.read_text(encoding="utf-8") != self.key:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.raw.mkdir(parents=True)
-            write_atomically(marker, self.key.encode())
+            atomic_write(self.key, marker)
         for index in range(rank, self.length, world):
             if self._read(index) is None:
                 yield index
@@ -151,10 +152,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` atomically."""
-    write_atomically(path, (json.dumps(content) + "\n").encode())
+    atomic_write(json.dumps(content) + "\n", path)
 
 
 def _write_png(path: Path, pixels: np.ndarray, **options: int) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", **options)
-    write_atomically(path, buffer.getvalue())
+    atomic_write(buffer.getvalue(), path)

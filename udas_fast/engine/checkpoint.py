@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from udas_fast.atomic import replacing, writing
 from udas_fast.errors import InputError, bad
 
 KEEP = 2  # the newest and the one before it
@@ -21,41 +19,8 @@ KEEP = 2  # the newest and the one before it
 
 def atomic_save(state: dict[str, Any], path: Path) -> None:
     """``torch.save`` to a temporary file, fsync, rename: ``path`` is the old file or the whole new one."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         torch.save(state, file)
-
-
-def atomic_write(content: str | bytes, path: Path) -> None:
-    """The same for a file of text, in UTF-8, or of bytes."""
-    with _replacing(path) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the system has against writing ``path`` (a full disk, a quota, no permission) as one sentence."""
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(
-            f"{path}: cannot be written ({reason}); what was written before is intact"
-        ) from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    temporary = path.with_name(path.name + ".tmp")
-    with writing(path):
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)  # on a full disk its space is wanted
-            raise
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from udas_fast.engine.checkpoint import writing
+from udas_fast.atomic import writing
 from udas_fast.errors import bad
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from udas_fast.data import Stream
+from udas_fast.data import LoaderStream, Stream
 from udas_fast.engine.ema import WeightAverage
-from udas_fast.engine.optim import OptimizerConfig, build_optimizers, set_learning_rates
+from udas_fast.engine.fault import BadSteps
+from udas_fast.engine.optim import MakeOptimizer, OptimizerConfig, build_optimizers, set_learning_rates
 from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import bad
@@ -40,6 +41,8 @@ class Loop:
         amp: device and precision.
         seed: the run's seed.
         ema: decay of the average of the weights, which takes the model's place when the phase ends; None: none.
+        optimizer: the user's own for the model; None: what the phase says.
+        bad_steps: counts the steps that are left out; by default none is.
     """
 
     def __init__(
@@ -47,17 +50,22 @@ class Loop:
         phase: Phase,
         model: nn.Module,
         objective: Objective,
-        streams: dict[str, Stream],
+        streams: dict[str, Stream | LoaderStream],
         amp: Amp,
         seed: int,
         ema: float | None = None,
+        optimizer: MakeOptimizer | None = None,
+        bad_steps: BadSteps | None = None,
     ) -> None:
         self.phase, self.model, self.objective, self.streams = phase, model, objective, streams
         self.amp, self.seed = amp, seed
         self.memory_format = memory_format(amp, model)
-        self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer)
+        self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer, optimizer)
         self.average = None if ema is None else WeightAverage(model, ema)
+        self.bad_steps = bad_steps or BadSteps()
         self.done = 0
+        self.skipped = False
+        """Whether the last step was left out."""
         self.data_wait = 0.0
         """Seconds that the last step waited for its batches."""
         self.samples: dict[str, list[str]] = {}
@@ -102,12 +110,24 @@ class Loop:
             backward=self._backward,
             normalize=self._input,
         )
+        may_skip = self.bad_steps.found < self.bad_steps.limit
+        buffers = [(b, b.clone()) for b in (*self.model.buffers(), *self.objective.buffers()) if may_skip]
         with self.amp.autocast():
             losses = self.objective.step(self.model, batches, step)
+        self.skipped = may_skip and self.bad_steps.undo(losses, self._gradients(), buffers)
+        if self.skipped:
+            return losses
         for optimizer in self.optimizers.values():
             self.amp.scaler.step(optimizer)
         self.amp.scaler.update()
         return losses
+
+    def _gradients(self) -> list[Tensor]:
+        """All of them but those that a scaler looks after itself."""
+        if self.amp.scaler.is_enabled():
+            return []
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
 
     def _input(self, image: Tensor) -> Tensor:
         return normalize(image).contiguous(memory_format=self.memory_format)
@@ -133,7 +153,8 @@ class Loop:
         """Go on from :meth:`state_dict`'s result.
 
         Raises:
-            InputError: a step has not as many images as before, so that no step would be where the run stopped.
+            InputError: a step has not as many images as before, so that no step would be where the run stopped; or
+                network, objective or optimiser are not those of the checkpoint.
         """
         for name, stream in self.streams.items():
             if (before := state["global_batch"].get(name)) != stream.global_batch:
@@ -143,10 +164,15 @@ class Loop:
                     f"{before}, as when the checkpoint was written (batch size times processes)",
                 )
         self.done = state["done"]
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.model.load_state_dict(state["average"])
-        self.objective.load_state_dict(state["objective"])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.amp.scaler.load_state_dict(state["scaler"])
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.model.load_state_dict(state["average"])
+            self.objective.load_state_dict(state["objective"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            self.amp.scaler.load_state_dict(state["scaler"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            found = str(error).splitlines()[-1].strip()
+            wanted = "network, objective and optimiser of that run"
+            raise bad(f"checkpoint of {self.phase.name}", found, wanted) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Annotated, Literal
 
@@ -16,6 +16,8 @@ from udas_fast.models import parameter_groups
 from udas_fast.objectives.base import STRICT
 
 Positive = Annotated[float, Field(gt=0)]
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+"""A user's own choice of optimiser and parameter groups for a network."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -42,23 +44,19 @@ class OptimizerConfig:
 
 
 def build_optimizers(
-    model: nn.Module, discriminators: Sequence[nn.Parameter], config: OptimizerConfig
+    model: nn.Module,
+    discriminators: Sequence[nn.Parameter],
+    config: OptimizerConfig,
+    make: MakeOptimizer | None = None,
 ) -> dict[str, torch.optim.Optimizer]:
-    """``{"model": …}`` and, where there are any, ``{"discriminators": …}``; each parameter in one group once."""
-    groups = parameter_groups(
-        model,
-        config.lr,
-        weight_decay=config.weight_decay,
-        head_lr_mult=config.head_lr_mult,
-        backbone_lr_mult=config.backbone_lr_mult,
-    )
-    if config.name == "sgd":
-        optimizers = {"model": torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)}
-    elif config.name == "apex_sgd":
-        optimizers = {"model": apex_sgd()(groups, lr=config.lr, momentum=config.momentum)}
-    else:
-        adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-        optimizers = {"model": adam(groups, lr=config.lr, betas=config.betas, fused=True)}
+    """``{"model": …}`` and, where there are any, ``{"discriminators": …}``; each parameter in one group once.
+
+    ``make`` takes the place of what ``config`` says of the model; the schedule scales its rates all the same.
+    """
+    optimizers = {"model": _recipes_own(model, config) if make is None else make(model)}
+    if not isinstance(optimizers["model"], torch.optim.Optimizer):
+        found = type(optimizers["model"]).__name__
+        raise bad("optimizer(model)", found, "a torch.optim.Optimizer of its parameters")
     if discriminators:
         optimizers["discriminators"] = torch.optim.Adam(
             discriminators, lr=config.discriminator_lr, betas=config.discriminator_betas, fused=True
@@ -67,6 +65,22 @@ def build_optimizers(
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def _recipes_own(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    groups = parameter_groups(
+        model,
+        config.lr,
+        weight_decay=config.weight_decay,
+        head_lr_mult=config.head_lr_mult,
+        backbone_lr_mult=config.backbone_lr_mult,
+    )
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.name == "apex_sgd":
+        return apex_sgd()(groups, lr=config.lr, momentum=config.momentum)
+    adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return adam(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def apex_sgd() -> type[torch.optim.Optimizer]:

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from udas_fast.engine.checkpoint import atomic_write, writing
-from udas_fast.engine.fault import check_losses
+from udas_fast.atomic import atomic_write, writing
+from udas_fast.engine.callbacks import Callback
+from udas_fast.engine.fault import check_losses, describe_fault
 
 
 class Recorder:
@@ -30,16 +31,20 @@ class Recorder:
         first: number of the first step to come; what an earlier attempt wrote from there on is dropped.
         total: number of steps of the whole run.
         every: steps between two reads, the only places where training waits for the device.
+        callbacks: are told of every step.
     """
 
-    def __init__(self, folder: Path, *, first: int, total: int, every: int) -> None:
+    def __init__(
+        self, folder: Path, *, first: int, total: int, every: int, callbacks: Sequence[Callback] = ()
+    ) -> None:
         self._folder = folder
+        self._callbacks = callbacks
         self._file = _continue(folder / "metrics.jsonl", first)
         self._times = _continue(folder / "timing.jsonl", first)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
         self._every = every
         self._pending: list[
-            tuple[dict[str, float | str], dict[str, Tensor], Mapping[str, Sequence[str]]]
+            tuple[dict[str, float | str], dict[str, Tensor], Mapping[str, Sequence[str]], bool]
         ] = []
         self._waits: list[dict[str, float]] = []
         self._before = time.perf_counter()
@@ -58,15 +63,19 @@ class Recorder:
         losses: Mapping[str, Tensor],
         samples: Mapping[str, Sequence[str]],
         data_wait: float,
+        *,
+        skipped: bool = False,
     ) -> None:
         """Record the losses (scalars on the device) of optimisation step ``step``, counted from 0.
 
-        ``samples``: ids of the step's images by stream, ``data_wait``: seconds that it waited for them.
+        ``samples``: ids of the step's images by stream, ``data_wait``: seconds that it waited for them. A step that
+        was ``skipped`` for its losses is told of on standard error and has no line.
         """
         now = time.perf_counter()
         self._waits.append({"step": step, "seconds": now - self._before, "data_wait": data_wait})
         self._before = now
-        self._pending.append(({"step": step, "phase": phase, "lr": lr}, dict(losses), samples))
+        record = {"step": step, "phase": phase, "lr": lr}
+        self._pending.append((record, dict(losses), samples, skipped))
         if len(self._pending) >= self._every:
             self.flush()
         if phase != self._phase:
@@ -81,21 +90,32 @@ class Recorder:
             InputError: a loss is not finite (:func:`udas_fast.engine.fault.check_losses`), or the disk is full.
         """
         with writing(self._folder / "metrics.jsonl"):
-            self._write()
+            records = self._write()
+        for record in records:
+            for callback in self._callbacks:
+                callback.on_step(record)
 
-    def _write(self) -> None:
-        for record, losses, samples in self._pending:
+    def _write(self) -> list[dict[str, float | str]]:
+        """The lines that were written."""
+        written = []
+        for record, losses, samples, skipped in self._pending:
             values = torch.stack([v.float() for v in losses.values()]).tolist()  # one wait for all terms
             named = dict(zip(losses, values, strict=True))
+            if skipped:
+                fault = describe_fault(self._folder, record, named, samples, skipped=True)
+                tqdm.write(f"skipped: {fault}", file=sys.stderr)
+                continue
             check_losses(self._folder, record, named, samples)
             for name, value in named.items():
                 self._board.add_scalar(f"loss/{name}", value, record["step"])
             self._board.add_scalar("lr", record["lr"], record["step"])
             self._file.write(json.dumps(record | named) + "\n")
+            written.append(record | named)
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in named.items()}, refresh=False)
         self._pending.clear()
         self._file.flush()
         self._flush_times()
+        return written
 
     def _flush_times(self) -> None:
         """Times are means over what was pending: on a GPU a single step's is the host's, not the device's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from udas_fast.data import BadFile
+from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.checkpoint import CheckpointFolder
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.engine.loop import Loop
@@ -59,7 +60,9 @@ class Runner:
 
         def after_step(losses: dict[str, Tensor]) -> None:
             step = before + loop.done - 1
-            self.recorder.step(step, loop.phase.name, loop.lr, losses, loop.samples, loop.data_wait)
+            self.recorder.step(
+                step, loop.phase.name, loop.lr, losses, loop.samples, loop.data_wait, skipped=loop.skipped
+            )
             last = loop.done == loop.phase.steps
             if self.stop.requested or loop.done % self.checkpoint_every == 0 or last:
                 checkpoint()
@@ -87,9 +90,10 @@ def open_runner(
     total: int,
     log_every: int,
     checkpoint_every: int,
+    callbacks: Sequence[Callback] = (),
 ) -> Iterator[Runner]:
     """A :class:`Runner` whose next step is ``first`` of ``total``; signals are held back while it is open."""
-    recorder = Recorder(folder, first=first, total=total, every=log_every)
+    recorder = Recorder(folder, first=first, total=total, every=log_every, callbacks=callbacks)
     try:
         with StopSignal() as stop:
             yield Runner(folder, checkpoints, recorder, stop, checkpoint_every)

@@ -4,11 +4,12 @@ from udas_fast.evaluation.evaluate import evaluate, evaluate_dataset, evaluating
 from udas_fast.evaluation.figure import colorize, comparison_figure, pseudo_label_figure, validation_figure
 from udas_fast.evaluation.metrics import Protocol, Scores
 from udas_fast.evaluation.predict import predict
-from udas_fast.evaluation.report import rich_table, scores_table
+from udas_fast.evaluation.report import aligned_table, scores_table
 
 __all__ = [
     "Protocol",
     "Scores",
+    "aligned_table",
     "colorize",
     "comparison_figure",
     "evaluate",
@@ -16,7 +17,6 @@ __all__ = [
     "evaluating",
     "predict",
     "pseudo_label_figure",
-    "rich_table",
     "scores_table",
     "validation_figure",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from udas_fast import ops
 from udas_fast.data.loader import evaluation_batches
 from udas_fast.data.types import IGNORE, Batch, ClassSet, SegmentationDataset
+from udas_fast.data.user_loader import Loader
 from udas_fast.errors import bad
 from udas_fast.evaluation.metrics import Protocol, Scores
 from udas_fast.models import heads, normalize
@@ -51,7 +52,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
             finite &= logits.isfinite().all()
             matrix += ops.confusion_matrix(logits, batch.label, len(classes), align_corners=corners)
             images += len(batch.ids)
-    if images != protocol.images:
+    if protocol.images not in (None, images):
         raise bad(
             f"{protocol.dataset} {protocol.split}",
             f"{images} images",
@@ -63,27 +64,32 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
         raise bad("model output", "NaN or infinite logits", "finite ones")
     if not matrix.any():
         raise bad(f"{protocol.dataset} {protocol.split}", "no labelled pixel", "labels to score against")
-    return Scores(matrix.cpu(), classes.names, replace(protocol, align_corners=corners))
+    return Scores(matrix.cpu(), classes.names, replace(protocol, images=images, align_corners=corners))
 
 
 def evaluate_dataset(
     model: nn.Module,
-    dataset: SegmentationDataset,
+    dataset: SegmentationDataset | Loader,
     split: str,
     size: tuple[int, int] | None = None,
     *,
     precision: str = "fp32",
 ) -> Scores:
-    """:func:`evaluate` on a whole ``dataset``, its images resized to ``size`` (H, W), labels as they are."""
+    """:func:`evaluate` on a whole ``dataset``, its images resized to ``size`` (H, W), labels as they are.
+
+    A user's own loader is scored as it comes: what its images' sizes are is its own to say.
+    """
+    own = isinstance(dataset, Loader)
     protocol = Protocol(
         dataset=dataset.name,
         split=split,
-        images=len(dataset),
-        input_size=size,
+        images=None if own else len(dataset),
+        input_size=None if own else size,
         num_classes=len(dataset.classes),
         precision=precision,
     )
-    return evaluate(model, evaluation_batches(dataset, size), dataset.classes, protocol)
+    batches = dataset.epoch() if own else evaluation_batches(dataset, size)
+    return evaluate(model, batches, dataset.classes, protocol)
 
 
 @contextmanager

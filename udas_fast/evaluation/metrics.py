@@ -25,7 +25,7 @@ class Protocol:
 
     dataset: str
     split: str
-    images: PositiveInt
+    images: PositiveInt | None  # None before it is known: as many as the batches have
     input_size: tuple[PositiveInt, PositiveInt] | None  # what the network sees; None: each image's own
     num_classes: PositiveInt
     label_size: Literal["native"] = "native"  # predictions are upsampled to each label's own size

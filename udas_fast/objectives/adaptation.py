@@ -58,6 +58,10 @@ class AdaptationConfig(ObjectiveConfig):
     def uses(self) -> tuple[str, ...]:
         return () if self.mixing.paste == "none" else ("labelled",)
 
+    @property
+    def two_heads(self) -> str | None:
+        return "the agreement of the heads (kl_weight, which 0 leaves out)" if self.kl_weight else None
+
     def build(self, num_classes: int) -> Adaptation:
         return Adaptation(self, num_classes)
 

@@ -38,7 +38,7 @@ class Round:
     name: str
     """The phase's."""
     unlabelled: SegmentationDataset | None
-    """The target's training images, where the recipe uses them."""
+    """The target's training images, where the recipe uses them and they are a dataset."""
     size: tuple[int, int]
     """(H, W) that whole images have for the network."""
     folder: Path
@@ -101,6 +101,16 @@ class ObjectiveConfig:
     """What the model of a step is: "segmentation", or "translation" (:class:`udas_fast.models.CycleGenerators`)."""
     teachers: tuple[str, ...] = ()
     """Networks of the run that the objective asks for, by name."""
+
+    @property
+    def by_number(self) -> bool:
+        """Whether unlabelled images are read one by one before a round, which needs a dataset and not a Loader."""
+        return False
+
+    @property
+    def two_heads(self) -> str | None:
+        """What needs a network with an auxiliary head; None: one head is enough."""
+        return None
 
     @property
     def stream_views(self) -> int:

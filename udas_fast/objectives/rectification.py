@@ -34,6 +34,10 @@ class RectificationConfig(ObjectiveConfig):
     def needs(self) -> tuple[str, ...]:
         return ("unlabelled",)
 
+    @property
+    def two_heads(self) -> str | None:
+        return "the uncertainty of pseudo-labels"
+
     def build(self, num_classes: int) -> Rectification:
         return Rectification(self)
 

@@ -70,6 +70,10 @@ class SelfTrainingConfig(ObjectiveConfig):
         return ("labelled",)
 
     @property
+    def by_number(self) -> bool:
+        return self.labels == "disk"
+
+    @property
     def stream_views(self) -> int:
         return self.views if self.labels == "online" else 1
 
@@ -107,13 +111,14 @@ class SelfTraining(Objective):
         self.teacher = copy.deepcopy(model).requires_grad_(False)
         self.histogram.zero_()
 
-    def prepare(self, round: Round) -> SegmentationDataset:
+    def prepare(self, round: Round) -> SegmentationDataset | None:
         if self.config.labels == "online":
             return round.unlabelled
         return label_to_disk(self, round)
 
     def finish(self, round: Round) -> None:
-        report_round(self, round)
+        if round.unlabelled is not None:
+            report_round(self, round)
 
     def thresholds(self, histogram: Tensor) -> float | Tensor:
         """The confidence to keep a pixel from, by class where the configuration says so."""

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from udas_fast.data import (
     ClassSet,
     Faults,
+    Loader,
+    LoaderStream,
     RareClasses,
     SegmentationDataset,
     Stream,
@@ -49,15 +51,25 @@ class DataConfig:
 
 @plain_dataclass(frozen=True)
 class Domains:
-    """The datasets of a run; any of them may be a user's own :class:`SegmentationDataset`."""
+    """The data of a run: any :class:`SegmentationDataset`, or a user's own batches (:class:`Loader`).
 
-    source: SegmentationDataset | None = None
-    labelled: SegmentationDataset | None = None
-    unlabelled: SegmentationDataset | None = None
-    val: SegmentationDataset | None = None
+    Raises:
+        InputError: something else.
+    """
+
+    source: SegmentationDataset | Loader | None = None
+    labelled: SegmentationDataset | Loader | None = None
+    unlabelled: SegmentationDataset | Loader | None = None
+    val: SegmentationDataset | Loader | None = None
     workers: int = 0
     engine: AnyEngine = "auto"
     max_bad_files: int = 0
+
+    def __post_init__(self) -> None:
+        for role, data in self._named().items():
+            if not isinstance(data, (SegmentationDataset, Loader)):
+                wanted = "a SegmentationDataset, or an iterable of batches as udas_fast.data.Loader"
+                raise bad(f"data {role!r}", type(data).__name__, wanted)
 
     @classmethod
     def open(cls, config: DataConfig, recipe: Recipe) -> Domains:
@@ -97,13 +109,19 @@ class Domains:
         Raises:
             InputError: ``dali`` was asked for and cannot be had.
         """
-        return choose_engine(self.engine, [d for d in self._all() if d is not self.val])
+        return choose_engine(self.engine, [d for d in self._datasets() if d is not self.val])
 
     def require(self, recipe: Recipe) -> None:
         """Raise InputError unless every stream that ``recipe`` needs is here."""
         for name in sorted(recipe.streams[0]):
             if getattr(self, name) is None:
                 raise bad(f"data for recipe {recipe.name}", f"no {name!r} dataset", "one")
+        if recipe.input.rare_classes is not None and isinstance(self.source, Loader):
+            raise bad("input.rare_classes", "a source that is a Loader", "none, or a dataset to draw from")
+        for stage in recipe.stages:
+            if stage.objective.by_number and isinstance(self.unlabelled, Loader):
+                wanted = "a dataset, or labels: online"
+                raise bad(f"unlabelled images of stage {stage.name}", "a Loader", wanted)
 
     def verify(self) -> None:
         """Read every file once: damage, sizes that differ and ids outside the map end a run before it starts.
@@ -111,7 +129,7 @@ class Domains:
         Raises:
             InputError: the first problem, and how many more there are.
         """
-        datasets = [d for d in self._all() if d.on_disk]
+        datasets = [d for d in self._datasets() if d.on_disk]
         total = sum(map(len, datasets))
         # disable=None: no bar where nobody watches, so that an error stays the only line
         with tqdm(total=total, desc="reading every file", unit="image", leave=False, disable=None) as bar:
@@ -123,17 +141,24 @@ class Domains:
 
     def describe(self) -> str:
         """One line: which images the run sees."""
-        named = {
+        named = self._named().items()
+        images = ", ".join(
+            f"{role} {d.name} ({'loader' if isinstance(d, Loader) else len(d)})" for role, d in named
+        )
+        return f"data {images}; engine {self.chosen_engine}"
+
+    def _named(self) -> dict[str, SegmentationDataset | Loader]:
+        """What is there, by role."""
+        roles = {
             "source": self.source,
             "labelled": self.labelled,
             "unlabelled": self.unlabelled,
             "val": self.val,
         }
-        images = ", ".join(f"{k} {v.name} ({len(v)})" for k, v in named.items() if v is not None)
-        return f"data {images}; engine {self.chosen_engine}"
+        return {role: data for role, data in roles.items() if data is not None}
 
-    def _all(self) -> list[SegmentationDataset]:
-        return [d for d in (self.source, self.labelled, self.unlabelled, self.val) if d is not None]
+    def _datasets(self) -> list[SegmentationDataset]:
+        return [data for data in self._named().values() if not isinstance(data, Loader)]
 
     def classes(self) -> ClassSet:
         """The classes, the same in every domain.
@@ -141,7 +166,7 @@ class Domains:
         Raises:
             InputError: the domains have different classes.
         """
-        datasets = self._all()
+        datasets = list(self._named().values())
         first = datasets[0].classes
         for dataset in datasets[1:]:
             if dataset.classes.names != first.names:
@@ -168,7 +193,7 @@ class Domains:
         views: int = 1,
         faults: Faults | None = None,
         unlabelled: SegmentationDataset | None = None,
-    ) -> dict[str, Stream]:
+    ) -> dict[str, Stream | LoaderStream]:
         """The endless batches of a phase. With ``mixed``, labelled target images take the source's geometry.
 
         ``unlabelled`` stands in for the unlabelled images, which may have pseudo-labels by now.
@@ -188,13 +213,17 @@ class Domains:
             "unlabelled": unlabelled or self.unlabelled,
         }
         source_like = {"source", "labelled"} if mixed else {"source"}
-        return {
-            name: Stream(
-                datasets[name],
+
+        def stream(name: str) -> Stream | LoaderStream:
+            data, place = datasets[name], f"{phase}/{name}"
+            if isinstance(data, Loader):
+                return LoaderStream(data, seed, place, labelled=name != "unlabelled", world=world)
+            return Stream(
+                data,
                 inputs.source if name in source_like else inputs.target,
                 batch_size=inputs.batch_size,
                 seed=seed,
-                name=f"{phase}/{name}",
+                name=place,
                 workers=self.workers,
                 engine=engine,
                 views=views if engine == "dali" and name == "unlabelled" else 1,
@@ -203,9 +232,8 @@ class Domains:
                 world=world,
                 faults=faults,
             )
-            for name in names
-            if datasets[name] is not None
-        }
+
+        return {name: stream(name) for name in names if datasets[name] is not None}
 
 
 def _open_unlabelled(spec: str, size: tuple[int, int]) -> SegmentationDataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from udas_fast.data import Geometry
@@ -13,7 +14,7 @@ from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
 
 
 def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int = 4) -> Recipe:
-    """``recipe`` on a narrow ResNet-18 at output stride 4, from random weights, ``steps`` steps in all.
+    """``recipe`` on a narrow ResNet-18 at output stride 4, from random weights, ``steps`` steps of each network.
 
     Where there are several stages, the rounds of the later ones share a third of the steps and the first takes
     the rest; stages of equal length stay so. AdamW replaces SGD, whose published rates are for ImageNet weights.
@@ -23,21 +24,29 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int 
     Raises:
         InputError: fewer steps than rounds.
     """
-    rounds = sum(stage.rounds for stage in recipe.stages[1:])
-    equal = len({stage.steps for stage in recipe.stages}) == 1
-    least = rounds + 1 if equal else 3 * rounds
-    if steps < max(1, least):
-        raise bad("steps", steps, f"at least {least} for {recipe.name}")
-    later = steps // (rounds + 1) if equal else steps // 3 // max(1, rounds)
-    first = steps - later * rounds
-    stages = [_small_stage(stage, first if i == 0 else later) for i, stage in enumerate(recipe.stages)]
+    lengths: dict[str, int] = {}
+    for network in dict.fromkeys(stage.network for stage in recipe.stages):
+        stages = [stage for stage in recipe.stages if stage.network == network]
+        lengths |= _lengths(recipe.name, stages, steps)
     geometry = Geometry(size=size, flip=True)
     return replace(
         recipe,
-        stages=tuple(stages),
+        stages=tuple(_small_stage(stage, lengths[stage.name]) for stage in recipe.stages),
         model=replace(recipe.model, backbone="resnet18", width=8, output_stride=4),
         input=InputConfig(source=geometry, target=geometry, batch_size=batch_size),
     )
+
+
+def _lengths(recipe: str, stages: Sequence[Stage], steps: int) -> dict[str, int]:
+    """Steps of a round of each of the ``stages`` that train one network, by name."""
+    rounds = sum(stage.rounds for stage in stages[1:])
+    equal = len({stage.steps for stage in stages}) == 1
+    least = rounds + 1 if equal else 3 * rounds
+    if steps < max(1, least):
+        raise bad("steps", steps, f"at least {least} for {recipe}")
+    later = steps // (rounds + 1) if equal else steps // 3 // max(1, rounds)
+    first = steps - later * rounds
+    return {stage.name: first if i == 0 else later for i, stage in enumerate(stages)}
 
 
 def _small_stage(stage: Stage, steps: int) -> Stage:

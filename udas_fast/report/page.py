@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from udas_fast.engine.checkpoint import atomic_write
+from udas_fast.atomic import atomic_write
 from udas_fast.errors import InputError, bad
 from udas_fast.report import results, samples, training
 from udas_fast.report.markup import Element, document, element

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -44,12 +44,20 @@ class StageHead:
 
 
 @checked_dataclass(frozen=True, config=LENIENT)
+class InputHead:
+    """What a reader needs of a recipe's input."""
+
+    batch_size: PositiveInt
+
+
+@checked_dataclass(frozen=True, config=LENIENT)
 class RecipeHead:
     """What a reader needs of a recipe."""
 
     name: str
     stages: tuple[StageHead, ...]
     summary: str = ""
+    input: InputHead | None = None
 
 
 @checked_dataclass(frozen=True, config=LENIENT)
@@ -157,15 +165,15 @@ def read_run(path: Path) -> Run:
     Raises:
         InputError: no run there, or a damaged file; names the file.
     """
-    text, head = _read_run_file(path)
+    text, head = read_run_file(path)
     curves, half_metrics = _read_curves(path / "metrics.jsonl")
     timing, half_timing = _read_curves(path / "timing.jsonl")
     found = {
-        "scores": _read_scores(path / "scores.json"),
+        "scores": read_scores(path / "scores.json"),
         "pseudo_labels": _read_pseudo_labels(path / "pseudo_labels"),
         "pictures": sorted((path / "pictures").glob("*.png"), key=_natural),
         "environment": _read_json(path / "environment.json") or {},
-        "finished": (path / "model.pt").is_file(),
+        "finished": is_finished(path),
     }
     if not isinstance(found["environment"], dict):
         raise bad(f"{path / 'environment.json'}", type(found["environment"]).__name__, "a JSON object")
@@ -198,51 +206,54 @@ def read_runs(paths: Sequence[Path]) -> dict[str, Run]:
     return {"/".join(own[-length:]): read_run(path) for path, own in zip(paths, parts, strict=True)}
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The objects of a file of one JSON object a line, read as they are asked for; nothing where no file is.
+@dataclass(frozen=True)
+class StepLine:
+    """One line of metrics.jsonl or timing.jsonl: the values of one optimisation step by name."""
 
-    A last line without its end, which a killed run leaves, gives None.
+    step: int
+    phase: str
+    values: dict[str, float]
 
-    Raises:
-        InputError: a line is no JSON object; names the line.
-    """
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                yield None
-                return
-            content = _parse(line, f"{path} line {number}")
-            if not isinstance(content, dict):
-                raise bad(f"{path} line {number}", type(content).__name__, "a JSON object")
-            yield content
+
+def parse_step(line: bytes, origin: str) -> StepLine:
+    """What ``line`` says; raises InputError that names ``origin`` where it is no JSON object of numbers."""
+    content = _parse(line, origin)
+    if not isinstance(content, dict):
+        raise bad(origin, type(content).__name__, "a JSON object")
+    step, phase = content.pop("step", None), content.pop("phase", "")
+    if type(step) is not int or not 0 <= step < 2**53 or not isinstance(phase, str):
+        raise bad(origin, f"step {step!r:.40}, phase {phase!r:.40}", "a number and a name")
+    for name, value in content.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise bad(origin, f"{name!r:.40} {value!r:.40}", "a finite number")
+    return StepLine(step, phase, {name: float(value) for name, value in content.items()})
 
 
 def _read_curves(path: Path) -> tuple[Curves, bool]:
     """(curves of one span, whether the last line is half written); a missing file has none."""
     curves: Curves = {}
     half = False
-    for number, line in enumerate(read_lines(path), 1):
-        if line is None:
-            half = True
-            break
-        step, phase = line.pop("step", None), line.pop("phase", "")
-        if type(step) is not int or not 0 <= step < 2**53 or not isinstance(phase, str):
-            raise bad(
-                f"{path} line {number}", f"step {step!r:.40}, phase {phase!r:.40}", "a number and a name"
-            )
-        for name, value in line.items():
-            if type(value) not in (int, float) or not math.isfinite(value):
-                raise bad(f"{path} line {number}", f"{name!r:.40} {value!r:.40}", "a finite number")
-            curves.setdefault(name, {}).setdefault(phase, Series()).add(step, float(value))
+    if path.is_file():
+        with path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                if half := not text.endswith(b"\n"):  # a killed run leaves one
+                    break
+                line = parse_step(text, f"{path} line {number}")
+                for name, value in line.values.items():
+                    curves.setdefault(name, {}).setdefault(line.phase, Series()).add(line.step, value)
     series = [series for phases in curves.values() for series in phases.values()]
     for each in series:
         each.coarsen(max(other.span for other in series))
     return curves, half
 
 
-def _read_run_file(run: Path) -> tuple[str, RunFile]:
+def is_finished(path: Path) -> bool:
+    """Whether the run in folder ``path`` has come to its end: its model is written last."""
+    return (path / "model.pt").is_file()
+
+
+def read_run_file(run: Path) -> tuple[str, RunFile]:
+    """(text, content) of ``run.yaml``. Raises InputError as :func:`read_run`."""
     path = run / "run.yaml"
     try:
         text = path.read_text(encoding="utf-8")
@@ -255,7 +266,8 @@ def _read_run_file(run: Path) -> tuple[str, RunFile]:
         raise InputError(f"{path}: damaged ({_first_line(error)})") from error
 
 
-def _read_scores(path: Path) -> dict[str, Scores]:
+def read_scores(path: Path) -> dict[str, Scores]:
+    """The scores by phase in ``scores.json``, none where it is not there. Raises InputError as :func:`read_run`."""
     content = _read_json(path)
     if content is None:
         return {}

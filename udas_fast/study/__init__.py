@@ -1,4 +1,4 @@
-"""The studies of UDAS 4.3 on any task: which part is worth what (ablation), and how many labels (labels).
+"""Studies on any task: UDAS 4.3's of its parts (ablation) and of labels (labels), and all methods (methods).
 
 Reads like its folder: a plan of runs (:mod:`plan`), the runs themselves, each an ordinary run folder
 (:mod:`runner`), their scores (:mod:`results`), and what is shown of them (:mod:`tables`, :mod:`plots`).

@@ -12,8 +12,28 @@ from udas_fast.objectives.mixing import Translate
 from udas_fast.recipes import Recipe, get_recipe, override, small
 from udas_fast.recipes.domains import DataConfig
 
-Study: TypeAlias = Literal["ablation", "labels"]
+Study: TypeAlias = Literal["ablation", "labels", "methods"]
 STUDIES = get_args(Study)
+
+# Recipes of the methods study in the table's order: those without target labels, and those with.
+UNLABELLED = {
+    "no_adaptation": "No adaptation",
+    "adaptsegnet_single": "AdaptSegNet (one level)",
+    "adaptsegnet": "AdaptSegNet",
+    "minent": "MinEnt",
+    "advent": "AdvEnt",
+    "seg_uncertainty": "Seg-Uncertainty",
+    "fda": "FDA",
+    "cycada": "CyCADA",
+    "uda": "UDA",
+    "udas": "UDAS",
+}
+LABELLED = {"supervised": "Supervised", "udas": "UDAS", "ddm": "DDM"}
+# Whether they see the source as the task translates it, or as it is; the others do as their recipe says.
+TRANSLATED = {"no_adaptation": False, "uda": False, "udas": True, "supervised": False, "cycada": True}
+NO_CYCADA = (
+    "CyCADA is left out: it trains on images that CycleGAN has translated (`--translate translated:DIR`)"
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +45,8 @@ class Task:
     translate: str = "lab"  # a value of MixingConfig.translate, or translated:DIR, a source in its place
     size: tuple[int, int] | None = None  # with steps: the recipes as `small` makes them; None: full size
     steps: int | None = None
-    settings: tuple[str, ...] = ()  # KEY=VALUE; stages.NAME.… goes to the recipes that have such a stage
+    # KEY=VALUE; stages.NAME.… goes to the recipes that have such a stage, RECIPE[,RECIPE]:KEY=VALUE to these.
+    settings: tuple[str, ...] = ()
     engine: AnyEngine = "auto"
     weights: str | None = None
     device: str = "auto"
@@ -43,7 +64,7 @@ class Row:
     title: str
     recipe: str
     labels: int = 0
-    translated: bool = False
+    translated: bool | None = False  # as the task says; None: as the recipe has it
 
 
 @dataclass(frozen=True)
@@ -66,7 +87,12 @@ class Run:
     def settings(self) -> tuple[str, ...]:
         """``KEY=VALUE`` of the recipe: the task's, then those that make the row what it is."""
         stages = {stage.name: stage for stage in get_recipe(self.row.recipe).stages}
-        settings = [s for s in self.task.settings if _stage_of(s) in {None, *stages}]
+        settings = []
+        for names, setting in map(_scope, self.task.settings):
+            if self.row.recipe in names or (not names and _stage_of(setting) in {None, *stages}):
+                settings.append(setting)
+        if self.row.translated is None:
+            return tuple(settings)
         translate = self.task.translate if self.row.translated else "none"
         for name, stage in stages.items():
             if "source" in stage.objective.needs:
@@ -112,13 +138,17 @@ class Plan:
     task: Task
     rows: tuple[Row, ...]
     runs: tuple[Run, ...]
-    steps: int  # optimisation steps of every run
+    steps: (
+        int | None
+    )  # optimisation steps of the network that each run scores; None: each recipe's own number
+    left_out: str = ""  # what a reader would look for, and why it is not there
 
 
 def plan_study(study: Study, task: Task, *, seeds: Sequence[int], labels: Sequence[int]) -> Plan:
     """The runs of ``study`` on ``task``.
 
-    ``labels``: numbers of labelled target images, nested subsets; the ablation takes the first.
+    ``labels``: numbers of labelled target images, nested subsets; the ablation takes the first, and 0 asks the
+    methods study for the methods without labels.
 
     Raises:
         InputError: a setting that no recipe of the study has or that does not fit, rows of different lengths,
@@ -131,17 +161,24 @@ def plan_study(study: Study, task: Task, *, seeds: Sequence[int], labels: Sequen
         if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
             found = ",".join(map(str, numbers)) or "none"
             raise bad(name, found, "different whole numbers from 0, at least one")
-    rows = _ablation(labels[0]) if study == "ablation" else _labels(labels)
-    stages = {s.name for row in rows for s in get_recipe(row.recipe).stages}
-    for setting in task.settings:
-        if (stage := _stage_of(setting)) not in {None, *stages}:
-            raise unknown(f"--set {setting}: stage of the {study} study", stage, stages)
+    left_out = ""
+    if study == "ablation":
+        rows = _ablation(labels[0])
+    elif study == "labels":
+        rows = _labels(labels)
+    else:
+        rows = _methods(labels, cycada=task.translation == "translated")
+        left_out = NO_CYCADA if 0 in labels and task.translation != "translated" else ""
+    _check_settings(study, task.settings, {row.recipe for row in rows})
     runs = tuple(Run(row, task, seed) for seed in seeds for row in rows)
     lengths = {run.row.title: _steps(run.recipe()) for run in runs[: len(rows)]}
+    steps = next(iter(lengths.values()))
     if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{steps} in {title}" for title, steps in lengths.items())
-        raise bad("optimisation steps", found, "the same number in every row")
-    return Plan(study, task, rows, runs, next(iter(lengths.values())))
+        if study != "methods" or task.steps is not None:
+            found = ", ".join(f"{steps} in {title}" for title, steps in lengths.items())
+            raise bad("optimisation steps", found, "the same number in every row")
+        steps = None  # the published numbers
+    return Plan(study, task, rows, runs, steps, left_out)
 
 
 def _ablation(labels: int) -> tuple[Row, ...]:
@@ -166,6 +203,30 @@ def _labels(counts: Sequence[int]) -> tuple[Row, ...]:
     return (*supervised, *(Row(f"UDAS, {n} labels", "udas", n, translated=True) for n in counts))
 
 
+def _methods(counts: Sequence[int], *, cycada: bool) -> tuple[Row, ...]:
+    """Every method at its own numbers, and UDAS's rows as in the other studies."""
+    names = [name for name in UNLABELLED if name != "cycada" or cycada] if 0 in counts else []
+    unlabelled = [Row(UNLABELLED[name], name, translated=TRANSLATED.get(name)) for name in names]
+    labelled = [
+        Row(f"{title}, {n} labels", name, n, TRANSLATED.get(name))
+        for n in sorted(filter(None, counts), reverse=True)
+        for name, title in LABELLED.items()
+    ]
+    return (*unlabelled, *labelled)
+
+
+def _check_settings(study: Study, settings: Sequence[str], names: set[str]) -> None:
+    """Every setting is for a recipe of the study, and its stage is of one of them."""
+    stages = {stage.name for name in names for stage in get_recipe(name).stages}
+    for scope, setting in map(_scope, settings):
+        for name in scope:
+            get_recipe(name)
+        if scope and not names & set(scope):
+            raise unknown(f"--set {setting}: recipe of the {study} study", scope[0], names)
+        if (stage := _stage_of(setting)) not in {None, *stages}:
+            raise unknown(f"--set {setting}: stage of the {study} study", stage, stages)
+
+
 def _check_task(study: Study, task: Task) -> None:
     if (task.size is None) != (task.steps is None):
         raise bad("--small and --steps", "one of them", "both or neither")
@@ -175,6 +236,13 @@ def _check_task(study: Study, task: Task) -> None:
         raise bad("--translate", "none", "a translation, which is what the rows ST of the ablation are about")
 
 
+def _scope(setting: str) -> tuple[list[str], str]:
+    """(recipes, ``KEY=VALUE``) of ``RECIPE[,RECIPE]:KEY=VALUE``; no recipes where none are named."""
+    key = setting.partition("=")[0]
+    names, colon, _ = key.partition(":")
+    return (names.split(","), setting[len(names) + 1 :]) if colon else ([], setting)
+
+
 def _stage_of(setting: str) -> str | None:
     """NAME of ``stages.NAME.…=VALUE``; None where the setting is for every recipe."""
     first, _, rest = setting.partition("=")[0].partition(".")
@@ -182,4 +250,6 @@ def _stage_of(setting: str) -> str | None:
 
 
 def _steps(recipe: Recipe) -> int:
-    return sum(stage.steps * stage.rounds for stage in recipe.stages)
+    """Optimisation steps of the network that is scored."""
+    scored = recipe.stages[-1].network
+    return sum(stage.steps * stage.rounds for stage in recipe.stages if stage.network == scored)

@@ -1,4 +1,4 @@
-"""A study's pictures: mIoU by number of labels with its spread, and predictions side by side."""
+"""A study's pictures: mIoU by number of labels or by method with its spread, and predictions side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from udas_fast.inference import TrainedModel
 from udas_fast.study import paper
 from udas_fast.study.plan import Plan
 from udas_fast.study.results import StudyTable
-from udas_fast.study.tables import NAMES
+from udas_fast.study.tables import label_counts, methods
 
 
 def labels_plot(table: StudyTable, path: Path) -> None:
@@ -22,11 +22,9 @@ def labels_plot(table: StudyTable, path: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    counts = sorted({r.labels for r in table.rows})
-    for colour, (recipe, name) in zip(("C0", "C1"), NAMES.items(), strict=True):
-        rows = sorted((r for r in table.rows if r.recipe == recipe), key=lambda r: r.labels)
-        if not rows:
-            continue
+    counts = label_counts(table)[::-1]
+    for i, (name, by_labels) in enumerate(methods(table).items()):
+        colour, rows = f"C{i}", sorted(by_labels.values(), key=lambda r: r.labels)
         x = [r.labels for r in rows]
         means, stds = [r.miou.mean for r in rows], [r.miou.std or 0.0 for r in rows]
         axes.plot(x, means, color=colour, marker="_", label=name)
@@ -35,7 +33,7 @@ def labels_plot(table: StudyTable, path: Path) -> None:
         for row in rows:
             axes.plot([row.labels] * len(table.seeds), row.miou.by_seed, ".", color=colour)
         if paper.is_paper_task(table.source, table.target):
-            published = paper.LABELS[recipe]
+            published = paper.LABELS[rows[0].recipe]
             axes.plot(
                 *zip(*sorted(published.items()), strict=True), "--", color=colour, label=f"{name}, paper"
             )
@@ -47,6 +45,27 @@ def labels_plot(table: StudyTable, path: Path) -> None:
     axes.set_xlabel("labelled target images")
     axes.set_ylabel("mIoU, %")
     axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def methods_plot(table: StudyTable, path: Path) -> None:
+    """A bar a row to its mean mIoU, its standard deviation, a dot a seed; one colour for each number of labels."""
+    figure = Figure(figsize=(7, 1 + 0.3 * len(table.rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for i, labels in enumerate(reversed(label_counts(table))):
+        places = [place for place, row in enumerate(table.rows) if row.labels == labels]
+        spreads = [table.rows[place].miou for place in places]
+        widths, errors = [s.mean for s in spreads], [s.std or 0.0 for s in spreads]
+        name = f"{labels} labels" if labels else "no labels"
+        axes.barh(places, widths, xerr=errors, color=f"C{i}", alpha=0.6, capsize=3, label=name)
+    for place, row in enumerate(table.rows):
+        axes.plot(row.miou.by_seed, [place] * len(table.seeds), ".", color="black", markersize=4)
+    axes.set_yticks(range(len(table.rows)), [row.name for row in table.rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("mIoU, %")
+    axes.grid(axis="x", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
 

@@ -46,7 +46,7 @@ class RowScores:
     name: str
     recipe: str
     labels: int
-    translated: bool
+    translated: bool | None
     settings: list[str]
     miou: Spread
     iou: dict[str, Spread]  # by class
@@ -63,11 +63,12 @@ class StudyTable:
     source: str
     target: str
     translate: str
-    steps: int
+    steps: int | None  # of the network that is scored; None: each recipe's own number
     seeds: list[int]
     environment: dict[str, Any]
     protocol: dict[str, Any]
     rows: list[RowScores]
+    left_out: str = ""  # what a reader would look for, and why it is not there
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -104,6 +105,7 @@ def collect(plan: Plan, folder: Path, command: str) -> StudyTable:
         environment=environment(),
         protocol=next(iter(protocols.values())),
         rows=[_row(plan, row, phases) for row in plan.rows],
+        left_out=plan.left_out,
     )
 
 

@@ -1,4 +1,4 @@
-"""A study's tables: rows × classes as in UDAS 4.3.1, methods × labels as in 4.3.2; Markdown and CSV."""
+"""A study's tables: rows × classes as in UDAS 4.3.1, methods × labels as in 4.3.2, DDM by round; Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -10,13 +10,28 @@ from udas_fast.evaluation import Protocol
 from udas_fast.study import paper
 from udas_fast.study.results import RowScores, Spread, StudyTable
 
-NAMES = {"supervised": "Supervised", "udas": "UDAS"}
+# Of DDM's phases: region_1, sample_1, student_1.teachers, student_1, region_2, …
+DDM_NETWORKS = {
+    "region_{}": "Region-level teacher",
+    "sample_{}": "Sample-level teacher",
+    "student_{}.teachers": "Both teachers' mean",
+    "student_{}": "Student",
+}
 
 
 def markdown(table: StudyTable) -> str:
-    """``table.md``: the labels study's own table first, then a line of IoU by class for each row."""
-    tables = [labels_table(table)] if table.study == "labels" else []
-    return "\n\n".join([*tables, class_table(table), note(table)]) + "\n"
+    """``table.md``: the study's own tables first, then a line of IoU by class for each row."""
+    tables = study_tables(table)
+    if table.study != "ablation":
+        tables.append(class_table(table))
+    return "\n\n".join([*tables, note(table)]) + "\n"
+
+
+def study_tables(table: StudyTable) -> list[str]:
+    """What the study is about: rows × classes, or methods × labels, and DDM's networks by round where it is in it."""
+    if table.study == "ablation":
+        return [class_table(table)]
+    return [labels_table(table), *ddm_tables(table)]
 
 
 def note(table: StudyTable) -> str:
@@ -24,11 +39,17 @@ def note(table: StudyTable) -> str:
     several = len(table.seeds) > 1
     seeds = ", ".join(map(str, table.seeds))
     env = table.environment
+    steps = (
+        "each recipe's own number of steps" if table.steps is None else f"{table.steps} steps in every row"
+    )
+    if any(row.recipe == "ddm" for row in table.rows):
+        steps += ", of each of DDM's three networks"
+    left_out = f" {table.left_out}." if table.left_out else ""
     return (
-        f"{table.source} → {table.target}, translation {table.translate.partition(':')[0]}, {table.steps} steps in "
-        f"every row, {'mean ± standard deviation over seeds' if several else 'seed'} {seeds}, in percent; rows with "
-        f"labels train on that many labelled target images. Protocol: {Protocol(**table.protocol)}. {env['cpu']}, "
-        f"torch {env['torch']}; `{table.command}`"
+        f"{table.source} → {table.target}, translation {table.translate.partition(':')[0]}, {steps}, "
+        f"{'mean ± standard deviation over seeds' if several else 'seed'} {seeds}, in percent; rows with "
+        f"labels train on that many labelled target images.{left_out} Protocol: {Protocol(**table.protocol)}. "
+        f"{env['cpu']}, torch {env['torch']}; `{table.command}`"
     )
 
 
@@ -55,25 +76,66 @@ def _published(row: RowScores) -> tuple[tuple[float, ...], float] | None:
 
 
 def labels_table(table: StudyTable) -> str:
-    """mIoU of both methods by number of labelled target images, most first, and UDAS − Supervised by seed."""
-    rows = {(r.recipe, r.labels): r.miou for r in table.rows}
-    counts = sorted({r.labels for r in table.rows}, reverse=True)
-    lines = [[name, *(rows.get((recipe, n), "–") for n in counts)] for recipe, name in NAMES.items()]
-    lines.append(["UDAS − Supervised", *(_signed(gap) for gap in gaps(table).values())])
+    """mIoU of each method by number of labelled target images, most first, and what it has over Supervised by seed."""
+    counts = label_counts(table)
+    lines = []
+    for name, rows in methods(table).items():
+        lines.append([name, *(rows[n].miou if n in rows else "–" for n in counts)])
+    for name, by_labels in gaps(table).items():
+        cells = (by_labels.get(n) for n in counts)
+        lines.append([f"{name} − Supervised", *("–" if gap is None else _signed(gap) for gap in cells)])
     if paper.is_paper_task(table.source, table.target):
-        for recipe, name in NAMES.items():
-            cells = (paper.LABELS[recipe].get(n) for n in counts)
-            lines.append([f"*{name}, UDAS paper*", *("–" if v is None else f"{v:.1f}" for v in cells)])
+        for name, rows in methods(table).items():
+            recipe = next(iter(rows.values())).recipe
+            if recipe in paper.LABELS:
+                cells = (paper.LABELS[recipe].get(n) for n in counts)
+                source = "DDM" if recipe == "ddm" else "UDAS"
+                lines.append(
+                    [f"*{name}, {source} paper*", *("–" if v is None else f"{v:.1f}" for v in cells)]
+                )
     return pipe_table(["Labelled target images", *map(str, counts)], lines)
 
 
-def gaps(table: StudyTable) -> dict[int, Spread]:
-    """UDAS − Supervised by number of labels, most first: the spread of the differences at one seed."""
-    rows = {(r.recipe, r.labels): r.miou.by_seed for r in table.rows}
-    found = {}
-    for n in sorted({r.labels for r in table.rows}, reverse=True):
-        both = zip(rows["udas", n], rows["supervised", n], strict=True) if n else ()
-        found[n] = Spread.of([ours - theirs for ours, theirs in both])
+def label_counts(table: StudyTable) -> list[int]:
+    """Numbers of labelled target images, most first."""
+    return sorted({row.labels for row in table.rows}, reverse=True)
+
+
+def methods(table: StudyTable) -> dict[str, dict[int, RowScores]]:
+    """The rows by name without its labels, and by number of labels."""
+    found: dict[str, dict[int, RowScores]] = {}
+    for row in table.rows:
+        found.setdefault(row.name.partition(",")[0], {})[row.labels] = row
+    return found
+
+
+def gaps(table: StudyTable) -> dict[str, dict[int, Spread]]:
+    """Method − Supervised by method and number of labels: the spread of the differences at one seed."""
+    rows = methods(table)
+    base = rows.get("Supervised", {})
+    return {
+        name: {
+            n: Spread.of([a - b for a, b in zip(row.miou.by_seed, base[n].miou.by_seed, strict=True)])
+            for n, row in by_labels.items()
+            if n in base
+        }
+        for name, by_labels in rows.items()
+        if name != "Supervised" and by_labels.keys() & base.keys()
+    }
+
+
+def ddm_tables(table: StudyTable) -> list[str]:
+    """A table for each row of DDM: both teachers, their mean and the student after each round."""
+    found = []
+    for row in table.rows:
+        if row.recipe != "ddm":
+            continue
+        numbers = range(1, sum(phase.startswith("region_") for phase in row.phases[0]) + 1)
+        lines = []
+        for phase, name in DDM_NETWORKS.items():
+            by_round = ([scores[phase.format(n)] for scores in row.phases] for n in numbers)
+            lines.append([name, *map(Spread.of, by_round)])
+        found.append(pipe_table([row.name, *(f"round {n}" for n in numbers)], lines))
     return found
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from udas_fast.atomic import atomic_write
 from udas_fast.data import SegmentationDataset
 from udas_fast.data.translated import FileRecord, Manifest, image_path, read_manifest, verify
-from udas_fast.engine.checkpoint import atomic_write
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.errors import InputError
 

@@ -1,0 +1,182 @@
+"""Batches from a user's own loader, brought to the form and to the promise of :class:`udas_fast.data.Stream`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udas_fast.data.descriptions import class_set
+from udas_fast.data.seeding import generator
+from udas_fast.data.types import IGNORE, Batch, ClassSet
+from udas_fast.errors import bad
+
+IMAGE_KEYS = ("image", "pixel_values")  # the second is transformers'
+LABEL_KEYS = ("label", "labels", "mask")
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """A user's own batches, such as a ``torch.utils.data.DataLoader``, in the place of a dataset.
+
+    Any iterable that can be begun again. A batch is a tuple or list (image, label, …), an image alone, a dict with
+    "image" or "pixel_values" and "label", "labels" or "mask" (and maybe "id", a list of names), or a
+    :class:`Batch`. Images are RGB ``[N, 3, H, W]``, uint8 or floating in [0, 1] and not yet normalised; labels are
+    train ids ``[N, H, W]`` of an integer dtype, 255 is ignored. They reach the network as they come: size, crops,
+    batch size and augmentation are the loader's, not the recipe's.
+
+    A run that was stopped goes on to the same bits where the loader draws from the global generators of torch,
+    numpy and ``random`` or from none, as these are seeded for every epoch and batch; the batches of the epoch that
+    were trained on are drawn again and dropped. Across processes each loader shards itself (``DistributedSampler``,
+    whose ``set_epoch`` is called).
+
+    Args:
+        batches: the iterable.
+        classes: a :class:`ClassSet`, or the names in the order of the train ids.
+        name: names it in messages, scores and pictures.
+        pixels: turns a batch's images into such images, for a loader that normalises them.
+
+    Raises:
+        InputError: no iterable, or names that are no 2 to 255 different ones.
+    """
+
+    batches: Iterable[object]
+    classes: ClassSet | Sequence[str]
+    name: str = "loader"
+    pixels: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batches, Iterable):
+            raise bad(f"batches of {self.name}", type(self.batches).__name__, "an iterable of batches")
+        if not isinstance(self.classes, ClassSet):
+            object.__setattr__(self, "classes", class_set(f"classes of {self.name}", self.name, self.classes))
+
+    def epoch(self) -> Iterator[Batch]:
+        """The batches of one pass, as they come, labels included.
+
+        Raises:
+            InputError: a batch that is none; names what was found.
+        """
+        for number, raw in enumerate(self.batches):
+            yield self._batch(raw, number)
+
+    def _batch(self, raw: object, number: int) -> Batch:
+        batch = raw if isinstance(raw, Batch) else self._unpack(raw, number)
+        name = f"{self.name}, batch {number}"
+        image = batch.image if self.pixels is None else self.pixels(batch.image)
+        label = None if batch.label is None else _train_ids(name, batch.label, len(self.classes))
+        if label is not None and len(label) != len(image):
+            raise bad(f"labels of {name}", len(label), f"the {len(image)} of its images")
+        return replace(batch, image=_rgb(name, image), label=label)
+
+    def _unpack(self, raw: object, number: int) -> Batch:
+        names = None
+        if isinstance(raw, Mapping):
+            image, label = (
+                next((raw[key] for key in keys if key in raw), None) for keys in (IMAGE_KEYS, LABEL_KEYS)
+            )
+            names = raw.get("id")
+        elif isinstance(raw, (tuple, list)) and raw:
+            image, label = raw[0], raw[1] if len(raw) > 1 else None
+        else:
+            image, label = raw, None
+        if not isinstance(image, Tensor) or not (label is None or isinstance(label, Tensor)):
+            found = (
+                f"a dict with {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else type(raw).__name__
+            )
+            wanted = "(image, label) tensors, or a dict with 'image' and 'label'"
+            raise bad(f"batch {number} of {self.name}", found, wanted)
+        if names is None:
+            names = [f"batch {number} image {i}" for i in range(len(image))]
+        return Batch(image, label, [str(name) for name in names])
+
+
+class LoaderStream:
+    """The endless batches of a :class:`Loader`, of which a batch is a function of (seed, name, step)."""
+
+    def __init__(self, loader: Loader, seed: int, name: str, *, labelled: bool, world: int = 1) -> None:
+        self.loader, self.labelled = loader, labelled
+        self.place = (seed, name)
+        # Images of one step over all processes, as far as the loader tells: a run can only go on with the same.
+        self.global_batch = world * (getattr(loader.batches, "batch_size", None) or 0)
+
+    def batches(self, start_step: int = 0, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """The batches of steps ``start_step``, ``start_step`` + 1, …, without end, on ``device``.
+
+        Raises:
+            InputError: an epoch without a batch or of another length than the loader says, or a batch that is none
+                or, where labels are wanted, has none.
+        """
+        length = self._length()
+        skipped, start = divmod(start_step, length) if length else (0, start_step)
+        for epoch in count(skipped):
+            drawn = 0
+            for drawn, batch in enumerate(self._epoch(epoch), 1):
+                if drawn > start:
+                    yield batch.to(device)
+            if drawn == 0 or (length and drawn != length):
+                wanted = (
+                    f"{length}, its len()"
+                    if length
+                    else "at least one, of an iterable that can be begun again"
+                )
+                raise bad(f"batches of {self.loader.name} in epoch {epoch + 1}", drawn, wanted)
+            start = max(0, start - drawn)
+
+    def _length(self) -> int | None:
+        try:
+            return len(self.loader.batches)
+        except TypeError:
+            return None
+
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
+        """One pass; the global generators are at a state of their own whenever the loader may draw from them."""
+        set_epoch = getattr(getattr(self.loader.batches, "sampler", None), "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+        batches = self.loader.epoch()  # a DataLoader shuffles when the first batch is asked for
+        for number in count():
+            _seed_global(*self.place, epoch, number)
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if self.labelled and batch.label is None:
+                raise bad(f"batch {number} of {self.loader.name}", "no label", "labelled images")
+            yield batch if self.labelled else replace(batch, label=None)
+
+
+def _seed_global(*place: int | str) -> None:
+    seed = int(generator(*place, "loader").integers(2**32))
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (the one that users' code draws from)
+    random.seed(seed)
+
+
+def _rgb(name: str, image: Tensor) -> Tensor:
+    """uint8 ``[N, 3, H, W]``."""
+    if image.dim() != 4 or image.shape[1] != 3 or not len(image):
+        raise bad(f"images of {name}", list(image.shape), "[N, 3, H, W]")
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise bad(f"images of {name}", image.dtype, "torch.uint8, or floats in [0, 1]")
+    low, high = torch.stack(image.aminmax()).tolist()
+    if not (low >= 0 and high <= 1):  # NaN is neither
+        wanted = "[0, 1]: leave normalisation to the trainer, or undo it with `pixels`"
+        raise bad(f"images of {name}", f"values from {low:.3g} to {high:.3g}", wanted)
+    return image.mul(255).round().to(torch.uint8)
+
+
+def _train_ids(name: str, label: Tensor, classes: int) -> Tensor:
+    """uint8 ``[N, H, W]``."""
+    if label.dim() != 3 or label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+        raise bad(f"labels of {name}", f"{label.dtype} {list(label.shape)}", "integer train ids [N, H, W]")
+    wrong = label[((label < 0) | (label >= classes)) & (label != IGNORE)]
+    if wrong.numel():
+        raise bad(f"labels of {name}", f"id {wrong[0].item()}", f"0 to {classes - 1}, or {IGNORE}")
+    return label.to(torch.uint8)

@@ -1,0 +1,166 @@
+"""A running run in the terminal: where it is, what it costs, how long it will take."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from udas_fast.evaluation import Scores
+from udas_fast.report.markup import percent
+from udas_fast.report.read import RunFile, StepLine, is_finished, parse_step, read_run_file, read_scores
+
+REFRESH = 1.0  # seconds
+TAIL = 1 << 16
+"""Bytes that are read of the end of a file, so that a look at a run of any length costs the same."""
+STEPS = 100
+"""The last steps, over which rate and wait for data are means."""
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What a run's folder tells at one moment.
+
+    ``done`` of ``total`` steps are recorded; ``last`` is the last line of metrics.jsonl (learning rate and losses).
+    ``seconds`` of a step and ``data_wait`` in it are means over the last :data:`STEPS`, None where none is timed;
+    ``age`` is how many seconds ago a step was written.
+    """
+
+    head: RunFile
+    done: int
+    total: int
+    last: StepLine | None
+    seconds: float | None
+    data_wait: float | None
+    age: float | None
+    scores: dict[str, Scores]
+    finished: bool
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate of the last steps; a later phase may have another."""
+        return None if self.seconds is None else self.seconds * (self.total - self.done)
+
+
+def glance(run: Path) -> Glance:
+    """Look at the run in folder ``run``.
+
+    Raises:
+        InputError: no run there, or a damaged file; names the file.
+    """
+    _, head = read_run_file(run)
+    metrics, times = _tail(run / "metrics.jsonl"), _tail(run / "timing.jsonl")[-STEPS:]
+    means = {
+        key: sum(line.values.get(key, 0.0) for line in times) / len(times) if times else None
+        for key in ("seconds", "data_wait")
+    }
+    last = metrics[-1] if metrics else None
+    age = None
+    with suppress(FileNotFoundError):
+        age = max(0.0, time.time() - (run / "metrics.jsonl").stat().st_mtime)
+    return Glance(
+        head=head,
+        done=0 if last is None else last.step + 1,
+        total=sum(stage.steps * stage.rounds for stage in head.recipe.stages),
+        last=last,
+        age=age,
+        scores=read_scores(run / "scores.json"),
+        finished=is_finished(run),
+        **means,
+    )
+
+
+def watch_run(run: Path, *, once: bool = False) -> None:
+    """Show the run in folder ``run`` until it is complete or Ctrl-C; ``once``: print it as it is now.
+
+    Raises:
+        InputError: as :func:`glance`.
+    """
+    console = Console()
+    if once:
+        console.print(draw(run, glance(run)))
+        return
+    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        while True:
+            seen = glance(run)
+            live.update(draw(run, seen), refresh=True)
+            if seen.finished:
+                return
+            time.sleep(REFRESH)
+
+
+def draw(run: Path, seen: Glance) -> Table:
+    """``seen`` as lines of a name and a value."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    for name, value in _lines(seen):
+        grid.add_row(name, Text(value) if isinstance(value, str) else value)
+    grid.title, grid.title_justify = Text(f"{run}: {seen.head.recipe.name}"), "left"
+    return grid
+
+
+def _lines(seen: Glance) -> Iterator[tuple[str, str | ProgressBar]]:
+    yield "state", _state(seen)
+    if seen.last is not None:
+        yield "phase", _phase(seen, seen.last.phase)
+    yield "steps", f"{seen.done:,} of {seen.total:,}"
+    yield "", ProgressBar(total=seen.total, completed=seen.done, width=40)
+    if seen.last is not None:
+        values = dict(seen.last.values)
+        lr = values.pop("lr", None)
+        yield "losses", ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        yield "learning rate", "–" if lr is None else f"{lr:.3g}"
+    if seen.seconds:
+        yield (
+            "rate",
+            f"{1 / seen.seconds:.2f} steps a second, {seen.data_wait / seen.seconds:.1%} waiting for data",
+        )
+    if seen.seconds_left is not None and not seen.finished:
+        yield "time left", f"{timedelta(seconds=round(seen.seconds_left))} at this rate"
+    if seen.scores:
+        yield "mIoU, %", ", ".join(f"{phase} {percent(score.miou)}" for phase, score in seen.scores.items())
+
+
+def _state(seen: Glance) -> str:
+    if seen.finished:
+        return "complete"
+    if seen.age is None:
+        return "no step has been recorded yet"
+    return f"not complete; last write {timedelta(seconds=round(seen.age))} ago"
+
+
+def _phase(seen: Glance, name: str) -> str:
+    """Name, number and step of phase ``name``."""
+    stages = seen.head.recipe.stages
+    phases = [
+        (s.name if s.rounds == 1 else f"{s.name}.{r + 1}", s.steps) for s in stages for r in range(s.rounds)
+    ]
+    before = 0
+    for number, (other, steps) in enumerate(phases, 1):
+        if name == other:
+            return f"{name} ({number} of {len(phases)}), step {seen.done - before:,} of {steps:,}"
+        before += steps
+    return name
+
+
+def _tail(path: Path) -> list[StepLine]:
+    """The last whole lines of a file of one JSON object a line; none where no file is."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - TAIL)
+        file.seek(start)
+        lines = file.read(TAIL).splitlines(keepends=True)
+    whole = [line for line in lines[start > 0 :] if line.endswith(b"\n")]
+    return [parse_step(line, f"the last lines of {path}") for line in whole[-STEPS:]]
