@@ -1,0 +1,129 @@
+"""What was tried on a task beside the rows of its studies, one run a variant: python benchmarks/tried.py day-dusk
+
+Every variant is a row of the task's ablation with a few settings of its own, at that study's size and steps, so
+its figures stand beside ablation-TASK.json. A run that is already complete is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import accuracy
+import harness
+
+from udas_fast.study.plan import Row, Run, Task
+from udas_fast.study.runner import is_complete
+
+ADAPTATION, SELF_TRAINING = "stages.adaptation", "stages.self_training"
+# By what is varied: the row's recipe, and the settings after those of every study.
+UDA = {
+    "λ_adv 0: no adversary": [f"{ADAPTATION}.objective.adversarial_weights=[0,0]"],
+    "λ_adv × 0.1": [f"{ADAPTATION}.objective.adversarial_weights=[0.0001,0.00002]"],
+    "λ_adv × 10": [f"{ADAPTATION}.objective.adversarial_weights=[0.01,0.002]"],
+    "discriminators learn at a tenth of their rate": [f"{ADAPTATION}.optimizer.discriminator_lr=5e-5"],
+    "least-squares adversary": [f"{ADAPTATION}.objective.gan=lsgan"],
+    "heads agree: λ_kl 0.1": [f"{ADAPTATION}.objective.kl_weight=0.1"],
+    "statistics by domain": ["model.norm=domain"],
+}
+UDAS = {
+    "as in the study": [],
+    "threshold 0.6 for all classes": [f"{SELF_TRAINING}.objective.threshold=0.6"],
+    "K = 1": [f"{SELF_TRAINING}.objective.views=1"],
+    "half of the steps for adaptation, two rounds": [f"{ADAPTATION}.steps=400", f"{SELF_TRAINING}.steps=200"],
+    "half of the steps for adaptation, four rounds": [
+        f"{ADAPTATION}.steps=400",
+        f"{SELF_TRAINING}.steps=100",
+        f"{SELF_TRAINING}.rounds=4",
+    ],
+    "statistics by domain": ["model.norm=domain"],
+}
+TRANSLATIONS = {"lab": "LAB statistics", "fda": "FDA"}
+TASKS = {
+    # The task's study, and how the source is translated in the variants.
+    "day-dusk": ("ablation-day-dusk", "lab"),
+    "rendered-camvid": ("ablation-rendered-camvid", "none"),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run: which row, what is different in it, and how the source is translated."""
+
+    row: str
+    title: str
+    recipe: str
+    translate: str
+    settings: tuple[str, ...] = ()
+
+
+def variants(translate: str) -> list[Variant]:
+    """The runs of a task, in the table's order."""
+    found = [Variant("ST", title, "no_adaptation", kind) for kind, title in TRANSLATIONS.items()]
+    uda = "UDA" if translate == "none" else "ST + UDA"
+    found += [Variant(uda, title, "uda", translate, tuple(settings)) for title, settings in UDA.items()]
+    whole = "DA + SSL" if translate == "none" else "ST + DA + SSL"
+    found += [Variant(whole, title, "udas", translate, tuple(settings)) for title, settings in UDAS.items()]
+    return found
+
+
+def main() -> None:
+    """Run what is missing, then write tried-TASK.json."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", default="../shared/data", help="folder that holds rendered/ and camvid/")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tried"), help="folder of the runs")
+    arguments = parser.parse_args()
+    name, translate = TASKS[arguments.task]
+    study = accuracy.STUDIES[name]
+    source, target = (spec.format(data=arguments.data) for spec in (study.source, study.target))
+    rows = []
+    for variant in variants(translate):
+        task = Task(
+            source,
+            target,
+            variant.translate,
+            accuracy.SIZE,
+            study.steps,
+            (*accuracy.SETTINGS, *variant.settings),
+            engine="torch",
+        )
+        run = Run(Row(variant.title, variant.recipe, 0, variant.translate != "none"), task, arguments.seed)
+        slug = re.sub(r"\W+", "-", f"{variant.row} {variant.title}".lower()).strip("-")
+        out = arguments.runs / arguments.task / f"{slug}-seed-{arguments.seed}"
+        command = run.command(str(out))
+        if not is_complete(run, out):
+            again = ["udas-fast", "train", "--resume", str(out)]
+            accuracy.run(again if (out / "run.yaml").is_file() else command)
+        phases = json.loads((out / "scores.json").read_text(encoding="utf-8"))["phases"]
+        rows.append(
+            {
+                "row": variant.row,
+                "title": variant.title,
+                "settings": variant.settings,
+                "command": command,
+                "phases": accuracy.compact(phases),
+            }
+        )
+    document = {
+        "task": arguments.task,
+        "command": f"python benchmarks/tried.py {arguments.task} --seed {arguments.seed}",
+        "environment": harness.environment("cpu"),
+        "study": name,
+        "steps": study.steps,
+        "seed": arguments.seed,
+        "rows": rows,
+    }
+    path = accuracy.RESULTS / f"tried-{arguments.task}.json"
+    harness.write(path, document)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
