@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import ops
 import step
 
+from udas_fast.study.plots import methods_plot
 from udas_fast.study.results import StudyTable
 from udas_fast.study.tables import note, study_tables
 
@@ -132,6 +133,8 @@ def main() -> None:
         page.write_text(new, encoding="utf-8")
     if not check:
         chart(CHARTED)
+        for path in sorted((HERE / "results").glob("methods-*.json")):
+            methods_plot(StudyTable.from_dict(load(path.stem)["study"]), path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
