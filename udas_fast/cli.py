@@ -260,6 +260,18 @@ def predict(
 
 
 @app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="a run's folder or a model.safetensors")],
+    form: Annotated[str, typer.Option("--format", help="torch (torch.export, .pt2) or onnx")],
+    out: Annotated[Path, typer.Option(help="the file, NAME.pt2 or NAME.onnx; NAME.….json tells what it is")],
+) -> None:
+    """Write a trained model for use without udas_fast, from uint8 images of any size to logits; checks that they agree."""
+    from udas_fast.inference import TrainedModel, export_model
+
+    print(f"{out}: {export_model(TrainedModel.load(model), out, form)}")
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="folders of runs, also unfinished ones")

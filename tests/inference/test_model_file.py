@@ -17,31 +17,21 @@ from torch import nn
 from udas_fast import TrainedModel
 from udas_fast.data.types import CAMVID
 from udas_fast.errors import InputError
-from udas_fast.evaluation import Protocol
-from udas_fast.models import MEAN, STD, ModelConfig, build_model
+from udas_fast.models import MEAN, STD
 
-PROTOCOL = Protocol("camvid", "val", 2, (32, 48), 11)
-
-
-def _trained(**changes: object) -> TrainedModel:
-    torch.manual_seed(0)
-    config = ModelConfig(**{"backbone": "resnet18", "width": 4, **changes})
-    return TrainedModel(build_model(config, 11).eval(), config, CAMVID, (32, 48), PROTOCOL)
-
-
-@pytest.fixture
-def image() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+Make = Callable[..., TrainedModel]
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen", "domain"])
-def test_a_loaded_model_is_the_saved_one(tmp_path: Path, image: np.ndarray, norm: str) -> None:
-    saved = _trained(norm=norm)
+def test_a_loaded_model_is_the_saved_one(
+    make_trained: Make, tmp_path: Path, image: np.ndarray, norm: str
+) -> None:
+    saved = make_trained(norm=norm)
     saved.model.to(memory_format=torch.channels_last)
     saved.save(tmp_path / "model.safetensors")
     loaded = TrainedModel.load(tmp_path)
     assert (loaded.config, loaded.classes, loaded.size) == (saved.config, CAMVID, (32, 48))
-    assert loaded.protocol == PROTOCOL
+    assert loaded.protocol == saved.protocol
     for name, value in saved.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value), name
     trained = {n for n, p in saved.model.named_parameters() if p.requires_grad}
@@ -51,9 +41,9 @@ def test_a_loaded_model_is_the_saved_one(tmp_path: Path, image: np.ndarray, norm
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_header_tells_all_without_this_package(tmp_path: Path) -> None:
+def test_the_header_tells_all_without_this_package(make_trained: Make, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    _trained().save(path)
+    make_trained().save(path)
     with safe_open(path, "pt") as file:
         content = json.loads(file.metadata()["udas_fast"])
     assert content["classes"]["names"] == list(CAMVID.names)
@@ -64,9 +54,9 @@ def test_the_header_tells_all_without_this_package(tmp_path: Path) -> None:
     assert content["protocol"]["dataset"] == "camvid"
 
 
-def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_model_gives_the_same_bytes(make_trained: Make, tmp_path: Path) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    _trained().save(one)
+    make_trained().save(one)
     TrainedModel.load(one).save(two)
     assert one.read_bytes() == two.read_bytes()
 
@@ -138,10 +128,10 @@ def _flip(data: bytes) -> bytes:
     ],
 )
 def test_damaged_and_hostile_files_are_one_sentence(
-    tmp_path: Path, damage: Callable[[bytes], bytes], words: str
+    make_trained: Make, tmp_path: Path, damage: Callable[[bytes], bytes], words: str
 ) -> None:
     path = tmp_path / "model.safetensors"
-    _trained().save(path)
+    make_trained().save(path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=words) as caught:
         TrainedModel.load(path)
@@ -150,13 +140,13 @@ def test_damaged_and_hostile_files_are_one_sentence(
 
 
 def test_the_three_lines_of_the_readme(
-    tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    make_trained: Make, tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {"image": image}
     (tmp_path / "runs/udas").mkdir(parents=True)
-    _trained().save(tmp_path / "runs/udas/model.safetensors")
+    make_trained().save(tmp_path / "runs/udas/model.safetensors")
     monkeypatch.chdir(tmp_path)
     exec(next(block for block in blocks if "TrainedModel.load" in block), names)
     assert names["label"].shape == names["confidence"].shape == (40, 56)

@@ -1,0 +1,131 @@
+"""Exported files give the model's logits, without this package and at any size; what cannot be exported is told."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from udas_fast import TrainedModel, cli
+from udas_fast.data.types import CAMVID
+from udas_fast.errors import InputError
+from udas_fast.inference import export, export_model
+
+Make = Callable[..., TrainedModel]
+
+ALONE = """
+import sys
+sys.modules["udas_fast"] = None  # an import of it fails
+import torch
+image = torch.load(sys.argv[2], weights_only=True)
+torch.save(torch.export.load(sys.argv[1]).module()(image), sys.argv[3])
+"""
+
+
+def _expected(trained: TrainedModel, image: Tensor) -> Tensor:
+    """Logits of the image's size, in float64."""
+    mean = torch.tensor((0.485, 0.456, 0.406), dtype=torch.float64).view(3, 1, 1)
+    std = torch.tensor((0.229, 0.224, 0.225), dtype=torch.float64).view(3, 1, 1)
+    with torch.no_grad():
+        logits = trained.model.double()((image.double() / 255 - mean) / std)[0]
+    aligned = trained.config.align_corners
+    return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=aligned)
+
+
+def _images(*shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.slow
+def test_the_command_and_a_file_that_runs_without_this_package(
+    make_trained: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained, image = make_trained(align_corners=True, norm="domain"), _images(1, 3, 37, 50)
+    trained.save(tmp_path / "model.safetensors")
+    arguments = ["export", tmp_path, "--format", "torch", "--out", tmp_path / "model.pt2"]
+    monkeypatch.setattr("sys.argv", ["udas-fast", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert "arg-max equal in 100.0000% of pixels" in capsys.readouterr().out
+    torch.save(image, tmp_path / "image.pt")
+    files = [str(tmp_path / name) for name in ("model.pt2", "image.pt", "logits.pt")]
+    subprocess.run([sys.executable, "-c", ALONE, *files], check=True)
+    logits = torch.load(tmp_path / "logits.pt", weights_only=True)
+    # float32 against float64 through some twenty layers
+    torch.testing.assert_close(logits.double(), _expected(trained, image), rtol=1e-4, atol=1e-4)
+    card = json.loads((tmp_path / "model.pt2.json").read_text())
+    assert card["classes"] == list(CAMVID.names)
+    assert card["size"] == [32, 48]
+    assert card["protocol"]["dataset"] == "camvid"
+
+
+@pytest.mark.slow
+def test_onnx_runs_at_any_size(make_trained: Make, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    trained = make_trained(name="deeplabv3plus", output_stride=4)
+    agreement = export_model(trained, tmp_path / "model.onnx", "onnx")
+    assert agreement.largest_difference <= 1e-4 * agreement.largest_logit
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (wanted,) = session.get_inputs()
+    assert (wanted.name, wanted.type) == ("image", "tensor(uint8)")
+    assert wanted.shape == ["batch", 3, "height", "width"]
+    trained.model.double()
+    for shape in ((1, 3, 32, 48), (2, 3, 61, 40)):
+        image = _images(*shape)
+        (logits,) = session.run(["logits"], {"image": image.numpy()})
+        np.testing.assert_allclose(logits, _expected(trained, image).numpy(), rtol=1e-4, atol=1e-4)
+
+
+class Branching(nn.Module):
+    """Looks at a value to decide what to do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_exported_is_told(
+    make_trained: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = make_trained(name="fcn")
+    odd = TrainedModel(Branching(), None, CAMVID, (8, 8))
+    for model, name, form, words in (
+        (trained, "model.pt2", "tensorrt", "--format: found 'tensorrt', wanted one of onnx, torch"),
+        (trained, "model.pt", "torch", "a name that ends in .pt2"),
+        (odd, "model.pt2", "torch", "export: Branching cannot be exported to torch"),
+    ):
+        with pytest.raises(InputError, match=words) as caught:
+            export_model(model, tmp_path / name, form)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'wanted pip install "udas-fast\[export\]"'):
+        export_model(trained, tmp_path / "model.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_disagrees_is_not_written(
+    make_trained: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = make_trained(name="fcn")
+    whole = export.Exported(trained.model)
+    monkeypatch.setattr(export, "_trace", lambda *_: None)
+    for wrong in (1.001, float("nan")):
+        monkeypatch.setattr(
+            export, "_torch", lambda _, wrong=wrong: (b"x", lambda image: whole(image) * wrong)
+        )
+        with pytest.raises(InputError, match="one that disagrees with the model: largest difference"):
+            export_model(trained, tmp_path / "model.pt2", "torch")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,172 @@
+"""A trained model as a file that runs without this package: torch.export's or ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from udas_fast.atomic import atomic_write
+from udas_fast.errors import InputError, bad, unknown
+from udas_fast.inference.model import TrainedModel
+from udas_fast.models import MEAN, STD, heads
+
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
+ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4
+"""Of the largest logit: other kernels round float32 otherwise; a wrong operator is off by far more."""
+
+Run: TypeAlias = Callable[[Tensor], Tensor]
+
+
+class Exported(nn.Module):
+    """The whole way from an image to logits of its size, in plain operators.
+
+    Takes RGB uint8 ``[N, 3, H, W]`` and returns float32 ``[N, C, H, W]``. It does not resize: a model does best on
+    images of the size that it was trained for.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See the class."""
+        logits = heads(self.model((image.float() / 255 - self.mean) / self.std))
+        size = image.shape[-2:]
+        return F.interpolate(logits.primary, size, mode="bilinear", align_corners=logits.align_corners)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an exported file's logits are from the model's, on images of noise of the sizes ``shapes``."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    largest_difference: float
+    largest_logit: float
+    equal_classes: float  # share of pixels with the same arg-max
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference {self.largest_difference:.1e} where logits reach {self.largest_logit:.3g}, "
+            f"arg-max equal in {self.equal_classes:.4%} of pixels, on images "
+            f"{', '.join('x'.join(map(str, shape)) for shape in self.shapes)}"
+        )
+
+
+def export_model(trained: TrainedModel, path: Path, form: str) -> Agreement:
+    """Write ``trained`` to ``path`` in the format ``form``, and to ``path`` with ``.json`` added what it is.
+
+    Number, height and width of the images stay open (:class:`Exported`). The file is read back and compared with the
+    model on images of two sizes before it is written.
+
+    Args:
+        trained: on the CPU.
+        path: the file; its name ends in the format's suffix.
+        form: "torch" (``torch.export``, .pt2) or "onnx".
+
+    Raises:
+        InputError: an unknown format, packages that it needs are not there, a network that cannot be exported, or an
+            exported one that disagrees with the model.
+    """
+    if form not in SUFFIXES:
+        raise unknown("--format", form, SUFFIXES)
+    if path.suffix != SUFFIXES[form]:
+        raise bad(f"--out for format {form}", path, f"a name that ends in {SUFFIXES[form]}")
+    if form == "onnx" and any(importlib.util.find_spec(name) is None for name in ONNX_NEEDS):
+        raise bad("--format onnx", "not all of " + ", ".join(ONNX_NEEDS), 'pip install "udas-fast[export]"')
+    whole = Exported(trained.model).eval()
+    try:
+        program = _trace(whole, trained.size)
+        data, run = _onnx(program) if form == "onnx" else _torch(program)
+    except Exception as error:  # whatever a network or its operators are to the exporter
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"export: {type(trained.model).__name__} cannot be exported to {form} ({reason:.200})"
+        ) from error
+    agreement = _compare(whole, run, trained.size)
+    if not (agreement.largest_difference <= TOLERANCE * agreement.largest_logit):
+        raise bad("exported model", f"one that disagrees with the model: {agreement}", "the same logits")
+    atomic_write(data, path)
+    atomic_write(
+        json.dumps(_card(trained, form, agreement), indent=2) + "\n", path.with_name(f"{path.name}.json")
+    )
+    return agreement
+
+
+def _trace(whole: Exported, size: tuple[int, int]) -> torch.export.ExportedProgram:
+    example = torch.zeros(2, 3, *size, dtype=torch.uint8)
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    with torch.no_grad():
+        return torch.export.export(whole, (example,), dynamic_shapes={"image": free})
+
+
+def _torch(program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    data = file.getvalue()
+    return data, torch.export.load(io.BytesIO(data)).module()
+
+
+def _onnx(program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
+    import onnxruntime
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # else it tells that torchvision is not there
+    names = {0: "batch", 2: "height", 3: "width"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        made = torch.onnx.export(
+            program, dynamo=True, output_names=["logits"], dynamic_shapes={"image": names}, verbose=False
+        )
+    data = made.model_proto.SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return data, lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+
+
+@torch.no_grad()
+def _compare(whole: Exported, run: Run, size: tuple[int, int]) -> Agreement:
+    height, width = size
+    shapes = ((1, 3, height, width), (3, 3, height + 9, width + 21))  # others than the one it was traced with
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for shape in shapes]
+    pairs = [(whole(image), run(image)) for image in images]
+    equal = torch.cat([(ours.argmax(1) == theirs.argmax(1)).flatten() for ours, theirs in pairs])
+    return Agreement(
+        shapes,
+        largest_difference=_maximum([(ours - theirs).abs() for ours, theirs in pairs]),
+        largest_logit=_maximum([ours.abs() for ours, _ in pairs]),
+        equal_classes=equal.float().mean().item(),
+    )
+
+
+def _maximum(parts: list[Tensor]) -> float:
+    """NaN where there is one, which Python's max would lose."""
+    return torch.stack([part.max() for part in parts]).max().item()
+
+
+def _card(trained: TrainedModel, form: str, agreement: Agreement) -> dict[str, object]:
+    return {
+        "format": form,
+        "input": "image: RGB uint8 [N, 3, H, W]; the normalisation is inside, a resize is not",
+        "output": "logits: float32 [N, C, H, W]; the arg-max over C is the class",
+        "classes": trained.classes.names,
+        "palette": trained.classes.palette,
+        "size": trained.size,
+        "protocol": None if trained.protocol is None else asdict(trained.protocol),
+        "agreement": asdict(agreement),
+        "torch": torch.__version__,
+    }
