@@ -67,6 +67,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
     where nothing fits; the model is untouched then.
     """
     state = _read(Path(path))
+    require_finite(f"weights {path}", state)
     own = model.state_dict()
     renamed = adaptsegnet.rename(state)
     names = {key: _find(renamed.get(key, key), own) for key in state}
@@ -103,6 +104,17 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
         file_keys=tuple(state),
         caffe_input=caffe_input,
     )
+
+
+def require_finite(where: str, state: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless the tensors of a state dict are floating and finite, counters apart."""
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise bad(f"{where}: {name}", type(tensor).__name__, "a tensor")
+        if not (tensor.is_floating_point() or tensor.dtype == torch.int64):
+            raise bad(f"{where}: {name}", tensor.dtype, "floating numbers")
+        if not tensor.isfinite().all():
+            raise bad(f"{where}: {name}", "numbers that are not finite", "finite ones")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
