@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from udas_fast.data.translated import read_manifest
 from udas_fast.data.types import CAMVID
 from udas_fast.errors import InputError
 from udas_fast.inference import TrainedModel
-from udas_fast.models import ModelConfig, build_model
+from udas_fast.models import ModelConfig, build_model, load_weights
 from udas_fast.recipes import get_recipe, override
 from udas_fast.recipes.recipe import recipe_from_dict
 from udas_fast.recipes.run_config import RunConfig
@@ -109,22 +108,27 @@ def test_an_id_that_is_no_file_name(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"size": ["x", 8]}, "not a model file"),
-        ({"size": [8]}, "not a model file"),
-        ({"size": [8, 0]}, "not a model file"),
-        ({"model": {"w": torch.tensor([1.0, float("nan")])}}, "w: found numbers that are not finite"),
-        ({"model": {"w": torch.ones(2, dtype=torch.int8)}}, "w: found torch.int8, wanted floating numbers"),
-        ({"model": {"w": "text"}}, "w: found str, wanted a tensor"),
-        ({"model": None}, "not a model file"),
+        (lambda value: value * torch.nan, "conv1.weight: found numbers that are not finite, wanted finite"),
+        (lambda value: value.to(torch.int8), "conv1.weight: found torch.int8, wanted torch.float32"),
     ],
 )
-def test_a_model_file_that_is_none(change: dict, sentence: str, tmp_path: Path) -> None:
-    config = ModelConfig(backbone="resnet18", width=4)
-    weights = build_model(config, 11).state_dict()
-    state = {"model": weights, "config": asdict(config), "classes": asdict(CAMVID), "size": [8, 8]}
-    torch.save(state | change, tmp_path / "model.pt")
+def test_weights_that_are_none(change, sentence: str, tmp_path: Path) -> None:
+    model = build_model(ModelConfig(backbone="resnet18", width=4), 11)
+    state = model.state_dict()
+    torch.save(
+        {**state, "backbone.conv1.weight": change(state["backbone.conv1.weight"])}, tmp_path / "weights.pth"
+    )
     with pytest.raises(InputError, match=sentence):
-        TrainedModel.load(tmp_path / "model.pt", torch.device("cpu"))
+        load_weights(model, tmp_path / "weights.pth")
+
+
+def test_a_model_file_that_is_not_finite(tmp_path: Path) -> None:
+    config = ModelConfig(backbone="resnet18", width=4)
+    model = build_model(config, 11)
+    model.backbone.conv1.weight.data.fill_(torch.nan)
+    TrainedModel(model, config, CAMVID, (8, 8)).save(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="conv1.weight: found numbers that are not finite"):
+        TrainedModel.load(tmp_path / "model.safetensors")
 
 
 LOGITS = torch.zeros(1, 3, 4, 4)

@@ -72,6 +72,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
     renamed = adaptsegnet.rename(state)
     names = {key: _find(renamed.get(key, key), own) for key in state}
     tensors = {name: state[key] for key, name in names.items() if name is not None}
+    for name, tensor in tensors.items():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            raise bad(f"weights {path}: {name}", tensor.dtype, own[name].dtype)
     caffe_input = bool(renamed) and _convert_input(tensors, own)
 
     odd = {name: key for key, name in names.items() if name and state[key].shape != own[name].shape}
@@ -107,12 +110,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
 
 
 def require_finite(where: str, state: Mapping[str, Tensor]) -> None:
-    """Raise InputError unless the tensors of a state dict are floating and finite, counters apart."""
+    """Raise InputError where a tensor of a state dict has a number that is not finite."""
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise bad(f"{where}: {name}", type(tensor).__name__, "a tensor")
-        if not (tensor.is_floating_point() or tensor.dtype == torch.int64):
-            raise bad(f"{where}: {name}", tensor.dtype, "floating numbers")
         if not tensor.isfinite().all():
             raise bad(f"{where}: {name}", "numbers that are not finite", "finite ones")
 
