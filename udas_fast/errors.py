@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 def bad(thing: str, found: object, wanted: object) -> InputError:
     """An :class:`InputError` in the house's form, ``raise bad("--size", "12", "HEIGHTxWIDTH")``."""
-    return InputError(f"{thing}: found {found}, wanted {wanted}")
+    return InputError(f"{thing}: found {_line(found)}, wanted {wanted}")
 
 
 def unknown(thing: str, name: str, known: Iterable[str]) -> InputError:
@@ -20,4 +20,10 @@ def unknown(thing: str, name: str, known: Iterable[str]) -> InputError:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return InputError(f"{thing}: found {name!r}, wanted one of {', '.join(known)}{hint}")
+    return InputError(f"{thing}: found {_line(repr(name))}, wanted one of {', '.join(known)}{hint}")
+
+
+def _line(found: object) -> str:
+    """What was found, which may be anything, on a line that is not too long."""
+    text = " ".join(str(found).splitlines())
+    return text if len(text) <= 400 else f"{text[:400]}…"

@@ -113,7 +113,7 @@ def describe_folder(root: Path) -> Description:
     if not path.is_file():
         raise bad("plain image folder", f"no file {path}", "one class name per line there, the first is id 0")
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
     except UnicodeDecodeError as error:
         raise bad(str(path), "bytes that are no UTF-8", "one class name per line") from error
     classes = class_set(str(path), root.resolve().name, names)
@@ -129,6 +129,8 @@ def class_set(where: str, name: str, names: Sequence[str]) -> ClassSet:
         raise bad(where, f"{len(names)} names", "2 to 255 class names, one per line")
     if "" in names:
         raise bad(where, f"no name in line {names.index('') + 1}", "one class name per line")
+    if odd := [name for name in names if not name.isprintable()]:
+        raise bad(where, repr(odd[0]), "class names of printable characters")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise bad(where, f"the class {twice!r} twice", "different class names")

@@ -55,7 +55,9 @@ def read_manifest(run: Path) -> Manifest | None:
     except (OSError, ValidationError) as error:
         raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
     if outside := [
-        name for name in manifest.files if Path(name).name != name or name == ".." or "\0" in name
+        name
+        for name in manifest.files
+        if Path(name).name != name or name in ("", "..") or "\0" in name or len(name.encode()) > 250
     ]:
         raise bad(f"{path}: id", repr(outside[0]), "the name of an image, without a folder")
     if manifest.source.startswith("translated:"):

@@ -16,6 +16,8 @@ from udas_fast.models import parameter_groups
 from udas_fast.objectives.base import STRICT
 
 Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 """A user's own choice of optimiser and parameter groups for a network."""
 
@@ -28,19 +30,19 @@ class OptimizerConfig:
         "sgd"  # apex_sgd: NVIDIA Apex's, where it is installed
     )
     lr: Positive = 2.5e-4
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)  # of Adam and AdamW
-    weight_decay: float = 5e-4
-    head_lr_mult: float = 10.0
-    backbone_lr_mult: float = 1.0  # 3 reproduces the repeated parameters of AdaptSegNet's code
+    momentum: Share = 0.9
+    betas: tuple[Share, Share] = (0.9, 0.999)  # of Adam and AdamW
+    weight_decay: NonNegative = 5e-4
+    head_lr_mult: NonNegative = 10.0
+    backbone_lr_mult: NonNegative = 1.0  # 3 reproduces the repeated parameters of AdaptSegNet's code
     schedule: Literal["poly", "linear"] = (
         "poly"  # linear: constant for one half, then down to zero (CycleGAN)
     )
-    power: float = 0.9  # polynomial decay
-    horizon: float = 250 / 150  # the decay's length as a share of the stage: 250k, stopped at 150k
-    warmup: float = 0.0  # share of the stage with a linearly rising rate
+    power: NonNegative = 0.9  # polynomial decay
+    horizon: Positive = 250 / 150  # the decay's length as a share of the stage: 250k, stopped at 150k
+    warmup: Share = 0.0  # share of the stage with a linearly rising rate
     discriminator_lr: Positive = 1e-4
-    discriminator_betas: tuple[float, float] = (0.9, 0.99)
+    discriminator_betas: tuple[Share, Share] = (0.9, 0.99)
 
 
 def build_optimizers(

@@ -19,7 +19,7 @@ from udas_fast.atomic import atomic_write
 from udas_fast.data import ClassSet
 from udas_fast.errors import InputError, bad
 from udas_fast.evaluation import Protocol, predict
-from udas_fast.models import MEAN, STD, ModelConfig, build_model
+from udas_fast.models import MEAN, STD, ModelConfig, build_model, require_finite
 from udas_fast.models.tensor_file import SUFFIX, read_tensors
 
 MODEL_FILE = f"model{SUFFIX}"
@@ -103,6 +103,7 @@ class TrainedModel:
         header = _header(path, metadata)
         if _checksum(tensors) != header.checksum:
             raise bad(f"model {path}", "damaged weights (another checksum)", "the file as it was written")
+        require_finite(f"model {path}", tensors)
         if model is not None:
             _fill(model, tensors, path)
         elif header.config is None:

@@ -20,7 +20,7 @@ from udas_fast.models.mean import MeanNetwork
 from udas_fast.models.norm import DomainBatchNorm2d, FrozenBatchNorm2d, set_domain
 from udas_fast.models.normalize import MEAN, STD, normalize, normalize_signed
 from udas_fast.models.resnet import ResNet
-from udas_fast.models.weights import WeightsReport, load_weights
+from udas_fast.models.weights import WeightsReport, load_weights, require_finite
 
 __all__ = [
     "ASPP",
@@ -52,6 +52,7 @@ __all__ = [
     "normalize",
     "normalize_signed",
     "parameter_groups",
+    "require_finite",
     "set_checkpointing",
     "set_domain",
     "to_signed",

@@ -67,10 +67,14 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
     where nothing fits; the model is untouched then.
     """
     state = _read(Path(path))
+    require_finite(f"weights {path}", state)
     own = model.state_dict()
     renamed = adaptsegnet.rename(state)
     names = {key: _find(renamed.get(key, key), own) for key in state}
     tensors = {name: state[key] for key, name in names.items() if name is not None}
+    for name, tensor in tensors.items():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            raise bad(f"weights {path}: {name}", tensor.dtype, own[name].dtype)
     caffe_input = bool(renamed) and _convert_input(tensors, own)
 
     odd = {name: key for key, name in names.items() if name and state[key].shape != own[name].shape}
@@ -103,6 +107,13 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
         file_keys=tuple(state),
         caffe_input=caffe_input,
     )
+
+
+def require_finite(where: str, state: Mapping[str, Tensor]) -> None:
+    """Raise InputError where a tensor of a state dict has a number that is not finite."""
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise bad(f"{where}: {name}", "numbers that are not finite", "finite ones")
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -43,7 +43,9 @@ class AdaptationConfig(ObjectiveConfig):
     entropy_robust: float | None = None  # η of FDA's Charbonnier penalty; None: the plain mean
     kl: Literal["mean", "symmetric"] = "mean"
     kl_weight: float = 0.1  # MRNet
-    kl_start: float = 0.1  # share of the stage: iteration 15,000 of 150,000 (MRNet)
+    kl_start: Annotated[float, Field(ge=0, le=1)] = (
+        0.1  # share of the stage: iteration 15,000 of 150,000 (MRNet)
+    )
     mixing: MixingConfig = field(default_factory=MixingConfig)
 
     def __post_init__(self) -> None:

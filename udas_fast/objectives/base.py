@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from udas_fast.data import Batch, SegmentationDataset
 
-#: Every configuration dataclass of the package: unknown keys are errors, nothing changes after validation.
-STRICT = ConfigDict(extra="forbid")
+#: Every configuration dataclass of the package: unknown keys and numbers that are not finite are errors, nothing
+#: changes after validation.
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class MixingConfig:
     # labelled target images out.
     paste: Literal["source", "target", "none"] = "source"
     fit: bool = False  # keep the whole box inside instead of clipping it
-    alpha: float = 1.0  # λ ~ Beta(alpha, alpha); the box has area 1 − λ (CutMix)
+    alpha: Annotated[float, Field(gt=0)] = 1.0  # λ ~ Beta(alpha, alpha); the box has area 1 − λ (CutMix)
     replace: bool = False  # True: the mixed batch stands in place of the source batch; False: it joins it
     augment: bool = True  # photometric AutoAugment on the mixed image, or the source
 

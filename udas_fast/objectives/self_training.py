@@ -35,7 +35,7 @@ class SelfTrainingConfig(ObjectiveConfig):
     scales: tuple[
         Annotated[float, Field(gt=0)], ...
     ] = ()  # views of these scales as well; MRNet: 1.25, flipped
-    threshold: float | Literal["balanced"] = (
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["balanced"] = (
         0.6  # keep from this confidence on (UDAS 4.2.5); "balanced": by class
     )
     portion: Share = 0.5  # "balanced": the share of each class's pixels that is kept (DDM)
@@ -45,9 +45,9 @@ class SelfTrainingConfig(ObjectiveConfig):
         "online"  # in every step, or of all images once before the round's first
     )
     student: Literal["teacher", "fresh"] = "teacher"  # what a round's student starts from (UDAS 3.5)
-    pseudo_weight: float = 1.0
-    auxiliary_weight: float = 0.1
-    consistency_weight: float = (
+    pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
+    auxiliary_weight: Annotated[float, Field(ge=0)] = 0.1
+    consistency_weight: Annotated[float, Field(ge=0)] = (
         0.0  # of KL(mean of the teacher's views ‖ the student's view) (UDAS's overview figure)
     )
     temperature: Annotated[float, Field(gt=0)] = 1.0  # of both sides of that KL

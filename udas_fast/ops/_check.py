@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,8 @@ def tensor(name: str, value: object, wanted: str) -> None:
     """``value`` is a tensor."""
     if not isinstance(value, Tensor):
         raise bad(name, type(value).__name__, wanted)
+    if value.layout is not torch.strided:
+        raise bad(name, value.layout, "a dense tensor")
 
 
 def logits(name: str, t: Tensor) -> None:
@@ -61,7 +64,12 @@ def same_device(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
 
 def size(value: Sequence[int]) -> list[int]:
     """(H, W), both at least 1."""
-    if not isinstance(value, Sequence) or len(value) != 2 or not all(int(v) == v and v >= 1 for v in value):
+    whole = (int, torch.SymInt, np.integer)
+    if (
+        not isinstance(value, Sequence)
+        or len(value) != 2
+        or not all(isinstance(v, whole) and v >= 1 for v in value)
+    ):
         raise bad("size", value, "(height, width), both at least 1")
     return [int(v) for v in value]
 
@@ -128,16 +136,33 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
+def flag(name: str, value: bool) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise bad(name, value, "True or False")
+    return value
+
+
+def ignored(value: int) -> int:
+    """The label of pixels that do not count: any integer, since 255 is as good as -100."""
+    if not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise bad("ignore_index", value, "an integer")
+    return value
+
+
 def ignore_byte(value: int) -> int:
     """An ignored label that fits uint8."""
-    if not 0 <= int(value) <= 255:
+    if not isinstance(value, int) or not 0 <= value <= 255:
         raise bad("ignore_index", value, "0 to 255")
     return int(value)
 
 
 def count(name: str, values: Sequence[Tensor]) -> list[Tensor]:
     """1 to 16 tensors in a sequence."""
-    if isinstance(values, Tensor) or not 1 <= len(values) <= MAX_VIEWS:
-        found = "one tensor" if isinstance(values, Tensor) else f"{len(values)} tensors"
+    if not isinstance(values, Sequence) or not 1 <= len(values) <= MAX_VIEWS:
+        kind = "one tensor" if isinstance(values, Tensor) else type(values).__name__
+        found = f"{len(values)} tensors" if isinstance(values, Sequence) else kind
         raise bad(name, found, f"a sequence of 1 to {MAX_VIEWS} tensors")
+    for k, value in enumerate(values):
+        tensor(f"{name}[{k}]", value, "a tensor of logits [N, C, h, w]")
     return list(values)

@@ -84,6 +84,7 @@ def _two_heads(
     a, b = first[1], second[1]
     hw = _check.size(size)
     pixel_weight = _check.pixel_weight(pixel_weight, a, *hw)
+    align_corners = _check.flag("align_corners", align_corners)
     code = _check.reduction(reduction)
     if not _library.compiled(name, a):
         return twin(a, b, hw, pixel_weight=pixel_weight, align_corners=align_corners, reduction=reduction)
@@ -130,6 +131,7 @@ def distillation_kl(
         _check.plane("mask", mask, student, *hw)
         if mask.dtype != torch.bool:
             raise bad("mask", mask.dtype, "bool")
+    align_corners = _check.flag("align_corners", align_corners)
     code = _check.reduction(reduction)
     if not _library.compiled("distillation_kl", student):
         return reference.distillation_kl(
@@ -171,6 +173,7 @@ def entropy(
     _check.logits("logits", logits)
     hw = _check.size(size)
     pixel_weight = _check.pixel_weight(pixel_weight, logits, *hw)
+    align_corners = _check.flag("align_corners", align_corners)
     code = _check.reduction(reduction)
     if not _library.compiled("entropy", logits):
         return reference.entropy(

@@ -42,8 +42,11 @@ def sample_boxes(
     Raises:
         InputError: a negative ``n``, a size below 1, an alpha that is not finite and above 0.
     """
-    if n < 0:
+    if not isinstance(n, int) or n < 0:
         raise bad("n", n, "0 or more")
+    fit = _check.flag("fit", fit)
+    if not isinstance(generator, torch.Generator | None):
+        raise bad("generator", type(generator).__name__, "a torch.Generator or None")
     height, width = _check.size(size)
     alpha = _check.positive("alpha", alpha)
     if device is None and generator is not None:
@@ -92,6 +95,7 @@ def region_mix(
     if outside_label.dtype != inside_label.dtype:
         raise bad("outside_label", outside_label.dtype, f"the dtype of inside_label, {inside_label.dtype}")
     _check_region(region, inside)
+    channels_last = _check.flag("channels_last", channels_last)
     mean, std = _per_channel("mean", mean, inside), _per_channel("std", std, inside)
     if any(s == 0 for s in std):
         raise bad("std", list(std), "numbers other than 0")
@@ -141,10 +145,10 @@ def _check_region(region: Tensor, image: Tensor) -> None:
 def _per_channel(name: str, values: Sequence[float] | None, image: Tensor) -> list[float]:
     if values is None:
         return []
-    numbers = [float(v) for v in values]
-    if len(numbers) != image.shape[1] or not all(math.isfinite(v) for v in numbers):
-        raise bad(name, numbers, f"{image.shape[1]} finite numbers, one per channel")
-    return numbers
+    numbers = list(values) if isinstance(values, (Sequence, Tensor)) and len(values) == image.shape[1] else []
+    if not numbers or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers):
+        raise bad(name, values, f"{image.shape[1]} finite numbers, one per channel")
+    return [float(v) for v in numbers]
 
 
 def _out_dtype(dtype: torch.dtype | None, image: Tensor, normalised: bool) -> torch.dtype:

@@ -63,6 +63,7 @@ def pseudo_label(
     if reduce not in ("max", "mean"):
         raise unknown("reduce", reduce, ("max", "mean"))
     ignore_index = _check.ignore_byte(ignore_index)
+    align_corners = _check.flag("align_corners", align_corners)
     if not _library.compiled("pseudo_label", views[0]):
         return reference.pseudo_label(
             views,
@@ -95,7 +96,7 @@ def pseudo_label(
 def _threshold(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
     """(number, None) or (0, per class)."""
     if not isinstance(value, Tensor):
-        if not math.isfinite(value):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise bad("threshold", value, "a finite number or a tensor [C]")
         return float(value), None
     value = _check.class_values("threshold", value, like)
@@ -112,13 +113,21 @@ def _flip_table(flips: Flips, views: Sequence[Tensor]) -> Tensor | None:
         good = flips.dtype == torch.bool and (flips.shape == (k,) or flips.shape == (k, n))
         found: Any = f"{flips.dtype} {list(flips.shape)}"
     elif flips is not None:
-        good = len(flips) == k and all(isinstance(f, bool) or len(f) == n for f in flips)
+        good = isinstance(flips, Sequence) and len(flips) == k and all(_is_flip(f, n) for f in flips)
         found = flips
     else:
         return None
     if not good:
         raise bad("flips", found, f"{k} booleans, one per view, or {k} rows of {n}")
     return reference.flip_table(flips, k, n, views[0].device)
+
+
+def _is_flip(value: Any, n: int) -> bool:
+    """A bool, or one for each of ``n`` samples."""
+    if isinstance(value, Tensor):
+        return value.dtype == torch.bool and value.shape in ((), (n,))
+    many = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == n
+    return isinstance(value, bool) or (many and all(isinstance(v, bool) for v in value))
 
 
 @torch.no_grad()
@@ -150,6 +159,7 @@ def confusion_matrix(
     if logits.shape[1] != num_classes:
         raise bad("logits", _check.shape(logits), f"num_classes = {num_classes} classes")
     _check.labels("target", target, logits)
+    ignore_index, align_corners = _check.ignored(ignore_index), _check.flag("align_corners", align_corners)
     if not _library.compiled("confusion_matrix", logits):
         return reference.confusion_matrix(
             logits, target, num_classes, ignore_index=ignore_index, align_corners=align_corners

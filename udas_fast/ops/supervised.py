@@ -41,6 +41,7 @@ def cross_entropy(
     height, width = target.shape[1:]
     pixel_weight = _check.pixel_weight(pixel_weight, logits, height, width)
     weight = None if weight is None else _check.class_values("weight", weight, logits)
+    ignore_index, align_corners = _check.ignored(ignore_index), _check.flag("align_corners", align_corners)
     code = _check.reduction(reduction)
     if not _library.compiled("cross_entropy", logits):
         return reference.cross_entropy(
@@ -89,6 +90,7 @@ def rectified_cross_entropy(
     _check.labels("target", target, primary)
     height, width = target.shape[1:]
     pixel_weight = _check.pixel_weight(pixel_weight, primary, height, width)
+    ignore_index, align_corners = _check.ignored(ignore_index), _check.flag("align_corners", align_corners)
     code = _check.reduction(reduction)
     if not _library.compiled("rectified_cross_entropy", primary):
         return reference.rectified_cross_entropy(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from udas_fast.data import Geometry
@@ -47,7 +47,7 @@ class InputConfig:
 class Stage:
     """``rounds`` runs of ``steps`` optimisation steps of one objective, each with its own schedule."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w-]*$")]  # it names folders and files
+    name: Annotated[str, Field(pattern=r"^\w[\w-]*$", max_length=100)]  # it names folders and files
     objective: AnyObjective
     steps: Annotated[int, Field(gt=0)]
     rounds: Annotated[int, Field(gt=0)] = 1
@@ -60,9 +60,9 @@ class Stage:
 class Recipe:
     """Which objectives, in which stages, with which numbers."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w .+-]*$", max_length=100)]
     summary: str
-    stages: tuple[Stage, ...]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     model: ModelConfig = field(default_factory=ModelConfig)
     input: InputConfig = field(default_factory=InputConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -72,6 +72,13 @@ class Recipe:
     paper: str = ""  # where the method comes from
     published: str = ""  # the score that its authors report, with the task
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"stages: found two of the name {twice[0]!r}, wanted names that differ")
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as YAML holds it."""
@@ -137,7 +144,11 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise bad("--set", repr(assignment), "KEY=VALUE")
-        _assign(data, key, yaml.safe_load(text))
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise bad(f"--set {key}", repr(text), "a value in YAML") from error
+        _assign(data, key, value)
     return recipe_from_dict(data, "--set")
 
 

@@ -81,6 +81,6 @@ def read_run_file(run: Path, kind: type[Config]) -> tuple[Recipe, Config]:
         config = TypeAdapter(kind).validate_python(document["run"])
     except OSError as error:
         raise InputError(f"run folder {run}: no run to go on with (run.yaml: {error.strerror})") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
         raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
     return recipe_from_dict(document["recipe"], str(path)), config
