@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udas_fast.data import Batch, auto_augment
+from udas_fast.data import Batch
 from udas_fast.models import set_domain
 from udas_fast.objectives import Step
 from udas_fast.objectives.adaptation import Adaptation
@@ -48,7 +48,7 @@ class PublicAdaptation(Adaptation):
 
         self.adversary.requires_grad_(False)
         set_domain(model, "source")
-        for name, batch in labelled_batches(batches, config.mixing, step.generator).items():
+        for name, batch in labelled_batches(batches, config.mixing, step).items():
             maps = upsampled(model(step.normalize(batch.image)), batch.image.shape[-2:])
             losses[name] = segmentation_loss(maps, batch.label, config.auxiliary_weight)
             step.backward(losses[name])
@@ -89,7 +89,7 @@ class PublicSelfTraining(SelfTraining):
     @torch.no_grad()
     def pseudo_label(self, target: Batch, step: Step) -> Tensor:
         """int64 ``[N, H, W]`` with 255 where no view is sure."""
-        views, _ = self.look(target, step.generator, step.normalize)
+        views, _ = self.look(target, step.augment, step.normalize)
         size = target.image.shape[-2:]
         maps = [
             F.softmax(F.interpolate(v.primary, size, mode="bilinear", align_corners=False).float(), dim=1)
@@ -102,13 +102,13 @@ class PublicSelfTraining(SelfTraining):
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
         config, target = self.config, batches["unlabelled"]
         label = self.pseudo_label(target, step)
-        image = auto_augment(target.image, step.generator)
+        image = step.augment(target.image)
         losses = {"pseudo": self._train(model, step, image, label, "target")}
-        for name, batch in labelled_batches(batches, config.mixing, step.generator).items():
+        for name, batch in labelled_batches(batches, config.mixing, step).items():
             losses[name] = self._train(model, step, batch.image, batch.label, "source")
         if "labelled" in batches:
             labelled = batches["labelled"]
-            image = auto_augment(labelled.image, step.generator)
+            image = step.augment(labelled.image)
             losses["seg_labelled"] = self._train(model, step, image, labelled.label, "target")
         return losses
 

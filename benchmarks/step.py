@@ -34,7 +34,7 @@ from udas_fast.engine.memory import CONTEXT, GIB
 from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.engine.tracker import MemoryTracker
 from udas_fast.models import build_model, set_checkpointing
-from udas_fast.objectives import adaptation, self_training
+from udas_fast.objectives import Step, adaptation, self_training
 from udas_fast.plan import POLICIES, predict
 from udas_fast.recipes import Recipe, get_recipe, override
 
@@ -55,6 +55,7 @@ class Clock:
     def __init__(self, device: str) -> None:
         self.device = device
         self.spans: list[tuple[str, Any, Any]] = []
+        self._open: set[str] = set()
 
     def now(self) -> Any:
         if self.device == "cpu":
@@ -65,9 +66,14 @@ class Clock:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
+        if name in self._open:  # inside itself: counted once
+            yield
+            return
+        self._open.add(name)
         begin = self.now()
         yield
         self.spans.append((name, begin, self.now()))
+        self._open.remove(name)
 
     def timed(self, name: str, function: Any) -> Any:
         def run(*args: Any, **options: Any) -> Any:
@@ -127,11 +133,10 @@ def split(loop: Loop, clock: Clock) -> Iterator[None]:
     """While active, the parts of ``loop``'s steps go to ``clock``; losses are what is left."""
     with contextlib.ExitStack() as stack:
         for module in (adaptation, self_training, public_step):
-            for name in ("labelled_batches", "auto_augment"):
-                if hasattr(module, name):
-                    stack.enter_context(
-                        patch.object(module, name, clock.timed("data", getattr(module, name)))
-                    )
+            timed = clock.timed("data", module.labelled_batches)
+            stack.enter_context(patch.object(module, "labelled_batches", timed))
+        augment = Step.augment
+        stack.enter_context(patch.object(Step, "augment", lambda *args: clock.timed("data", augment)(*args)))
         networks = [loop.model, getattr(loop.objective, "teacher", None)]
         for network in filter(None, networks):
             stack.enter_context(patch.object(network, "forward", clock.timed("forward", network.forward)))

@@ -76,11 +76,16 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
 ) -> None:
     """Train a recipe. KIND:ROOT names a dataset: cityscapes, gta5, synthia, camvid, folder, or streets:sim."""
+    from udas_fast import distributed
     from udas_fast.data import ENGINES
+    from udas_fast.engine.distributed import join, leave, restarted
     from udas_fast.recipes import select_stages
     from udas_fast.recipes.domains import DataConfig
     from udas_fast.trainer import Trainer
 
+    join(device)
+    if restarted() and out is not None and (out / "run.yaml").is_file():
+        resume = out
     if resume is not None:
         trainer = Trainer.resume(resume, max_bad_files=max_bad_files, device=device)
     else:
@@ -105,9 +110,13 @@ def train(
             checkpoint_every=checkpoint_every,
             max_bad_steps=max_bad_steps,
         )
-    print(f"already complete: {trainer.run}" if trainer.complete else trainer.describe())
-    _print_scores(trainer.fit(), trainer.classes)
-    print(f"run folder: {trainer.run}")
+    if distributed.is_main():
+        print(f"already complete: {trainer.run}" if trainer.complete else trainer.describe())
+    scores = trainer.fit()
+    if distributed.is_main():
+        _print_scores(scores, trainer.classes)
+        print(f"run folder: {trainer.run}")
+    leave()
 
 
 def _choose_recipe(
@@ -187,11 +196,14 @@ def translate(
     resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
 ) -> None:
     """Train a CycleGAN and translate the source's training images; `--source translated:OUT` trains on them."""
+    from udas_fast import distributed
+    from udas_fast.engine.distributed import join, leave
     from udas_fast.recipes import get_recipe, override
     from udas_fast.recipes.cyclegan import small_cyclegan
     from udas_fast.recipes.domains import DataConfig
     from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
 
+    join(device)
     if resume is not None:
         translation = Translation.resume(resume, device=device)
     else:
@@ -209,10 +221,13 @@ def translate(
             run=out,
             device=device,
         )
-    print(translation.describe())
+    if distributed.is_main():
+        print(translation.describe())
     made = translation.fit()
-    print(f"{made} images translated" if made else "already complete")
-    print(f"run folder: {translation.run}, for training: --source translated:{translation.run}")
+    if distributed.is_main():
+        print(f"{made} images translated" if made else "already complete")
+        print(f"run folder: {translation.run}, for training: --source translated:{translation.run}")
+    leave()
 
 
 @app.command()
@@ -438,21 +453,32 @@ def _print_scores(scores: dict, classes: object) -> None:
 
 
 def main() -> None:
-    """Entry point: an :class:`InputError` becomes one sentence and exit code 2, an interruption 130."""
+    """Entry point: an :class:`InputError` becomes one sentence and exit code 2, an interruption 130.
+
+    Among several processes the sentence is that of the one that stopped first, and it is said once.
+    """
     try:
         app(standalone_mode=True)
     except InputError as error:
-        print(f"udas-fast: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
+        from udas_fast.distributed import ProcessLost
         from udas_fast.engine.interrupt import Interrupted
 
-        if not isinstance(error, Interrupted):
+        if not isinstance(error, (Interrupted, ProcessLost)):
             raise
+        _say(error)
+        sys.exit(INTERRUPTED if isinstance(error, Interrupted) else 1)
+
+
+def _say(error: Exception) -> None:
+    from udas_fast.distributed import stopped_first
+
+    if stopped_first(error):
         print(f"udas-fast: {error}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,17 +18,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from udas_fast import evaluation
+from udas_fast import distributed, evaluation
 from udas_fast.atomic import atomic_write
 from udas_fast.data import ClassSet, Faults, Loader
 from udas_fast.doctor import write_environment
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.checkpoint import CheckpointFolder
+from udas_fast.engine.distributed import join
 from udas_fast.engine.fault import BadSteps
 from udas_fast.engine.lock import locked
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.optim import MakeOptimizer, apex_sgd
-from udas_fast.engine.precision import build_amp, memory_format, resolve_device
+from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.engine.probe import check_network
 from udas_fast.engine.runner import Runner, open_runner
 from udas_fast.engine.seeding import seed_step
@@ -43,7 +45,7 @@ from udas_fast.recipes.run_file import changed_since, read_run_file, run_documen
 
 
 class Trainer:
-    """Trains ``model`` by ``recipe`` on ``data``.
+    """Trains ``model`` by ``recipe`` on ``data``; under torchrun all processes do so together.
 
     Args:
         model: any network that :func:`udas_fast.models.heads` understands; None builds the recipe's own.
@@ -60,12 +62,14 @@ class Trainer:
             The recipe's schedule scales the rates of its groups.
         max_bad_steps: steps with a loss or gradient that is not finite which are left out and counted; one more ends
             the run. Above 0 the host waits for every step.
-        callbacks: are told of steps and phases; see :class:`udas_fast.engine.callbacks.Callback`.
+        callbacks: are told of steps and phases, in the main process; see
+            :class:`udas_fast.engine.callbacks.Callback`.
 
     Raises:
         InputError: before any work, where data, weights, device or run folder are not as they should be.
     """
 
+    @distributed.stopping_all()
     def __init__(
         self,
         model: nn.Module | None,
@@ -83,6 +87,7 @@ class Trainer:
         optimizer: MakeOptimizer | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        self.device = join(device)
         named = data if isinstance(data, DataConfig) else None
         domains = Domains.open(data, recipe) if isinstance(data, DataConfig) else data
         given = tuple(name for name, part in (("model", model), ("optimizer", optimizer)) if part is not None)
@@ -97,14 +102,18 @@ class Trainer:
             checkpoint_every,
             max_bad_steps,
         )
-        self._set_up(model, recipe, domains, Path(run), config, device, optimizer, callbacks)
+        self._set_up(model, recipe, domains, Path(run), config, optimizer, callbacks)
         self.domains.verify()
+        distributed.on_main(self._begin)
+
+    def _begin(self) -> None:
         with locked(self.run):
             if self.checkpoints.newest() is not None or self.complete:
-                raise bad(f"run folder {run}", "an earlier run", "a new folder, or --resume")
-            write_run_file(self.run, recipe, config)
+                raise bad(f"run folder {self.run}", "an earlier run", "a new folder, or --resume")
+            write_run_file(self.run, self.recipe, self.config)
 
     @classmethod
+    @distributed.stopping_all()
     def resume(
         cls,
         run: str | os.PathLike[str],
@@ -126,15 +135,16 @@ class Trainer:
         Raises:
             InputError: no run there, a damaged file, or objects that were given at first and are missing now.
         """
+        self = cls.__new__(cls)
+        self.device = join(device)
         recipe, config = read_run_file(Path(run), RunConfig)
         require_objects(Path(run), config, model=model, data=data, optimizer=optimizer)
         if data is None and max_bad_files > config.data.max_bad_files:
             config = replace(config, data=replace(config.data, max_bad_files=max_bad_files))
-            write_run_file(Path(run), recipe, config)
-        self = cls.__new__(cls)
+            distributed.on_main(lambda: write_run_file(Path(run), recipe, config))
         domains = Domains.open(config.data, recipe) if data is None else data
         domains = replace(domains, engine=config.engine)
-        self._set_up(model, recipe, domains, Path(run), config, device, optimizer, callbacks)
+        self._set_up(model, recipe, domains, Path(run), config, optimizer, callbacks)
         return self
 
     def _set_up(
@@ -144,7 +154,6 @@ class Trainer:
         domains: Domains,
         run: Path,
         config: RunConfig,
-        device: str,
         optimizer: MakeOptimizer | None,
         callbacks: Sequence[Callback],
     ) -> None:
@@ -157,8 +166,8 @@ class Trainer:
         if any(stage.optimizer.name == "apex_sgd" for stage in recipe.stages):
             apex_sgd()  # now, and not when its stage begins
         self.recipe, self.config, self.run = recipe, config, run
-        self.optimizer, self.callbacks = optimizer, tuple(callbacks)
-        self.device = resolve_device(device)
+        self.optimizer = optimizer
+        self.callbacks = tuple(callbacks) if distributed.is_main() else ()
         self.amp = build_amp(recipe.precision, self.device)
         self.domains = domains
         self.domains.require(recipe)
@@ -218,8 +227,15 @@ class Trainer:
                 "memory.budget", "a network of the user's own", "the recipe's own, which can be predicted"
             )
         return choose_checkpointing(
-            self.recipe, num_classes=len(self.classes), labelled=self.domains.labelled is not None
+            self._own_recipe, num_classes=len(self.classes), labelled=self.domains.labelled is not None
         )
+
+    @property
+    def _own_recipe(self) -> Recipe:
+        """The recipe with this process's part of a batch, which is what its memory is taken for."""
+        inputs = self.recipe.input
+        batch_size = max(1, inputs.batch_size // distributed.world())
+        return replace(self.recipe, input=replace(inputs, batch_size=batch_size))
 
     def _start_from(self, path: Path) -> None:
         """Take over the model of a finished run; normalisation and dropout may differ, the rest may not."""
@@ -251,11 +267,16 @@ class Trainer:
         lines = [
             f"recipe {self.recipe.name}: {', '.join(phase.name for _, phase in self._phases)}; {steps} steps",
             f"network {type(self.model).__name__}, {parameters:,} parameters, {len(self.classes)} classes, "
-            f"{self.device} in {self.amp.name}, checkpointing {self.checkpointing}",
+            f"{self._processes()} in {self.amp.name}, checkpointing {self.checkpointing}",
             self.domains.describe(),
         ]
         return "\n".join(lines if self.weights_report is None else [*lines, self.weights_report.summary()])
 
+    def _processes(self) -> str:
+        world = distributed.world()
+        return str(self.device) if world == 1 else f"{world} processes on {self.device.type}"
+
+    @distributed.stopping_all()
     def fit(self) -> dict[str, evaluation.Scores]:
         """Run every phase that is left; scores on the target's val split by phase, also in ``scores.json``.
 
@@ -265,9 +286,10 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
             InputError: a loss is not finite, a file turned bad, or the GPU's memory was not enough.
         """
-        if self.complete:
+        if distributed.on_main(lambda: self.complete):
             return self._finished()
-        with locked(self.run):
+        with ExitStack() as stack:
+            distributed.on_main(lambda: stack.enter_context(locked(self.run)))
             return self._train()
 
     def _train(self) -> dict[str, evaluation.Scores]:
@@ -275,7 +297,7 @@ class Trainer:
             raise bad(
                 f"{self.run}/run.yaml", "another run than this trainer's", "a folder of its own for each"
             )
-        write_environment(self.run, str(self.device), self.amp.name)
+        distributed.on_main(lambda: write_environment(self.run, self._processes(), self.amp.name))
         first, saved = self._newest_state()
         before = sum(phase.steps for _, phase in self._phases[:first])
         total = sum(phase.steps for _, phase in self._phases)
@@ -296,11 +318,14 @@ class Trainer:
                 except torch.OutOfMemoryError as error:
                     raise self._out_of_memory(phase, error) from error
                 before, saved = before + phase.steps, None
+        distributed.on_main(self._finish)
+        return self.scores
+
+    def _finish(self) -> None:
         self._picture()
         self.save(self.run / MODEL_FILE)  # last: it says that the run is complete
         for callback in self.callbacks:
             callback.on_run_end(self.run)
-        return self.scores
 
     def _finished(self) -> dict[str, evaluation.Scores]:
         TrainedModel.load(self.run, self.device, self.model)
@@ -359,6 +384,8 @@ class Trainer:
         def state() -> dict[str, Any]:
             scores = {name: score.to_dict() for name, score in self.scores.items()}
             idle = {k: n.state_dict() for k, n in self.networks.items() if n is not self.model}
+            found = [sentence for part in distributed.all_values(self.faults.found) for sentence in part]
+            self.faults.found[:] = dict.fromkeys(found)  # all processes' files, each once
             return {
                 "phase": index,
                 "scores": scores,
@@ -381,7 +408,7 @@ class Trainer:
             scores[phase.name] = self.evaluate()
             self.scores |= scores
             runner.recorder.scores(step, {f"{phase.name}/miou": scores[phase.name].miou})
-            self._write_scores()
+            distributed.on_main(self._write_scores)
         for callback in self.callbacks:
             callback.on_phase_end(phase.name, step, {name: score.miou for name, score in scores.items()})
 
@@ -402,7 +429,9 @@ class Trainer:
         advise = "set a smaller input.batch_size or size"
         if self.model_config is not None:
             labelled = self.domains.labelled is not None
-            advise = advice(self.recipe, self.checkpointing, num_classes=len(self.classes), labelled=labelled)
+            advise = advice(
+                self._own_recipe, self.checkpointing, num_classes=len(self.classes), labelled=labelled
+            )
         return InputError(f"{phase.name} ran out of memory ({str(error).splitlines()[0]}): {advise}")
 
     def _newest_state(self) -> tuple[int, dict[str, Any] | None]:
@@ -412,7 +441,8 @@ class Trainer:
             return 0, None
         now = run_document(self.recipe, self.config)
         for change in changed_since(state.get("run", now), now):  # older checkpoints do not say
-            tqdm.write(f"run.yaml was edited since the checkpoint: {change}", file=sys.stderr)
+            if distributed.is_main():
+                tqdm.write(f"run.yaml was edited since the checkpoint: {change}", file=sys.stderr)
         self.faults.found[:] = state["bad_files"]
         self.bad_steps.found = state.get("bad_steps", 0)
         for name, weights in state.get("networks", {}).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from udas_fast.data import Batch
 from udas_fast.errors import InputError
+from udas_fast.objectives import Step
 from udas_fast.objectives.fda import match_fda
 from udas_fast.objectives.mixing import MixingConfig, labelled_batches
 
@@ -71,9 +73,11 @@ def test_each_image_has_its_own_target_and_the_size_may_differ() -> None:
         assert torch.equal(both[i : i + 1], match_fda(source[i : i + 1], target[i : i + 1], 0.1))
 
 
-def test_the_setting_reaches_the_source_and_no_label(batches: dict[str, Batch]) -> None:
+def test_the_setting_reaches_the_source_and_no_label(
+    batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
     config = MixingConfig(translate="fda", fda_beta=0.1, augment=False)
-    out = labelled_batches(batches, config, torch.Generator().manual_seed(0))
+    out = labelled_batches(batches, config, make_step())
     source = batches["source"]
     assert torch.equal(out["seg"].image, match_fda(source.image, batches["unlabelled"].image, 0.1))
     assert torch.equal(out["seg"].label, source.label)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
 from udas_fast.data import Batch
+from udas_fast.objectives import Step
 from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig, domain_cutmix, labelled_batches
 
@@ -21,9 +23,11 @@ def _coded(value: int, n: int = 8) -> Batch:
 
 
 @pytest.mark.parametrize("paste", ["source", "target"])
-def test_labels_follow_pixels_and_the_box_holds_the_pasted_domain(paste: str) -> None:
+def test_labels_follow_pixels_and_the_box_holds_the_pasted_domain(
+    paste: str, make_step: Callable[..., Step]
+) -> None:
     config = replace(PLAIN, paste=paste, fit=True)
-    mixed = domain_cutmix(_coded(3), _coded(255), config, torch.Generator().manual_seed(0))
+    mixed = domain_cutmix(_coded(3), _coded(255), config, make_step())
     for channel in range(3):
         assert torch.equal(mixed.image[:, channel], mixed.label)
     assert mixed.label.unique().tolist() == [3, 255]
@@ -34,32 +38,38 @@ def test_labels_follow_pixels_and_the_box_holds_the_pasted_domain(paste: str) ->
             assert inside.sum() == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
 
 
-def test_mixed_batch_joins_the_source_or_replaces_it(batches: dict[str, Batch]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    joined = labelled_batches(batches, PLAIN, generator)
+def test_mixed_batch_joins_the_source_or_replaces_it(
+    batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    step = make_step()
+    joined = labelled_batches(batches, PLAIN, step)
     assert list(joined) == ["seg", "seg_mixed"]
     assert torch.equal(joined["seg"].image, batches["source"].image)
-    assert list(labelled_batches(batches, replace(PLAIN, replace=True), generator)) == ["seg_mixed"]
+    assert list(labelled_batches(batches, replace(PLAIN, replace=True), step)) == ["seg_mixed"]
     del batches["labelled"]
-    assert list(labelled_batches(batches, PLAIN, generator)) == ["seg"]
-    augmented = labelled_batches(batches, replace(PLAIN, augment=True), generator)
+    assert list(labelled_batches(batches, PLAIN, step)) == ["seg"]
+    augmented = labelled_batches(batches, replace(PLAIN, augment=True), step)
     assert list(augmented) == ["seg", "seg_augmented"]
     assert torch.equal(augmented["seg"].image, batches["source"].image)
     assert torch.equal(augmented["seg_augmented"].label, batches["source"].label)
     assert not torch.equal(augmented["seg_augmented"].image, batches["source"].image)
 
 
-def test_without_pasting_labelled_target_images_are_left_out(batches: dict[str, Batch]) -> None:
-    made = labelled_batches(batches, NO_MIXING, torch.Generator().manual_seed(0))
+def test_without_pasting_labelled_target_images_are_left_out(
+    batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    made = labelled_batches(batches, NO_MIXING, make_step())
     assert list(made) == ["seg"]
     assert made["seg"].image is batches["source"].image
     assert AdaptationConfig(mixing=NO_MIXING).uses == ()
     assert AdaptationConfig().uses == ("labelled",)
 
 
-def test_augmentation_and_translation_leave_labels_alone(batches: dict[str, Batch]) -> None:
-    plain = labelled_batches(batches, PLAIN, torch.Generator().manual_seed(5))
-    full = labelled_batches(batches, MixingConfig(), torch.Generator().manual_seed(5))
+def test_augmentation_and_translation_leave_labels_alone(
+    batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    plain = labelled_batches(batches, PLAIN, make_step(seed=5))
+    full = labelled_batches(batches, MixingConfig(), make_step(seed=5))
     for name in plain:
         assert torch.equal(plain[name].label, full[name].label)
         assert full[name].image.dtype == torch.uint8

@@ -45,7 +45,7 @@ def _labels(config: SelfTrainingConfig, step: Step) -> tuple[torch.Tensor, torch
     objective.start(_pointwise())
     batch = _smooth()
     pseudo = objective.label(
-        *objective.look(batch, step.generator, step.normalize), batch.image.shape[-2:], 0.0
+        *objective.look(batch, step.augment, step.normalize), batch.image.shape[-2:], 0.0
     )
     return pseudo.label, pseudo.confidence
 
@@ -69,7 +69,7 @@ def test_views_are_counted(
     objective = SelfTrainingConfig(views=2, flip_view=True, scales=(1.25,)).build(4)
     objective.start(tiny_net)
     step = make_step()
-    logits, flips = objective.look(batches["unlabelled"], step.generator, step.normalize)
+    logits, flips = objective.look(batches["unlabelled"], step.augment, step.normalize)
     assert flips == [
         False,
         False,

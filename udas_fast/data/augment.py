@@ -81,13 +81,23 @@ def auto_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tens
     ``images`` uint8 ``[N, 3, H, W]`` → new uint8 tensor of that shape on the same device. Three numbers are
     drawn for each image, whatever they decide. Raises InputError for other shapes and dtypes.
     """
+    return apply_each(images, draw_each(len(images), generator))
+
+
+def draw_each(n: int, generator: torch.Generator) -> list[Operations]:
+    """What each of ``n`` images goes through, from three numbers of the CPU ``generator`` for each."""
+    picks = torch.randint(len(POLICY), (n,), generator=generator).tolist()
+    chances = torch.rand(n, 2, generator=generator).tolist()
+    return [_happening(pick, pair) for pick, pair in zip(picks, chances, strict=True)]
+
+
+def apply_each(images: torch.Tensor, operations: Sequence[Operations]) -> torch.Tensor:
+    """Image i of uint8 ``[N, 3, H, W]`` through ``operations[i]``. Raises InputError for other shapes and dtypes."""
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
         raise bad("images", f"{images.dtype} {tuple(images.shape)}", "uint8 [N, 3, H, W]")
-    picks = torch.randint(len(POLICY), (len(images),), generator=generator).tolist()
-    chances = torch.rand(len(images), 2, generator=generator).tolist()
     out = torch.empty_like(images)
-    for i, image in enumerate(images):
-        out[i] = apply_all(image, _happening(picks[i], chances[i]))
+    for i, (image, each) in enumerate(zip(images, operations, strict=True)):
+        out[i] = apply_all(image, each)
     return out
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from udas_fast import distributed
 from udas_fast.data import augment
 from udas_fast.data.faults import BadFile, Faults, read_or_replace
 from udas_fast.data.geometry import Geometry, Placement, resize
@@ -165,6 +166,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """All samples in order, one to a batch: the image resized to ``size`` (H, W), the label at its own size.
 
+    Among several processes those of this one: every sample goes to one of them.
+
     ``size=None`` keeps the image's own size. Raises InputError naming the file where one is unreadable.
     """
     if size is not None and min(size) < 1:
@@ -173,7 +176,9 @@ def evaluation_batches(
 
 
 def _in_order(dataset: SegmentationDataset, size: tuple[int, int] | None, workers: int) -> Iterator[Batch]:
-    for batch, faults in _load(_InOrder(dataset, size), [[i] for i in range(len(dataset))], workers):
+    for batch, faults in _load(
+        _InOrder(dataset, size), [[i] for i in distributed.own(len(dataset))], workers
+    ):
         if batch is None:
             raise InputError(faults[0])
         yield batch

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from udas_fast import distributed
 from udas_fast.atomic import atomic_write
 from udas_fast.data.datasets import check_sizes
 from udas_fast.data.files import UNREADABLE, IdMap, read_ids
@@ -27,6 +29,7 @@ class PseudoLabels:
 
     While a teacher works, ``raw/`` holds class and confidence of every pixel, so that thresholds may depend on all
     images; it goes when the labels are whole. Files are written atomically, and those that can be read are kept.
+    Several processes share the images and the folder: the methods are collective, but :meth:`add`.
 
     Args:
         folder: of this round alone.
@@ -42,21 +45,26 @@ class PseudoLabels:
     @property
     def complete(self) -> bool:
         """Whether every label is there."""
+        return distributed.on_main(self._is_complete)
+
+    def _is_complete(self) -> bool:
         path = self.folder / "summary.json"
         if not path.is_file() or read_summary(self.folder)["key"] != self.key:
             return False
         return all(label_file(self.folder, index).is_file() for index in range(self.length))
 
-    def missing(self, rank: int = 0, world: int = 1) -> Iterator[int]:
-        """The images that process ``rank`` of ``world`` has still to :meth:`add`: each ``world``-th of them."""
+    def missing(self) -> list[int]:
+        """The images that this process has still to :meth:`add`."""
+        distributed.on_main(self._begin)
+        return [index for index in distributed.own(self.length) if self._read(index) is None]
+
+    def _begin(self) -> None:
+        """Make the folder, anew where it holds the labels of another key."""
         marker = self.raw / "key"
         if not marker.is_file() or marker.read_text(encoding="utf-8") != self.key:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.raw.mkdir(parents=True)
             atomic_write(self.key, marker)
-        for index in range(rank, self.length, world):
-            if self._read(index) is None:
-                yield index
 
     def add(self, index: int, label: np.ndarray, confidence: np.ndarray) -> None:
         """Store the class uint8 ``[H, W]`` and the confidence in 0 to 1 ``[H, W]`` of each pixel of an image."""
@@ -70,13 +78,14 @@ class PseudoLabels:
         threshold is rounded up to a 256th, the step of the confidences on disk.
         """
         histogram = np.zeros((self.classes, LEVELS), np.int64)
-        for index in range(self.length):
+        for index in distributed.own(self.length):
             label, level = self._whole(index)
             pairs = label.astype(np.int64) * LEVELS + level
             histogram += np.bincount(pairs.ravel(), minlength=histogram.size).reshape(histogram.shape)
+        histogram = distributed.all_sum(torch.from_numpy(histogram)).numpy()
         lowest = np.ceil(choose(histogram.reshape(self.classes, BINS, -1).sum(2)) * LEVELS)
         lowest = lowest.clip(0, LEVELS - 1).astype(np.int64)
-        for index in range(self.length):
+        for index in distributed.own(self.length):
             label, level = self._whole(index)
             _write_png(
                 label_file(self.folder, index), np.where(level >= lowest[label], label, np.uint8(IGNORE))
@@ -89,6 +98,10 @@ class PseudoLabels:
             "threshold": (lowest / LEVELS).tolist(),
             "histogram": parts.reshape(self.classes, 2, BINS, -1).sum(3).tolist(),
         }
+        distributed.all_values(None)  # every label is written
+        distributed.on_main(lambda: self._close(summary))
+
+    def _close(self, summary: dict[str, Any]) -> None:
         write_json(self.folder / "summary.json", summary)
         shutil.rmtree(self.raw)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from udas_fast import distributed
 from udas_fast.data.descriptions import class_set
 from udas_fast.data.seeding import generator
 from udas_fast.data.types import IGNORE, Batch, ClassSet
@@ -33,7 +34,7 @@ class Loader:
     A run that was stopped goes on to the same bits where the loader draws from the global generators of torch,
     numpy and ``random`` or from none, as these are seeded for every epoch and batch; the batches of the epoch that
     were trained on are drawn again and dropped. Across processes each loader shards itself (``DistributedSampler``,
-    whose ``set_epoch`` is called).
+    whose ``set_epoch`` is called); one to score on is the same in all, and each process takes some of its batches.
 
     Args:
         batches: the iterable.
@@ -99,11 +100,11 @@ class Loader:
 class LoaderStream:
     """The endless batches of a :class:`Loader`, of which a batch is a function of (seed, name, step)."""
 
-    def __init__(self, loader: Loader, seed: int, name: str, *, labelled: bool, world: int = 1) -> None:
+    def __init__(self, loader: Loader, seed: int, name: str, *, labelled: bool) -> None:
         self.loader, self.labelled = loader, labelled
-        self.place = (seed, name)
+        self.place = (seed, name) if distributed.is_main() else (seed, name, distributed.rank())
         # Images of one step over all processes, as far as the loader tells: a run can only go on with the same.
-        self.global_batch = world * (getattr(loader.batches, "batch_size", None) or 0)
+        self.global_batch = distributed.world() * (getattr(loader.batches, "batch_size", None) or 0)
 
     def batches(self, start_step: int = 0, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """The batches of steps ``start_step``, ``start_step`` + 1, …, without end, on ``device``.

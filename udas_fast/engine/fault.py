@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
+from udas_fast import distributed
 from udas_fast.atomic import atomic_write
 from udas_fast.errors import InputError
 
@@ -34,14 +35,12 @@ class BadSteps:
     ) -> bool:
         """Whether a step is to be left out, because a loss or a gradient is not finite; waits for the device.
 
-        ``buffers`` then take back their values from before the step: (buffer, value) each. The processes of
-        torch.distributed decide together.
+        ``buffers`` then take back their values from before the step: (buffer, value) each. All processes decide
+        together.
         """
         finite = [loss.detach().abs() <= EXPLODED for loss in losses.values()]
         useful = torch.stack([*finite, *(gradient.isfinite().all() for gradient in gradients)]).all()
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(useful := useful.int(), distributed.ReduceOp.MIN)
-        if useful.item():
+        if not any(distributed.any_of([not useful.item()])):
             return False
         for buffer, value in buffers:
             buffer.copy_(value)
@@ -60,18 +59,21 @@ def describe_fault(
     """What is wrong with a step, and ``folder/fault.json`` about it; None where all ``losses`` are as they should be.
 
     ``record`` has the step, its phase and rate; ``samples`` the ids of its images by stream. A step that was
-    ``skipped`` with good losses had gradients that were not.
+    ``skipped`` with good losses had gradients that were not. Collective: the losses are the same in all processes,
+    the images are each one's own.
     """
     term = next((name for name, value in losses.items() if not abs(value) <= EXPLODED), None)
     if term is None and not skipped:
         return None
+    parts = distributed.all_values(samples)
+    images = {name: [i for part in parts for i in part[name]] for name in samples}
     # JSON has no word for what is not finite.
     values = {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
-    document = {**record, "term": term, "losses": values, "samples": {k: list(v) for k, v in samples.items()}}
-    atomic_write(json.dumps(document, indent=2) + "\n", folder / "fault.json")
-    images = "; ".join(f"{name} {', '.join(ids[:4])}" for name, ids in samples.items())
+    document = {**record, "term": term, "losses": values, "samples": images}
+    distributed.on_main(lambda: atomic_write(json.dumps(document, indent=2) + "\n", folder / "fault.json"))
+    listed = "; ".join(f"{name} {', '.join(ids[:4])}" for name, ids in images.items())
     what = "a gradient is not finite" if term is None else f"loss {term!r} is {losses[term]:g}"
-    return f"{what} at step {record['step']} ({record['phase']}), on {images}"
+    return f"{what} at step {record['step']} ({record['phase']}), on {listed}"
 
 
 def check_losses(

@@ -6,13 +6,19 @@ import signal
 import threading
 from types import FrameType
 
+from udas_fast import distributed
+
 
 class Interrupted(Exception):
     """The run was asked to stop and has written a checkpoint."""
 
 
 class StopSignal:
-    """While active, SIGINT and SIGTERM set :attr:`requested`; a second one acts as usual."""
+    """While active, SIGINT and SIGTERM set :attr:`requested`; a second one acts as usual.
+
+    Not so among several processes: Ctrl-C reaches each of them from the terminal and once more from torchrun, which
+    kills what has not ended after half a minute.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -29,7 +35,8 @@ class StopSignal:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._restore()
+        if distributed.world() == 1:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from udas_fast.data import LoaderStream, Stream
+from udas_fast import distributed
+from udas_fast.data import BadFile, LoaderStream, Stream
+from udas_fast.engine.distributed import average_buffers, average_gradients, same_everywhere
 from udas_fast.engine.ema import WeightAverage
 from udas_fast.engine.fault import BadSteps
 from udas_fast.engine.optim import MakeOptimizer, OptimizerConfig, build_optimizers, set_learning_rates
@@ -32,6 +34,9 @@ class Phase:
 
 class Loop:
     """Runs one phase; :meth:`state_dict` is everything that the phase needs to go on.
+
+    Where there are several processes (:mod:`udas_fast.distributed`), all run the same steps, each on its part of
+    every batch, and hold the same state after each.
 
     Args:
         phase: what to run.
@@ -60,6 +65,8 @@ class Loop:
         self.phase, self.model, self.objective, self.streams = phase, model, objective, streams
         self.amp, self.seed = amp, seed
         self.memory_format = memory_format(amp, model)
+        same_everywhere(model)  # a user's network need not have been made with one seed
+        same_everywhere(objective)
         self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer, optimizer)
         self.average = None if ema is None else WeightAverage(model, ema)
         self.bad_steps = bad_steps or BadSteps()
@@ -78,7 +85,8 @@ class Loop:
         self.model.train()
         while self.done < self.phase.steps:
             asked = time.perf_counter()
-            step_batches = {name: next(it) for name, it in batches.items()}
+            with distributed.together(BadFile):
+                step_batches = {name: next(it) for name, it in batches.items()}
             self.data_wait = time.perf_counter() - asked
             self.samples = {name: batch.ids for name, batch in step_batches.items()}
             losses = self._step(step_batches)
@@ -96,8 +104,7 @@ class Loop:
 
     def weights_are_finite(self) -> bool:
         """Whether every trained weight is a finite number; waits for the device."""
-        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-        return bool(torch.stack([p.isfinite().all() for group in groups for p in group["params"]]).all())
+        return bool(torch.stack([p.isfinite().all() for p in _parameters(self.optimizers)]).all())
 
     def _step(self, batches: dict[str, Any]) -> dict[str, Tensor]:
         progress = self.done / self.phase.steps
@@ -106,7 +113,7 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
         step = Step(
             progress=progress,
-            generator=seed_step(self.seed, self.phase.name, self.done),
+            generator=self._seed_step(),
             backward=self._backward,
             normalize=self._input,
         )
@@ -114,20 +121,29 @@ class Loop:
         buffers = [(b, b.clone()) for b in (*self.model.buffers(), *self.objective.buffers()) if may_skip]
         with self.amp.autocast():
             losses = self.objective.step(self.model, batches, step)
+        average_gradients(_parameters(self.optimizers))
         self.skipped = may_skip and self.bad_steps.undo(losses, self._gradients(), buffers)
         if self.skipped:
             return losses
         for optimizer in self.optimizers.values():
             self.amp.scaler.step(optimizer)
         self.amp.scaler.update()
+        average_buffers(self.model)
         return losses
+
+    def _seed_step(self) -> torch.Generator:
+        """The step's generator is the same in all processes; torch's own, of dropout, is not."""
+        place = (self.seed, self.phase.name, self.done)
+        generator = seed_step(*place)
+        if not distributed.is_main():
+            seed_step(*place, "rank", distributed.rank())
+        return generator
 
     def _gradients(self) -> list[Tensor]:
         """All of them but those that a scaler looks after itself."""
         if self.amp.scaler.is_enabled():
             return []
-        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        return [p.grad for p in _parameters(self.optimizers) if p.grad is not None]
 
     def _input(self, image: Tensor) -> Tensor:
         return normalize(image).contiguous(memory_format=self.memory_format)
@@ -161,7 +177,7 @@ class Loop:
                 raise bad(
                     f"images of {name} in a step over all processes",
                     stream.global_batch,
-                    f"{before}, as when the checkpoint was written (batch size times processes)",
+                    f"{before}, as when the checkpoint was written",
                 )
         self.done = state["done"]
         try:
@@ -176,3 +192,8 @@ class Loop:
             found = str(error).splitlines()[-1].strip()
             wanted = "network, objective and optimiser of that run"
             raise bad(f"checkpoint of {self.phase.name}", found, wanted) from error
+
+
+def _parameters(optimizers: Mapping[str, torch.optim.Optimizer]) -> list[nn.Parameter]:
+    groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+    return [p for group in groups for p in group["params"]]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from udas_fast import distributed
 from udas_fast.atomic import atomic_write, writing
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.fault import check_losses, describe_fault
@@ -25,6 +26,8 @@ from udas_fast.engine.fault import check_losses, describe_fault
 
 class Recorder:
     """Collects the losses of every step on the device and reads them once every ``every`` steps.
+
+    Among several processes these are the means of all, and the main one alone writes.
 
     Args:
         folder: the run's folder.
@@ -39,21 +42,13 @@ class Recorder:
     ) -> None:
         self._folder = folder
         self._callbacks = callbacks
-        self._file = _continue(folder / "metrics.jsonl", first)
-        self._times = _continue(folder / "timing.jsonl", first)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+        self._files = _Files(folder, first, total) if distributed.is_main() else None
         self._every = every
         self._pending: list[
             tuple[dict[str, float | str], dict[str, Tensor], Mapping[str, Sequence[str]], bool]
         ] = []
         self._waits: list[dict[str, float]] = []
         self._before = time.perf_counter()
-        self._phase = ""
-        # A bar where someone watches, a line every half minute in a log.
-        interval = 0.1 if sys.stderr.isatty() else 30.0
-        self._bar = tqdm(
-            total=total, initial=first, unit="step", mininterval=interval, miniters=1, maxinterval=interval
-        )
 
     def step(
         self,
@@ -78,10 +73,8 @@ class Recorder:
         self._pending.append((record, dict(losses), samples, skipped))
         if len(self._pending) >= self._every:
             self.flush()
-        if phase != self._phase:
-            self._phase = phase
-            self._bar.set_description(phase, refresh=False)
-        self._bar.update()
+        if self._files is not None:
+            self._files.show_step(phase)
 
     def flush(self) -> None:
         """Read what is pending, check it and write it.
@@ -98,44 +91,86 @@ class Recorder:
     def _write(self) -> list[dict[str, float | str]]:
         """The lines that were written."""
         written = []
-        for record, losses, samples, skipped in self._pending:
-            values = torch.stack([v.float() for v in losses.values()]).tolist()  # one wait for all terms
+        for (record, losses, samples, skipped), values in zip(self._pending, self._read(), strict=True):
             named = dict(zip(losses, values, strict=True))
             if skipped:
                 fault = describe_fault(self._folder, record, named, samples, skipped=True)
-                tqdm.write(f"skipped: {fault}", file=sys.stderr)
+                if self._files is not None:
+                    tqdm.write(f"skipped: {fault}", file=sys.stderr)
                 continue
             check_losses(self._folder, record, named, samples)
-            for name, value in named.items():
-                self._board.add_scalar(f"loss/{name}", value, record["step"])
-            self._board.add_scalar("lr", record["lr"], record["step"])
-            self._file.write(json.dumps(record | named) + "\n")
+            if self._files is not None:
+                self._files.add_losses(record, named)
             written.append(record | named)
-            self._bar.set_postfix({name: f"{value:.3g}" for name, value in named.items()}, refresh=False)
+        if self._files is not None:
+            self._files.add_times(self._waits)
         self._pending.clear()
-        self._file.flush()
-        self._flush_times()
+        self._waits.clear()
         return written
 
-    def _flush_times(self) -> None:
-        """Times are means over what was pending: on a GPU a single step's is the host's, not the device's."""
-        if self._waits:
-            step = self._waits[-1]["step"]
-            seconds, wait = (sum(w[name] for w in self._waits) for name in ("seconds", "data_wait"))
-            self._board.add_scalar("time/step", seconds / len(self._waits), step)
-            self._board.add_scalar("time/data_wait", wait / len(self._waits), step)
-            self._bar.set_description(f"{self._phase}, {wait / seconds:.1%} waiting for data", refresh=False)
-        self._times.writelines(json.dumps(wait) + "\n" for wait in self._waits)
-        self._times.flush()
-        self._waits.clear()
+    def _read(self) -> list[list[float]]:
+        """The values of each pending step's losses; waits for the device once."""
+        if not self._pending:
+            return []
+        values = torch.stack([v.float() for _, losses, *_ in self._pending for v in losses.values()])
+        counts = [len(losses) for _, losses, *_ in self._pending]
+        return [part.tolist() for part in distributed.all_mean(values).cpu().split(counts)]
 
     def scores(self, step: int, values: Mapping[str, float]) -> None:
         """Add evaluation results to the events."""
+        if self._files is not None:
+            self._files.add_scores(step, values)
+
+    def close(self) -> None:
+        """Close files and bar; what is pending and could not be read is left out."""
+        if self._files is not None:
+            self._files.close()
+
+
+class _Files:
+    """Where a :class:`Recorder` writes and what it shows."""
+
+    def __init__(self, folder: Path, first: int, total: int) -> None:
+        self._file = _continue(folder / "metrics.jsonl", first)
+        self._times = _continue(folder / "timing.jsonl", first)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+        self._phase = ""
+        # A bar where someone watches, a line every half minute in a log.
+        interval = 0.1 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(
+            total=total, initial=first, unit="step", mininterval=interval, miniters=1, maxinterval=interval
+        )
+
+    def show_step(self, phase: str) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            self._bar.set_description(phase, refresh=False)
+        self._bar.update()
+
+    def add_losses(self, record: Mapping[str, float | str], named: Mapping[str, float]) -> None:
+        for name, value in named.items():
+            self._board.add_scalar(f"loss/{name}", value, record["step"])
+        self._board.add_scalar("lr", record["lr"], record["step"])
+        self._file.write(json.dumps({**record, **named}) + "\n")
+        self._bar.set_postfix({name: f"{value:.3g}" for name, value in named.items()}, refresh=False)
+
+    def add_times(self, waits: Sequence[Mapping[str, float]]) -> None:
+        """Times are means over what was pending: on a GPU a single step's is the host's, not the device's."""
+        self._file.flush()
+        if waits:
+            step = waits[-1]["step"]
+            seconds, wait = (sum(w[name] for w in waits) for name in ("seconds", "data_wait"))
+            self._board.add_scalar("time/step", seconds / len(waits), step)
+            self._board.add_scalar("time/data_wait", wait / len(waits), step)
+            self._bar.set_description(f"{self._phase}, {wait / seconds:.1%} waiting for data", refresh=False)
+        self._times.writelines(json.dumps(wait) + "\n" for wait in waits)
+        self._times.flush()
+
+    def add_scores(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._board.add_scalar(f"score/{name}", value, step)
 
     def close(self) -> None:
-        """Close files and bar; what is pending and could not be read is left out."""
         self._bar.close()
         for file in (self._file, self._times, self._board):
             with suppress(OSError):  # a full disk has been told of where it was met

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from udas_fast import distributed
 from udas_fast.data import BadFile
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.checkpoint import CheckpointFolder
@@ -56,7 +57,9 @@ class Runner:
             if not loop.weights_are_finite():  # the last step's gradient, which no loss has shown yet
                 raise bad(f"weights after step {before + loop.done}", "one that is not finite", DIVERGED)
             milestone = loop.phase.name if loop.done == loop.phase.steps else None
-            self.checkpoints.save(state() | {"loop": loop.state_dict()}, before + loop.done, milestone)
+            content = state() | {"loop": loop.state_dict()}
+            # All wait: torchrun ends the others where one has ended, and that must not be while this is written.
+            distributed.on_main(lambda: self.checkpoints.save(content, before + loop.done, milestone))
 
         def after_step(losses: dict[str, Tensor]) -> None:
             step = before + loop.done - 1
@@ -64,9 +67,10 @@ class Runner:
                 step, loop.phase.name, loop.lr, losses, loop.samples, loop.data_wait, skipped=loop.skipped
             )
             last = loop.done == loop.phase.steps
-            if self.stop.requested or loop.done % self.checkpoint_every == 0 or last:
+            (stopping,) = distributed.any_of([self.stop.requested])
+            if stopping or loop.done % self.checkpoint_every == 0 or last:
                 checkpoint()
-            if self.stop.requested:
+            if stopping:
                 raise Interrupted(
                     f"stopped after step {before + loop.done}; go on with --resume {self.folder}"
                 )

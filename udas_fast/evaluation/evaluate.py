@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from udas_fast import ops
+from udas_fast import distributed, ops
 from udas_fast.data.loader import evaluation_batches
 from udas_fast.data.types import IGNORE, Batch, ClassSet, SegmentationDataset
 from udas_fast.data.user_loader import Loader
@@ -27,6 +28,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
     of their own, on any device. The model gets :func:`udas_fast.models.normalize`'s images on its own device;
     its primary logits are upsampled to the label inside ``ops.confusion_matrix``, with aligned corners where
     they are :class:`udas_fast.models.AlignedLogits`: the scores' protocol says so. Pixels of 255 never count.
+    Among several processes each gives its part of the batches, and all get the scores of the whole (collective).
     Raises InputError where the batches are not what the protocol says (size, number, label ids), where no
     pixel is labelled, and where the model's output has other classes or is not finite.
     """
@@ -52,6 +54,9 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
             finite &= logits.isfinite().all()
             matrix += ops.confusion_matrix(logits, batch.label, len(classes), align_corners=corners)
             images += len(batch.ids)
+    matrix = distributed.all_sum(matrix.cpu())
+    counts = torch.tensor([images, corners, not finite], dtype=torch.int64)
+    images, corners, broken = distributed.all_sum(counts).tolist()
     if protocol.images not in (None, images):
         raise bad(
             f"{protocol.dataset} {protocol.split}",
@@ -60,11 +65,11 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
         )
     if protocol.align_corners and not corners:
         raise bad("protocol.align_corners", True, "False, as the model's output says")
-    if not finite:
+    if broken:
         raise bad("model output", "NaN or infinite logits", "finite ones")
     if not matrix.any():
         raise bad(f"{protocol.dataset} {protocol.split}", "no labelled pixel", "labels to score against")
-    return Scores(matrix.cpu(), classes.names, replace(protocol, images=images, align_corners=corners))
+    return Scores(matrix, classes.names, replace(protocol, images=images, align_corners=bool(corners)))
 
 
 def evaluate_dataset(
@@ -88,7 +93,10 @@ def evaluate_dataset(
         num_classes=len(dataset.classes),
         precision=precision,
     )
-    batches = dataset.epoch() if own else evaluation_batches(dataset, size)
+    if own:
+        batches = islice(dataset.epoch(), distributed.rank(), None, distributed.world())
+    else:
+        batches = evaluation_batches(dataset, size)
     return evaluate(model, batches, dataset.classes, protocol)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from udas_fast import distributed
 from udas_fast.errors import unknown
 
 DOMAINS = ("source", "target")
@@ -61,6 +62,44 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+class SyncBatchNorm2d(nn.SyncBatchNorm):
+    """Batch normalisation by the batches of all processes, of equal shape, on a CPU as well, where torch's refuses."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` [N, channels, H, W]; in a program that is alone as ``nn.BatchNorm2d`` does."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        if self.training and distributed.world() > 1:
+            return self._by_all(x)
+        return super(nn.SyncBatchNorm, self).forward(x)
+
+    def _by_all(self, x: Tensor) -> Tensor:
+        """Two sums over all processes that gradients pass: of x, then of the squares around the mean."""
+        wide = x.double()  # what torch's CPU kernels add up in
+        n = x.numel() // x.shape[1] * distributed.world()
+        mean = _SumOverAll.apply(wide.sum((0, 2, 3))) / n
+        centred = wide - mean[:, None, None]
+        var = _SumOverAll.apply(centred.square().sum((0, 2, 3))) / n
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.float(), self.momentum)
+            self.running_var.lerp_((var * n / (n - 1)).float(), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class _SumOverAll(torch.autograd.Function):
+    """The sum over the processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return distributed.all_sum(x.clone())
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return distributed.all_sum(gradient.clone())
+
+
 def set_domain(model: nn.Module, domain: str) -> None:
     """Tell every :class:`DomainBatchNorm2d` of ``model`` whose batch comes next, "source" or "target".
 
@@ -77,5 +116,5 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "frozen": FrozenBatchNorm2d,
     "domain": DomainBatchNorm2d,
-    "sync": nn.SyncBatchNorm,  # statistics over the batches of all processes; "batch" where there is one
+    "sync": SyncBatchNorm2d,
 }

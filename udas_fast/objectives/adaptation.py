@@ -98,7 +98,7 @@ class Adaptation(Objective):
         set_domain(model, "source")
         losses: dict[str, Tensor] = {}
         outputs = {}
-        labelled = labelled_batches(batches, config.mixing, step.generator)
+        labelled = labelled_batches(batches, config.mixing, step)
         for name, batch in labelled.items():
             outputs[name] = model(step.normalize(batch.image))
             losses[name] = segmentation_loss(outputs[name], batch.label, config.auxiliary_weight)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from udas_fast import distributed
 from udas_fast.models import (
     CHECKPOINTING,
     Discriminator,
@@ -80,7 +81,7 @@ class AccuracyGate(nn.Module):
     @torch.no_grad()
     def record(self, right: Sequence[Tensor]) -> None:
         """Take in a step's answers, bool maps of any shape that say where they were right."""
-        accuracy = torch.cat([answers.flatten() for answers in right]).float().mean()
+        accuracy = distributed.all_mean(torch.cat([answers.flatten() for answers in right]).float().mean())
         self.accuracies.copy_(torch.cat([self.accuracies[1:], accuracy[None]]))
 
 

@@ -6,12 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
+from udas_fast import distributed
 from udas_fast.data import Batch, SegmentationDataset
+from udas_fast.data.augment import apply_each, draw_each
+
+Rows = TypeVar("Rows", Tensor, list)
 
 #: Every configuration dataclass of the package: unknown keys and numbers that are not finite are errors, nothing
 #: changes after validation.
@@ -25,11 +30,25 @@ class Step:
     progress: float
     """Share of the stage's steps that are done, in [0, 1)."""
     generator: torch.Generator
-    """CPU generator seeded by (seed, stage, round, step): the only source of randomness of a step."""
+    """CPU generator seeded by (seed, stage, round, step): the only source of randomness of a step.
+
+    It is the same in all processes: numbers for single images come through :meth:`draw`."""
     backward: Callable[[Tensor], None]
     """Adds the gradient of a loss (scaled in mixed precision); call it once per forward to free activations."""
     normalize: Callable[[Tensor], Tensor]
     """uint8 ``[N, 3, H, W]`` to the network's floating input."""
+
+    def draw(self, numbers: Callable[[int], Rows], n: int) -> Rows:
+        """Random numbers for each of ``n`` images: this process's rows of ``numbers(m)``, m the images of all.
+
+        So what happens to an image does not depend on how many processes share the batch.
+        """
+        first = distributed.rank() * n
+        return numbers(distributed.world() * n)[first : first + n]
+
+    def augment(self, images: Tensor) -> Tensor:
+        """:func:`udas_fast.data.auto_augment` of uint8 ``[N, 3, H, W]``, by numbers of the step."""
+        return apply_each(images, self.draw(lambda n: draw_each(n, self.generator), len(images)))
 
 
 @dataclass(frozen=True)

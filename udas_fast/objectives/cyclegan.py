@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from udas_fast import ops
+from udas_fast import distributed, ops
 from udas_fast.data import Batch
 from udas_fast.models import PatchDiscriminator, heads, normalize_signed, to_signed
 from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
@@ -126,9 +126,12 @@ class ImagePool(nn.Module):
         self.images: list[Tensor] = []
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """``[N, 3, H, W]``, detached; draws two numbers of the CPU ``generator`` for each image."""
+        """``[N, 3, H, W]``, detached; draws two numbers of the CPU ``generator`` for each image.
+
+        The pool takes the images of all processes, and so is the same in each of them.
+        """
         out = []
-        for image in images.detach().unbind():
+        for image in distributed.all_rows(images.detach()).unbind():
             coin, place = torch.rand(2, generator=generator).tolist()
             if len(self.images) < self.size:
                 self.images.append(image.clone())
@@ -136,7 +139,8 @@ class ImagePool(nn.Module):
                 index = int(place * self.size)
                 image, self.images[index] = self.images[index].to(image.device), image.clone()
             out.append(image)
-        return torch.stack(out)
+        first = distributed.rank() * len(images)
+        return torch.stack(out[first : first + len(images)])
 
     def get_extra_state(self) -> dict[str, Any]:
         """The images, for ``state_dict``: they are as many as there are yet, which no buffer can be."""

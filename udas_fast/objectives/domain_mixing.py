@@ -80,7 +80,7 @@ class DomainMixing(Objective):
         """``target`` with the labeller's class-balanced pseudo-labels."""
         if self.config.labels == "disk":
             return target
-        views, flips = self.labelling.look(target, step.generator, step.normalize)
+        views, flips = self.labelling.look(target, step.augment, step.normalize)
         return replace(target, label=self.labelling.label_online(views, flips, target.image.shape[-2:]))
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ class DomainMixing(Objective):
             target = self.label(batches["unlabelled"], step)
 
         if config.level == "region":
-            mixed = {"seg_mixed": ("source", domain_cutmix(source, target, config.mixing, step.generator))}
+            mixed = {"seg_mixed": ("source", domain_cutmix(source, target, config.mixing, step))}
         else:
             mixed = {"seg": ("source", source), "seg_target": ("target", target)}
         losses = {}

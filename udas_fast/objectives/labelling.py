@@ -11,13 +11,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from udas_fast import ops
+from udas_fast import distributed, ops
 from udas_fast.data import (
     Batch,
     PseudoLabelled,
     PseudoLabels,
     Sample,
     SegmentationDataset,
+    auto_augment,
     resize,
     with_labels,
 )
@@ -39,8 +40,8 @@ def label_to_disk(teacher: SelfTraining, round: Round) -> PseudoLabelled:
     """
     folder = PseudoLabels(round.folder, round.unlabelled, _fingerprint(teacher, round))
     if not folder.complete:
-        missing = list(folder.missing())
-        for index in tqdm(missing, desc="pseudo-labels", unit="image", leave=False, disable=None):
+        silent = None if distributed.is_main() else True
+        for index in tqdm(folder.missing(), desc="pseudo-labels", unit="image", leave=False, disable=silent):
             round.check_stop()
             sample = round.unlabelled.unlabelled(index)
             pseudo = label_image(teacher, sample, index, round, threshold=0.0)
@@ -56,8 +57,9 @@ def label_image(
     device = teacher.histogram.device
     pixels = resize(sample.image, round.size, Image.Resampling.BILINEAR)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
+    generator = round.generator("views", index)
     views, flips = teacher.look(
-        Batch(image, None, [sample.id]), round.generator("views", index), round.normalize
+        Batch(image, None, [sample.id]), lambda views: auto_augment(views, generator), round.normalize
     )
     if isinstance(threshold, Tensor):
         threshold = threshold.to(device)

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Literal, TypeAlias
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from udas_fast import ops
-from udas_fast.data import Batch, auto_augment
-from udas_fast.objectives.base import STRICT
+from udas_fast.data import Batch
+from udas_fast.objectives.base import STRICT, Step
 from udas_fast.objectives.fda import match_fda
 from udas_fast.objectives.lab import match_lab
 
@@ -39,18 +38,20 @@ class MixingConfig:
 NO_MIXING = MixingConfig(translate="none", paste="none", augment=False)
 
 
-def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, generator: torch.Generator) -> Batch:
+def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, step: Step) -> Batch:
     """x̃ = M⊙x_s + (1−M)⊙x_t and ỹ = M⊙y_s + (1−M)⊙y_t for two labelled batches of one size.
 
     Labels stay dense and keep their 255: the paper's λ weighting of labels belongs to classification.
     """
-    n, _, height, width = source.image.shape
-    boxes, _ = ops.sample_boxes(n, (height, width), alpha=config.alpha, fit=config.fit, generator=generator)
+    size, options = source.image.shape[-2:], {"alpha": config.alpha, "fit": config.fit}
+    boxes = step.draw(
+        lambda n: ops.sample_boxes(n, size, generator=step.generator, **options)[0], len(source.image)
+    )
     boxes = boxes.to(source.image.device, non_blocking=True)  # drawn on the CPU, where the generator is
     inside, outside = (source, target) if config.paste == "source" else (target, source)
     image, label = ops.region_mix(inside.image, outside.image, inside.label, outside.label, boxes)
     if config.augment:
-        image = auto_augment(image, generator)
+        image = step.augment(image)
     ids = [f"{s} + {t}" for s, t in zip(source.ids, target.ids, strict=True)]
     return Batch(image=image, label=label, ids=ids)
 
@@ -65,9 +66,7 @@ def translated_source(batches: Mapping[str, Batch], translate: Translate, fda_be
     return source
 
 
-def labelled_batches(
-    batches: Mapping[str, Batch], config: MixingConfig, generator: torch.Generator
-) -> dict[str, Batch]:
+def labelled_batches(batches: Mapping[str, Batch], config: MixingConfig, step: Step) -> dict[str, Batch]:
     """What L_seg is computed on: ``seg``, the translated source, and ``seg_mixed``, its Domain CutMix.
 
     Without labelled target images to mix, the augmented source takes the mixed batch's place as
@@ -78,7 +77,7 @@ def labelled_batches(
     if "labelled" not in batches or config.paste == "none":
         if not config.augment:
             return {"seg": source}
-        name, second = "seg_augmented", replace(source, image=auto_augment(source.image, generator))
+        name, second = "seg_augmented", replace(source, image=step.augment(source.image))
     else:
-        name, second = "seg_mixed", domain_cutmix(source, batches["labelled"], config, generator)
+        name, second = "seg_mixed", domain_cutmix(source, batches["labelled"], config, step)
     return {name: second} if config.replace else {"seg": source, name: second}

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from udas_fast import ops
-from udas_fast.data import Batch, SegmentationDataset, auto_augment
+from udas_fast import distributed, ops
+from udas_fast.data import Batch, SegmentationDataset
 from udas_fast.models import Logits, heads, set_domain
 from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Round, Step
 from udas_fast.objectives.labelling import label_to_disk, report_round
@@ -118,7 +118,7 @@ class SelfTraining(Objective):
 
     def finish(self, round: Round) -> None:
         if round.unlabelled is not None:
-            report_round(self, round)
+            distributed.on_main(lambda: report_round(self, round))
 
     def thresholds(self, histogram: Tensor) -> float | Tensor:
         """The confidence to keep a pixel from, by class where the configuration says so."""
@@ -129,7 +129,7 @@ class SelfTraining(Objective):
 
     @torch.no_grad()
     def look(
-        self, target: Batch, generator: torch.Generator, normalize: Callable[[Tensor], Tensor]
+        self, target: Batch, augment: Callable[[Tensor], Tensor], normalize: Callable[[Tensor], Tensor]
     ) -> tuple[list[Logits], list[bool]]:
         """The teacher's logits ``[N, C, h, w]`` of each of its K views of ``target``; whether a view is mirrored."""
         self.teacher.eval()
@@ -137,7 +137,7 @@ class SelfTraining(Objective):
         if target.views is not None:
             photometric = [image, *target.views.unbind(1)]
         else:
-            photometric = [image] + [auto_augment(image, generator) for _ in range(config.views - 1)]
+            photometric = [image] + [augment(image) for _ in range(config.views - 1)]
         views = [(normalize(view), False) for view in photometric]
         views += geometric_views(views[0][0], config.scales, config.flip_view)
         return [heads(self.teacher(view)) for view, _ in views], [mirrored for _, mirrored in views]
@@ -158,7 +158,7 @@ class SelfTraining(Objective):
     def label_online(self, views: list[Logits], flips: list[bool], size: tuple[int, int]) -> Tensor:
         """uint8 ``[N, H, W]`` at the thresholds of the round so far, which these confidences join."""
         pseudo = self.label(views, flips, size, self.thresholds(self.histogram))
-        self.histogram += pseudo.histogram
+        self.histogram += distributed.all_sum(pseudo.histogram)
         return pseudo.label
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
@@ -168,13 +168,13 @@ class SelfTraining(Objective):
         # Teacher: sure labels of its K views, now or before the round.
         label = target.label
         if config.labels == "online" or config.consistency_weight:
-            views, flips = self.look(target, step.generator, step.normalize)
+            views, flips = self.look(target, step.augment, step.normalize)
         if config.labels == "online":
             label = self.label_online(views, flips, size)
 
         # Student: the same images, strongly augmented.
         set_domain(model, "target")
-        image = auto_augment(target.image, step.generator) if config.augment else target.image
+        image = step.augment(target.image) if config.augment else target.image
         output = model(step.normalize(image))
         losses = {"pseudo": segmentation_loss(output, label, config.auxiliary_weight)}
         total = config.pseudo_weight * losses["pseudo"]
@@ -194,7 +194,7 @@ class SelfTraining(Objective):
 
         # Labelled images: translated source, and its Domain CutMix with labelled target images.
         set_domain(model, "source")
-        for name, batch in labelled_batches(batches, config.mixing, step.generator).items():
+        for name, batch in labelled_batches(batches, config.mixing, step).items():
             loss = segmentation_loss(model(step.normalize(batch.image)), batch.label, config.auxiliary_weight)
             step.backward(loss)
             losses[name] = loss
@@ -203,7 +203,7 @@ class SelfTraining(Objective):
         if "labelled" in batches:
             set_domain(model, "target")
             labelled = batches["labelled"]
-            image = auto_augment(labelled.image, step.generator) if config.augment else labelled.image
+            image = step.augment(labelled.image) if config.augment else labelled.image
             loss = segmentation_loss(model(step.normalize(image)), labelled.label, config.auxiliary_weight)
             step.backward(loss)
             losses["seg_labelled"] = loss

@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from udas_fast import ops
+from udas_fast import distributed, ops
 from udas_fast.data import Batch
+from udas_fast.data.types import IGNORE
 from udas_fast.errors import bad
 from udas_fast.models import heads, set_domain
 from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
@@ -21,7 +22,8 @@ def segmentation_loss(output: object, label: Tensor, auxiliary_weight: float) ->
 
     Args:
         output: what a segmentation network returns (:func:`udas_fast.models.heads`).
-        label: uint8 ``[N, H, W]`` train ids; 255 is ignored, and a batch of nothing else gives zero.
+        label: uint8 ``[N, H, W]`` train ids; 255 is ignored, and a batch of nothing else gives zero. Where several
+            processes share a batch, each one's mean counts by its labelled pixels.
         auxiliary_weight: λ_seg; unused where the network has no auxiliary head.
     """
     primary, auxiliary = logits = heads(output)
@@ -29,7 +31,7 @@ def segmentation_loss(output: object, label: Tensor, auxiliary_weight: float) ->
     if auxiliary is not None and auxiliary_weight:
         second = ops.cross_entropy(auxiliary, label, align_corners=logits.align_corners)
         loss = loss + auxiliary_weight * second
-    return loss
+    return loss if distributed.world() == 1 else loss * distributed.balance(label != IGNORE)
 
 
 @dataclass(frozen=True, config=STRICT)

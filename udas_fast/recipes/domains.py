@@ -10,9 +10,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import distributed
 from tqdm import tqdm
 
+from udas_fast import distributed
 from udas_fast.data import (
     ClassSet,
     Faults,
@@ -112,10 +112,12 @@ class Domains:
         return choose_engine(self.engine, [d for d in self._datasets() if d is not self.val])
 
     def require(self, recipe: Recipe) -> None:
-        """Raise InputError unless every stream that ``recipe`` needs is here."""
+        """Raise InputError unless every stream that ``recipe`` needs is here, and can be shared by the processes."""
         for name in sorted(recipe.streams[0]):
             if getattr(self, name) is None:
                 raise bad(f"data for recipe {recipe.name}", f"no {name!r} dataset", "one")
+            if not isinstance(getattr(self, name), Loader):
+                distributed.share(recipe.input.batch_size, "input.batch_size")
         if recipe.input.rare_classes is not None and isinstance(self.source, Loader):
             raise bad("input.rare_classes", "a source that is a Loader", "none, or a dataset to draw from")
         for stage in recipe.stages:
@@ -126,9 +128,17 @@ class Domains:
     def verify(self) -> None:
         """Read every file once: damage, sizes that differ and ids outside the map end a run before it starts.
 
+        Among several processes the main one reads.
+
         Raises:
             InputError: the first problem, and how many more there are.
         """
+        if (pixels := distributed.on_main(self._check_files)) is not None:
+            vars(self)["_source_pixels"] = pixels
+
+    def _check_files(self) -> np.ndarray | None:
+        """What :attr:`_source_pixels` is, where the source has files."""
+        pixels = None
         datasets = [d for d in self._datasets() if d.on_disk]
         total = sum(map(len, datasets))
         # disable=None: no bar where nobody watches, so that an error stays the only line
@@ -137,7 +147,8 @@ class Domains:
                 report = check_dataset(dataset, progress=bar.update)
                 report.require_clean()
                 if dataset is self.source:
-                    vars(self)["_source_pixels"] = report.pixels
+                    pixels = report.pixels
+        return pixels
 
     def describe(self) -> str:
         """One line: which images the run sees."""
@@ -180,7 +191,7 @@ class Domains:
     @cached_property
     def _source_pixels(self) -> np.ndarray:
         """Pixels of each class in each source image, as :meth:`verify` counted them or counted now."""
-        return check_dataset(self.source).pixels
+        return distributed.on_main(lambda: check_dataset(self.source).pixels)
 
     def streams(
         self,
@@ -197,11 +208,10 @@ class Domains:
         """The endless batches of a phase. With ``mixed``, labelled target images take the source's geometry.
 
         ``unlabelled`` stands in for the unlabelled images, which may have pseudo-labels by now.
-        Where torch.distributed is initialised, its processes share the draws, ``batch_size`` images each.
+        Several processes share each batch, as many images each.
         DALI makes the ``views`` of unlabelled images; with torch the objective does, on the device.
         """
         engine, rare = self.chosen_engine, None
-        rank, world = _process()
         if inputs.rare_classes is not None and self.source is not None:
             config = inputs.rare_classes
             rare = RareClasses(
@@ -217,19 +227,19 @@ class Domains:
         def stream(name: str) -> Stream | LoaderStream:
             data, place = datasets[name], f"{phase}/{name}"
             if isinstance(data, Loader):
-                return LoaderStream(data, seed, place, labelled=name != "unlabelled", world=world)
+                return LoaderStream(data, seed, place, labelled=name != "unlabelled")
             return Stream(
                 data,
                 inputs.source if name in source_like else inputs.target,
-                batch_size=inputs.batch_size,
+                batch_size=distributed.share(inputs.batch_size, "input.batch_size"),
                 seed=seed,
                 name=place,
                 workers=self.workers,
                 engine=engine,
                 views=views if engine == "dali" and name == "unlabelled" else 1,
                 rare=rare if name == "source" else None,
-                rank=rank,
-                world=world,
+                rank=distributed.rank(),
+                world=distributed.world(),
                 faults=faults,
             )
 
@@ -242,10 +252,3 @@ def _open_unlabelled(spec: str, size: tuple[int, int]) -> SegmentationDataset:
         return Unlabelled(open_dataset(spec, "train", size=size))
     except InputError:
         return open_dataset(spec, "train", size=size, labelled=False)
-
-
-def _process() -> tuple[int, int]:
-    """(rank, world) of this process."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

@@ -39,7 +39,7 @@ class InputConfig:
 
     source: Geometry = field(default_factory=lambda: Geometry(size=(720, 1280)))  # AdaptSegNet
     target: Geometry = field(default_factory=lambda: Geometry(size=(512, 1024)))  # AdaptSegNet
-    batch_size: Annotated[int, Field(gt=0)] = 1  # of each process
+    batch_size: Annotated[int, Field(gt=0)] = 1  # of a step, over all processes
     rare_classes: RareClassConfig | None = None  # None: each source image once an epoch
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from udas_fast import distributed
 from udas_fast.data import Faults, Geometry, SegmentationDataset, Unlabelled, open_dataset
 from udas_fast.data.translated import Manifest
 from udas_fast.doctor import write_environment
 from udas_fast.engine.checkpoint import CheckpointFolder
+from udas_fast.engine.distributed import join
 from udas_fast.engine.lock import locked
 from udas_fast.engine.loop import Loop, Phase
-from udas_fast.engine.precision import build_amp, memory_format, resolve_device
+from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.engine.runner import open_runner
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import bad
@@ -84,6 +87,8 @@ def at_native_size(recipe: Recipe, domains: Domains) -> Recipe:
 class Translation:
     """Trains CycleGAN by ``recipe`` and translates the source's training images, in folder ``run``.
 
+    Under torchrun all processes do so together.
+
     Args:
         recipe: one stage of kind ``cyclegan``.
         config: datasets, seed and the rest.
@@ -94,6 +99,7 @@ class Translation:
         InputError: before any work, where recipe, data, device or run folder are not as they should be.
     """
 
+    @distributed.stopping_all()
     def __init__(
         self, recipe: Recipe, config: TranslationConfig, *, run: str | os.PathLike[str], device: str = "auto"
     ) -> None:
@@ -103,9 +109,10 @@ class Translation:
         self.domains.verify()
         chosen = replace(config.data, engine=self.domains.chosen_engine)
         self.config = replace(config, data=chosen)
-        write_run_file(self.run, recipe, self.config)
+        distributed.on_main(lambda: write_run_file(self.run, recipe, self.config))
 
     @classmethod
+    @distributed.stopping_all()
     def resume(cls, run: str | os.PathLike[str], *, device: str = "auto") -> Translation:
         """Go on with the run in folder ``run``.
 
@@ -127,7 +134,8 @@ class Translation:
                 )
         self.recipe, self.config, self.run = recipe, config, run
         self.stage = recipe.stages[0]
-        self.device = resolve_device(device)
+        self.device = join(device)
+        distributed.share(recipe.input.batch_size, "input.batch_size")
         self.amp = build_amp(recipe.precision, self.device)
         self.domains = open_domains(config.data)
         self.checkpoints = CheckpointFolder(run / "checkpoints")
@@ -147,6 +155,7 @@ class Translation:
             ]
         )
 
+    @distributed.stopping_all()
     def fit(self) -> int:
         """Do what is left: training, sample sheets, images; how many images were made, 0 in a complete run.
 
@@ -154,16 +163,17 @@ class Translation:
             Interrupted: Ctrl-C or SIGTERM; what was done is kept.
             InputError: a loss is not finite, or a file turned bad.
         """
-        if is_complete(self.run, self._threads):
+        if distributed.on_main(lambda: is_complete(self.run, self._threads)):
             return 0
-        with locked(self.run):
+        with ExitStack() as stack:
+            distributed.on_main(lambda: stack.enter_context(locked(self.run)))
             return self._train_and_write()
 
     def _train_and_write(self) -> int:
-        write_environment(self.run, str(self.device), self.amp.name)
+        distributed.on_main(lambda: write_environment(self.run, str(self.device), self.amp.name))
         self._train()
         self.model.eval()
-        self._write_sheets()
+        distributed.on_main(self._write_sheets)
         return write_images(
             self.domains.source,
             lambda image: self._translate(self.model.to_target, image),

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from udas_fast import distributed
 from udas_fast.atomic import atomic_write
 from udas_fast.data import SegmentationDataset
 from udas_fast.data.translated import FileRecord, Manifest, image_path, read_manifest, verify
@@ -45,7 +46,8 @@ def write_images(
     """Make the images that are missing or damaged, ``threads`` at a time; how many that were.
 
     ``translate`` maps uint8 RGB ``[H, W, 3]`` to the same shape and is called from all threads. What an earlier
-    attempt by the same generator left is kept. Each file is written atomically, and so is the manifest.
+    attempt by the same generator left is kept. Each file is written atomically, and so is the manifest. Several
+    processes share the images (collective).
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; what is written is in the manifest.
@@ -67,25 +69,30 @@ def write_images(
         atomic_write(buffer.getvalue(), path)
         return name, FileRecord(len(buffer.getvalue()), hashlib.sha256(buffer.getbuffer()).hexdigest()), True
 
-    made, written = 0, time.monotonic()
-    bar = tqdm(total=len(source), desc="translating", unit="image", disable=None)
+    mine = distributed.own(len(source))
+    made, written, fresh = 0, time.monotonic(), {}
+    bar = tqdm(
+        total=len(mine), desc="translating", unit="image", disable=None if distributed.is_main() else True
+    )
     with StopSignal() as stop, ThreadPoolExecutor(threads) as pool, bar:
         try:
-            for done, (name, record, new) in enumerate(pool.map(make, range(len(source))), 1):
-                files[name] = record
+            for done, (name, record, new) in enumerate(pool.map(make, mine), 1):
+                fresh[name] = record
                 made += new
                 bar.update()
-                if time.monotonic() - written > EVERY:
-                    _write_manifest(replace(manifest, files=dict(files)), run)
+                if distributed.is_main() and time.monotonic() - written > EVERY:
+                    _write_manifest(replace(manifest, files=files | fresh), run)
                     written = time.monotonic()
-                if stop.requested and done < len(source):
+                if stop.requested and done < len(mine):
                     raise Interrupted(
-                        f"stopped after {done} of {len(source)} images; go on with --resume {run}"
+                        f"stopped after {done} of {len(mine)} images; go on with --resume {run}"
                     )
         finally:
             pool.shutdown(cancel_futures=True)
-            _write_manifest(replace(manifest, files=files), run)
-    return made
+            for part in distributed.all_values(fresh):
+                files |= part
+            distributed.on_main(lambda: _write_manifest(replace(manifest, files=files), run))
+    return sum(distributed.all_values(made))
 
 
 def _intact(run: Path, name: str, record: FileRecord) -> bool:

@@ -1,0 +1,125 @@
+"""Two processes do what one does with the same global batch, and one goes on where two were stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from udas_fast import Trainer, distributed
+from udas_fast.data import SegmentationDataset, open_dataset
+from udas_fast.data.types import Sample
+from udas_fast.engine.interrupt import Interrupted
+from udas_fast.recipes import Recipe, get_recipe, override, small
+from udas_fast.recipes.domains import Domains
+
+# SGD is linear in the gradient: it carries rounding on, where Adam's first steps would take it for a direction.
+SGD = {"name": "sgd", "lr": 1e-2, "discriminator_lr": 1e-6}
+# Sums in another order: 1e-7 after a step of these float32 networks, ten times that after the last one.
+ROUNDING = 1e-5
+
+
+def udas() -> Recipe:
+    """Two steps of adaptation with all of its losses, two of self-training, the second by learnt thresholds."""
+    recipe = small(get_recipe("udas"), size=(32, 48), steps=6, batch_size=2)
+    return override(recipe, ["stages.adaptation.steps=2", "stages.self_training.steps=2"])
+
+
+def ddm() -> Recipe:
+    """A step of each network in two rounds; in the second the student's labels join the teachers' images."""
+    recipe = small(get_recipe("ddm"), size=(32, 48), steps=12, batch_size=2)
+    recipe = replace(recipe, stages=recipe.stages[:6])
+    return override(recipe, ["stages.region_2.objective.pseudo_share=1.0"])
+
+
+class Stopped(SegmentationDataset):
+    """A dataset that asks the process of rank 1 to stop when it reads its third image."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset, self.name, self.classes = dataset, dataset.name, dataset.classes
+        self.read = 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        self.read += 1
+        if self.read == 3 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.dataset[index]
+
+
+def open_domains(root: Path) -> Domains:
+    images = open_dataset(f"camvid:{root}", "train")
+    return Domains(images, images, images, open_dataset(f"camvid:{root}", "val"), engine="torch")
+
+
+def start(make: Callable[[], Recipe], domains: Domains, run: Path) -> Trainer:
+    recipe = override(make(), ["model.norm=sync", "model.width=4"])
+    stages = [replace(s, rounds=1, optimizer=replace(s.optimizer, **SGD)) for s in recipe.stages]
+    recipe = replace(recipe, stages=tuple(stages))
+    return Trainer(None, recipe, domains, run=run, device="cpu", log_every=2)
+
+
+def train_both(root: Path, folder: Path) -> None:
+    """Both recipes, and udas once more until the process of rank 1 alone is asked to stop."""
+    for make in (udas, ddm):
+        start(make, open_domains(root), folder / make.__name__).fit()
+    if distributed.world() > 1:
+        domains = open_domains(root)
+        trainer = start(udas, replace(domains, source=Stopped(domains.source)), folder / "stopped")
+        with pytest.raises(Interrupted, match="stopped after step 3; go on with --resume"):
+            trainer.fit()
+
+
+@pytest.fixture(scope="module")
+def root(camvid_writer: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return camvid_writer(tmp_path_factory.mktemp("data") / "camvid", train=5, val=3, size=(32, 48))
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path, processes: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``one/udas``, ``one/ddm``, ``two/udas``, ``two/ddm`` and ``two/stopped``."""
+    folder = tmp_path_factory.mktemp("runs")
+    train_both(root, folder / "one")
+    processes(2, train_both, root, folder / "two")
+    return folder
+
+
+def assert_equal_within_rounding(one: Path, two: Path) -> None:
+    first, second = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)
+    )
+    for a, b in zip(first, second, strict=True):
+        assert a.pop("phase") == b.pop("phase")
+        assert b == pytest.approx(a, rel=ROUNDING)
+    first, second = (load_file(run / "model.safetensors") for run in (one, two))
+    for name, value in first.items():
+        difference = (value.double() - second[name].double()).norm()
+        assert difference <= ROUNDING * value.double().norm(), name
+    scores = [json.loads((run / "scores.json").read_text())["phases"] for run in (one, two)]
+    for a, b in zip(*(phases.values() for phases in scores), strict=True):
+        assert a["protocol"] == b["protocol"]  # and so as many images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["udas", "ddm"])
+def test_two_processes_equal_one(runs: Path, name: str) -> None:
+    assert_equal_within_rounding(runs / "one" / name, runs / "two" / name)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_were_stopped(runs: Path, root: Path) -> None:
+    run = runs / "two/stopped"
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        "step-00000002.adaptation.pt",
+        "step-00000003.pt",
+    ]
+    Trainer.resume(run, data=open_domains(root), device="cpu").fit()
+    assert_equal_within_rounding(runs / "one/udas", run)
