@@ -280,7 +280,7 @@ def export(
     form: Annotated[str, typer.Option("--format", help="torch (torch.export, .pt2) or onnx")],
     out: Annotated[Path, typer.Option(help="the file, NAME.pt2 or NAME.onnx; NAME.….json tells what it is")],
 ) -> None:
-    """Write a trained model for use without udas_fast, from uint8 images of any size to logits; checks that they agree."""
+    """Write a trained model for use without udas_fast, uint8 images of any size to logits; checks that both agree."""
     from udas_fast.inference import TrainedModel, export_model
 
     print(f"{out}: {export_model(TrainedModel.load(model), out, form)}")
