@@ -25,12 +25,10 @@ UDA = {
     "λ_adv × 0.1": [f"{ADAPTATION}.objective.adversarial_weights=[0.0001,0.00002]"],
     "λ_adv × 10": [f"{ADAPTATION}.objective.adversarial_weights=[0.01,0.002]"],
     "discriminators learn at a tenth of their rate": [f"{ADAPTATION}.optimizer.discriminator_lr=5e-5"],
-    "least-squares adversary": [f"{ADAPTATION}.objective.gan=lsgan"],
     "heads agree: λ_kl 0.1": [f"{ADAPTATION}.objective.kl_weight=0.1"],
     "statistics by domain": ["model.norm=domain"],
 }
 UDAS = {
-    "as in the study": [],
     "threshold 0.6 for all classes": [f"{SELF_TRAINING}.objective.threshold=0.6"],
     "K = 1": [f"{SELF_TRAINING}.objective.views=1"],
     "half of the steps for adaptation, two rounds": [f"{ADAPTATION}.steps=400", f"{SELF_TRAINING}.steps=200"],
@@ -61,11 +59,17 @@ class Variant:
 
 
 def variants(translate: str) -> list[Variant]:
-    """The runs of a task, in the table's order."""
-    found = [Variant("ST", title, "no_adaptation", kind) for kind, title in TRANSLATIONS.items()]
+    """The runs of a task that its ablation has not, in the table's order."""
+    found = [
+        Variant("ST", title, "no_adaptation", kind)
+        for kind, title in TRANSLATIONS.items()
+        if kind != translate
+    ]
     uda = "UDA" if translate == "none" else "ST + UDA"
     found += [Variant(uda, title, "uda", translate, tuple(settings)) for title, settings in UDA.items()]
     whole = "DA + SSL" if translate == "none" else "ST + DA + SSL"
+    if translate == "none":
+        found.append(Variant(whole, "no translation", "udas", translate))
     found += [Variant(whole, title, "udas", translate, tuple(settings)) for title, settings in UDAS.items()]
     return found
 
