@@ -248,6 +248,20 @@ def test_a_run_folder_is_not_overwritten(
     assert (out / "metrics.jsonl").read_text() == before
 
 
+def test_processes_that_torchrun_restarts_go_on_with_their_run(
+    camvid_root: Path,
+    tmp_path: Path,
+    run_cli: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = _train(camvid_root, tmp_path / "run")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run_cli(*arguments)[0] == 0  # the first attempt had failed before there was a run
+    code, output, _ = run_cli(*arguments)
+    assert code == 0
+    assert "already complete" in output
+
+
 def test_recipe_from_a_file(
     run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from udas_fast import cli
 
+MODULE = "-m udas_fast.cli"  # as torchrun starts it
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -26,6 +27,11 @@ def _commands() -> list[str]:
     pages = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
     blocks = [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
     lines = [line.split(" #")[0] for block in blocks for line in block.splitlines()]
+    lines += [
+        line.replace(MODULE, "\nudas-fast").split("\n")[1]
+        for line in lines
+        if MODULE in line and "$" not in line
+    ]
     inline = [command for page in pages for command in re.findall(r"`(udas-fast [^`]+)`", page)]
     return sorted({line.strip() for line in [*lines, *inline] if line.startswith("udas-fast ")})
 

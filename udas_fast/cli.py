@@ -239,12 +239,13 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Score a trained model; labels are compared at their own size."""
+    from udas_fast import distributed
     from udas_fast.data import open_dataset
-    from udas_fast.engine.precision import resolve_device
+    from udas_fast.engine.distributed import join, leave
     from udas_fast.evaluation import evaluate_dataset
     from udas_fast.inference import TrainedModel
 
-    trained = TrainedModel.load(model, resolve_device(device))
+    trained = TrainedModel.load(model, join(device))
     dataset = open_dataset(data, split, size=trained.size)
     if dataset.classes.names != trained.classes.names:
         raise bad(
@@ -253,9 +254,11 @@ def evaluate(
             f"the model's {len(trained.classes)} classes",
         )
     scores = evaluate_dataset(trained.model, dataset, split, trained.size)
-    if json_file is not None:
-        json_file.write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")
-    _print_scores({split: scores}, trained.classes)
+    if distributed.is_main():
+        if json_file is not None:
+            json_file.write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")
+        _print_scores({split: scores}, trained.classes)
+    leave()
 
 
 @app.command()

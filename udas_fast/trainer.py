@@ -453,6 +453,8 @@ class Trainer:
     def evaluate(self) -> evaluation.Scores:
         """Score the model as it is on the target's val split; labels at their native size.
 
+        Among several processes all have to call this, and all get the scores of the whole split.
+
         Raises:
             InputError: there is no val split.
         """
@@ -468,8 +470,12 @@ class Trainer:
         return self._trained().predict(image)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model with its classes, input size and protocol (:class:`udas_fast.TrainedModel`)."""
-        self._trained().save(Path(path))
+        """Write the model with its classes, input size and protocol (:class:`udas_fast.TrainedModel`).
+
+        Among several processes the main one writes.
+        """
+        if distributed.is_main():
+            self._trained().save(Path(path))
 
     def _trained(self) -> TrainedModel:
         scores = list(self.scores.values())

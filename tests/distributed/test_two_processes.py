@@ -32,10 +32,11 @@ def udas() -> Recipe:
 
 
 def ddm() -> Recipe:
-    """A step of each network in two rounds; in the second the student's labels join the teachers' images."""
+    """A step of each network in two rounds; in the second the student's labels join, in the step or from disk."""
     recipe = small(get_recipe("ddm"), size=(32, 48), steps=12, batch_size=2)
     recipe = replace(recipe, stages=recipe.stages[:6])
-    return override(recipe, ["stages.region_2.objective.pseudo_share=1.0"])
+    settings = [f"{level}_2.objective.pseudo_share=1.0" for level in ("region", "sample")]
+    return override(recipe, [f"stages.{s}" for s in (*settings, "sample_2.objective.labels=disk")])
 
 
 class Stopped(SegmentationDataset):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
-
-from udas_fast import distributed
 
 
 class Interrupted(Exception):
@@ -16,8 +15,8 @@ class Interrupted(Exception):
 class StopSignal:
     """While active, SIGINT and SIGTERM set :attr:`requested`; a second one acts as usual.
 
-    Not so among several processes: Ctrl-C reaches each of them from the terminal and once more from torchrun, which
-    kills what has not ended after half a minute.
+    Not so under torchrun: Ctrl-C comes from the terminal and once more from torchrun, which kills what has not ended
+    after half a minute.
     """
 
     def __init__(self) -> None:
@@ -35,7 +34,7 @@ class StopSignal:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        if distributed.world() == 1:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
             self._restore()
 
     def _restore(self) -> None:
