@@ -126,8 +126,9 @@ def test_teachers_label_with_aligned_corners(
 
     mixing = DomainMixingConfig(labeller="student").build(4)
     mixing.networks = {"student": aligned}
+    mixing.start(aligned)
     mixing.label(target, step)
-    counts = mixing.histogram.sum((1, 2))
+    counts = mixing.labelling.histogram.sum((1, 2))
     assert torch.equal(counts, want.argmax(1).flatten().bincount(minlength=4))
 
     rectification = RectificationConfig(scales=(1.0,)).build(4)
