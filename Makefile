@@ -7,11 +7,12 @@ BIN := .venv/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help build demo test lint format sanitize gpu-check clean
+.PHONY: help build demo test docs lint format sanitize gpu-check clean
 
 help:
 	@echo "make demo    environment, build, train on procedural streets, table and figure"
 	@echo "make test    environment, build, lint, all tests"
+	@echo "make docs    the documentation as a site in build/docs"
 	@echo "make lint    ruff and clang-format"
 	@echo "make format  rewrite the sources as the formatters want them"
 	@echo "make sanitize   the CPU operators' tests under AddressSanitizer and UBSan"
@@ -38,6 +39,13 @@ demo: build
 
 test: build lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.venv/docs: .venv/ready
+	$(BIN)/pip install --quiet --group docs
+	touch $@
+
+docs: .venv/docs
+	$(BIN)/mkdocs build
 
 lint: .venv/ready
 	$(BIN)/ruff check .

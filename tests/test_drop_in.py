@@ -268,7 +268,7 @@ IMAGE, LABEL = torch.zeros(2, 3, 4, 6, dtype=torch.uint8), torch.zeros(2, 4, 6, 
         [IMAGE, LABEL.byte(), "size", "name"],  # AdaptSegNet's have four parts
         {"image": IMAGE, "label": LABEL},
         {"pixel_values": IMAGE, "labels": LABEL.int(), "id": ["a", "b"]},
-        (IMAGE / 255.0, LABEL),
+        (IMAGE / 255.0, LABEL.float()),  # AdaptSegNet's labels are floating
     ],
 )
 def test_the_forms_of_a_batch(batch: object) -> None:
@@ -297,7 +297,9 @@ def test_pixels_undoes_a_normalisation() -> None:
         ((IMAGE.int(), LABEL), "images of mine, batch 0: found torch.int32"),
         ((IMAGE, LABEL + 3), "labels of mine, batch 0: found id 3, wanted 0 to 2, or 255"),
         ((IMAGE, LABEL - 100), "labels of mine, batch 0: found id -100"),
-        ((IMAGE, LABEL.float()), "labels of mine, batch 0: found torch.float32"),
+        ((IMAGE, LABEL + 0.5), "labels of mine, batch 0: found the number 0.5, wanted whole train ids"),
+        ((IMAGE, LABEL / 0.0), "labels of mine, batch 0: found the number nan"),
+        ((IMAGE, LABEL > 0), "labels of mine, batch 0: found torch.bool"),
         ((IMAGE, LABEL[:, None]), r"labels of mine, batch 0: found torch.int64 \[2, 1, 4, 6\]"),
         ((IMAGE, LABEL[:1]), "labels of mine, batch 0: found 1, wanted the 2 of its images"),
         ({"img": IMAGE}, "batch 0 of mine: found a dict with img, wanted"),

@@ -28,8 +28,8 @@ class Loader:
     Any iterable that can be begun again. A batch is a tuple or list (image, label, …), an image alone, a dict with
     "image" or "pixel_values" and "label", "labels" or "mask" (and maybe "id", a list of names), or a
     :class:`Batch`. Images are RGB ``[N, 3, H, W]``, uint8 or floating in [0, 1] and not yet normalised; labels are
-    train ids ``[N, H, W]`` of an integer dtype, 255 is ignored. They reach the network as they come: size, crops,
-    batch size and augmentation are the loader's, not the recipe's.
+    train ids ``[N, H, W]``, whole numbers of any dtype, 255 is ignored. They reach the network as they come: size,
+    crops, batch size and augmentation are the loader's, not the recipe's.
 
     A run that was stopped goes on to the same bits where the loader draws from the global generators of torch,
     numpy and ``random`` or from none, as these are seeded for every epoch and batch; the batches of the epoch that
@@ -57,25 +57,27 @@ class Loader:
         if not isinstance(self.classes, ClassSet):
             object.__setattr__(self, "classes", class_set(f"classes of {self.name}", self.name, self.classes))
 
-    def epoch(self) -> Iterator[Batch]:
-        """The batches of one pass, as they come, labels included.
+    def epoch(self, *, labelled: bool = True) -> Iterator[Batch]:
+        """The batches of one pass, as they come; without ``labelled`` nothing but their images is looked at.
 
         Raises:
             InputError: a batch that is none; names what was found.
         """
         for number, raw in enumerate(self.batches):
-            yield self._batch(raw, number)
+            yield self._batch(raw, number, labelled)
 
-    def _batch(self, raw: object, number: int) -> Batch:
-        batch = raw if isinstance(raw, Batch) else self._unpack(raw, number)
+    def _batch(self, raw: object, number: int, labelled: bool) -> Batch:
+        batch = raw if isinstance(raw, Batch) else self._unpack(raw, number, labelled)
         name = f"{self.name}, batch {number}"
         image = batch.image if self.pixels is None else self.pixels(batch.image)
-        label = None if batch.label is None else _train_ids(name, batch.label, len(self.classes))
+        label = (
+            None if batch.label is None or not labelled else _train_ids(name, batch.label, len(self.classes))
+        )
         if label is not None and len(label) != len(image):
             raise bad(f"labels of {name}", len(label), f"the {len(image)} of its images")
         return replace(batch, image=_rgb(name, image), label=label)
 
-    def _unpack(self, raw: object, number: int) -> Batch:
+    def _unpack(self, raw: object, number: int, labelled: bool) -> Batch:
         names = None
         if isinstance(raw, Mapping):
             image, label = (
@@ -86,6 +88,7 @@ class Loader:
             image, label = raw[0], raw[1] if len(raw) > 1 else None
         else:
             image, label = raw, None
+        label = label if labelled else None
         if not isinstance(image, Tensor) or not (label is None or isinstance(label, Tensor)):
             found = (
                 f"a dict with {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else type(raw).__name__
@@ -140,7 +143,9 @@ class LoaderStream:
         set_epoch = getattr(getattr(self.loader.batches, "sampler", None), "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
-        batches = self.loader.epoch()  # a DataLoader shuffles when the first batch is asked for
+        batches = self.loader.epoch(
+            labelled=self.labelled
+        )  # a DataLoader shuffles when the first batch is asked for
         for number in count():
             _seed_global(*self.place, epoch, number)
             batch = next(batches, None)
@@ -148,7 +153,7 @@ class LoaderStream:
                 return
             if self.labelled and batch.label is None:
                 raise bad(f"batch {number} of {self.loader.name}", "no label", "labelled images")
-            yield batch if self.labelled else replace(batch, label=None)
+            yield batch
 
 
 def _seed_global(*place: int | str) -> None:
@@ -175,8 +180,10 @@ def _rgb(name: str, image: Tensor) -> Tensor:
 
 def _train_ids(name: str, label: Tensor, classes: int) -> Tensor:
     """uint8 ``[N, H, W]``."""
-    if label.dim() != 3 or label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+    if label.dim() != 3 or label.is_complex() or label.dtype == torch.bool:
         raise bad(f"labels of {name}", f"{label.dtype} {list(label.shape)}", "integer train ids [N, H, W]")
+    if (odd := label[label != label.round()] if label.is_floating_point() else label[:0]).numel():
+        raise bad(f"labels of {name}", f"the number {odd.flatten()[0].item():g}", "whole train ids [N, H, W]")
     wrong = label[((label < 0) | (label >= classes)) & (label != IGNORE)]
     if wrong.numel():
         raise bad(f"labels of {name}", f"id {wrong[0].item()}", f"0 to {classes - 1}, or {IGNORE}")

@@ -1,0 +1,266 @@
+"""The pages of docs/: their Python runs, their faults have tests, their first run is one, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import udas_fast.recipes
+from udas_fast import cli
+from udas_fast.recipes import Recipe, domains, get_recipe, override, small
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+MADE_UP = "README.md"  # its operators' example has tensors that are nowhere; tests/test_readme.py makes them
+
+
+def _python(page: Path) -> list[str]:
+    """The blocks of a page that are scripts, and not files of the package."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"(?<!\.py`:\n\n)```python\n(.*?)```", text, re.DOTALL)
+    return [block for block in blocks if page.name != MADE_UP or "ops." not in block]
+
+
+def _tiny_recipe(name: str) -> Recipe:
+    return override(small(get_recipe(name), size=(32, 48), steps=6, batch_size=1), ["model.width=4"])
+
+
+def _write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def _pair(i: int, ids: int) -> tuple[np.ndarray, np.ndarray]:
+    label = np.random.default_rng(i).integers(0, ids, (8, 12), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    return np.stack([label * 20, 255 - label * 20, label + 30], -1), label
+
+
+def _write_data(root: Path) -> None:
+    """What the pages call DATA: two folders of their own classes, GTA5 and Cityscapes, a few files each."""
+    for i in range(3):
+        image, label = _pair(i, 35)
+        _write(root / f"gta5/images/{i:05d}.png", image)
+        _write(root / f"gta5/labels/{i:05d}.png", label)
+        for split in ("train", "val"):
+            image, label = _pair(10 + i, 34)
+            _write(root / f"cityscapes/leftImg8bit/{split}/ulm/ulm_{i}_leftImg8bit.png", image)
+            _write(root / f"cityscapes/gtFine/{split}/ulm/ulm_{i}_gtFine_labelIds.png", label)
+    for domain in ("sim", "real"):
+        for split, count in (("train", 12), ("val", 2)):
+            for i in range(count):
+                image, label = _pair(i, 3)
+                _write(root / f"{domain}/images/{split}/{i:04d}.png", image)
+                _write(root / f"{domain}/labels/{split}/{i:04d}.png", label)
+        (root / domain / "classes.txt").write_text("road\ncar\nsky\n")
+
+
+class _AdaptSegNets(Dataset):
+    """Gives what AdaptSegNet's datasets give: BGR minus a mean, floating labels, size, name."""
+
+    mean = np.array([104.00698793, 116.66876762, 122.67891434], np.float32).reshape(3, 1, 1)
+
+    def __init__(self, root: str, labelled: bool) -> None:
+        assert Path(root).is_dir()
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple:
+        rgb, label = _pair(index, 19)
+        image = rgb[..., ::-1].transpose(2, 0, 1).astype(np.float32) - self.mean
+        size = np.array(rgb.shape)
+        return (
+            (image, label.astype(np.float32), size, f"{index}")
+            if self.labelled
+            else (image, size, f"{index}")
+        )
+
+
+class _DeeplabMulti(nn.Module):
+    """AdaptSegNet's network from outside: the auxiliary head first, groups by a method."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3, 8, 1)
+        self.heads = nn.ModuleList(nn.Conv2d(4, num_classes, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(x / 255).relu()
+        return self.heads[0](features), self.heads[1](features)
+
+    def optim_parameters(self, lr: float) -> list[dict]:
+        return [
+            {"params": self.body.parameters(), "lr": lr},
+            {"params": self.heads.parameters(), "lr": 10 * lr},
+        ]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder as the pages have one: DATA, small recipes, and the modules of an AdaptSegNet checkout."""
+    _write_data(tmp_path / "DATA")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(udas_fast.recipes, "get_recipe", _tiny_recipe)
+    monkeypatch.setattr(
+        domains, "choose_engine", lambda engine, datasets: "torch"
+    )  # DALI takes its time to start
+    modules = {
+        "dataset": {},
+        "dataset.gta5_dataset": {"GTA5DataSet": lambda root: _AdaptSegNets(root, labelled=True)},
+        "dataset.cityscapes_dataset": {"cityscapesDataSet": lambda root: _AdaptSegNets(root, labelled=False)},
+        "model": {},
+        "model.deeplab_multi": {"DeeplabMulti": _DeeplabMulti},
+    }
+    for name, content in modules.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    torch.manual_seed(0)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in [*PAGES, ROOT / MADE_UP] if _python(page)], ids=lambda p: p.stem
+)
+def test_python_runs_from_top_to_bottom(page: Path, workplace: Path) -> None:
+    names: dict[str, object] = {"image": _pair(0, 3)[0]}  # README's image to label
+    if page.name == "first-run.md":
+        _first_run_model(workplace)
+    for block in _python(page):
+        if "import lightning" not in block or importlib.util.find_spec("lightning"):
+            exec(compile(block, str(page), "exec"), names)
+
+
+def test_the_lightning_module_runs(workplace: Path) -> None:
+    pytest.importorskip("lightning")
+    (block,) = (b for b in _python(ROOT / "docs/own-model.md") if "import lightning" in b)
+    names: dict[str, object] = {}
+    exec(block, names)
+    assert names["trainer"].global_step == 1
+
+
+def test_the_script_changes_in_a_few_statements() -> None:
+    before, after, *_ = _python(ROOT / "docs/own-model.md")
+    kept = [
+        line for line in before.split("model.train()")[0].splitlines() if line and "optimizer" not in line
+    ]
+    for line in kept:
+        name = line.replace("model = DeeplabMulti", "model = Network").replace(
+            "import torch.nn.functional as F", ""
+        )
+        assert name in after, line
+    assert "five statements" in (ROOT / "docs/own-model.md").read_text(encoding="utf-8")
+    loop = after.split("cityscapesDataSet(")[1].splitlines()[1:]
+    statements = [line for line in loop if line and not line.startswith((" ", ")"))]
+    assert len(statements) == 5
+
+
+def _first_run_model(workplace: Path) -> None:
+    """The run that the page's Python looks at."""
+    from udas_fast import Trainer
+    from udas_fast.recipes.domains import DataConfig
+
+    data = DataConfig("folder:DATA/sim", "folder:DATA/real", engine="torch")
+    Trainer(None, _tiny_recipe("no_adaptation"), data, run=workplace / "runs/first", device="cpu").fit()
+
+
+def _rows() -> Iterator[tuple[str, str]]:
+    for line in (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").splitlines():
+        if "`tests/" in line:
+            yield tuple(re.search(r"`(tests/\S+)::(\w+)`", line).groups())
+        else:
+            assert not line.startswith("| ") or line.startswith("| Fault"), f"a fault without a test: {line}"
+
+
+@pytest.mark.parametrize(("file", "test"), list(_rows()))
+def test_every_fault_has_its_test(file: str, test: str) -> None:
+    assert re.search(rf"^def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_pages(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+\.md)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).is_file(), target
+
+
+# docs/first-run.md as a fresh user runs it, on folders of their own: every command of the page, in order.
+
+
+def _commands() -> list[list[str]]:
+    text = (ROOT / "docs/first-run.md").read_text(encoding="utf-8")
+    lines = [
+        line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
+    ]
+    tiny = {"600": "18", "96x192": "32x48", "50": "2"}
+    return [[tiny.get(word, word) for word in shlex.split(line)[1:]] for line in lines]
+
+
+def _run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["udas-fast", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code, arguments
+
+
+def _killed(arguments: list[str], run: Path) -> None:
+    """Start the command and kill it after its first checkpoint."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "udas_fast.cli", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list((run / "checkpoints").glob("*.pt")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_the_first_run(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = workplace / "runs/first"
+    did: dict[str, Callable[[], bool]] = {
+        "check-data": lambda: "12 images" in capsys.readouterr().out,
+        "train": lambda: (run / "model.safetensors").is_file() and (run / "scores.json").is_file(),
+        "watch": lambda: "adaptation" in capsys.readouterr().out,
+        "report": lambda: (run / "report.html").stat().st_size > 10_000,
+        "evaluate": lambda: "mIoU" in capsys.readouterr().out,
+        "predict": lambda: len(list((workplace / "labels").glob("*.png"))) == 4,
+        "export": lambda: bool(list(run.glob("model.*"))),
+    }
+    commands = _commands()
+    assert {command[0] for command in commands} >= {"check-data", "train", "watch", "report", "predict"}
+    followed = []
+    for command in commands:
+        if command[0] == "train" and "--resume" not in command:
+            _killed([*command, "--set", "model.width=4", "--device", "cpu", "--engine", "torch"], run)
+        elif command[0] == "watch":  # it follows a run to its end, which has to come first
+            followed.append(command)
+        else:
+            _run(command, monkeypatch)
+            assert did[command[0]](), command
+    for command in followed:
+        _run(command, monkeypatch)
+        assert did["watch"]()
