@@ -29,11 +29,11 @@ INTERRUPTED = 130  # the shell's code for a run ended by Ctrl-C
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     """``"180x240"`` as (height, width)."""
     height, x, width = text.partition("x")
     if not (x and height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise bad("--size", repr(text), "HEIGHTxWIDTH, for example 180x240")
+        raise bad(option, repr(text), "HEIGHTxWIDTH, for example 180x240")
     return int(height), int(width)
 
 
@@ -264,17 +264,29 @@ def evaluate(
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="a run's folder or a model.safetensors")],
-    images: Annotated[list[Path], typer.Argument(help="image files, or folders of them")],
-    out: Annotated[Path, typer.Option(help="folder for NAME_ids.png and NAME_colour.png")],
+    images: Annotated[list[Path], typer.Argument(help="images, folders of images, videos")],
+    out: Annotated[Path, typer.Option(help="folder for NAME_ids.png, NAME_colour.png and so on")],
+    write: Annotated[str, typer.Option(help="what of each image: ids, colour, overlay, confidence")] = (
+        "ids,colour"
+    ),
+    native: Annotated[
+        bool, typer.Option("--native", help="show images at their own size, not at the one of training")
+    ] = False,
+    tile: Annotated[
+        str | None,
+        typer.Option(metavar="HEIGHTxWIDTH", help="overlapping parts seen one by one, for large images"),
+    ] = None,
     device: Device = "auto",
 ) -> None:
-    """Label images: train ids and colours as PNG files, at each image's own size."""
+    """Label images and the frames of videos: train ids, colours and more as PNG files, at each image's own size."""
     from udas_fast.engine.precision import resolve_device
-    from udas_fast.inference import TrainedModel, image_files, predict_files
+    from udas_fast.inference import TrainedModel, media_files, predict_files
 
-    files = image_files(images)
+    files = media_files(images)
     trained = TrainedModel.load(model, resolve_device(device))
-    print(f"{predict_files(trained, files, out)} images labelled in {out}")
+    parts = None if tile is None else parse_size(tile, "--tile")
+    count = predict_files(trained, files, out, pictures=write.split(","), native=native, tile=parts)
+    print(f"{count} images labelled in {out}")
 
 
 @app.command()

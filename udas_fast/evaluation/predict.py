@@ -10,7 +10,8 @@ from udas_fast import ops
 from udas_fast.data.geometry import resize
 from udas_fast.errors import bad
 from udas_fast.evaluation.evaluate import device_of, evaluating
-from udas_fast.models import heads, normalize
+from udas_fast.evaluation.tiles import tiled_logits
+from udas_fast.models import Logits, heads, normalize
 
 
 @torch.no_grad()
@@ -19,20 +20,26 @@ def predict(
     image: Tensor,
     size: tuple[int, int],
     out_size: tuple[int, int] | None = None,
+    tile: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(label uint8, confidence float32), both ``out_size`` (H, W), on the model's device.
 
     image: uint8 RGB [3, H, W], resized to ``size`` as for :func:`udas_fast.evaluation.evaluate`, so both see
-    the same pixels. out_size: the image's own size if None. The label is the arg-max of the primary head, the
-    confidence its softmax; nothing of C channels exists at ``out_size``. The model's mode is left as it was.
-    Raises InputError for another dtype or shape.
+    the same pixels. out_size: the image's own size if None. tile: (H, W) of the parts of the resized image that the
+    network sees one by one (:mod:`udas_fast.evaluation.tiles`); None: all of it at once. The label is the arg-max of
+    the primary head, the confidence its softmax; nothing of C channels exists at ``out_size``. The model's mode is
+    left as it was. Raises InputError for another dtype or shape.
     """
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
         raise bad("image", f"{image.dtype} {list(image.shape)}", "torch.uint8 [3, H, W]")
     pixels = resize(image.permute(1, 2, 0).cpu().numpy(), tuple(size), Image.Resampling.BILINEAR)
-    x = normalize(torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).to(device_of(model)))
+    resized, device = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0), device_of(model)
+
+    def forward(part: Tensor) -> Logits:
+        return heads(model(normalize(part.to(device))))
+
     with evaluating(model):
-        logits = heads(model(x))
+        logits = forward(resized) if tile is None else tiled_logits(forward, resized, tile)
     height, width = image.shape[-2:] if out_size is None else out_size
     result = ops.pseudo_label(
         [logits.primary], (height, width), threshold=0.0, align_corners=logits.align_corners

@@ -1,15 +1,16 @@
 """A trained model and what is done with it: label images, export it."""
 
 from udas_fast.inference.export import Agreement, export_model
-from udas_fast.inference.files import image_files, predict_files
+from udas_fast.inference.files import PICTURES, media_files, predict_files
 from udas_fast.inference.model import MODEL_FILE, TrainedModel, check_state
 
 __all__ = [
     "MODEL_FILE",
+    "PICTURES",
     "Agreement",
     "TrainedModel",
     "check_state",
     "export_model",
-    "image_files",
+    "media_files",
     "predict_files",
 ]

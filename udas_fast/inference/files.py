@@ -1,24 +1,44 @@
-"""Image files in, labels out."""
+"""Images and videos in, labels out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from udas_fast.data import IMAGE_SUFFIXES, read_image
-from udas_fast.errors import bad
+from udas_fast.atomic import atomic_write, writing
+from udas_fast.data import IMAGE_SUFFIXES, ClassSet, read_image
+from udas_fast.errors import bad, unknown
 from udas_fast.evaluation import colorize
 from udas_fast.inference.model import TrainedModel
 
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 
-def image_files(paths: Iterable[Path]) -> list[Path]:
-    """The image files among ``paths`` and in the folders among them, in order.
+
+def _overlay(image: np.ndarray, label: np.ndarray, classes: ClassSet) -> np.ndarray:
+    """Image and colours, half and half."""
+    return ((image.astype(np.uint16) + colorize(label, classes)) // 2).astype(np.uint8)
+
+
+Picture = Callable[[np.ndarray, np.ndarray, np.ndarray, ClassSet], np.ndarray]
+PICTURES: dict[str, Picture] = {
+    "ids": lambda image, label, confidence, classes: label,
+    "colour": lambda image, label, confidence, classes: colorize(label, classes),
+    "overlay": lambda image, label, confidence, classes: _overlay(image, label, classes),
+    "confidence": lambda image, label, confidence, classes: np.rint(255 * confidence).astype(np.uint8),
+}
+"""What can be written of an image, by its name: train ids, colours, both over the image, confidence (255 is 1)."""
+
+
+def media_files(paths: Iterable[Path]) -> list[Path]:
+    """The images and videos among ``paths``, and the images in the folders among them, in order.
 
     Raises:
-        InputError: a path that does not exist, a folder without images, or two images of one name.
+        InputError: a path that does not exist, a folder without images, or two files of one name.
     """
     files: list[Path] = []
     for path in paths:
@@ -29,7 +49,7 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
             raise bad(
                 f"image {path}",
                 "nothing" if path.exists() else "no such path",
-                "an image or a folder of images",
+                "an image, a video or a folder of images",
             )
         files += found
     stems = [file.stem for file in files]
@@ -40,15 +60,67 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     return files
 
 
-def predict_files(trained: TrainedModel, files: Sequence[Path], out: Path) -> int:
-    """Write ``NAME_ids.png`` (train ids) and ``NAME_colour.png`` for each file, at its size; the number.
+def predict_files(
+    trained: TrainedModel,
+    files: Sequence[Path],
+    out: Path,
+    *,
+    pictures: Collection[str] = ("ids", "colour"),
+    native: bool = False,
+    tile: tuple[int, int] | None = None,
+) -> int:
+    """Write ``NAME_PICTURE.png`` for each image or frame and each of ``pictures``, at its size; the number of images.
+
+    ``native`` and ``tile``: see :meth:`TrainedModel.predict`. The frames of video NAME are NAME_000000 and so on.
 
     Raises:
-        InputError: an image cannot be read; names it.
+        InputError: an unknown picture, an image or video that cannot be read, or a folder that cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for file in tqdm(files, unit="image", disable=len(files) == 1):
-        label, _ = trained.predict(read_image(file))
-        Image.fromarray(label).save(out / f"{file.stem}_ids.png")
-        Image.fromarray(colorize(label, trained.classes)).save(out / f"{file.stem}_colour.png")
-    return len(files)
+    for name in pictures:
+        if name not in PICTURES:
+            raise unknown("--write", name, PICTURES)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with tqdm(unit="image", disable=None) as bar:
+        for stem, image in _frames(files):
+            label, confidence = trained.predict(image, native=native, tile=tile)
+            for name in pictures:
+                picture = PICTURES[name](image, label, confidence, trained.classes)
+                atomic_write(_png(picture), out / f"{stem}_{name}.png")
+            count += 1
+            bar.update()
+    return count
+
+
+def _frames(files: Iterable[Path]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, uint8 RGB [H, W, 3]) of each image and each frame."""
+    for file in files:
+        if file.suffix.lower() in VIDEO_SUFFIXES:
+            for number, image in enumerate(_video(file)):
+                yield f"{file.stem}_{number:06d}", image
+        else:
+            yield file.stem, read_image(file)
+
+
+def _video(file: Path) -> Iterator[np.ndarray]:
+    try:
+        import av
+    except ModuleNotFoundError:
+        wanted = 'pip install "udas-fast[video]", or a folder of its frames as images'
+        raise bad(f"video {file}", "no PyAV to read it", wanted) from None
+    try:
+        with av.open(str(file)) as container:
+            if not container.streams.video:
+                raise bad(f"video {file}", "no pictures in it", "a video")
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+    except av.FFmpegError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise bad(f"video {file}", f"unreadable data ({reason})", "a whole video") from error
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()

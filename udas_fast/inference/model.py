@@ -112,9 +112,17 @@ class TrainedModel:
             model = _build(header, tensors, path)
         return cls(model.to(device).eval(), header.config, header.classes, header.size, header.protocol)
 
-    def predict(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(train ids uint8, confidence float32), both ``[H, W]``, of a uint8 RGB image ``[H, W, 3]``."""
-        label, confidence = predict(self.model, torch.from_numpy(image).permute(2, 0, 1), self.size)
+    def predict(
+        self, image: np.ndarray, *, native: bool = False, tile: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(train ids uint8, confidence float32), both ``[H, W]``, of a uint8 RGB image ``[H, W, 3]``.
+
+        native: the network sees the image at its own size instead of :attr:`size`. tile: (H, W) of the parts that it
+        sees one by one, for images larger than memory (:mod:`udas_fast.evaluation.tiles`).
+        """
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        size = image.shape[:2] if native else self.size
+        label, confidence = predict(self.model, pixels, size, tile=tile)
         return label.cpu().numpy(), confidence.cpu().numpy()
 
 

@@ -1,0 +1,101 @@
+"""Tiles: the whole image's logits wherever a network sees no further than a quarter of the overlap."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from udas_fast.errors import InputError
+from udas_fast.evaluation import predict
+from udas_fast.evaluation.tiles import _spans, _weights, tiled_logits
+from udas_fast.models import AlignedLogits, Logits, ModelConfig, build_model
+
+
+def _image(height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+class Near(nn.Module):
+    """Sees 9 pixels around each logit, stride 8, and has a row and a column more than an eighth, as ResNets do."""
+
+    def __init__(self, kind: type[Logits] = Logits) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 6, 7, 2, 3), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.Conv2d(6, 5, 3, 2, 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> Logits:
+        return self.kind(self.layers(x.float() / 255))
+
+
+@pytest.mark.parametrize("kind", [Logits, AlignedLogits])
+@pytest.mark.parametrize("size", [(301, 420), (160, 333), (500, 161), (100, 417)])
+@torch.no_grad()
+def test_a_network_that_sees_little_gives_the_same_logits(size: tuple[int, int], kind: type[Logits]) -> None:
+    # An overlap of 40 pixels has 6 logits; 1.5 of them, 12 pixels, are the quarter that counts nothing.
+    model, image = Near(kind), _image(*size)
+    tiled, whole = tiled_logits(model, image, (160, 168)), model(image)
+    assert type(tiled) is kind
+    # Convolutions of another size may sum in another order.
+    torch.testing.assert_close(tiled.primary, whole.primary, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["deeplabv2", "deeplabv3plus", "fcn"])
+@pytest.mark.parametrize("output_stride", [4, 8])
+@torch.no_grad()
+def test_the_logits_of_every_network_have_the_whole_images_shape(name: str, output_stride: int) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(name=name, backbone="resnet18", width=1, output_stride=output_stride)
+    model = build_model(config, 3).eval()
+    for size in ((131, 97), (64, 150), (65, 66)):
+        image = _image(*size)
+        tiled = tiled_logits(lambda part: model(part.float() / 255), image, (64, 70))
+        assert tiled.primary.shape == model(image.float()).primary.shape
+
+
+def test_an_image_in_one_tile_is_not_cut_to_the_bit(model) -> None:
+    image = _image(70, 90)[0]
+    whole = predict(model, image, (64, 80))
+    for tile in ((64, 80), (1000, 80), (5000, 5000)):
+        tiled = predict(model, image, (64, 80), tile=tile)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(tiled, whole, strict=True))
+
+
+def test_equal_surroundings_leave_no_seam() -> None:
+    constant = torch.full((1, 3, 300, 300), 77, dtype=torch.uint8)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 8, 8))  # no padding: every logit is the same
+    tiled = tiled_logits(lambda part: Logits(model(part.float())), constant, (100, 128)).primary
+    # weights that sum to 1 within float32's rounding
+    torch.testing.assert_close(tiled, tiled[..., :1, :1].expand_as(tiled), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("length", "tile"), [(64, 64), (65, 64), (97, 64), (500, 64), (1000, 333), (129, 128)]
+)
+@pytest.mark.parametrize("stride", [1, 4, 8, 32])
+def test_tiles_cover_an_axis_evenly(length: int, tile: int, stride: int) -> None:
+    spans = _spans(length, tile, stride)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == length
+    for (start, end), (after, _) in itertools.pairwise(spans):
+        assert start < after
+        assert after % stride == 0
+        assert end - after >= tile // 4 - stride or end == length
+    assert all(end - start <= tile for start, end in spans)
+    counts = [(start // stride, -(-(end - start) // stride)) for start, end in spans]
+    weights = _weights(counts)
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(0), torch.ones(weights.shape[1]))
+
+
+def test_what_cannot_be_tiled_is_told() -> None:
+    image = _image(200, 200)
+    with pytest.raises(InputError, match="tile: found 63x100, wanted 64x64 or more"):
+        tiled_logits(Near(), image, (63, 100))
+    with pytest.raises(InputError, match="network for tiles: found 0 logits fewer for 32 pixels"):
+        tiled_logits(lambda part: Logits(torch.zeros(1, 2, 7, 7)), image, (64, 64))

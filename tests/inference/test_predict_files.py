@@ -1,0 +1,130 @@
+"""What `udas-fast predict` writes of images, folders and videos, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from udas_fast import TrainedModel, cli
+from udas_fast.data.types import CAMVID
+from udas_fast.errors import InputError
+from udas_fast.evaluation import colorize
+from udas_fast.inference import media_files, predict_files
+
+Make = Callable[..., TrainedModel]
+ALL = ("ids", "colour", "overlay", "confidence")
+
+
+def _read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def _video(path: Path, frames: int = 3) -> Path:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)  # lossless
+        stream.width, stream.height, stream.pix_fmt = 56, 40, "bgr0"
+        for i in range(frames):
+            pixels = np.full((40, 56, 3), 40 * i, np.uint8)
+            pixels[:20] = (255, 40 * i, 0)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_every_picture_of_an_image(make_trained: Make, tmp_path: Path, image: np.ndarray) -> None:
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    trained, out = make_trained(), tmp_path / "a/b"
+    assert predict_files(trained, [tmp_path / "photo.png"], out, pictures=ALL) == 1
+    label, confidence = trained.predict(image)
+    colour = colorize(label, CAMVID)
+    np.testing.assert_array_equal(_read(out / "photo_ids.png"), label)
+    np.testing.assert_array_equal(_read(out / "photo_colour.png"), colour)
+    overlay = _read(out / "photo_overlay.png").astype(float)
+    assert np.abs(overlay - (image.astype(float) + colour) / 2).max() <= 0.5
+    grey = _read(out / "photo_confidence.png")
+    assert grey.shape == (40, 56)
+    assert np.abs(grey / 255 - confidence).max() <= 0.5 / 255 + 1e-6
+    assert len(list(out.iterdir())) == 4
+
+
+def test_each_frame_of_a_video(make_trained: Make, tmp_path: Path) -> None:
+    video = _video(tmp_path / "drive.mkv")
+    trained, out = make_trained(), tmp_path / "out"
+    assert predict_files(trained, media_files([video]), out, pictures=["ids"]) == 3
+    assert [path.name for path in sorted(out.iterdir())] == [f"drive_00000{i}_ids.png" for i in range(3)]
+    frame = np.full((40, 56, 3), 80, np.uint8)
+    frame[:20] = (255, 80, 0)
+    np.testing.assert_array_equal(_read(out / "drive_000002_ids.png"), trained.predict(frame)[0])
+
+
+def test_native_size_and_tiles(make_trained: Make) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (96, 140, 3), dtype=np.uint8)
+    trained = make_trained()
+    native = trained.predict(image, native=True)
+    assert not np.array_equal(native[1], trained.predict(image)[1])  # resized to 32x48 before
+    for ours, theirs in zip(trained.predict(image, native=True, tile=(96, 140)), native, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    label, confidence = trained.predict(image, native=True, tile=(64, 64))
+    assert label.shape == confidence.shape == (96, 140)
+    assert not np.array_equal(confidence, native[1])  # its ASPP sees further than a tile
+
+
+def test_what_cannot_be_predicted_is_told(
+    make_trained: Make, tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video, trained = _video(tmp_path / "drive.mkv"), make_trained()
+    (tmp_path / "broken.mp4").write_bytes(b"no video at all")
+    with pytest.raises(InputError, match=r"video .*broken.mp4: found unreadable data"):
+        predict_files(trained, [tmp_path / "broken.mp4"], tmp_path / "out")
+    with pytest.raises(InputError, match="--write: found 'colours', wanted one of .*did you mean 'colour'"):
+        predict_files(trained, [video], tmp_path / "out", pictures=["colours"])
+    with pytest.raises(InputError, match="cannot be written"):
+        predict_files(trained, [video], video / "below")
+    with pytest.raises(InputError, match="found two of the name 'drive'"):
+        media_files([video, tmp_path / "drive.mkv"])
+    with pytest.raises(InputError, match="no such path"):
+        media_files([tmp_path / "missing.mp4"])
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(InputError, match=r'no PyAV to read it, wanted pip install "udas-fast\[video\]"'):
+        predict_files(trained, [video], tmp_path / "out")
+
+
+def test_the_command(
+    make_trained: Make,
+    tmp_path: Path,
+    image: np.ndarray,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_trained().save(tmp_path / "model.safetensors")
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(image).save(tmp_path / f"images/{name}.png")
+
+    def run(*more: str) -> int:
+        arguments = [
+            "predict",
+            tmp_path,
+            tmp_path / "images",
+            "--out",
+            tmp_path / "out",
+            "--device",
+            "cpu",
+            *more,
+        ]
+        monkeypatch.setattr("sys.argv", ["udas-fast", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code or 0
+
+    assert run("--write", "overlay,ids", "--native", "--tile", "64x64") == 0
+    assert "2 images labelled" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"a_overlay.png", "a_ids.png", "b_overlay.png", "b_ids.png"}
+    assert run("--tile", "64") == 2
+    assert "--tile: found '64', wanted HEIGHTxWIDTH" in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""Logits of an image that does not fit into memory at once: overlapping tiles, blended where they meet.
+
+Tiles begin on the grid of the network's logits, so that their logits are those of the whole image but for the missing
+surroundings at the cut. Of an overlap, the outer quarter of either tile counts nothing and the middle half goes over
+linearly from one to the other: what sees no further than that quarter is the same as from the whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from udas_fast.errors import bad
+from udas_fast.models import Logits
+
+SMALLEST = 64
+"""Pixels of a tile's side."""
+OVERLAP = 4
+"""Neighbours share one in so many pixels of a tile's side."""
+PROBE = 32  # pixels; a network's stride divides it
+
+Forward = Callable[[Tensor], Logits]
+
+
+def tiled_logits(forward: Forward, image: Tensor, tile: tuple[int, int]) -> Logits:
+    """Primary logits of ``image``, uint8 [1, 3, H, W], from tiles of at most ``tile`` (H, W) pixels.
+
+    forward: uint8 [1, 3, h, w] to logits. Memory is that of one tile, and of the image's low-resolution logits. An
+    image that fits into one tile is not cut. Raises InputError for tiles below 64 pixels, and for a network whose
+    logits do not follow its image's size in steps of 1, 2, 4, 8, 16 or 32.
+    """
+    if min(tile) < SMALLEST:
+        raise bad("tile", "{}x{}".format(*tile), f"{SMALLEST}x{SMALLEST} or more")
+    size = tuple(image.shape[-2:])
+    if size[0] <= tile[0] and size[1] <= tile[1]:
+        return forward(image)
+    first = forward(image[..., : tile[0], : tile[1]])
+    strides = _strides(forward, image, tile, first)
+    spans = [_spans(*axis) for axis in zip(size, tile, strides, strict=True)]
+    parts = {
+        (i, j): forward(image[..., top:bottom, left:right]).primary
+        for i, (top, bottom) in enumerate(spans[0])
+        for j, (left, right) in enumerate(spans[1])
+    }
+    rows = _weights([(a // strides[0], parts[i, 0].shape[2]) for i, (a, _) in enumerate(spans[0])])
+    columns = _weights([(a // strides[1], parts[0, j].shape[3]) for j, (a, _) in enumerate(spans[1])])
+    whole = first.primary.new_zeros(*first.primary.shape[:2], rows.shape[1], columns.shape[1])
+    for (i, j), logits in parts.items():
+        top, left = spans[0][i][0] // strides[0], spans[1][j][0] // strides[1]
+        height, width = logits.shape[-2:]
+        weight = rows[i, top : top + height, None] * columns[j, left : left + width]
+        whole[..., top : top + height, left : left + width] += logits * weight.to(logits)
+    return type(first)(whole)
+
+
+def _strides(forward: Forward, image: Tensor, tile: tuple[int, int], first: Logits) -> tuple[int, ...]:
+    """Pixels from one logit to the next in y and x, measured on a smaller tile; 1 along an axis that is not cut."""
+    cut = [have > side for have, side in zip(image.shape[-2:], tile, strict=True)]
+    height, width = (side - PROBE * is_cut for side, is_cut in zip(tile, cut, strict=True))
+    smaller = forward(image[..., :height, :width]).primary
+    fewer = [first.primary.shape[axis] - smaller.shape[axis] for axis in (-2, -1)]
+    if any(is_cut and (count < 1 or PROBE % count) for is_cut, count in zip(cut, fewer, strict=True)):
+        raise bad(
+            "network for tiles",
+            f"{max(fewer)} logits fewer for {PROBE} pixels fewer",
+            "logits in steps of 1, 2, 4, 8, 16 or 32 pixels",
+        )
+    return tuple(PROBE // count if is_cut else 1 for is_cut, count in zip(cut, fewer, strict=True))
+
+
+def _spans(length: int, tile: int, stride: int) -> list[tuple[int, int]]:
+    """(first, end) of each tile along one axis, evenly spread over ``length`` pixels and on the logits' grid."""
+    last = -(-max(length - tile, 0) // stride) * stride
+    step = (tile - tile // OVERLAP) // stride * stride
+    gaps = -(-last // step)
+    starts = [round(i * last / gaps / stride) * stride for i in range(gaps)] + [last]
+    return [(start, min(start + tile, length)) for start in starts]
+
+
+def _weights(tiles: list[tuple[int, int]]) -> Tensor:
+    """Weight of each tile, (first logit, number) along one axis, at each logit: [tiles, logits], sums are 1."""
+    weights = torch.zeros(len(tiles), sum(tiles[-1]))
+    for i, (start, count) in enumerate(tiles):
+        weight = torch.ones(count)
+        if i > 0:
+            shared = sum(tiles[i - 1]) - start
+            weight[:shared] *= _ramp(shared)
+        if i + 1 < len(tiles):
+            shared = start + count - tiles[i + 1][0]
+            weight[count - shared :] *= _ramp(shared).flip(0)
+        weights[i, start : start + count] = weight
+    return weights / weights.sum(0)
+
+
+def _ramp(count: int) -> Tensor:
+    """0 over the first quarter, linear over the middle half, 1 over the last; with its mirror image it makes 1."""
+    return ((torch.arange(count) + 0.5 - count / 4) / (count / 2)).clamp(0, 1)
