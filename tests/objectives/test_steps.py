@@ -140,8 +140,8 @@ def test_every_objective_takes_every_network(
     model = build_model(ModelConfig(name=network, backbone="resnet18", width=4), 4).train()
     config = get_recipe(recipe).stages[stage].objective
     built = config.build(4)
-    built.start(model)
     built.networks = {name: copy.deepcopy(model) for name in config.teachers}
+    built.start(model)
     losses = built.step(model, batches, make_step(progress=0.7))
     assert all(loss.isfinite() for loss in losses.values())
     assert model.primary[-1].weight.grad.any()

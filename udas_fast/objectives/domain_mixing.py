@@ -56,18 +56,16 @@ class DomainMixing(Objective):
     def __init__(self, config: DomainMixingConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
-        self.labelling: SelfTraining | None = (
-            None  # what the last student says of one view, as self-training has it
-        )
+        # What the last student says of one view, as self-training has it.
+        self.labelling: SelfTraining | None = None
         if config.labeller is not None:
             labels = SelfTrainingConfig(views=1, threshold="balanced", labels=config.labels)
             self.labelling = labels.build(num_classes)
 
     def start(self, model: nn.Module) -> None:
         if self.labelling is not None:
-            self.labelling.teacher = self.networks[
-                self.config.labeller
-            ]  # it learns in none of the teachers' stages
+            # It learns in none of the teachers' stages.
+            self.labelling.teacher = self.networks[self.config.labeller]
 
     def prepare(self, round: Round) -> SegmentationDataset | None:
         return round.unlabelled if self.labelling is None else self.labelling.prepare(round)

@@ -138,9 +138,8 @@ class Plan:
     task: Task
     rows: tuple[Row, ...]
     runs: tuple[Run, ...]
-    steps: (
-        int | None
-    )  # optimisation steps of the network that each run scores; None: each recipe's own number
+    # Optimisation steps of the network that each run scores; None: each recipe's own number.
+    steps: int | None
     left_out: str = ""  # what a reader would look for, and why it is not there
 
 
