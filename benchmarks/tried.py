@@ -22,7 +22,6 @@ ADAPTATION, SELF_TRAINING = "stages.adaptation", "stages.self_training"
 # By what is varied: the row's recipe, and the settings after those of every study.
 UDA = {
     "λ_adv 0: no adversary": [f"{ADAPTATION}.objective.adversarial_weights=[0,0]"],
-    "λ_adv × 0.1": [f"{ADAPTATION}.objective.adversarial_weights=[0.0001,0.00002]"],
     "λ_adv × 10": [f"{ADAPTATION}.objective.adversarial_weights=[0.01,0.002]"],
     "discriminators learn at a tenth of their rate": [f"{ADAPTATION}.optimizer.discriminator_lr=5e-5"],
     "heads agree: λ_kl 0.1": [f"{ADAPTATION}.objective.kl_weight=0.1"],
@@ -30,8 +29,6 @@ UDA = {
 }
 UDAS = {
     "threshold 0.6 for all classes": [f"{SELF_TRAINING}.objective.threshold=0.6"],
-    "K = 1": [f"{SELF_TRAINING}.objective.views=1"],
-    "half of the steps for adaptation, two rounds": [f"{ADAPTATION}.steps=400", f"{SELF_TRAINING}.steps=200"],
     "half of the steps for adaptation, four rounds": [
         f"{ADAPTATION}.steps=400",
         f"{SELF_TRAINING}.steps=100",
