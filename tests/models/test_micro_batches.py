@@ -85,7 +85,7 @@ def test_activations_of_one_part_are_alive_at_a_time() -> None:
         saved.append(sum(nbytes for pointer, nbytes in kept.items() if pointer not in own))
         del output
     assert saved[1] <= image.untyped_storage().nbytes()  # nothing but the input
-    assert saved[0] > 10 * saved[1]
+    assert saved[0] > 5 * saved[1]
 
 
 @pytest.mark.parametrize("checkpointing", [frozenset(), frozenset({"layer3"})])
