@@ -147,7 +147,11 @@ def test_a_users_network_is_neither_predicted_nor_checkpointed(camvid_root: Path
 
 def test_the_table_names_the_lightest_policy_of_each_card() -> None:
     def row(batch_size: int, policy: str, gib: float) -> Row:
-        return Row(batch_size, policy, [Peak("adaptation", {"activations": int(gib * GIB)})])
+        return Row(
+            batch_size,
+            MemoryConfig(checkpointing=policy),
+            [Peak("adaptation", {"activations": int(gib * GIB)})],
+        )
 
     rows = [row(1, "none", 4.0), row(1, "all", 1.0), row(2, "none", 7.5), row(2, "all", 2.0)]
     lines = plan_table(rows).splitlines()

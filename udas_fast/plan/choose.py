@@ -30,9 +30,9 @@ def choose_memory(recipe: Recipe, *, num_classes: int, labelled: bool) -> Memory
     """
     memory = recipe.memory
     if memory.budget_bytes is None:
-        return next(_candidates(recipe))
+        return next(candidates(recipe))
     needs = {}
-    for candidate in _candidates(recipe):
+    for candidate in candidates(recipe):
         needs[candidate] = needed(recipe, candidate, num_classes, labelled)
         if needs[candidate] <= memory.budget_bytes:
             return candidate
@@ -46,20 +46,22 @@ def choose_memory(recipe: Recipe, *, num_classes: int, labelled: bool) -> Memory
 def advice(recipe: Recipe, memory: MemoryConfig, *, num_classes: int, labelled: bool) -> str:
     """What to change when a run with ``memory`` has run out of it, with predictions."""
     memory = replace(memory, budget=None)
-    every = list(_candidates(replace(recipe, memory=MemoryConfig())))
+    every = list(candidates(replace(recipe, memory=MemoryConfig())))
     after = every[every.index(memory) + 1 :] if memory in every else []
     needs = {candidate: needed(recipe, candidate, num_classes, labelled) for candidate in (memory, *after)}
     change = "set memory.checkpointing, or a smaller" if after else "set a smaller"
     return f"by prediction it needs {_listed(needs)}; {change} input.batch_size or size"
 
 
-def _candidates(recipe: Recipe) -> Iterator[MemoryConfig]:
+def candidates(recipe: Recipe) -> Iterator[MemoryConfig]:
     """What is named, with each choice for what is left open, from the fastest to the one that needs least memory.
 
     A micro-batch costs one more forward whatever its size, as much as checkpointing everything.
     """
     memory = recipe.memory
-    policies = POLICIES if memory.checkpointing == "auto" else (memory.checkpointing,)
+    policies: tuple[str, ...] = (memory.checkpointing,)
+    if memory.checkpointing == "auto":
+        policies = POLICIES if recipe.trains == "segmentation" else ("none",)  # CycleGAN has no backbone
     for policy in policies:
         yield replace(memory, checkpointing=policy)
     if memory.micro_batch_size is not None or recipe.model.batch_statistics:
