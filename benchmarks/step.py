@@ -33,7 +33,7 @@ from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.memory import CONTEXT, GIB
 from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.engine.tracker import MemoryTracker
-from udas_fast.models import build_model, set_checkpointing
+from udas_fast.models import build_model
 from udas_fast.objectives import Step, adaptation, self_training
 from udas_fast.plan import POLICIES, predict
 from udas_fast.recipes import Recipe, get_recipe, override
@@ -118,7 +118,7 @@ def build_loop(recipe: Recipe, stage_name: str, device: str, public: bool) -> Lo
     model = model.to(device, memory_format=layout)
     objective = PUBLIC[stage_name](stage.objective, CLASSES) if public else stage.objective.build(CLASSES)
     for module in (model, objective):
-        set_checkpointing(module, recipe.memory.checkpointing)
+        recipe.memory.apply(module)
     objective.start(model)
     objective.to(device)
     sizes = {"source": recipe.input.source.size, "unlabelled": recipe.input.target.size}

@@ -18,10 +18,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import data
+import harness
 import matplotlib.pyplot as plt
 import ops
 import step
 
+from udas_fast.engine.memory import GIB
+from udas_fast.plan.table import policy
 from udas_fast.study.plots import methods_plot
 from udas_fast.study.results import StudyTable
 from udas_fast.study.tables import note, study_tables
@@ -69,6 +72,21 @@ def study(name: str) -> str:
     return f"{made}\n\n{said}; `{document['command']}` → `benchmarks/results/{name}.json`."
 
 
+def plan(name: str, settings: str) -> str:
+    """For each card and batch size the first policy that fits, with the GB that it needs."""
+    needs: dict[tuple[int, str], float] = {}
+    for row in load(name)["rows"]:
+        needed = max(stage["needed"] for stage in row["stages"].values())
+        needs[row["batch_size"], policy(row["checkpointing"], row.get("micro_batch_size"))] = needed / GIB
+    sizes = sorted({size for size, _ in needs})
+    rows = []
+    for card in (4, 6, 8, 11):
+        fits = [[(p, gb) for (n, p), gb in needs.items() if n == size and gb <= card] for size in sizes]
+        rows.append([f"{card} GB", *(f"{f[0][0]} ({f[0][1]:.1f} GB)" if f else "–" for f in fits)])
+    made = harness.table(["card", *(f"batch {size}" for size in sizes)], rows)
+    return f"{made}\n\n`udas-fast plan udas{settings} --json benchmarks/results/{name}.json`."
+
+
 def _mean(values: list[float]) -> str:
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
@@ -113,6 +131,8 @@ STUDIES = [
 TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
     **{name: partial(study, name) for name in STUDIES},
+    "plan": partial(plan, "plan", ""),
+    "plan-frozen": partial(plan, "plan-frozen", " --batches 1,4 --set model.norm=frozen"),
     "data-cpu": partial(benchmark, "data-cpu", data.table),
     "step-cpu": partial(benchmark, "step-cpu", step.table),
     **{name: partial(benchmark, name, ops.table) for name in OPERATORS},

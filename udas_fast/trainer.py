@@ -28,6 +28,7 @@ from udas_fast.engine.distributed import join
 from udas_fast.engine.fault import BadSteps
 from udas_fast.engine.lock import locked
 from udas_fast.engine.loop import Loop, Phase
+from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.optim import MakeOptimizer, apex_sgd
 from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.engine.probe import check_network
@@ -35,9 +36,9 @@ from udas_fast.engine.runner import Runner, open_runner
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import MODEL_FILE, TrainedModel, check_state
-from udas_fast.models import ModelConfig, build_model, load_weights, normalize, set_checkpointing
+from udas_fast.models import ModelConfig, build_model, load_weights, normalize
 from udas_fast.objectives import Objective, Round
-from udas_fast.plan import advice, choose_checkpointing
+from udas_fast.plan import advice, choose_memory
 from udas_fast.recipes import Recipe, Stage
 from udas_fast.recipes.domains import DataConfig, Domains
 from udas_fast.recipes.run_config import RunConfig, require_objects
@@ -184,10 +185,8 @@ class Trainer:
                 raise bad(
                     f"stage {fresh[0]}", "a fresh student of the user's own network", "student: teacher"
                 )
-        self.checkpointing = self._choose_checkpointing()
-        if not set_checkpointing(model, self.checkpointing) and self.checkpointing != "none":
-            found = f"{type(model).__name__} without a ResNet of ours"
-            raise bad(f"checkpointing {self.checkpointing!r}", found, "'none'")
+        self.memory = self._choose_memory()
+        self._set_up_memory(model)
         self.model = model.to(self.device, memory_format=memory_format(self.amp, model))
         if self.model_config is None:
             needs = (stage.objective.two_heads for stage in recipe.stages)
@@ -220,13 +219,22 @@ class Trainer:
         self.weights_report = load_weights(model, self.config.weights) if self.config.weights else None
         return model
 
-    def _choose_checkpointing(self) -> str:
+    def _set_up_memory(self, model: nn.Module) -> None:
+        memory, name = self.memory, type(model).__name__
+        checkpoints, in_parts = memory.apply(model)
+        if not checkpoints and memory.checkpointing != "none":
+            raise bad(f"checkpointing {memory.checkpointing!r}", f"{name} without a ResNet of ours", "'none'")
+        if not in_parts and memory.micro_batch_size is not None:
+            wanted = "a smaller input.batch_size in its place"
+            raise bad("memory.micro_batch_size", f"{name}, a network of the user's own", wanted)
+
+    def _choose_memory(self) -> MemoryConfig:
         memory = self.recipe.memory
         if self.model_config is None and memory.budget is not None:
             raise bad(
                 "memory.budget", "a network of the user's own", "the recipe's own, which can be predicted"
             )
-        return choose_checkpointing(
+        return choose_memory(
             self._own_recipe, num_classes=len(self.classes), labelled=self.domains.labelled is not None
         )
 
@@ -267,10 +275,14 @@ class Trainer:
         lines = [
             f"recipe {self.recipe.name}: {', '.join(phase.name for _, phase in self._phases)}; {steps} steps",
             f"network {type(self.model).__name__}, {parameters:,} parameters, {len(self.classes)} classes, "
-            f"{self._processes()} in {self.amp.name}, checkpointing {self.checkpointing}",
+            f"{self._processes()} in {self.amp.name}, {self._spared()}",
             self.domains.describe(),
         ]
         return "\n".join(lines if self.weights_report is None else [*lines, self.weights_report.summary()])
+
+    def _spared(self) -> str:
+        checkpointing, size = self.memory.checkpointing, self.memory.micro_batch_size
+        return f"checkpointing {checkpointing}" + (f", micro-batches of {size}" if size else "")
 
     def _processes(self) -> str:
         world = distributed.world()
@@ -346,7 +358,7 @@ class Trainer:
         seed_step(self.config.seed, phase.name, "objective")
         self.model = self.networks[stage.network]
         objective = stage.objective.build(len(self.classes))
-        set_checkpointing(objective, self.checkpointing)
+        self.memory.apply(objective)
         objective.networks = self.networks
         objective.start(self.model)
         objective.to(self.device)
@@ -429,9 +441,7 @@ class Trainer:
         advise = "set a smaller input.batch_size or size"
         if self.model_config is not None:
             labelled = self.domains.labelled is not None
-            advise = advice(
-                self._own_recipe, self.checkpointing, num_classes=len(self.classes), labelled=labelled
-            )
+            advise = advice(self._own_recipe, self.memory, num_classes=len(self.classes), labelled=labelled)
         return InputError(f"{phase.name} ran out of memory ({str(error).splitlines()[0]}): {advise}")
 
     def _newest_state(self) -> tuple[int, dict[str, Any] | None]:

@@ -13,10 +13,10 @@ from torch import nn
 from udas_fast import Trainer
 from udas_fast.data import open_dataset
 from udas_fast.engine.loop import Loop
-from udas_fast.engine.memory import CONTEXT, GIB, needed_on_gpu
+from udas_fast.engine.memory import CONTEXT, GIB, MemoryConfig, needed_on_gpu
 from udas_fast.errors import InputError
 from udas_fast.models import CHECKPOINTING
-from udas_fast.plan import Peak, Row, choose, choose_checkpointing, plan_table
+from udas_fast.plan import Peak, Row, choose, choose_memory, plan_table
 from udas_fast.recipes import Recipe, get_recipe, override, small
 from udas_fast.recipes.domains import Domains
 
@@ -31,7 +31,12 @@ def recipe(*settings: str) -> Recipe:
 @pytest.fixture
 def known_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions of :data:`NEEDS`, in GB."""
-    monkeypatch.setattr(choose, "needed", lambda recipe, policy, *_: int(NEEDS[policy] * GIB))
+    monkeypatch.setattr(choose, "needed", known)
+
+
+def known(recipe: Recipe, memory: MemoryConfig, *_: object) -> int:
+    share = (memory.micro_batch_size or recipe.input.batch_size) / recipe.input.batch_size
+    return int(share * NEEDS[memory.checkpointing] * GIB)
 
 
 @pytest.mark.parametrize(
@@ -47,16 +52,43 @@ def known_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("known_needs")
 def test_the_first_policy_that_fits(settings: list[str], policy: str) -> None:
-    assert choose_checkpointing(recipe(*settings), num_classes=11, labelled=False) == policy
+    chosen = choose_memory(recipe(*settings), num_classes=11, labelled=False)
+    assert (chosen.checkpointing, chosen.micro_batch_size) == (policy, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "policy", "size"),
+    [
+        (["memory.budget=1.5GB"], "all", None),
+        (["memory.budget=1.2GB"], "all", 2),  # "none" needs 3 GB for two images and 1.5 GB for one
+        (["memory.budget=1.2GB", "memory.checkpointing=layers2-4"], "layers2-4", 1),
+        (["memory.budget=1.2GB", "memory.micro_batch_size=1"], "layer3", 1),
+        (["memory.micro_batch_size=1"], "none", 1),
+    ],
+)
+@pytest.mark.usefixtures("known_needs")
+def test_micro_batches_where_they_change_no_number(
+    settings: list[str], policy: str, size: int | None
+) -> None:
+    frozen = recipe("model.norm=frozen", "input.batch_size=4", *settings)
+    chosen = choose_memory(frozen, num_classes=11, labelled=False)
+    assert (chosen.checkpointing, chosen.micro_batch_size) == (policy, size)
+
+
+@pytest.mark.usefixtures("known_needs")
+def test_a_budget_leaves_batch_statistics_alone() -> None:
+    for settings in (["model.norm=batch"], ["model.norm=frozen", "model.name=fcn"]):
+        with pytest.raises(InputError, match="wanted at least that, a smaller .*memory.micro_batch_size"):
+            choose_memory(recipe("memory.budget=1GB", *settings), num_classes=11, labelled=False)
 
 
 @pytest.mark.usefixtures("known_needs")
 def test_what_does_not_fit_is_refused_with_figures() -> None:
     with pytest.raises(InputError, match=r"budget 1GB: found 6.0 GB with checkpointing 'none', 3.5 GB with"):
-        choose_checkpointing(recipe("memory.budget=1GB"), num_classes=11, labelled=False)
+        choose_memory(recipe("memory.budget=1GB"), num_classes=11, labelled=False)
     both = recipe("memory.budget=2GB", "memory.checkpointing=layer3")
     with pytest.raises(InputError, match="found 3.5 GB with checkpointing 'layer3' by prediction, wanted"):
-        choose_checkpointing(both, num_classes=11, labelled=False)
+        choose_memory(both, num_classes=11, labelled=False)
     with pytest.raises(InputError, match="memory.budget"):
         recipe("memory.budget=11")
 
@@ -64,8 +96,9 @@ def test_what_does_not_fit_is_refused_with_figures() -> None:
 def test_a_budget_is_a_prediction_of_the_recipe() -> None:
     tight = recipe(f"memory.budget={(CONTEXT + 2**20) / GIB:.6f}GB")  # 1 MiB beside the allowance
     with pytest.raises(InputError, match=r"found 0\.5 GB with checkpointing 'none', 0\.5 GB with"):
-        choose_checkpointing(tight, num_classes=11, labelled=False)
-    assert choose_checkpointing(recipe("memory.budget=1GB"), num_classes=11, labelled=False) == "none"
+        choose_memory(tight, num_classes=11, labelled=False)
+    fits = choose_memory(recipe("memory.budget=1GB"), num_classes=11, labelled=False)
+    assert fits.checkpointing == "none"
 
 
 def trainer(root: Path, run: Path, *settings: str, model: nn.Module | None = None) -> Trainer:
@@ -91,7 +124,7 @@ def test_out_of_memory_ends_with_advice(
     started = trainer(camvid_root, tmp_path / "run", "memory.checkpointing=layers2-4")
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "run", no_memory)
-        patched.setattr(choose, "needed", lambda recipe, policy, *_: int(NEEDS[policy] * GIB))
+        patched.setattr(choose, "needed", known)
         with pytest.raises(InputError) as caught:
             started.fit()
     assert str(caught.value) == (
@@ -108,11 +141,17 @@ def test_a_users_network_is_neither_predicted_nor_checkpointed(camvid_root: Path
         InputError, match="checkpointing 'all': found Conv2d without a ResNet of ours, wanted 'none'"
     ):
         trainer(camvid_root, tmp_path / "run", "memory.checkpointing=all", model=nn.Conv2d(3, 11, 1))
+    with pytest.raises(InputError, match="micro_batch_size: found Conv2d, a network of the user's own"):
+        trainer(camvid_root, tmp_path / "run", "memory.micro_batch_size=1", model=nn.Conv2d(3, 11, 1))
 
 
 def test_the_table_names_the_lightest_policy_of_each_card() -> None:
     def row(batch_size: int, policy: str, gib: float) -> Row:
-        return Row(batch_size, policy, [Peak("adaptation", {"activations": int(gib * GIB)})])
+        return Row(
+            batch_size,
+            MemoryConfig(checkpointing=policy),
+            [Peak("adaptation", {"activations": int(gib * GIB)})],
+        )
 
     rows = [row(1, "none", 4.0), row(1, "all", 1.0), row(2, "none", 7.5), row(2, "all", 2.0)]
     lines = plan_table(rows).splitlines()

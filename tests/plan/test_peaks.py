@@ -22,6 +22,7 @@ from udas_fast.recipes import Recipe, get_recipe, override, recipes, small
 from udas_fast.recipes.cyclegan import small_cyclegan
 
 CLASSES = 5
+_TENSOR = torch.tensor
 
 
 def tiny(name: str, *settings: str, batch_size: int = 2) -> Recipe:
@@ -78,6 +79,16 @@ def test_each_policy_needs_less_and_activations_grow_with_the_batch() -> None:
     assert three.kinds["activations"] == pytest.approx(3 * peaks[0].kinds["activations"], rel=0.02)
 
 
+def test_a_micro_batch_needs_the_activations_of_its_images() -> None:
+    one, four, in_parts = (
+        predict(tiny("uda", "model.norm=frozen", *part, batch_size=size), num_classes=CLASSES)[0]
+        for size, part in ((1, []), (4, []), (4, ["memory.micro_batch_size=1"]))
+    )
+    one, four, in_parts = (peak.kinds["activations"] for peak in (one, four, in_parts))
+    assert four > 3.9 * one
+    assert in_parts < 1.2 * one  # and the others' low-resolution logits
+
+
 def test_sixteen_bits_need_less() -> None:
     recipe = tiny("no_adaptation", batch_size=4)
     half = replace(recipe, precision="bf16")
@@ -85,9 +96,16 @@ def test_sixteen_bits_need_less() -> None:
     assert predict(replace(recipe, precision="fp16")) == predict(half)
 
 
+def _on_the_host(*values: object, device: object = None, **options: object) -> Tensor:
+    """torch.tensor, which waits for a GPU where it is to bring numbers there."""
+    assert device is None, "torch.tensor(…, device=…) in a step"
+    return _TENSOR(*values, **options)
+
+
 @pytest.mark.parametrize("name", recipes())
-def test_no_recipe_waits_for_the_device_in_a_step(name: str) -> None:
+def test_no_recipe_waits_for_the_device_in_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tensors without values cannot be read: a step that asks for one, by .item() or bool(), raises.
+    monkeypatch.setattr(torch, "tensor", _on_the_host)
     recipe = get_recipe(name)
     recipe = small_cyclegan(recipe, crop=(64, 64), steps=2) if name == "cyclegan" else tiny(name)
     assert [p.stage for p in predict(recipe)] == [s.name for s in recipe.stages]

@@ -125,11 +125,9 @@ class Loop:
         self.skipped = may_skip and self.bad_steps.undo(losses, self._gradients(), buffers)
         if self.skipped:
             return losses
-        for optimizer in self.optimizers.values():
-            self.amp.scaler.step(optimizer)
-        self.amp.scaler.update()
+        self.amp.step(self.optimizers.values())
         average_buffers(self.model)
-        return losses
+        return losses | {"scaler_skips": self.amp.skips.clone()} if self.amp.scaler.is_enabled() else losses
 
     def _seed_step(self) -> torch.Generator:
         """The step's generator is the same in all processes; torch's own, of dropout, is not."""
@@ -163,6 +161,7 @@ class Loop:
             "objective": self.objective.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "scaler": self.amp.scaler.state_dict(),
+            "scaler_skips": self.amp.skips,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -188,6 +187,7 @@ class Loop:
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
             self.amp.scaler.load_state_dict(state["scaler"])
+            self.amp.skips.fill_(state.get("scaler_skips", 0))  # older checkpoints do not say
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             found = str(error).splitlines()[-1].strip()
             wanted = "network, objective and optimiser of that run"

@@ -1,4 +1,4 @@
-"""What a run may do to need less memory; none of it changes a number."""
+"""What a run may do to need less memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import nn
 
+from udas_fast.models import set_checkpointing, set_micro_batch_size
 from udas_fast.objectives.base import STRICT
 
 GIB = 2**30
@@ -18,17 +20,29 @@ FRAGMENTATION = 0.15
 
 @dataclass(frozen=True, config=STRICT)
 class MemoryConfig:
-    """How a step trades time for memory; the policies are :data:`udas_fast.models.CHECKPOINTING`'s."""
+    """How a step trades time for memory; the policies are :data:`udas_fast.models.CHECKPOINTING`'s.
+
+    A budget chooses what changes no number: checkpointing and, where the network has no batch statistics,
+    micro-batches.
+    """
 
     checkpointing: Literal["auto", "none", "layer3", "layers2-4", "all"] = (
         "auto"  # the first that the budget holds by prediction; "none" without a budget
     )
+    # Images of a batch that the networks hold the activations of at once, None: all. One more forward of each; batch
+    # statistics, where there are any, become those of a micro-batch.
+    micro_batch_size: Annotated[int, Field(gt=0)] | None = None
     budget: Annotated[str, Field(pattern=r"^\d+(\.\d+)?GB$")] | None = None  # such as 11GB, as cards are sold
 
     @property
     def budget_bytes(self) -> int | None:
         """The budget in bytes; a card's GB are GiB."""
         return None if self.budget is None else int(float(self.budget.removesuffix("GB")) * GIB)
+
+    def apply(self, module: nn.Module) -> tuple[int, int]:
+        """Set up every part of ``module`` that can; how many checkpoint, and how many take micro-batches."""
+        policy = "none" if self.checkpointing == "auto" else self.checkpointing
+        return set_checkpointing(module, policy), set_micro_batch_size(module, self.micro_batch_size)
 
 
 def needed_on_gpu(tensors: int) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from udas_fast.errors import InputError, bad
 
@@ -46,10 +47,23 @@ class Amp:
     device: torch.device
     name: str
     scaler: torch.amp.GradScaler
+    skips: Tensor
+    """Steps that the scaler has left out, because a gradient in fp16 was not finite; int64, on the device."""
 
     def autocast(self) -> AbstractContextManager:
         """Context of every forward."""
         return torch.autocast(self.device.type, _DTYPES[self.name], enabled=self.name != "fp32")
+
+    def step(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Step by the unscaled gradients; an optimiser with one that is not finite stays, and the scale gets less."""
+        before = self._scale()
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.skips.add_(self._scale() < before)
+
+    def _scale(self) -> Tensor:
+        return self.scaler.scale(torch.ones((), device=self.device))  # get_scale() waits for the device
 
 
 def build_amp(precision: Precision, device: torch.device) -> Amp:
@@ -62,7 +76,8 @@ def build_amp(precision: Precision, device: torch.device) -> Amp:
         precision = "fp32" if device.type == "cpu" else "bf16" if _has_bf16(device) else "fp16"
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 is unusable on a CPU: wanted bf16 or fp32")
-    return Amp(device, precision, torch.amp.GradScaler(device.type, enabled=precision == "fp16"))
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return Amp(device, precision, scaler, torch.zeros((), dtype=torch.int64, device=device))
 
 
 def memory_format(amp: Amp, model: nn.Module) -> torch.memory_format:

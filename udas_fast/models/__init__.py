@@ -1,7 +1,7 @@
 """Networks: segmentation, discriminators, and what connects them to weights, recipes and optimisers."""
 
 from udas_fast.models.adapter import AlignedLogits, Logits, ensemble, heads
-from udas_fast.models.checkpointing import CHECKPOINTING, set_checkpointing
+from udas_fast.models.checkpointing import CHECKPOINTING, set_checkpointing, set_micro_batch_size
 from udas_fast.models.config import ModelConfig, build_model
 from udas_fast.models.cyclegan import (
     SHORTEST_PATCH,
@@ -55,6 +55,7 @@ __all__ = [
     "require_finite",
     "set_checkpointing",
     "set_domain",
+    "set_micro_batch_size",
     "to_signed",
     "to_uint8",
 ]

@@ -1,8 +1,10 @@
-"""Activation checkpointing: blocks that keep their input only and run again in the backward pass."""
+"""Less memory for more time: blocks, and parts of a batch, that run again in the backward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,26 @@ def set_checkpointing(module: nn.Module, policy: str) -> int:
     return len(parts)
 
 
+def set_micro_batch_size(module: nn.Module, size: int | None) -> int:
+    """Let every part of ``module`` that has a ``micro_batch_size`` take ``size`` images at once; how many there are.
+
+    Each micro-batch keeps its input and its low-resolution output only and runs again in the backward pass, so that
+    the activations of one of them are alive at a time. Losses see the whole batch. Outputs and gradients stay the
+    same up to rounding where no layer looks at the batch (``norm="frozen"``); batch statistics are those of a
+    micro-batch, and running ones move once for each. None: the whole batch at once.
+    """
+    parts = [part for part in module.modules() if hasattr(part, "micro_batch_size")]
+    for part in parts:
+        part.micro_batch_size = size
+    return len(parts)
+
+
+def run_micro_batches(module: nn.Module, x: Tensor, size: int) -> list[tuple[Tensor, ...]]:
+    """What ``module`` gives for each ``size`` images of ``x``, checkpointed where a gradient will be asked for."""
+    run = partial(_checkpointed, module) if torch.is_grad_enabled() else module
+    return [run(part) for part in x.split(size)]
+
+
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, checkpointed: bool) -> Tensor:
     """``blocks`` one after another, each of them checkpointed where a gradient will be asked for."""
     for block in blocks:
@@ -41,10 +63,10 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, checkpointed: bool) ->
     return x
 
 
-def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+def _checkpointed(block: nn.Module, x: Tensor) -> Any:
     again = False
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor) -> Any:
         nonlocal again
         if again:
             # The second forward works on copies of the buffers: running statistics move once a step.

@@ -31,6 +31,13 @@ class ModelConfig:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before the heads' last layers; 0.1 in MRNet
     align_corners: bool = False  # of the logits' upsampling everywhere; True: AdaptSegNet's checkpoints
 
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether training normalises an image by the others of its batch."""
+        return (
+            self.norm != "frozen" or self.name != "deeplabv2"
+        )  # the other networks' heads have norms that train
+
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """The network that ``config`` describes, on the default device, with ``num_classes`` outputs per head.

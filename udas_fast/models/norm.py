@@ -31,6 +31,31 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         return super().train(False)
 
 
+class ConvNorm(nn.Sequential):
+    """A convolution without bias, its norm, and what comes after them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All of them on ``x`` [N, channels, H, W]."""
+        conv, norm, *rest = self
+        x = conv_norm(conv, norm, x)
+        for module in rest:
+            x = module(x)
+        return x
+
+
+def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(conv(x))``; a frozen norm goes into the weights, and there is no map of its input to keep.
+
+    ``conv`` has no bias and pads with zeros.
+    """
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return norm(conv(x))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - scale * norm.running_mean
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation)
+
+
 class DomainBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation with one set of running statistics per domain and a shared affine.
 

@@ -18,14 +18,16 @@ def normalize(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     if image.dtype != torch.uint8 or image.dim() < 3 or image.shape[-3] != 3:
         raise bad("image", f"{image.dtype} {list(image.shape)}", "torch.uint8 [..., 3, H, W]")
-    mean = torch.tensor(MEAN, device=image.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=image.device).view(3, 1, 1)
+    mean, std = _filled(MEAN, image), _filled(STD, image)
     # In place: no new memory. Not image / 255: torch divides bytes three times slower than floats.
     return image.float().div_(255).sub_(mean).div_(std).to(dtype)
 
 
 def normalize_signed(image: Tensor) -> Tensor:
     """:func:`normalize` of a float image in [-1, 1] (CycleGAN's range); gradients pass."""
-    mean = torch.tensor(MEAN, device=image.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=image.device).view(3, 1, 1)
-    return ((image + 1) / 2 - mean) / std
+    return ((image + 1) / 2 - _filled(MEAN, image)) / _filled(STD, image)
+
+
+def _filled(values: tuple[float, ...], image: Tensor) -> Tensor:
+    """float32 [3, 1, 1] on the image's device, filled there: to copy it from the host is to wait for the device."""
+    return torch.stack([torch.full((1, 1), value, device=image.device) for value in values])

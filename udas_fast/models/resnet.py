@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from udas_fast.errors import bad, unknown
 from udas_fast.models.checkpointing import CHECKPOINTING, run_blocks
-from udas_fast.models.norm import NORMS
+from udas_fast.models.norm import NORMS, ConvNorm, conv_norm
 
 Norm = Callable[[int], nn.Module]
 
@@ -28,8 +28,8 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, width, norm, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        y = self.relu(conv_norm(self.conv1, self.bn1, x))
+        y = conv_norm(self.conv2, self.bn2, y)
         y += x if self.downsample is None else self.downsample(x)
         return self.relu(y)
 
@@ -52,9 +52,9 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, outputs, norm, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
+        y = self.relu(conv_norm(self.conv1, self.bn1, x))
+        y = self.relu(conv_norm(self.conv2, self.bn2, y))
+        y = conv_norm(self.conv3, self.bn3, y)
         y += x if self.downsample is None else self.downsample(x)
         return self.relu(y)
 
@@ -62,7 +62,7 @@ class Bottleneck(nn.Module):
 def _shortcut(inputs: int, outputs: int, norm: Norm, stride: int) -> nn.Module | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+    return ConvNorm(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
 
 BACKBONES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -124,7 +124,7 @@ class ResNet(nn.Module):
 
     def stem(self, x: Tensor) -> Tensor:
         """Image [N, 3, H, W] to the input of ``layer1``, at half the output stride."""
-        block = nn.Sequential(self.conv1, self.bn1, self.relu, self.maxpool)
+        block = ConvNorm(self.conv1, self.bn1, self.relu, self.maxpool)
         return run_blocks([block], x, checkpointed="stem" in self.checkpointed)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from udas_fast.errors import bad
 from udas_fast.models.adapter import AlignedLogits, Logits
+from udas_fast.models.checkpointing import run_micro_batches
 from udas_fast.models.norm import NORMS
 from udas_fast.models.resnet import ResNet
 
@@ -21,6 +23,8 @@ class SegmentationNetwork(nn.Module):
 
     #: How the logits are to be upsampled; :class:`udas_fast.models.ModelConfig` sets it.
     align_corners = False
+    #: Images that go through at once, None: all (:func:`udas_fast.models.set_micro_batch_size`).
+    micro_batch_size: int | None = None
 
     def __init__(self, num_classes: int, *, backbone: str, width: int, norm: str, output_stride: int) -> None:
         super().__init__()
@@ -32,7 +36,10 @@ class SegmentationNetwork(nn.Module):
     def forward(self, x: Tensor) -> Logits:
         """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""
         kind = AlignedLogits if self.align_corners else Logits
-        return kind(*self.logits(x))
+        size = self.micro_batch_size
+        if size is None or len(x) <= size:
+            return kind(*self.logits(x))
+        return kind(*map(torch.cat, zip(*run_micro_batches(self, x, size), strict=True)))
 
     def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""

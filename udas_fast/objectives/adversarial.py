@@ -26,7 +26,7 @@ from udas_fast.models import (
 SOURCE, TARGET = 0.0, 1.0  # what the discriminators are to answer
 
 Maps = Callable[[], Tensor]
-"""Makes what a discriminator sees, ``[N, C, H, W]``."""
+"""Makes what a discriminator sees, ``[N, C, H, W]``, of a batch or a part of it."""
 Space = Literal["probability", "entropy", "score"]
 Gan = Literal["bce", "lsgan"]
 
@@ -51,6 +51,7 @@ _SPACES = {"probability": probabilities, "entropy": self_information, "score": s
 
 
 def _bce(answer: Tensor, domain: float) -> Tensor:
+    answer = answer.float()
     return F.binary_cross_entropy_with_logits(answer, torch.full_like(answer, domain))
 
 
@@ -134,6 +135,7 @@ class OutputAdversary(nn.Module):
         self._distance, self._middle = _DISTANCES[gan], _MIDDLES[gan]
         self.gate = None if gate is None else AccuracyGate(gate)
         self.checkpointed = CHECKPOINTING["none"]
+        self.micro_batch_size: int | None = None
 
     def fool(self, target: object, size: tuple[int, int]) -> Tensor:
         """Generator's loss on the target's predictions: non-saturating, labelled as source.
@@ -171,19 +173,24 @@ class OutputAdversary(nn.Module):
             self.gate.record(right)
         return torch.stack(losses).sum()
 
-    def _levels(self, both: Logits, size: tuple[int, int]) -> Iterator[tuple[float, nn.Module, Maps]]:
+    def _levels(self, both: Logits, size: tuple[int, int]) -> Iterator[tuple[float, nn.Module, list[Maps]]]:
         """(weight, discriminator, what it sees) of the heads that have all of them."""
         for weight, discriminator, logits in zip(
             self.weights, (self.primary, self.auxiliary), both, strict=True
         ):
             if discriminator is not None and logits is not None:
-                yield weight, discriminator, partial(self._space, logits, size, both.align_corners)
+                parts = logits.split(self.micro_batch_size or len(logits))
+                maps = [partial(self._space, part, size, both.align_corners) for part in parts]
+                yield weight, discriminator, maps
 
-    def _answers(self, discriminator: nn.Module, maps: Maps) -> list[Tensor]:
+    def _answers(self, discriminator: nn.Module, parts: list[Maps]) -> list[Tensor]:
         """One map for each of the discriminator's scales."""
-        if "discriminators" in self.checkpointed:  # keeps the low-resolution logits and the answers
-            return checkpoint(_answers, discriminator, maps, use_reentrant=False)
-        return _answers(discriminator, maps)
+        answer = _answers
+        if "discriminators" in self.checkpointed or len(parts) > 1:
+            # Keeps the low-resolution logits and the answers.
+            answer = partial(checkpoint, _answers, use_reentrant=False)
+        answers = [answer(discriminator, maps) for maps in parts]
+        return answers[0] if len(parts) == 1 else [torch.cat(scale) for scale in zip(*answers, strict=True)]
 
     def _loss(self, answers: list[Tensor], domain: float) -> Tensor:
         return torch.stack([self._distance(answer, domain) for answer in answers]).sum()

@@ -1,6 +1,6 @@
 """How much memory a recipe needs, and how it gets by with less: `udas-fast plan` and ``memory.budget``."""
 
-from udas_fast.plan.choose import POLICIES, advice, choose_checkpointing
+from udas_fast.plan.choose import POLICIES, advice, choose_memory
 from udas_fast.plan.predict import Peak, predict
 from udas_fast.plan.table import CARDS, Row, plan, plan_table
 
@@ -10,7 +10,7 @@ __all__ = [
     "Peak",
     "Row",
     "advice",
-    "choose_checkpointing",
+    "choose_memory",
     "plan",
     "plan_table",
     "predict",

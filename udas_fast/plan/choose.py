@@ -1,8 +1,8 @@
-"""Which checkpointing a run takes, and what to try when a GPU's memory was not enough."""
+"""What a run does to keep within its memory, and what to try when a GPU's was not enough."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from udas_fast.engine.memory import GIB, MemoryConfig
@@ -14,41 +14,75 @@ from udas_fast.recipes import Recipe
 POLICIES = tuple(CHECKPOINTING)
 
 
-def needed(recipe: Recipe, policy: str, num_classes: int, labelled: bool) -> int:
-    """Bytes that a GPU needs for every stage of ``recipe`` under checkpointing ``policy``."""
-    recipe = replace(recipe, memory=MemoryConfig(checkpointing=policy))
+def needed(recipe: Recipe, memory: MemoryConfig, num_classes: int, labelled: bool) -> int:
+    """Bytes that a GPU needs for every stage of ``recipe`` with ``memory``."""
+    recipe = replace(recipe, memory=memory)
     return max(peak.needed for peak in predict(recipe, num_classes=num_classes, labelled=labelled))
 
 
-def choose_checkpointing(recipe: Recipe, *, num_classes: int, labelled: bool) -> str:
-    """The policy that ``recipe.memory`` names, or the first that its budget holds; "none" without a budget.
+def choose_memory(recipe: Recipe, *, num_classes: int, labelled: bool) -> MemoryConfig:
+    """What ``recipe.memory`` names or, of what it leaves open, the fastest that its budget holds by prediction.
+
+    Without a budget nothing is checkpointed that is not named.
 
     Raises:
-        InputError: the budget holds none, or not the one that is named.
+        InputError: the budget holds nothing, or not what is named.
     """
     memory = recipe.memory
-    named = memory.checkpointing != "auto"
     if memory.budget_bytes is None:
-        return memory.checkpointing if named else "none"
+        return next(candidates(recipe))
     needs = {}
-    for policy in [memory.checkpointing] if named else POLICIES:
-        needs[policy] = needed(recipe, policy, num_classes, labelled)
-        if needs[policy] <= memory.budget_bytes:
-            return policy
+    for candidate in candidates(recipe):
+        needs[candidate] = needed(recipe, candidate, num_classes, labelled)
+        if needs[candidate] <= memory.budget_bytes:
+            return candidate
     raise bad(
         f"memory.budget {memory.budget}",
         f"{_listed(needs)} by prediction",
-        f"at least that, a smaller input.batch_size or size{'' if named else ', or 16-bit precision'}",
+        f"at least that, a smaller input.batch_size, memory.micro_batch_size or size{_or_16_bit(memory)}",
     )
 
 
-def advice(recipe: Recipe, policy: str, *, num_classes: int, labelled: bool) -> str:
-    """What to change when a run under ``policy`` has run out of memory, with predictions."""
-    after: Sequence[str] = POLICIES[POLICIES.index(policy) + 1 :]
-    needs = {p: needed(recipe, p, num_classes, labelled) for p in (policy, *after)}
+def advice(recipe: Recipe, memory: MemoryConfig, *, num_classes: int, labelled: bool) -> str:
+    """What to change when a run with ``memory`` has run out of it, with predictions."""
+    memory = replace(memory, budget=None)
+    every = list(candidates(replace(recipe, memory=MemoryConfig())))
+    after = every[every.index(memory) + 1 :] if memory in every else []
+    needs = {candidate: needed(recipe, candidate, num_classes, labelled) for candidate in (memory, *after)}
     change = "set memory.checkpointing, or a smaller" if after else "set a smaller"
     return f"by prediction it needs {_listed(needs)}; {change} input.batch_size or size"
 
 
-def _listed(needs: dict[str, int]) -> str:
-    return ", ".join(f"{size / GIB:.1f} GB with checkpointing {policy!r}" for policy, size in needs.items())
+def candidates(recipe: Recipe) -> Iterator[MemoryConfig]:
+    """What is named, with each choice for what is left open, from the fastest to the one that needs least memory.
+
+    A micro-batch costs one more forward whatever its size, as much as checkpointing everything.
+    """
+    memory = recipe.memory
+    policies: tuple[str, ...] = (memory.checkpointing,)
+    if memory.checkpointing == "auto":
+        policies = POLICIES if recipe.trains == "segmentation" else ("none",)  # CycleGAN has no backbone
+    for policy in policies:
+        yield replace(memory, checkpointing=policy)
+    if memory.micro_batch_size is not None or recipe.model.batch_statistics:
+        return
+    for policy in dict.fromkeys((policies[0], policies[-1])):
+        size = recipe.input.batch_size // 2
+        while size:
+            yield replace(memory, checkpointing=policy, micro_batch_size=size)
+            size //= 2
+
+
+def _listed(needs: dict[MemoryConfig, int]) -> str:
+    return ", ".join(f"{size / GIB:.1f} GB with {_described(memory)}" for memory, size in needs.items())
+
+
+def _described(memory: MemoryConfig) -> str:
+    checkpointing = f"checkpointing {memory.checkpointing!r}"
+    if memory.micro_batch_size is None:
+        return checkpointing
+    return f"{checkpointing} and memory.micro_batch_size {memory.micro_batch_size}"
+
+
+def _or_16_bit(memory: MemoryConfig) -> str:
+    return ", or 16-bit precision" if memory.checkpointing == "auto" else ""

@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_leaves
 from udas_fast.data import Batch
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.memory import needed_on_gpu
-from udas_fast.engine.precision import Amp
+from udas_fast.engine.precision import build_amp
 from udas_fast.engine.tracker import MemoryTracker
 from udas_fast.errors import bad
-from udas_fast.models import CycleGenerators, build_model, set_checkpointing
+from udas_fast.models import CycleGenerators, build_model
 from udas_fast.objectives.cyclegan import CycleGANConfig
 from udas_fast.recipes import Recipe, Stage
 
@@ -97,15 +97,12 @@ def _stage_peak(
 ) -> Peak:
     model = networks[stage.network]
     objective = stage.objective.build(num_classes)
-    policy = recipe.memory.checkpointing
     for module in (model, objective):
-        set_checkpointing(module, "none" if policy == "auto" else policy)
+        recipe.memory.apply(module)
     objective.networks = networks
     objective.start(model)
     device = torch.device("cpu")
-    amp = Amp(
-        device, "fp32" if recipe.precision == "fp32" else "bf16", torch.amp.GradScaler("cpu", enabled=False)
-    )
+    amp = build_amp("fp32" if recipe.precision == "fp32" else "bf16", device)
     phase = Phase(stage.name, stage.steps, stage.optimizer)
     streams = _streams(recipe, stage, labelled, tracker)
     loop = Loop(phase, model, objective, streams, amp, seed=0, ema=recipe.ema)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from udas_fast.engine.memory import CONTEXT, FRAGMENTATION, GIB
-from udas_fast.plan.choose import POLICIES
+from udas_fast.engine.memory import CONTEXT, FRAGMENTATION, GIB, MemoryConfig
+from udas_fast.plan.choose import candidates
 from udas_fast.plan.predict import KINDS, Peak, predict
 from udas_fast.recipes import Recipe
 
@@ -21,7 +21,7 @@ class Row:
     """The peaks of a recipe's stages at one batch size under one policy."""
 
     batch_size: int
-    checkpointing: str
+    memory: MemoryConfig
     peaks: list[Peak]
 
     @property
@@ -29,12 +29,27 @@ class Row:
         """Bytes that a GPU needs for every stage."""
         return max(peak.needed for peak in self.peaks)
 
+    @property
+    def policy(self) -> str:
+        """Checkpointing, and the micro-batch's size where there is one: "layer3", "all, 2 at once"."""
+        return policy(self.memory.checkpointing, self.memory.micro_batch_size)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; sizes in bytes."""
         stages = {
             peak.stage: {**peak.kinds, "tensors": peak.tensors, "needed": peak.needed} for peak in self.peaks
         }
-        return {"batch_size": self.batch_size, "checkpointing": self.checkpointing, "stages": stages}
+        return {
+            "batch_size": self.batch_size,
+            "checkpointing": self.memory.checkpointing,
+            "micro_batch_size": self.memory.micro_batch_size,
+            "stages": stages,
+        }
+
+
+def policy(checkpointing: str, micro_batch_size: int | None) -> str:
+    """How the tables call a way to need less memory."""
+    return checkpointing if micro_batch_size is None else f"{checkpointing}, {micro_batch_size} at once"
 
 
 def plan(
@@ -45,20 +60,13 @@ def plan(
     labelled: bool = True,
     progress: Callable[[], object] = lambda: None,
 ) -> list[Row]:
-    """Every batch size under every policy, or under the one that the recipe names."""
-    named = recipe.memory.checkpointing
-    policies = (named,)
-    if named == "auto":
-        policies = POLICIES if recipe.trains == "segmentation" else ("none",)  # CycleGAN has no backbone
+    """Every batch size under every policy that a budget may choose, or under the one that the recipe names."""
     rows = []
     for size in batch_sizes:
-        for policy in policies:
-            one = replace(
-                recipe,
-                input=replace(recipe.input, batch_size=size),
-                memory=replace(recipe.memory, checkpointing=policy),
-            )
-            rows.append(Row(size, policy, predict(one, num_classes=num_classes, labelled=labelled)))
+        of_size = replace(recipe, input=replace(recipe.input, batch_size=size))
+        for memory in candidates(of_size):
+            one = replace(of_size, memory=memory)
+            rows.append(Row(size, memory, predict(one, num_classes=num_classes, labelled=labelled)))
             progress()
     return rows
 
@@ -67,21 +75,26 @@ def plan_table(rows: Sequence[Row]) -> str:
     """``rows`` in MiB by stage and kind, and below the lightest policy that each card of :data:`CARDS` holds."""
     stages = max(len(peak.stage) for row in rows for peak in row.peaks)
     columns = (*KINDS, "tensors", "on a GPU")
-    head = f"{'batch':<6}{'checkpointing':<14}{'stage':<{stages}}" + "".join(f"{c:>12}" for c in columns)
+    wide = max(14, *(len(row.policy) + 2 for row in rows))
+    head = f"{'batch':<6}{'checkpointing':<{wide}}{'stage':<{stages}}" + "".join(f"{c:>12}" for c in columns)
     lines = ["MiB at the peak, by prediction:", head]
     for row in rows:
         for peak in row.peaks:
             sizes = (*(peak.kinds.get(kind, 0) for kind in KINDS), peak.tensors, peak.needed)
             cells = "".join(f"{size / MIB:>12.0f}" for size in sizes)
-            lines.append(f"{row.batch_size:<6}{row.checkpointing:<14}{peak.stage:<{stages}}{cells}")
+            lines.append(f"{row.batch_size:<6}{row.policy:<{wide}}{peak.stage:<{stages}}{cells}")
     batch_sizes = sorted({row.batch_size for row in rows})
-    lines += ["", "checkpointing that fits:", f"{'card':<8}" + "".join(f"batch {n:<6}" for n in batch_sizes)]
+    lines += [
+        "",
+        "checkpointing that fits:",
+        f"{'card':<8}" + "".join(f"{f'batch {n}':<{wide}}" for n in batch_sizes),
+    ]
     for card in CARDS:
         fits = [
-            next((r.checkpointing for r in rows if r.batch_size == n and r.needed <= card * GIB), "-")
+            next((r.policy for r in rows if r.batch_size == n and r.needed <= card * GIB), "-")
             for n in batch_sizes
         ]
-        lines.append(f"{f'{card} GB':<8}" + "".join(f"{policy:<12}" for policy in fits))
+        lines.append(f"{f'{card} GB':<8}" + "".join(f"{fit:<{wide}}" for fit in fits))
     lines += [
         "",
         f"On a GPU: tensors + {FRAGMENTATION:.0%} for the allocator's gaps + {CONTEXT // MIB} MiB for CUDA's",
