@@ -87,6 +87,30 @@ def plan(name: str, settings: str) -> str:
     return f"{made}\n\n`udas-fast plan udas{settings} --json benchmarks/results/{name}.json`."
 
 
+def tried(task: str) -> str:
+    """Variants of a study's rows: mIoU after the first stage and at the end, beside the row at the same seed."""
+    document = load(f"tried-{task}")
+    table = StudyTable.from_dict(load(document["study"])["study"])
+    ours = {row.name.partition(",")[0]: row.miou.by_seed for row in table.rows if not row.labels}
+    at = table.seeds.index(document["seed"])
+    lines = [
+        "| Row | what is different | mIoU after the first stage | mIoU at the end | the row itself |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for row in document["rows"]:
+        scores = [100 * phase["miou"] for phase in row["phases"].values()]
+        first = f"{scores[0]:.1f}" if len(scores) > 1 else ""
+        itself = f"{ours[row['row']][at]:.1f}" if row["row"] in ours else "–"
+        lines.append(f"| {row['row']} | {row['title']} | {first} | **{scores[-1]:.1f}** | {itself} |")
+    protocol = next(iter(document["rows"][0]["phases"].values()))["protocol"]
+    lines += [
+        "",
+        f"{protocol['dataset']} {protocol['split']}, seed {document['seed']}, {document['steps']} steps; "
+        f"`{document['command']}` → `benchmarks/results/tried-{task}.json`.",
+    ]
+    return "\n".join(lines)
+
+
 def _mean(values: list[float]) -> str:
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
@@ -131,6 +155,7 @@ STUDIES = [
 TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
     **{name: partial(study, name) for name in STUDIES},
+    **{f"tried-{task}": partial(tried, task) for task in ("day-dusk", "rendered-camvid")},
     "plan": partial(plan, "plan", ""),
     "plan-frozen": partial(plan, "plan-frozen", " --batches 1,4 --set model.norm=frozen"),
     "data-cpu": partial(benchmark, "data-cpu", data.table),
