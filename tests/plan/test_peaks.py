@@ -34,9 +34,9 @@ def rounded(tensors: Iterable[Tensor]) -> int:
     return sum(-(-4 * t.numel() // BLOCK) * BLOCK for t in tensors)
 
 
-@pytest.mark.parametrize("policy", ["none", "all"])
-def test_fake_tensors_take_what_real_ones_take(policy: str) -> None:
-    recipe = tiny("udas", f"memory.checkpointing={policy}")
+@pytest.mark.parametrize("setting", ["checkpointing=none", "checkpointing=all", "micro_batch_size=1"])
+def test_fake_tensors_take_what_real_ones_take(setting: str) -> None:
+    recipe = tiny("udas", f"memory.{setting}")
     tracker = MemoryTracker()
     with tracker, _forwards_make_activations(tracker):
         torch.manual_seed(0)
@@ -81,12 +81,12 @@ def test_each_policy_needs_less_and_activations_grow_with_the_batch() -> None:
 
 def test_a_micro_batch_needs_the_activations_of_its_images() -> None:
     one, four, in_parts = (
-        predict(tiny("uda", "model.norm=frozen", *part, batch_size=size), num_classes=CLASSES)[0]
+        predict(tiny("no_adaptation", "model.norm=frozen", *part, batch_size=size), num_classes=CLASSES)[0]
         for size, part in ((1, []), (4, []), (4, ["memory.micro_batch_size=1"]))
     )
     one, four, in_parts = (peak.kinds["activations"] for peak in (one, four, in_parts))
-    assert four > 3.9 * one
-    assert in_parts < 1.2 * one  # and the others' low-resolution logits
+    assert one < four
+    assert in_parts - one < 0.2 * (four - one)  # the others' inputs and low-resolution logits
 
 
 def test_sixteen_bits_need_less() -> None:
