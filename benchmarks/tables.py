@@ -72,7 +72,7 @@ def study(name: str) -> str:
     return f"{made}\n\n{said}; `{document['command']}` → `benchmarks/results/{name}.json`."
 
 
-def plan(name: str, settings: str) -> str:
+def plan(name: str) -> str:
     """For each card and batch size the first policy that fits, with the GB that it needs."""
     needs: dict[tuple[int, str], float] = {}
     for row in load(name)["rows"]:
@@ -84,7 +84,7 @@ def plan(name: str, settings: str) -> str:
         fits = [[(p, gb) for (n, p), gb in needs.items() if n == size and gb <= card] for size in sizes]
         rows.append([f"{card} GB", *(f"{f[0][0]} ({f[0][1]:.1f} GB)" if f else "–" for f in fits)])
     made = harness.table(["card", *(f"batch {size}" for size in sizes)], rows)
-    return f"{made}\n\n`udas-fast plan udas{settings} --json benchmarks/results/{name}.json`."
+    return f"{made}\n\n`udas-fast plan udas --json benchmarks/results/{name}.json`."
 
 
 def tried(task: str) -> str:
@@ -156,8 +156,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
     **{name: partial(study, name) for name in STUDIES},
     **{f"tried-{task}": partial(tried, task) for task in ("day-dusk", "rendered-camvid")},
-    "plan": partial(plan, "plan", ""),
-    "plan-frozen": partial(plan, "plan-frozen", " --batches 1,4 --set model.norm=frozen"),
+    "plan": partial(plan, "plan"),
     "data-cpu": partial(benchmark, "data-cpu", data.table),
     "step-cpu": partial(benchmark, "step-cpu", step.table),
     **{name: partial(benchmark, name, ops.table) for name in OPERATORS},

@@ -24,6 +24,7 @@ from udas_fast.data import ClassSet, Faults, Loader
 from udas_fast.doctor import write_environment
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.checkpoint import CheckpointFolder
+from udas_fast.engine.compile import compile_backbones
 from udas_fast.engine.distributed import join
 from udas_fast.engine.fault import BadSteps
 from udas_fast.engine.lock import locked
@@ -200,6 +201,8 @@ class Trainer:
         self.networks = {last: self.model}
         for name in dict.fromkeys(stage.network for stage in recipe.stages if stage.network != last):
             self.networks[name] = copy.deepcopy(self.model)
+        if recipe.compile:
+            compile_backbones(self.networks.values(), self.memory, self.device)
         for stage in recipe.stages:
             for name in set(stage.objective.teachers) - set(self.networks):
                 raise bad(

@@ -66,6 +66,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     input: InputConfig = field(default_factory=InputConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False  # the backbones by torch.compile, which takes its time in the first steps
     # Decay of an average of the weights, begun anew in every round: what is scored, saved and the next round's
     # teacher and start; Mean Teacher and DACS: 0.99. None: the last weights. Costs one more copy of the network.
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
