@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import accuracy
 import harness
@@ -84,34 +85,7 @@ def main() -> None:
     name, translate = TASKS[arguments.task]
     study = accuracy.STUDIES[name]
     source, target = (spec.format(data=arguments.data) for spec in (study.source, study.target))
-    rows = []
-    for variant in variants(translate):
-        task = Task(
-            source,
-            target,
-            variant.translate,
-            accuracy.SIZE,
-            study.steps,
-            (*accuracy.SETTINGS, *variant.settings),
-            engine="torch",
-        )
-        run = Run(Row(variant.title, variant.recipe, 0, variant.translate != "none"), task, arguments.seed)
-        slug = re.sub(r"\W+", "-", f"{variant.row} {variant.title}".lower()).strip("-")
-        out = arguments.runs / arguments.task / f"{slug}-seed-{arguments.seed}"
-        command = run.command(str(out))
-        if not is_complete(run, out):
-            again = ["udas-fast", "train", "--resume", str(out)]
-            accuracy.run(again if (out / "run.yaml").is_file() else command)
-        phases = json.loads((out / "scores.json").read_text(encoding="utf-8"))["phases"]
-        rows.append(
-            {
-                "row": variant.row,
-                "title": variant.title,
-                "settings": variant.settings,
-                "command": command,
-                "phases": accuracy.compact(phases),
-            }
-        )
+    rows: list[dict[str, Any]] = []
     document = {
         "task": arguments.task,
         "command": f"python benchmarks/tried.py {arguments.task} --seed {arguments.seed}",
@@ -122,8 +96,33 @@ def main() -> None:
         "rows": rows,
     }
     path = accuracy.RESULTS / f"tried-{arguments.task}.json"
-    harness.write(path, document)
+    for variant in variants(translate):
+        settings = (*accuracy.SETTINGS, *variant.settings)
+        task = Task(source, target, variant.translate, accuracy.SIZE, study.steps, settings, engine="torch")
+        row = Row(variant.title, variant.recipe, translated=variant.translate != "none")
+        slug = re.sub(r"\W+", "-", f"{variant.row} {variant.title}".lower()).strip("-")
+        out = arguments.runs / arguments.task / f"{slug}-seed-{arguments.seed}"
+        command, phases = make(Run(row, task, arguments.seed), out)
+        rows.append(
+            {
+                "row": variant.row,
+                "title": variant.title,
+                "settings": variant.settings,
+                "command": command,
+                "phases": phases,
+            }
+        )
+        harness.write(path, document)  # after every run, as they take minutes
     print(path)
+
+
+def make(run: Run, out: Path) -> tuple[list[str], dict[str, Any]]:
+    """The command line of ``run`` and its scores by phase; made in ``out`` where that does not hold it."""
+    command = run.command(str(out))
+    if not is_complete(run, out):
+        again = ["udas-fast", "train", "--resume", str(out)]
+        accuracy.run(again if (out / "run.yaml").is_file() else command)
+    return command, accuracy.compact(json.loads((out / "scores.json").read_text(encoding="utf-8"))["phases"])
 
 
 if __name__ == "__main__":
