@@ -67,15 +67,20 @@ def test_the_view_ends_with_the_run(
     assert "complete" in capsys.readouterr().out
 
 
-def test_ctrl_c_ends_the_view_alone(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_the_view_alone(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run("run")
     (run / "model.safetensors").unlink()
+    before = sorted(path.name for path in run.iterdir())
 
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("udas_fast.report.watch.time.sleep", interrupt)
     watch_run(run)
+    assert "of 14" in capsys.readouterr().out
+    assert sorted(path.name for path in run.iterdir()) == before
 
 
 def test_a_run_that_has_just_begun(make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
