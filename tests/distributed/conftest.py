@@ -26,7 +26,7 @@ def processes() -> Callable[..., list[int] | None]:
         if not codes:
             return None
         for process in started.processes:
-            process.join(timeout=60)
+            process.join(timeout=300)
         return [process.exitcode for process in started.processes]
 
     return run

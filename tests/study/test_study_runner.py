@@ -17,11 +17,12 @@ import pytest
 from udas_fast import cli
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.errors import InputError
+from udas_fast.recipes.run_config import RunConfig
 from udas_fast.recipes.run_file import write_run_file
 from udas_fast.study import Plan, Task, plan_study, run_study
 from udas_fast.study.results import StudyTable
 from udas_fast.study.runner import LOG, is_complete, last_line, make_runs
-from udas_fast.trainer import RunConfig, Trainer
+from udas_fast.trainer import Trainer
 
 
 def _plan(root: Path, steps: int = 6, study: str = "labels", settings: tuple[str, ...] = ()) -> Plan:

@@ -19,9 +19,9 @@ from udas_fast.errors import InputError, bad
 from udas_fast.inference import MODEL_FILE
 from udas_fast.recipes import Recipe
 from udas_fast.recipes.domains import DataConfig
+from udas_fast.recipes.run_config import RunConfig
 from udas_fast.recipes.run_file import read_run_file
 from udas_fast.study.plan import Run
-from udas_fast.trainer import RunConfig
 
 LOG = "train.log"
 # One thread a run: several run side by side, and threads that wait for each other slow all of them down.
