@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py streets --seeds 0 1 2
     python benchmarks/accuracy.py ablation-day-dusk --seeds 0 1 2 --data DATA --jobs 2
+    python benchmarks/accuracy.py precision-day-dusk --seeds 0 1 2
 
 Steps are fixed and equal over the rows of a task, and the last weights count. A run that is already complete is not
 made again; one that was cut short goes on.
@@ -15,11 +16,16 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import harness
+import torch
+
+from udas_fast.study.plan import Plan, Row, Run, Task
+from udas_fast.study.results import Spread, collect
+from udas_fast.study.runner import make_runs
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,11 +45,12 @@ class StudyTask:
 
 
 ADAPTATION = "stages.adaptation.objective"
+SHARED = "bf16"  # the precision of all studies
 SETTINGS = (
     "model.width=16",
     "model.output_stride=8",
     "model.norm=batch",
-    "precision=bf16",
+    f"precision={SHARED}",
     f"uda,udas:{ADAPTATION}.kl_weight=0",  # Seg-Uncertainty is made of it
     f"{ADAPTATION}.discriminator_width=16",
     f"{ADAPTATION}.discriminator_stride=2",
@@ -66,6 +73,8 @@ STUDIES = {
     ),
     "methods-day-dusk": StudyTask("methods", "day-dusk", *DAY_DUSK, "20,0", STEPS),
 }
+# By precision: UDAS with the most labels of a study, whose own precision's runs are taken from there.
+PRECISIONS = {"precision-day-dusk": "labels-day-dusk"}
 
 
 def main() -> None:
@@ -73,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=("streets", *STUDIES))
+    parser.add_argument("task", choices=("streets", *STUDIES, *PRECISIONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", default="../shared/data", help="folder that holds rendered/ and camvid/")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder of the runs")
@@ -82,10 +91,12 @@ def main() -> None:
     document: dict[str, Any] = {
         "task": arguments.task,
         "command": f"python benchmarks/accuracy.py {arguments.task} --seeds {shlex.join(map(str, arguments.seeds))}",
-        "environment": harness.environment("cpu"),
+        "environment": harness.environment("cuda" if torch.cuda.is_available() else "cpu"),
     }
     if arguments.task == "streets":
         document["runs"] = [run for seed in arguments.seeds for run in streets(seed, arguments)]
+    elif arguments.task in PRECISIONS:
+        document |= precision(STUDIES[PRECISIONS[arguments.task]], arguments, document["command"])
     else:
         document["study"] = study(STUDIES[arguments.task], arguments)
     path = RESULTS / f"{arguments.task}.json"
@@ -126,6 +137,34 @@ def study(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
     command += [word for setting in SETTINGS for word in ("--set", setting)]
     run([*command, "--jobs", str(arguments.jobs)])
     return json.loads((out / task.study / "table.json").read_text(encoding="utf-8"))
+
+
+def precision(study: StudyTask, arguments: argparse.Namespace, command: str) -> dict[str, Any]:
+    """UDAS on ``study``'s task in each precision that runs here: scores, and their differences from fp32's by seed."""
+    source, target = (spec.format(data=arguments.data) for spec in (study.source, study.target))
+    labels = max(map(int, study.labels.split(",")))
+    row = Row(f"UDAS, {labels} labels", "udas", labels, translated=True)
+    tables = {}
+    for name in ("fp32", "bf16", "fp16"):
+        if name == "fp16" and not torch.cuda.is_available():
+            print("fp16: left out, it needs a GPU", flush=True)
+            continue
+        settings = tuple(s.replace(f"precision={SHARED}", f"precision={name}") for s in SETTINGS)
+        task = Task(source, target, study.translate, SIZE, study.steps, settings, engine="torch")
+        runs = tuple(Run(row, task, seed) for seed in arguments.seeds)
+        folder = arguments.runs / (study.folder if name == SHARED else f"{study.folder}-{name}") / "runs"
+        make_runs(runs, folder, jobs=arguments.jobs)
+        tables[name] = collect(Plan("labels", task, (row,), runs, study.steps), folder, command)
+    scores = {name: table.rows[0].miou.by_seed for name, table in tables.items()}
+    gaps = {
+        name: Spread.of([ours - full for ours, full in zip(found, scores["fp32"], strict=True)])
+        for name, found in scores.items()
+        if name != "fp32"
+    }
+    return {
+        "precisions": {name: table.to_dict() for name, table in tables.items()},
+        "minus_fp32": {name: asdict(gap) for name, gap in gaps.items()},
+    }
 
 
 def run(command: list[str]) -> None:

@@ -26,7 +26,7 @@ import step
 from udas_fast.engine.memory import GIB
 from udas_fast.plan.table import policy
 from udas_fast.study.plots import methods_plot
-from udas_fast.study.results import StudyTable
+from udas_fast.study.results import Spread, StudyTable
 from udas_fast.study.tables import note, study_tables
 
 HERE = Path(__file__).parent
@@ -70,6 +70,30 @@ def study(name: str) -> str:
     made = "\n\n".join(study_tables(table))
     said = note(table).removesuffix(f"; `{table.command}`")  # all of it is in the JSON
     return f"{made}\n\n{said}; `{document['command']}` → `benchmarks/results/{name}.json`."
+
+
+def precision(name: str) -> str:
+    """mIoU of the same runs in each precision, and the difference from fp32 by seed."""
+    if not (HERE / "results" / f"{name}.json").is_file():
+        return f"`python benchmarks/accuracy.py {name}`: not measured."
+    document = load(name)
+    tables = {kind: StudyTable.from_dict(table) for kind, table in document["precisions"].items()}
+    rows = []
+    for kind, table in tables.items():
+        miou = table.rows[0].miou
+        gap = Spread(**document["minus_fp32"][kind]) if kind != "fp32" else ""
+        less = ", ".join(f"{v:+.1f}" for v in gap.by_seed) if gap else ""
+        rows.append([kind, miou, ", ".join(f"{v:.1f}" for v in miou.by_seed), gap, less])
+    if "fp16" not in tables:
+        rows.append(["fp16", "not measured: needs a GPU", "", "", ""])
+    made = harness.table(["precision", "mIoU", "by seed", "− fp32", "by seed"], rows)
+    table = tables["fp32"]
+    seeds = ", ".join(map(str, table.seeds))
+    return (
+        f"{made}\n\n{table.rows[0].name}, {table.source} → {table.target}, {table.steps} steps, "
+        f"mean ± standard deviation over seeds {seeds}; {table.environment['cpu']}, "
+        f"torch {table.environment['torch']}; `{document['command']}` → `benchmarks/results/{name}.json`."
+    )
 
 
 def plan(name: str) -> str:
@@ -156,6 +180,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "streets": lambda: accuracy("streets"),
     **{name: partial(study, name) for name in STUDIES},
     **{f"tried-{task}": partial(tried, task) for task in ("day-dusk", "rendered-camvid")},
+    "precision-day-dusk": partial(precision, "precision-day-dusk"),
     "plan": partial(plan, "plan"),
     "data-cpu": partial(benchmark, "data-cpu", data.table),
     "step-cpu": partial(benchmark, "step-cpu", step.table),
