@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from udas_fast.doctor import write_environment
 from udas_fast.engine.checkpoint import read_state
 from udas_fast.errors import InputError
 from udas_fast.trainer import Trainer
@@ -128,6 +130,26 @@ def test_stopped_cleanly(
         assert f"--resume {out}" in errors
     _resume(out)
     _assert_same(uninterrupted, out)
+
+
+def test_going_on_with_other_threads_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = torch.get_num_threads()
+    write_environment(tmp_path, "cpu", "fp32")
+    write_environment(tmp_path, "cpu", "fp32")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    write_environment(tmp_path, "cpu", "bf16")
+    told = capsys.readouterr().err
+    assert f"goes on with threads {threads + 1} ({threads} before), precision bf16 (fp32 before)" in told
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "null"])
+def test_an_unreadable_record_of_the_attempt_before_stops_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "environment.json").write_text(content)
+    write_environment(tmp_path, "cpu", "fp32")
+    assert json.loads((tmp_path / "environment.json").read_text())["device"] == "cpu"
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 import udas_fast
 from udas_fast.atomic import atomic_write
@@ -38,9 +40,24 @@ def environment() -> dict[str, Any]:
 
 
 def write_environment(run: Path, device: str, precision: str) -> None:
-    """``environment.json``: what this attempt computes on; a run that goes on elsewhere tells of where it ends."""
+    """``environment.json``: what this attempt computes on. Where a run goes on elsewhere, standard error says so."""
+    path = run / "environment.json"
     document = {**environment(), "device": device, "precision": precision}
-    atomic_write(json.dumps(document, indent=2) + "\n", run / "environment.json")
+    if changes := _changes(path, document):
+        tqdm.write(
+            f"the run goes on with {', '.join(changes)}: its last digits may differ from one attempt's",
+            file=sys.stderr,
+        )
+    atomic_write(json.dumps(document, indent=2) + "\n", path)
+
+
+def _changes(path: Path, now: dict[str, Any]) -> list[str]:
+    """What another attempt at the run computed with otherwise; nothing where it left no readable file."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        return [f"{k} {now[k]} ({before[k]} before)" for k in now if k in before and before[k] != now[k]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def diagnose() -> str:
