@@ -126,18 +126,6 @@ def on_main(function: Callable[[], T]) -> T:
     return result
 
 
-@contextmanager
-def together(*kinds: type[Exception]) -> Iterator[None]:
-    """What a process raises inside, of ``kinds``, all of them raise at the end; the lowest rank's where several do."""
-    mine = None
-    try:
-        yield
-    except kinds as error:
-        mine = error
-    if any_of([mine is not None])[0]:
-        raise next(error for error in all_values(mine) if error is not None)
-
-
 def balance(counted: Tensor) -> Tensor:
     """The factor that turns a mean over the ``counted`` pixels into this process's part of the mean over all of them.
 

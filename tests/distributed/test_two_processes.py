@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from rounding import SGD, assert_equal_within_rounding
 
 from udas_fast import Trainer, distributed
 from udas_fast.data import SegmentationDataset, open_dataset
@@ -18,11 +17,6 @@ from udas_fast.data.types import Sample
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.recipes import Recipe, get_recipe, override, small
 from udas_fast.recipes.domains import Domains
-
-# SGD is linear in the gradient: it carries rounding on, where Adam's first steps would take it for a direction.
-SGD = {"name": "sgd", "lr": 1e-2, "discriminator_lr": 1e-6}
-# Sums in another order: 1e-7 after a step of these float32 networks, ten times that after the last one.
-ROUNDING = 1e-5
 
 
 def udas() -> Recipe:
@@ -91,22 +85,6 @@ def runs(root: Path, processes: Callable[..., None], tmp_path_factory: pytest.Te
     train_both(root, folder / "one")
     processes(2, train_both, root, folder / "two")
     return folder
-
-
-def assert_equal_within_rounding(one: Path, two: Path) -> None:
-    first, second = (
-        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)
-    )
-    for a, b in zip(first, second, strict=True):
-        assert a.pop("phase") == b.pop("phase")
-        assert b == pytest.approx(a, rel=ROUNDING)
-    first, second = (load_file(run / "model.safetensors") for run in (one, two))
-    for name, value in first.items():
-        difference = (value.double() - second[name].double()).norm()
-        assert difference <= ROUNDING * value.double().norm(), name
-    scores = [json.loads((run / "scores.json").read_text())["phases"] for run in (one, two)]
-    for a, b in zip(*(phases.values() for phases in scores), strict=True):
-        assert a["protocol"] == b["protocol"]  # and so as many images
 
 
 @pytest.mark.slow

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tqdm import tqdm
 
+from udas_fast import distributed
 from udas_fast.errors import InputError, bad
 
 T = TypeVar("T")
@@ -32,12 +34,39 @@ class Faults:
     def add(self, sentences: Iterable[str]) -> None:
         """Count the files that are not counted yet and say so; raise BadFile where they are too many."""
         for sentence in sentences:
-            if sentence in self.found:
-                continue
-            if len(self.found) >= self.limit:
-                raise BadFile(f"{sentence}; bad files that may be skipped: {self.limit}")
-            self.found.append(sentence)
-            tqdm.write(f"skipped {len(self.found)} of {self.limit}: {sentence}", file=sys.stderr)
+            if self._count(sentence):
+                tqdm.write(f"skipped {len(self.found)} of {self.limit}: {sentence}", file=sys.stderr)
+
+    def _count(self, sentence: str) -> bool:
+        """Whether it is a file that was not counted yet."""
+        if sentence in self.found:
+            return False
+        if len(self.found) >= self.limit:
+            raise BadFile(f"{sentence}; bad files that may be skipped: {self.limit}")
+        self.found.append(sentence)
+        return True
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Around a step's reading: what one process finds all count, so that all go on or none (collective).
+
+        Raises:
+            BadFile: in every process, where one has raised it or all of them have found too many.
+        """
+        before, mine = len(self.found), None
+        try:
+            yield
+        except BadFile as error:
+            mine = error
+        new = self.found[before:]
+        if not any(distributed.any_of([bool(new) or mine is not None])):
+            return
+        del self.found[before:]
+        for sentences, error in distributed.all_values((new, mine)):
+            for sentence in sentences:
+                self._count(sentence)
+            if error is not None:
+                raise error
 
 
 def read_or_replace(

@@ -35,12 +35,12 @@ class BadSteps:
     ) -> bool:
         """Whether a step is to be left out, because a loss or a gradient is not finite; waits for the device.
 
-        ``buffers`` then take back their values from before the step: (buffer, value) each. All processes decide
-        together.
+        ``buffers`` then take back their values from before the step: (buffer, value) each. All processes decide the
+        same: by the means of their losses, which are the global batch's, and of their ``gradients`` (collective).
         """
-        finite = [loss.detach().abs() <= EXPLODED for loss in losses.values()]
-        useful = torch.stack([*finite, *(gradient.isfinite().all() for gradient in gradients)]).all()
-        if not any(distributed.any_of([not useful.item()])):
+        means = distributed.all_mean(torch.stack([loss.detach().float() for loss in losses.values()]))
+        finite = [(means.abs() <= EXPLODED).all(), *(gradient.isfinite().all() for gradient in gradients)]
+        if torch.stack(finite).all().item():
             return False
         for buffer, value in buffers:
             buffer.copy_(value)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from udas_fast import distributed
-from udas_fast.data import BadFile, LoaderStream, Stream
+from udas_fast.data import Faults, LoaderStream, Stream
 from udas_fast.engine.distributed import average_buffers, average_gradients, same_everywhere
 from udas_fast.engine.ema import WeightAverage
 from udas_fast.engine.fault import BadSteps
@@ -48,6 +48,7 @@ class Loop:
         ema: decay of the average of the weights, which takes the model's place when the phase ends; None: none.
         optimizer: the user's own for the model; None: what the phase says.
         bad_steps: counts the steps that are left out; by default none is.
+        faults: counts the bad files of ``streams``.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Loop:
         ema: float | None = None,
         optimizer: MakeOptimizer | None = None,
         bad_steps: BadSteps | None = None,
+        faults: Faults | None = None,
     ) -> None:
         self.phase, self.model, self.objective, self.streams = phase, model, objective, streams
         self.amp, self.seed = amp, seed
@@ -70,6 +72,7 @@ class Loop:
         self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer, optimizer)
         self.average = None if ema is None else WeightAverage(model, ema)
         self.bad_steps = bad_steps or BadSteps()
+        self.faults = faults or Faults()
         self.done = 0
         self.skipped = False
         """Whether the last step was left out."""
@@ -85,7 +88,7 @@ class Loop:
         self.model.train()
         while self.done < self.phase.steps:
             asked = time.perf_counter()
-            with distributed.together(BadFile):
+            with self.faults.shared():
                 step_batches = {name: next(it) for name, it in batches.items()}
             self.data_wait = time.perf_counter() - asked
             self.samples = {name: batch.ids for name, batch in step_batches.items()}

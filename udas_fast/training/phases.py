@@ -130,6 +130,7 @@ class Phases:
             ema=self.recipe.ema,
             optimizer=self.optimizer,
             bad_steps=self.bad_steps,
+            faults=self.faults,
         )
         if saved is not None:
             loop.load_state_dict(saved["loop"])
@@ -180,9 +181,7 @@ class Phases:
             callback.on_phase_end(phase.name, step, {name: score.miou for name, score in scores.items()})
 
     def _state(self, index: int) -> dict[str, Any]:
-        """What a checkpoint in phase ``index`` holds beside the loop's state (collective)."""
-        found = [sentence for part in distributed.all_values(self.faults.found) for sentence in part]
-        self.faults.found[:] = dict.fromkeys(found)  # all processes' files, each once
+        """What a checkpoint in phase ``index`` holds beside the loop's state."""
         networks = self.networks
         return {
             "phase": index,

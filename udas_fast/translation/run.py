@@ -187,15 +187,16 @@ class Translation:
         phase = Phase(stage.name, stage.steps, stage.optimizer)
         seed_step(config.seed, phase.name, "objective")
         objective = CycleGAN(stage.objective, self._segmenter()).to(self.device)
+        faults = Faults(config.data.max_bad_files)
         streams = self.domains.streams(
             stage.objective.needs,
             self.recipe.input,
             mixed=False,
             seed=config.seed,
             phase=phase.name,
-            faults=Faults(config.data.max_bad_files),
+            faults=faults,
         )
-        loop = Loop(phase, self.model, objective, streams, self.amp, config.seed)
+        loop = Loop(phase, self.model, objective, streams, self.amp, config.seed, faults=faults)
         if (saved := self.checkpoints.load()) is not None:
             loop.load_state_dict(saved["loop"])
         if loop.done < phase.steps:

@@ -1,0 +1,32 @@
+"""What "equal within rounding" means for runs by one process and by several."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+# SGD is linear in the gradient: it carries rounding on, where Adam's first steps would take it for a direction.
+SGD = {"name": "sgd", "lr": 1e-2, "discriminator_lr": 1e-6}
+# Sums in another order: 1e-7 after a step of these float32 networks, ten times that after the last one.
+ROUNDING = 1e-5
+
+
+def assert_equal_within_rounding(one: Path, two: Path) -> None:
+    """The same steps with the same losses, the same weights and, where they are scored, as many images."""
+    first, second = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)
+    )
+    for a, b in zip(first, second, strict=True):
+        assert a.pop("phase") == b.pop("phase")
+        assert b == pytest.approx(a, rel=ROUNDING)
+    first, second = (load_file(run / "model.safetensors") for run in (one, two))
+    for name, value in first.items():
+        difference = (value.double() - second[name].double()).norm()
+        assert difference <= ROUNDING * value.double().norm(), name
+    if (one / "scores.json").is_file():
+        scores = [json.loads((run / "scores.json").read_text())["phases"] for run in (one, two)]
+        for a, b in zip(*(phases.values() for phases in scores), strict=True):
+            assert a["protocol"] == b["protocol"]  # and so as many images
