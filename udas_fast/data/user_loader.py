@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -34,7 +35,8 @@ class Loader:
     A run that was stopped goes on to the same bits where the loader draws from the global generators of torch,
     numpy and ``random`` or from none, as these are seeded for every epoch and batch; the batches of the epoch that
     were trained on are drawn again and dropped. Across processes each loader shards itself (``DistributedSampler``,
-    whose ``set_epoch`` is called); one to score on is the same in all, and each process takes some of its batches.
+    whose ``set_epoch`` is called); one to score on is the same in all, and each process takes some of its batches:
+    :meth:`require_part` refuses what is not so.
 
     Args:
         batches: the iterable.
@@ -65,6 +67,28 @@ class Loader:
         """
         for number, raw in enumerate(self.batches):
             yield self._batch(raw, number, labelled)
+
+    def require_part(self, *, scored: bool) -> None:
+        """Look at the first batch as each process gets it (collective); alone there is nothing to look at.
+
+        Batches to train on have to be each process's own although all draw with the same random numbers; those to be
+        ``scored`` have to be the same in all although each draws with its own.
+
+        Raises:
+            InputError: they are not, or there is none.
+        """
+        if distributed.world() == 1:
+            return
+        _seed_global(0, "part", *([distributed.rank()] if scored else []))
+        if (first := next(self.epoch(labelled=False), None)) is None:
+            raise bad(f"batches of {self.name}", "none", "at least one")
+        different = len(set(distributed.all_values(zlib.crc32(first.image.cpu().contiguous().numpy()))))
+        if not scored and different < distributed.world():
+            wanted = "each one's own part, for example by torch's DistributedSampler"
+            raise bad(f"batches of {self.name}", "the same in several processes", wanted)
+        if scored and different > 1:
+            wanted = "the same in all, which take turns to score them: no shuffling, no DistributedSampler"
+            raise bad(f"batches of {self.name}", "others in each process", wanted)
 
     def _batch(self, raw: object, number: int, labelled: bool) -> Batch:
         batch = raw if isinstance(raw, Batch) else self._unpack(raw, number, labelled)
@@ -140,9 +164,9 @@ class LoaderStream:
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
         """One pass; the global generators are at a state of their own whenever the loader may draw from them."""
-        set_epoch = getattr(getattr(self.loader.batches, "sampler", None), "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
+        for sampler in _samplers(self.loader.batches):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
         batches = self.loader.epoch(
             labelled=self.labelled
         )  # a DataLoader shuffles when the first batch is asked for
@@ -154,6 +178,12 @@ class LoaderStream:
             if self.labelled and batch.label is None:
                 raise bad(f"batch {number} of {self.loader.name}", "no label", "labelled images")
             yield batch
+
+
+def _samplers(batches: object) -> list[object]:
+    """What a DataLoader draws images or batches by, whichever of the two it was given; None of any other iterable."""
+    by_batch = getattr(batches, "batch_sampler", None)
+    return [getattr(batches, "sampler", None), by_batch, getattr(by_batch, "sampler", None)]
 
 
 def _seed_global(*place: int | str) -> None:

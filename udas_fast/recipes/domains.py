@@ -112,8 +112,12 @@ class Domains:
         return choose_engine(self.engine, [d for d in self._datasets() if d is not self.val])
 
     def require(self, recipe: Recipe) -> None:
-        """Raise InputError unless every stream that ``recipe`` needs is here, and can be shared by the processes."""
-        for name in sorted(recipe.streams[0]):
+        """Raise InputError unless every stream that ``recipe`` needs is here, and can be shared by the processes.
+
+        Collective.
+        """
+        needs, uses = recipe.streams
+        for name in sorted(needs):
             if getattr(self, name) is None:
                 raise bad(f"data for recipe {recipe.name}", f"no {name!r} dataset", "one")
             if not isinstance(getattr(self, name), Loader):
@@ -124,6 +128,9 @@ class Domains:
             if stage.objective.by_number and isinstance(self.unlabelled, Loader):
                 wanted = "a dataset, or labels: online"
                 raise bad(f"unlabelled images of stage {stage.name}", "a Loader", wanted)
+        for name in sorted({*needs, *uses, "val"}):
+            if isinstance(loader := getattr(self, name), Loader):
+                loader.require_part(scored=name == "val")
 
     def verify(self) -> None:
         """Read every file once: damage, sizes that differ and ids outside the map end a run before it starts.
