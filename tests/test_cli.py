@@ -46,6 +46,20 @@ def _train(root: Path, out: Path, *more: object, recipe: str = "no_adaptation") 
     )
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_torchrun_would_do_several_times_is_refused_once(
+    rank: int, run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    for command in ("study", "demo", "predict", "export", "report", "recipes", "check-data"):
+        wanted = "one: start it without torchrun, as only train, translate and evaluate share their work"
+        refused = f"udas-fast: {command}: found 2 processes (WORLD_SIZE), wanted {wanted}\n"
+        assert run_cli(command) == ((2, "", refused) if rank == 0 else (0, "", ""))
+    assert not list(tmp_path.iterdir())
+
+
 def test_train_evaluate_predict(
     run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

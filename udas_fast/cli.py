@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ app = typer.Typer(
 recipes_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 INTERRUPTED = 130  # the shell's code for a run ended by Ctrl-C
+SHARED = ("train", "translate", "evaluate")  # what the processes of torchrun do together
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
@@ -35,6 +37,20 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     if not (x and height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise bad(option, repr(text), "HEIGHTxWIDTH, for example 180x240")
     return int(height), int(width)
+
+
+@app.callback()
+def refuse_copies(context: typer.Context) -> None:
+    """Under torchrun every process would do the whole of a command that is not shared, into one folder."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1 or context.invoked_subcommand in SHARED:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        raise typer.Exit  # without a failure, for which torchrun would end the main process before it has said why
+    wanted = (
+        f"one: start it without torchrun, as only {', '.join(SHARED[:-1])} and {SHARED[-1]} share their work"
+    )
+    raise bad(str(context.invoked_subcommand), f"{processes} processes (WORLD_SIZE)", wanted)
 
 
 @app.command()
@@ -65,7 +81,8 @@ def train(
     max_bad_files: Annotated[
         int,
         typer.Option(
-            min=0, help="files that may turn bad during the run and are skipped; --resume can raise it"
+            min=0,
+            help="files that may turn bad during the run and are skipped, over all processes; --resume can raise it",
         ),
     ] = 0,
     max_bad_steps: Annotated[
