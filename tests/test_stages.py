@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from udas_fast import TrainedModel, Trainer
 from udas_fast.data import open_dataset
+from udas_fast.engine.loop import Loop
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, select_stages, small
 from udas_fast.recipes.domains import Domains
@@ -78,6 +80,25 @@ def test_a_complete_run_does_nothing(adapted: Path, camvid_root: Path) -> None:
         assert torch.equal(value, again.model.state_dict()[name])
     with pytest.raises(InputError, match="an earlier run, wanted a new folder"):
         _fit(_recipe(), camvid_root, adapted)
+
+
+def test_a_complete_run_without_its_model_file_writes_it_again(
+    adapted: Path, camvid_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one from before that file: it has its last checkpoint, its scores and another file of the model."""
+    run = tmp_path / "old"
+    shutil.copytree(adapted, run)
+    (run / "model.safetensors").rename(run / "model.pt")
+
+    def never(*_: object) -> None:
+        raise AssertionError("a training step was made")
+
+    monkeypatch.setattr(Loop, "_step", never)
+    again = Trainer.resume(run, data=_domains(camvid_root), device="cpu")
+    assert not again.complete
+    again.fit()
+    for name in ("model.safetensors", "scores.json", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (adapted / name).read_bytes(), name
 
 
 def test_a_start_that_does_not_fit_is_refused(adapted: Path, camvid_root: Path, tmp_path: Path) -> None:
