@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from udas_fast import Trainer, cli
@@ -25,6 +27,7 @@ from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.recipes import get_recipe, override, small
 from udas_fast.recipes.cyclegan import small_cyclegan
 from udas_fast.recipes.domains import DataConfig
+from udas_fast.report import watch_run
 from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
 
 STEPS = 6
@@ -145,6 +148,26 @@ def test_lost_and_damaged_images_are_made_again(run: Path, finished: Path) -> No
     assert (images / "0000.png").stat().st_mtime_ns == kept
     for path in images.iterdir():
         assert path.read_bytes() == (finished / "translated/images" / path.name).read_bytes()
+
+
+def test_sheets_are_in_the_events_once_however_often_a_run_goes_on(run: Path) -> None:
+    (run / "translated/images/0001.png").unlink()
+    (run / "pictures/translation-target.png").unlink()
+    assert Translation.resume(run, device="cpu").fit() == 1
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name in ("source", "target"):
+        (event,) = events.Images(f"translation/{name}")
+        assert event.step == STEPS
+        drawn = Image.open(io.BytesIO(event.encoded_image_string))
+        with Image.open(run / f"pictures/translation-{name}.png") as sheet:
+            assert np.array_equal(drawn, sheet.convert("RGB"))
+
+
+def test_the_view_of_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    watch_run(finished)
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("state complete", "step 6 of 6", "gan_target", "steps a second", "4 of 4 translated"):
+        assert text in shown
 
 
 def test_translating_stops_and_goes_on(run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

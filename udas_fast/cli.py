@@ -336,7 +336,7 @@ def watch(
     run: Annotated[Path, typer.Argument(help="folder of a run")],
     once: Annotated[bool, typer.Option("--once", help="print it as it is now and end")] = False,
 ) -> None:
-    """Follow a run in the terminal until it is complete: step, losses, rate, time left, scores; or until Ctrl-C."""
+    """Follow a run in the terminal until it is complete or Ctrl-C: step, losses, rate, time left, scores, images."""
     from udas_fast.report import watch_run
 
     watch_run(run, once=once)

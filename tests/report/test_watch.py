@@ -93,6 +93,38 @@ def test_a_run_that_has_just_begun(make_run: Callable[..., Path], capsys: pytest
     assert "0 of 14" in shown
 
 
+def test_a_translation_goes_on_after_its_steps(
+    make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("run")
+    for name in ("scores.json", "model.safetensors"):
+        (run / name).unlink()
+    hour_ago = time.time() - 3600
+    os.utime(run / "metrics.jsonl", (hour_ago, hour_ago))
+    images = run / "translated/images"
+    images.mkdir(parents=True)
+    record = {"bytes": 0, "sha256": ""}
+    files = {f"{i:04d}": record if i < 3 else None for i in range(7)}
+    for i in range(3):  # one every two seconds
+        (images / f"{i:04d}.png").touch()
+        os.utime(images / f"{i:04d}.png", (hour_ago + 2 * i, hour_ago + 2 * i))
+    manifest = {"source": "a:b", "split": "train", "size": None, "classes": ["road"], "generator": ""}
+    (run / "translated/manifest.json").write_text(json.dumps({**manifest, "files": files}))
+    seen = glance(run)
+    assert seen.seconds_left == pytest.approx(4 * 2)
+    assert seen.age < 600  # an image is a sign of life too
+    watch_run(run, once=True)
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("14 of 14", "3 of 7 translated, 0.50 a second", "0:00:08 at this rate", "not complete"):
+        assert text in shown
+    files = dict.fromkeys(files, record)
+    (run / "translated/manifest.json").write_text(json.dumps({**manifest, "files": files}))
+    watch_run(run)  # ends by itself
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "state complete" in shown
+    assert "7 of 7 translated" in shown
+
+
 def test_only_the_end_of_long_files_is_read(make_run: Callable[..., Path]) -> None:
     run = make_run("run")
     steps = 3 * TAIL // 40

@@ -18,6 +18,9 @@ class Callback:
         Losses are read every ``log_every`` steps, so steps are told of in groups and nothing waits for them.
         """
 
+    def on_picture(self, name: str, step: int, path: Path) -> None:
+        """The PNG ``path`` was drawn after ``step`` steps of the run: "validation", or a round's "pseudo-labels"."""
+
     def on_phase_end(self, phase: str, step: int, scores: Mapping[str, float]) -> None:
         """A round of a stage is over, after ``step`` steps of the run; mIoU by network, empty without a val split."""
 

@@ -11,8 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -20,8 +21,10 @@ from tqdm import tqdm
 
 from udas_fast import distributed
 from udas_fast.atomic import atomic_write, writing
+from udas_fast.data import read_image
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.fault import check_losses, describe_fault
+from udas_fast.objectives import Round
 
 
 class Recorder:
@@ -121,6 +124,24 @@ class Recorder:
         if self._files is not None:
             self._files.add_scores(step, values)
 
+    def picture(self, name: str, step: int, path: Path) -> None:
+        """Add the PNG ``path`` to the events, and tell the callbacks of it; nothing where it was not drawn."""
+        if self._files is None or not path.is_file():
+            return
+        with writing(self._folder / "tensorboard"):
+            self._files.add_picture(name, step, path)
+        for callback in self._callbacks:
+            callback.on_picture(name, step, path)
+
+    def pseudo_labels(self, step: int, round: Round) -> None:
+        """Add what a round that has ended tells of its pseudo-labels: their picture, confidences and kept shares."""
+        self.picture("pseudo-labels", step, round.picture)
+        path = round.folder / "report.json"
+        if self._files is not None and path.is_file():
+            report = json.loads(path.read_text(encoding="utf-8"))
+            with writing(self._folder / "tensorboard"):
+                self._files.add_pseudo_labels(step, report)
+
     def close(self) -> None:
         """Close files and bar; what is pending and could not be read is left out."""
         if self._files is not None:
@@ -165,10 +186,42 @@ class _Files:
             self._bar.set_description(f"{self._phase}, {wait / seconds:.1%} waiting for data", refresh=False)
         self._times.writelines(json.dumps(wait) + "\n" for wait in waits)
         self._times.flush()
+        self._board.flush()  # a checkpoint comes after this: what is before it must outlive a kill
 
     def add_scores(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._board.add_scalar(f"score/{name}", value, step)
+
+    def add_picture(self, name: str, step: int, path: Path) -> None:
+        self._board.add_image(name, read_image(path), step, dataformats="HWC")
+
+    def add_pseudo_labels(self, step: int, report: Mapping[str, Any]) -> None:
+        """Confidences of all classes together; kept shares and accuracies of all and by class."""
+        for name, counts in zip(("kept", "dropped"), np.sum(report["histogram"], axis=0), strict=True):
+            self._add_histogram(f"confidence/{name}", step, counts)
+        for quantity in ("kept_share", "accuracy"):
+            by_class = zip(report["classes"], report[quantity], strict=True) if report[quantity] else ()
+            for name, value in (("all classes", report[f"{quantity}_all"]), *by_class):
+                if value is not None:  # a class without pixels has none
+                    self._board.add_scalar(f"pseudo_labels_{quantity}/{name}", value, step)
+
+    def _add_histogram(self, tag: str, step: int, counts: np.ndarray) -> None:
+        """``counts``: in equal parts of 0 to 1; sums are taken at the parts' middles."""
+        edges = np.linspace(0, 1, len(counts) + 1)
+        middles = (edges[:-1] + edges[1:]) / 2
+        # TensorBoard drops empty ends and draws the first and last part that are left from min and to max.
+        filled = np.flatnonzero(counts)
+        ends = edges[[filled[0], filled[-1] + 1]] if len(filled) else edges[[0, -1]]
+        self._board.add_histogram_raw(
+            tag,
+            *ends.tolist(),
+            num=int(counts.sum()),
+            sum=float(counts @ middles),
+            sum_squares=float(counts @ middles**2),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
 
     def close(self) -> None:
         self._bar.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import nn
 
+from udas_fast.atomic import replacing
 from udas_fast.data.geometry import resize
 from udas_fast.data.types import IGNORE, ClassSet, SegmentationDataset
 from udas_fast.errors import bad
@@ -53,7 +55,7 @@ def comparison_figure(
     classes: ClassSet,
     path: str | os.PathLike[str],
 ) -> None:
-    """Save image, truth, each prediction, confidence and kept pseudo-labels side by side to ``path``.
+    """Save image, truth, each prediction, confidence and kept pseudo-labels side by side to the PNG ``path``.
 
     image: uint8 RGB [H, W, 3]; label, predictions, pseudo_label: train ids [H, W], 255 drawn grey;
     confidence: [H, W] in 0 to 1. All may have one leading axis of N examples, which become N lines.
@@ -68,7 +70,7 @@ def comparison_figure(
     panels = [("image", image), *pictures[:-1], ("confidence", np.asarray(confidence)), pictures[-1]]
     if image.ndim == 3:
         panels = [(title, values[None]) for title, values in panels]
-    _draw(panels, classes).savefig(path, dpi=DPI)
+    _save(_draw(panels, classes), path)
 
 
 def pseudo_label_figure(
@@ -89,7 +91,7 @@ def pseudo_label_figure(
     panels.append(("pseudo-labels", colorize(pseudo_label, classes)))
     if label is not None:
         panels.append(("ground truth", colorize(label, classes)))
-    _draw(panels, classes).savefig(path, dpi=DPI)
+    _save(_draw(panels, classes), path)
 
 
 def validation_figure(
@@ -127,6 +129,11 @@ def validation_figure(
     stacked = {name: np.stack(maps) for name, maps in predictions.items()}
     data = (np.stack(images), np.stack(labels), stacked, np.stack(confidences), np.stack(kept))
     comparison_figure(*data, dataset.classes, path)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    with replacing(Path(path)) as file:
+        figure.savefig(file, format="png", dpi=DPI)
 
 
 def _draw(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figure:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from udas_fast.data.translated import read_manifest
 from udas_fast.errors import InputError, bad
 from udas_fast.evaluation import Scores
 from udas_fast.inference import MODEL_FILE
@@ -249,8 +250,9 @@ def _read_curves(path: Path) -> tuple[Curves, bool]:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether the run in folder ``path`` has come to its end: its model is written last."""
-    return (path / MODEL_FILE).is_file()
+    """Whether the run in folder ``path`` has come to its end: it writes its model, or translated images, last."""
+    images = read_manifest(path)
+    return (path / MODEL_FILE).is_file() if images is None else not images.missing
 
 
 def read_run_file(run: Path) -> tuple[str, RunFile]:

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from udas_fast.data.translated import image_path, read_manifest
 from udas_fast.evaluation import Scores
 from udas_fast.report.markup import percent
 from udas_fast.report.read import RunFile, StepLine, is_finished, parse_step, read_run_file, read_scores
@@ -24,7 +25,19 @@ REFRESH = 1.0  # seconds
 TAIL = 1 << 16
 """Bytes that are read of the end of a file, so that a look at a run of any length costs the same."""
 STEPS = 100
-"""The last steps, over which rate and wait for data are means."""
+"""The last steps, or translated images, over which rate and wait for data are means."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """How far the images of `udas-fast translate` are, ``written`` of ``total``, and the ``seconds`` that one takes.
+
+    Its manifest, which counts them, is up to half a minute old.
+    """
+
+    written: int
+    total: int
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Glance:
 
     ``done`` of ``total`` steps are recorded; ``last`` is the last line of metrics.jsonl (learning rate and losses).
     ``seconds`` of a step and ``data_wait`` in it are means over the last :data:`STEPS`, None where none is timed;
-    ``age`` is how many seconds ago a step was written.
+    ``age`` is how many seconds ago a step or an image was written; ``images`` is None where none are translated (yet).
     """
 
     head: RunFile
@@ -44,12 +57,17 @@ class Glance:
     data_wait: float | None
     age: float | None
     scores: dict[str, Scores]
+    images: Images | None
     finished: bool
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate of the last steps; a later phase may have another."""
-        return None if self.seconds is None else self.seconds * (self.total - self.done)
+        """At the rate of the last steps, or images; a later phase may have another."""
+        if self.images is not None:
+            left, seconds = self.images.total - self.images.written, self.images.seconds
+        else:
+            left, seconds = self.total - self.done, self.seconds
+        return None if seconds is None else seconds * left
 
 
 def glance(run: Path) -> Glance:
@@ -65,16 +83,16 @@ def glance(run: Path) -> Glance:
         for key in ("seconds", "data_wait")
     }
     last = metrics[-1] if metrics else None
-    age = None
-    with suppress(FileNotFoundError):
-        age = max(0.0, time.time() - (run / "metrics.jsonl").stat().st_mtime)
+    written = [_written(run / name) for name in ("metrics.jsonl", "translated/images")]
+    newest = max((moment for moment in written if moment is not None), default=None)
     return Glance(
         head=head,
         done=0 if last is None else last.step + 1,
         total=sum(stage.steps * stage.rounds for stage in head.recipe.stages),
         last=last,
-        age=age,
+        age=None if newest is None else max(0.0, time.time() - newest),
         scores=read_scores(run / "scores.json"),
+        images=_images(run),
         finished=is_finished(run),
         **means,
     )
@@ -121,6 +139,9 @@ def _lines(seen: Glance) -> Iterator[tuple[str, str | ProgressBar]]:
         lr = values.pop("lr", None)
         yield "losses", ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         yield "learning rate", "–" if lr is None else f"{lr:.3g}"
+    if seen.images is not None:
+        rate = f", {1 / seen.images.seconds:.2f} a second" if seen.images.seconds else ""
+        yield "images", f"{seen.images.written:,} of {seen.images.total:,} translated{rate}"
     if seen.seconds:
         yield (
             "rate",
@@ -152,6 +173,25 @@ def _phase(seen: Glance, name: str) -> str:
             return f"{name} ({number} of {len(phases)}), step {seen.done - before:,} of {steps:,}"
         before += steps
     return name
+
+
+def _images(run: Path) -> Images | None:
+    manifest = read_manifest(run)
+    if manifest is None:
+        return None
+    names = [name for name, record in manifest.files.items() if record is not None]
+    moments = [_written(image_path(run, name)) for name in names[-STEPS:]]
+    known = [moment for moment in moments if moment is not None]
+    seconds = (max(known) - min(known)) / (len(known) - 1) if len(known) > 1 else None
+    return Images(len(names), len(manifest.files), seconds)
+
+
+def _written(path: Path) -> float | None:
+    """When ``path`` was changed last, in seconds since the epoch; None where it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _tail(path: Path) -> list[StepLine]:

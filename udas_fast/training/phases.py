@@ -137,6 +137,7 @@ class Phases:
         runner.run(loop, before, lambda: self._state(index))
         with networks.amp.autocast():
             objective.finish(around)
+        runner.recorder.pseudo_labels(before + phase.steps, around)
         self._score(phase, objective, before + phase.steps, runner)
 
     def _start_objective(self, stage: Stage, phase: Phase, saved: dict[str, Any] | None) -> Objective:
@@ -177,6 +178,8 @@ class Phases:
             self.results.scores.update(scores)
             runner.recorder.scores(step, {f"{phase.name}/miou": scores[phase.name].miou})
             distributed.on_main(self.results.write_scores)
+            distributed.on_main(lambda: self.results.draw(self.networks.trained))
+            runner.recorder.picture("validation", step, self.results.picture)
         for callback in self.callbacks:
             callback.on_phase_end(phase.name, step, {name: score.miou for name, score in scores.items()})
 

@@ -76,11 +76,18 @@ class Results:
         protocol = scores[-1].protocol if scores else None
         return TrainedModel(model, self.model_config, self.classes, self.recipe.input.target.size, protocol)
 
-    def finish(self, model: nn.Module) -> None:
-        """The picture, then ``model.safetensors``, which says that the run is complete."""
+    @property
+    def picture(self) -> Path:
+        """What :meth:`draw` drew last; a loader's val split is not drawn."""
+        return self.folder / "pictures/val.png"
+
+    def draw(self, model: nn.Module) -> None:
+        """What ``model`` makes of some images of the val split."""
         if isinstance(self.val, SegmentationDataset):
-            path = self.folder / "pictures/val.png"
-            path.parent.mkdir(exist_ok=True)
+            self.picture.parent.mkdir(exist_ok=True)
             models, size = {self.recipe.name: model}, self.recipe.input.target.size
-            evaluation.validation_figure(models, model, self.val, size, path)
+            evaluation.validation_figure(models, model, self.val, size, self.picture)
+
+    def finish(self, model: nn.Module) -> None:
+        """Write ``model.safetensors``, which says that the run is complete."""
         self.trained(model).save(self.folder / MODEL_FILE)

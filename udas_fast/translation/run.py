@@ -172,8 +172,6 @@ class Translation:
     def _train_and_write(self) -> int:
         distributed.on_main(lambda: write_environment(self.run, str(self.device), self.amp.name))
         self._train()
-        self.model.eval()
-        distributed.on_main(self._write_sheets)
         return write_images(
             self.domains.source,
             lambda image: self._translate(self.model.to_target, image),
@@ -199,16 +197,19 @@ class Translation:
         loop = Loop(phase, self.model, objective, streams, self.amp, config.seed, faults=faults)
         if (saved := self.checkpoints.load()) is not None:
             loop.load_state_dict(saved["loop"])
-        if loop.done < phase.steps:
-            with open_runner(
-                self.run,
-                self.checkpoints,
-                first=loop.done,
-                total=phase.steps,
-                log_every=config.log_every,
-                checkpoint_every=config.checkpoint_every,
-            ) as runner:
-                runner.run(loop, 0, dict)
+        with open_runner(
+            self.run,
+            self.checkpoints,
+            first=loop.done,
+            total=phase.steps,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+        ) as runner:
+            runner.run(loop, 0, dict)
+            self.model.eval()
+            for name, sheet in distributed.on_main(self._write_sheets).items():
+                runner.recorder.picture(f"translation/{name}", loop.done, sheet)
+            runner.check_stop()
 
     def _segmenter(self) -> nn.Module | None:
         if self.config.semantic is None:
@@ -228,15 +229,15 @@ class Translation:
             out = to_uint8(generator(to_signed(pixels.to(self.device))))
         return out[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
-    def _write_sheets(self) -> None:
-        """``pictures/translation-*.png``: samples of each domain, translated and back."""
+    def _write_sheets(self) -> dict[str, Path]:
+        """``pictures/translation-*.png`` by domain: samples of it, translated and back."""
         there, back = self.model.to_target, self.model.to_source
+        paths = {name: self.run / "pictures" / f"translation-{name}.png" for name in ("source", "target")}
         for name, dataset, first, second in (
             ("source", self.domains.source, there, back),
             ("target", self.domains.unlabelled, back, there),
         ):
-            path = self.run / "pictures" / f"translation-{name}.png"
-            if path.exists():
+            if paths[name].exists():
                 continue
             rows = []
             for index in np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int):
@@ -244,7 +245,8 @@ class Translation:
                 after = self._translate(first, before)
                 rows.append((before, after, self._translate(second, after)))
             other = "target" if name == "source" else "source"
-            write_sheet(rows, (name, f"in the {other}'s look", "and back"), path)
+            write_sheet(rows, (name, f"in the {other}'s look", "and back"), paths[name])
+        return paths
 
     def _manifest(self) -> Manifest:
         """What is to be written, with no file yet."""

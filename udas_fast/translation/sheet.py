@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from udas_fast.atomic import replacing
+
 PANEL = 2.6  # inches
 
 
@@ -25,4 +27,5 @@ def write_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], pat
     for place, title in zip(axes[0], titles, strict=True):
         place.set_title(title, fontsize=10)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=100)

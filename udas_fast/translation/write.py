@@ -59,6 +59,9 @@ def write_images(
     if before is not None and replace(before, files={}) == replace(manifest, files={}):
         files |= {name: record for name, record in before.files.items() if name in files}
 
+    # At once, so that a reader knows how many there will be.
+    distributed.on_main(lambda: _write_manifest(replace(manifest, files=files), run))
+
     def make(index: int) -> tuple[str, FileRecord, bool]:
         name = source.id(index)
         path, record = image_path(run, name), files[name]
