@@ -92,7 +92,8 @@ class DomainMixing(Objective):
             target = self.label(batches["unlabelled"], step)
 
         if config.level == "region":
-            mixed = {"seg_mixed": ("source", domain_cutmix(source, target, config.mixing, step))}
+            # The target's statistics are those that score it, and these are all the images that teach them.
+            mixed = {"seg_mixed": ("target", domain_cutmix(source, target, config.mixing, step))}
         else:
             mixed = {"seg": ("source", source), "seg_target": ("target", target)}
         losses = {}

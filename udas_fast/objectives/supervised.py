@@ -67,11 +67,10 @@ class Supervised(Objective):
         self.config = config
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
+        set_domain(model, "target")  # whose statistics score it, and no other images teach them
         if self.config.domain == "source":
-            set_domain(model, "source")
             batch = translated_source(batches, self.config.translate, self.config.fda_beta)
         else:
-            set_domain(model, "target")
             batch = batches["labelled"]
         loss = segmentation_loss(
             model(step.normalize(batch.image)), batch.label, self.config.auxiliary_weight
