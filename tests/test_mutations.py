@@ -69,6 +69,7 @@ def test_a_run_file_of_other_bytes(tmp_path: Path) -> None:
         (("stages",), [], r"recipe: stages: .* at least 1 item"),
         (("stages", 1, "name"), "adaptation", "stages: found two of the name 'adaptation'"),
         (("stages", 0, "name"), "x" * 3000, "at most 100 characters"),
+        (("stages", 1, "objective"), {"kind": "cyclegan"}, "stages: found segmentation and translation"),
         (("name",), "../../x", "name: string should match pattern"),
         (("stages", 0, "optimizer", "momentum"), float("nan"), "momentum: input should be"),
         (("stages", 0, "optimizer", "weight_decay"), float("inf"), "weight_decay: input should be a finite"),

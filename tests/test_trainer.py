@@ -85,6 +85,9 @@ def test_a_recipe_that_needs_two_heads_says_so_before_any_work(camvid_root: Path
             InputError, match=f"model OneHead: found one head, wanted an auxiliary head.*{what}"
         ):
             Trainer(OneHead(), _recipe(name, 9), _domains(camvid_root), run=tmp_path / "run", device="cpu")
+    recipe = override(_recipe("minent"), ["stages.adaptation.objective.entropy_weights=[0, 0.001]"])
+    with pytest.raises(InputError, match="entropy_weights, of which the primary head's is 0"):
+        Trainer(OneHead(), recipe, _domains(camvid_root), run=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 

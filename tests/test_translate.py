@@ -245,6 +245,8 @@ def test_each_refusal_is_one_sentence(roots: tuple[str, str], finished: Path, tm
         Translation(tiny, TranslationConfig(DataConfig(*roots)), run=tmp_path / "run")
     with pytest.raises(InputError, match="recipe udas: found another one, wanted one round of kind cyclegan"):
         Translation(get_recipe("udas"), TranslationConfig(DataConfig(*roots)), run=tmp_path / "run")
+    with pytest.raises(InputError, match="recipe udas: found another one, wanted one stage of kind cyclegan"):
+        small_cyclegan(get_recipe("udas"), crop=(32, 32), steps=1)
     with pytest.raises(InputError, match="recipe cyclegan: found one that trains translation"):
         Trainer(None, get_recipe("cyclegan"), DataConfig(*roots), run=tmp_path / "run")
     with pytest.raises(InputError, match="no run to go on with"):
@@ -268,7 +270,10 @@ def test_the_command(
     out = tmp_path / "run"
     settings = [a for s in TINY for a in ("--set", f"stages.translation.objective.{s}")]
     where = ("--source", roots[0], "--target", roots[1], "--out", out)
-    printed = run(*where, "--small", "32x32", "--steps", 1, *settings)
+    recipe = tmp_path / "cyclegan.yaml"
+    recipe.write_text(get_recipe("cyclegan").to_yaml().replace("cycle: 10.0", "cycle: 7.0"), encoding="utf-8")
+    printed = run(*where, "--recipe", recipe, "--small", "32x32", "--steps", 1, *settings)
+    assert "cycle: 7.0" in (out / "run.yaml").read_text(encoding="utf-8")
     assert "4 images translated" in printed
     assert f"--source translated:{out}" in printed
     assert "already complete" in run("--resume", out)

@@ -202,6 +202,9 @@ def translate(
         str | None, typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: small networks, crops of this size")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="with --small: optimisation steps")] = None,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="recipe cyclegan in YAML, with other numbers")
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of recipe cyclegan")] = None,
     semantic: Annotated[
         str | None, typer.Option(help="run with a segmentation network that is to see the same in both looks")
@@ -215,7 +218,7 @@ def translate(
     """Train a CycleGAN and translate the source's training images; `--source translated:OUT` trains on them."""
     from udas_fast import distributed
     from udas_fast.engine.distributed import join, leave
-    from udas_fast.recipes import get_recipe, override
+    from udas_fast.recipes import get_recipe, load_recipe, override
     from udas_fast.recipes.cyclegan import small_cyclegan
     from udas_fast.recipes.domains import DataConfig
     from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
@@ -228,7 +231,7 @@ def translate(
             raise bad("--out", "none", "the folder of the run")
         if (small is None) != (steps is None):
             raise bad("--small and --steps", "one of them", "both or neither")
-        chosen = get_recipe("cyclegan")
+        chosen = get_recipe("cyclegan") if recipe_file is None else load_recipe(recipe_file)
         if small is not None:
             chosen = small_cyclegan(chosen, crop=parse_size(small), steps=steps)
         data = DataConfig(source, target, workers=workers)
@@ -453,7 +456,7 @@ def check_data(
 
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
-    """List the recipes; `recipes show NAME` prints one as YAML, which `train --recipe FILE` reads."""
+    """List the recipes; `recipes show NAME` prints one as YAML, which `--recipe FILE` reads."""
     from udas_fast.recipes import recipes as all_recipes
     from udas_fast.recipes.listing import listing
 

@@ -1,4 +1,4 @@
-"""L_adv against the formulas of facts.md, in float64, and who receives its gradients."""
+"""L_adv against its formulas in float64, and who receives its gradients."""
 
 from __future__ import annotations
 

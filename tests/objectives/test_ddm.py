@@ -140,7 +140,10 @@ def test_student_loss_is_half_the_kl_of_the_teachers_mean_plus_labelled_cross_en
     (0.5 * kl + cross_entropy).backward()
     torch.testing.assert_close(tiny_net.body.weight.grad, reference.body.weight.grad, rtol=1e-3, atol=1e-6)
     assert all(p.grad is None for teacher in objective.networks.values() for p in teacher.parameters())
-    assert list(objective.scored()) == ["teachers"]
+    ((name, ensemble),) = objective.scored().items()
+    assert name == "teachers"
+    mean = sum(t(image)[0].double().softmax(1) for t in objective.networks.values()) / 2
+    torch.testing.assert_close(ensemble(image).primary.double().softmax(1), mean, rtol=1e-4, atol=1e-6)
 
 
 def test_mean_network_averages_probabilities(tiny_net: nn.Module, batches: dict[str, Batch]) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from udas_fast.engine.optim import lr_factor
+from udas_fast.data import Geometry
+from udas_fast.engine.optim import OptimizerConfig, lr_factor
 from udas_fast.errors import InputError
+from udas_fast.models import ModelConfig
 from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives.domain_mixing import DomainMixingConfig
+from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
+from udas_fast.objectives.rectification import RectificationConfig
 from udas_fast.recipes import get_recipe, load_recipe, override, recipe_from_dict, recipes, small
 from udas_fast.recipes.listing import listing
 
@@ -84,6 +91,122 @@ def test_the_methods_beside_udas_hold_their_published_numbers() -> None:
         assert lr_factor(20_000 / steps, stage.optimizer) == pytest.approx((1 - 20_000 / horizon) ** 0.9)
 
 
+PLAIN = MixingConfig(translate="none", paste="none", augment=False)
+SINGLE = {"auxiliary_weight": 0, "kl_weight": 0}  # one head
+
+# What each stage's objective and optimiser have other than UDAS's and AdaptSegNet's, from the papers and the
+# authors' command lines.
+DIFFERENCES = {
+    ("adaptsegnet", "adaptation"): ({"kl_weight": 0, "mixing": PLAIN}, {}),
+    ("adaptsegnet_single", "adaptation"): (
+        {**SINGLE, "adversarial_weights": (0.001, 0), "mixing": PLAIN},
+        {},
+    ),
+    ("advent", "adaptation"): (
+        {"space": "entropy", "kl_weight": 0, "mixing": PLAIN},
+        {"horizon": 250 / 120},
+    ),
+    ("minent", "adaptation"): (
+        {
+            "adversarial_weights": (0, 0),
+            "entropy_weights": (0.001, 0.0002),
+            "kl_weight": 0,
+            "mixing": PLAIN,
+        },
+        {"horizon": 250 / 120},
+    ),
+    ("fda", "adaptation"): (
+        {
+            **SINGLE,
+            "adversarial_weights": (0, 0),
+            "entropy_weights": (0.005, 0),
+            "entropy_robust": 2.0,
+            "mixing": MixingConfig(translate="fda", fda_beta=0.01, paste="none", augment=False),
+        },
+        {"horizon": 1.5},
+    ),
+    ("seg_uncertainty", "adaptation"): (
+        {
+            "auxiliary_weight": 0.5,
+            "adversarial_weights": (0.002, 0.0004),
+            "real": "ensemble",
+            "gan": "lsgan",
+            "discriminator_scales": 3,
+            "discriminator_width": 32,
+            "kl_start": 0.6,
+            "mixing": PLAIN,
+        },
+        {"lr": 2e-4, "horizon": 4, "warmup": 0.2},
+    ),
+    ("seg_uncertainty", "rectification"): ({}, {"lr": 1e-4, "horizon": 4, "warmup": 0.2}),
+    ("cycada", "source"): ({"auxiliary_weight": 0}, {}),
+    ("cycada", "adaptation"): (
+        {
+            **SINGLE,
+            "adversarial_weights": (0.1, 0),
+            "space": "score",
+            "discriminator": "pixel",
+            "discriminator_width": 512,
+            "discriminator_stride": 8,
+            "gate": 0.6,
+            "mixing": PLAIN,
+        },
+        {"lr": 1e-5, "momentum": 0.99, "head_lr_mult": 1, "power": 0},
+    ),
+    ("ddm", "region_1"): ({}, {"weight_decay": 1e-4, "horizon": 1}),
+    ("ddm", "sample_1"): ({"level": "sample"}, {"weight_decay": 1e-4, "horizon": 1}),
+    ("ddm", "student_1"): ({}, {"weight_decay": 1e-4, "horizon": 1}),
+    ("ddm", "region_2"): ({"labeller": "student"}, {"weight_decay": 1e-4, "horizon": 1}),
+    ("ddm", "sample_4"): ({"level": "sample", "labeller": "student"}, {"weight_decay": 1e-4, "horizon": 1}),
+    ("no_adaptation", "source"): ({}, {}),
+    ("supervised", "target"): ({"domain": "labelled"}, {}),
+    ("udas", "adaptation"): ({}, {}),
+    ("udas", "self_training"): ({}, {}),
+}
+
+
+def _differences(config: Any) -> dict[str, Any]:
+    """What of ``config`` is not its class's default."""
+    default = type(config)()
+    return {
+        f.name: value
+        for f in fields(config)
+        if (value := getattr(config, f.name)) != getattr(default, f.name)
+    }
+
+
+@pytest.mark.parametrize(("name", "stage"), DIFFERENCES)
+def test_a_recipe_differs_from_the_defaults_in_what_its_paper_says(name: str, stage: str) -> None:
+    (chosen,) = (s for s in get_recipe(name).stages if s.name == stage)
+    assert (_differences(chosen.objective), _differences(chosen.optimizer)) == DIFFERENCES[name, stage]
+
+
+def test_the_defaults_are_those_of_the_papers() -> None:
+    assert NO_MIXING == PLAIN
+    assert MixingConfig() == MixingConfig(
+        translate="lab", fda_beta=0.01, paste="source", alpha=1, augment=True
+    )
+    assert DomainMixingConfig().mixing == MixingConfig(translate="lab", paste="target", augment=False)
+    assert (DomainMixingConfig().auxiliary_weight, DomainMixingConfig().pseudo_share) == (0, 0.5)
+    assert RectificationConfig() == RectificationConfig(scales=(1.0, 1.25), auxiliary_weight=0.5)
+    assert OptimizerConfig().schedule == "poly"
+    # Networks and inputs: ResNet-101, batch 1, and the sizes of AdaptSegNet; but for MRNet and DDM.
+    plain = {"name": "deeplabv2", "backbone": "resnet101", "aspp_branches": 4, "dropout": 0.0}
+    for name in {name for name, _ in DIFFERENCES}:
+        recipe = get_recipe(name)
+        norm = "domain" if name == "udas" else "batch"
+        dropout = {"dropout": 0.1} if name == "seg_uncertainty" else {}
+        assert recipe.model == ModelConfig(**plain | {"norm": norm} | dropout), name
+        assert recipe.input.target.size == (512, 1024), name
+        assert recipe.input.source.size == (720, 1280), name
+        assert recipe.input.batch_size == (2 if name == "seg_uncertainty" else 1), name
+    assert get_recipe("ddm").input.source == Geometry(
+        size=(720, 1280), crop=(512, 1024)
+    )  # regions of one size
+    mrnet = Geometry(size=(720, 1280), scale=(0.8, 1.2), crop=(512, 1024), flip=True)
+    assert get_recipe("seg_uncertainty").input.source == mrnet
+
+
 @pytest.mark.parametrize("name", sorted(recipes()))
 def test_yaml_and_back(name: str, tmp_path: Path) -> None:
     recipe = get_recipe(name)
@@ -147,6 +270,7 @@ def test_override_reaches_every_level() -> None:
         ),
         ("stages.adaptation.objective.kl=max", "stages.*objective.kl.*'mean' or 'symmetric'"),
         ("stages.adaptation.steps=0", "stages.*steps.*greater than 0"),
+        ("stages.adaptation.objective.kl_weight=-1", "kl_weight.*greater than or equal to 0"),
         ("model.width", "found 'model.width', wanted KEY=VALUE"),
         ("precision=fp8", "precision.*found 'fp8'"),
     ],
@@ -164,6 +288,18 @@ def test_unknown_keys_of_a_file_are_named_with_the_nearest() -> None:
     data = get_recipe("udas").to_dict()
     data["input"]["batchsize"] = 2
     with pytest.raises(InputError, match="key input.batchsize.*did you mean 'batch_size'"):
+        recipe_from_dict(data)
+    data = get_recipe("udas").to_dict()
+    data["input"]["rare_classes"] = {"temprature": 0.1}
+    with pytest.raises(InputError, match="key input.rare_classes.temprature.*did you mean 'temperature'"):
+        recipe_from_dict(data)
+    data = get_recipe("udas").to_dict()
+    data["stages"][0]["objectve"] = data["stages"][0].pop("objective")
+    with pytest.raises(InputError, match=r"key stages\[0\].objectve.*did you mean 'objective'"):
+        recipe_from_dict(data)
+    data = get_recipe("udas").to_dict()
+    data["stages"][0]["objective"]["kind"] = "adaptatoin"
+    with pytest.raises(InputError, match=r"stages\[0\].objective.kind.*did you mean 'adaptation'"):
         recipe_from_dict(data)
 
 

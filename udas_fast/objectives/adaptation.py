@@ -15,7 +15,7 @@ from udas_fast.data import Batch
 from udas_fast.errors import bad
 from udas_fast.models import set_domain
 from udas_fast.objectives.adversarial import Gan, OutputAdversary, Space
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.discrepancy import head_discrepancy
 from udas_fast.objectives.entropy import target_entropy
 from udas_fast.objectives.mixing import MixingConfig, labelled_batches
@@ -27,8 +27,8 @@ class AdaptationConfig(ObjectiveConfig):
     """L = L_seg + λ_adv · L_adv + λ_ent · L_ent + λ_kl · L_kl; a term of weight 0 is left out. Defaults: UDAS."""
 
     kind: Literal["adaptation"] = "adaptation"
-    auxiliary_weight: float = 0.1  # λ_seg (AdaptSegNet); 0.5 in MRNet's command lines
-    adversarial_weights: tuple[float, float] = (0.001, 0.0002)  # primary, auxiliary (AdaptSegNet)
+    auxiliary_weight: Weight = 0.1  # λ_seg (AdaptSegNet); 0.5 in MRNet's command lines
+    adversarial_weights: tuple[Weight, Weight] = (0.001, 0.0002)  # primary, auxiliary (AdaptSegNet)
     real: Literal["primary", "ensemble"] = "primary"
     space: Space = "probability"  # "entropy": AdvEnt; "score": CyCADA
     gan: Gan = "bce"  # "lsgan": MRNet
@@ -39,13 +39,13 @@ class AdaptationConfig(ObjectiveConfig):
     discriminator_width: Annotated[int, Field(ge=1)] = 64
     # They see the predictions at 1/stride of the image's size; 1 is published.
     discriminator_stride: Annotated[int, Field(ge=1)] = 1
-    entropy_weights: tuple[float, float] = (0.0, 0.0)  # primary, auxiliary; MinEnt: 0.001, 0.0002
-    entropy_robust: float | None = None  # η of FDA's Charbonnier penalty; None: the plain mean
+    entropy_weights: tuple[Weight, Weight] = (0.0, 0.0)  # primary, auxiliary; MinEnt: 0.001, 0.0002
+    # η of FDA's Charbonnier penalty; None: the plain mean.
+    entropy_robust: Annotated[float, Field(gt=0)] | None = None
     kl: Literal["mean", "symmetric"] = "mean"
-    kl_weight: float = 0.1  # MRNet
-    kl_start: Annotated[float, Field(ge=0, le=1)] = (
-        0.1  # share of the stage: iteration 15,000 of 150,000 (MRNet)
-    )
+    kl_weight: Weight = 0.1  # MRNet
+    # Share of the stage: iteration 15,000 of 150,000 (MRNet).
+    kl_start: Annotated[float, Field(ge=0, le=1)] = 0.1
     mixing: MixingConfig = field(default_factory=MixingConfig)
 
     def __post_init__(self) -> None:
@@ -62,7 +62,13 @@ class AdaptationConfig(ObjectiveConfig):
 
     @property
     def two_heads(self) -> str | None:
-        return "the agreement of the heads (kl_weight, which 0 leaves out)" if self.kl_weight else None
+        if self.kl_weight:
+            return "the agreement of the heads (kl_weight, which 0 leaves out)"
+        for name in ("adversarial_weights", "entropy_weights"):
+            primary, auxiliary = getattr(self, name)
+            if auxiliary and not primary:
+                return f"{name}, of which the primary head's is 0"
+        return None
 
     def build(self, num_classes: int) -> Adaptation:
         return Adaptation(self, num_classes)

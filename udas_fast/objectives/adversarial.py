@@ -87,7 +87,7 @@ class AccuracyGate(nn.Module):
 
 
 class OutputAdversary(nn.Module):
-    """Primary and auxiliary discriminators with their two losses (facts: L_adv, UDAS section 3.3).
+    """Primary and auxiliary discriminators with their two losses (L_adv, UDAS section 3.3).
 
     Args:
         num_classes: channels of the probabilities.

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Annotated, TypeAlias, TypeVar
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from udas_fast import distributed
@@ -21,6 +21,8 @@ Rows = TypeVar("Rows", Tensor, list)
 #: Every configuration dataclass of the package: unknown keys and numbers that are not finite are errors, nothing
 #: changes after validation.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+#: Of a loss's term; 0 leaves it out.
+Weight: TypeAlias = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)

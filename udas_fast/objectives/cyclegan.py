@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from udas_fast import distributed, ops
 from udas_fast.data import Batch
 from udas_fast.models import PatchDiscriminator, heads, normalize_signed, to_signed
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.supervised import segmentation_loss
 
 REAL, FAKE = 1.0, 0.0  # what the discriminators are to answer
-Weight = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -32,9 +31,8 @@ class CycleGANConfig(ObjectiveConfig):
     cycle: Weight = 10.0  # λ_cyc (section 4)
     identity: Weight = 5.0  # λ_id, half of λ_cyc (section 5.2)
     semantic: Weight = 1.0  # λ_sem (CyCADA, equation 6), where a segmentation network is given
-    pool: Annotated[int, Field(ge=0)] = (
-        50  # translated images that a discriminator is shown again (section 4)
-    )
+    # Translated images that a discriminator is shown again (section 4).
+    pool: Annotated[int, Field(ge=0)] = 50
 
     trains = "translation"
 

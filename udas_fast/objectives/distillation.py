@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from udas_fast import ops
 from udas_fast.data import Batch
 from udas_fast.models import MeanNetwork, heads, set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.supervised import segmentation_loss
 
 
@@ -21,9 +22,10 @@ class DistillationConfig(ObjectiveConfig):
     """L = λ_kd · KL(mean of the teachers ‖ student) on unlabelled + CE on labelled target images."""
 
     kind: Literal["distillation"] = "distillation"
-    teachers: tuple[str, ...] = ("region", "sample")  # networks of the run
-    distillation_weight: float = 0.5  # λ_kd (DDM)
-    auxiliary_weight: float = 0.0  # DDM has one head
+    # Networks of the run.
+    teachers: Annotated[tuple[str, ...], Field(min_length=1)] = ("region", "sample")
+    distillation_weight: Weight = 0.5  # λ_kd (DDM)
+    auxiliary_weight: Weight = 0.0  # DDM has one head
 
     @property
     def needs(self) -> tuple[str, ...]:

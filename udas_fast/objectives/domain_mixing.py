@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from udas_fast.data import Batch, SegmentationDataset
 from udas_fast.models import set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Round, Step
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Round, Step, Weight
 from udas_fast.objectives.mixing import MixingConfig, domain_cutmix, translated_source
 from udas_fast.objectives.self_training import SelfTraining, SelfTrainingConfig
 from udas_fast.objectives.supervised import segmentation_loss
@@ -24,19 +24,17 @@ class DomainMixingConfig(ObjectiveConfig):
     """A domain-mixed teacher, learning from labelled source and labelled target images 1:1."""
 
     kind: Literal["domain_mixing"] = "domain_mixing"
-    level: Literal["region", "sample"] = (
-        "region"  # a rectangle of one domain in the other, or both as they are
-    )
+    # A rectangle of one domain in the other, or both as they are.
+    level: Literal["region", "sample"] = "region"
     # The source in the target's colours; x = M⊙x_t + (1−M)⊙x_s, a rectangle of the target in the source (DDM).
     mixing: MixingConfig = field(default_factory=lambda: MixingConfig(paste="target", augment=False))
-    auxiliary_weight: float = 0.0  # DDM has one head
+    auxiliary_weight: Weight = 0.0  # DDM has one head
     # Progressive improvement: the network that labels unlabelled target images, and the share of the steps whose
     # target images are such; the thresholds by class keep the surer half, and all from a confidence of 0.9 on.
     labeller: str | None = None
     pseudo_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    labels: Literal["online", "disk"] = (
-        "online"  # in every step, or of all images once before the first (DDM)
-    )
+    # In every step, or of all images once before the first (DDM).
+    labels: Literal["online", "disk"] = "online"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -92,7 +90,8 @@ class DomainMixing(Objective):
             target = self.label(batches["unlabelled"], step)
 
         if config.level == "region":
-            mixed = {"seg_mixed": ("source", domain_cutmix(source, target, config.mixing, step))}
+            # The target's statistics are those that score it, and these are all the images that teach them.
+            mixed = {"seg_mixed": ("target", domain_cutmix(source, target, config.mixing, step))}
         else:
             mixed = {"seg": ("source", source), "seg_target": ("target", target)}
         losses = {}

@@ -16,7 +16,7 @@ from udas_fast import ops
 from udas_fast.data import Batch
 from udas_fast.errors import InputError
 from udas_fast.models import Logits, ensemble, heads, set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step, Weight
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -24,11 +24,9 @@ class RectificationConfig(ObjectiveConfig):
     """A student learns every pseudo-label of a frozen teacher; no threshold, the uncertainty weighs them."""
 
     kind: Literal["rectification"] = "rectification"
-    scales: tuple[Annotated[float, Field(gt=0)], ...] = (
-        1.0,
-        1.25,
-    )  # the teacher's, each with its mirror image
-    auxiliary_weight: float = 0.5  # λ_seg of their command lines
+    # The teacher's, each with its mirror image.
+    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 1.25)
+    auxiliary_weight: Weight = 0.5  # λ_seg of their command lines
 
     @property
     def needs(self) -> tuple[str, ...]:

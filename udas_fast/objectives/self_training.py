@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from udas_fast import distributed, ops
 from udas_fast.data import Batch, SegmentationDataset
+from udas_fast.data.types import IGNORE
 from udas_fast.models import Logits, heads, set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Round, Step
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Round, Step, Weight
 from udas_fast.objectives.labelling import label_to_disk, report_round
 from udas_fast.objectives.mixing import MixingConfig, labelled_batches
 from udas_fast.objectives.supervised import segmentation_loss
@@ -32,24 +33,20 @@ class SelfTrainingConfig(ObjectiveConfig):
     kind: Literal["self_training"] = "self_training"
     views: Annotated[int, Field(ge=1)] = 3  # identity and photometric ones (UDAS 4.2.5: K = 3)
     flip_view: bool = False  # a mirrored view as well, at every scale
-    scales: tuple[
-        Annotated[float, Field(gt=0)], ...
-    ] = ()  # views of these scales as well; MRNet: 1.25, flipped
-    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["balanced"] = (
-        0.6  # keep from this confidence on (UDAS 4.2.5); "balanced": by class
-    )
+    # Views of these scales as well; MRNet: 1.25, flipped.
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    # Keep from this confidence on (UDAS 4.2.5); "balanced": by class.
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["balanced"] = 0.6
     portion: Share = 0.5  # "balanced": the share of each class's pixels that is kept (DDM)
     cap: Share = 0.9  # "balanced": no class needs more confidence than this (DDM)
     reduce: Literal["max", "mean"] = "max"  # maximum confidence map (UDAS 3.5); "mean": MixMatch
-    labels: Literal["online", "disk"] = (
-        "online"  # in every step, or of all images once before the round's first
-    )
+    # In every step, or of all images once before the round's first.
+    labels: Literal["online", "disk"] = "online"
     student: Literal["teacher", "fresh"] = "teacher"  # what a round's student starts from (UDAS 3.5)
-    pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
-    auxiliary_weight: Annotated[float, Field(ge=0)] = 0.1
-    consistency_weight: Annotated[float, Field(ge=0)] = (
-        0.0  # of KL(mean of the teacher's views ‖ the student's view) (UDAS's overview figure)
-    )
+    pseudo_weight: Weight = 1.0
+    auxiliary_weight: Weight = 0.1
+    # Of KL(mean of the teacher's views ‖ the student's view) (UDAS's overview figure).
+    consistency_weight: Weight = 0.0
     temperature: Annotated[float, Field(gt=0)] = 1.0  # of both sides of that KL
     augment: bool = True  # photometric AutoAugment on the target images that the student sees
     mixing: MixingConfig = field(default_factory=MixingConfig)
@@ -190,7 +187,7 @@ class SelfTraining(Objective):
             )
             total = total + config.consistency_weight * losses["consistency"]
         step.backward(total)
-        losses["kept"] = (label != 255).float().mean()
+        losses["kept"] = (label != IGNORE).float().mean()
 
         # Labelled images: translated source, and its Domain CutMix with labelled target images.
         set_domain(model, "source")

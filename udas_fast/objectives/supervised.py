@@ -13,7 +13,7 @@ from udas_fast.data import Batch
 from udas_fast.data.types import IGNORE
 from udas_fast.errors import bad
 from udas_fast.models import heads, set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step
+from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.mixing import FdaBeta, Translate, translated_source
 
 
@@ -43,7 +43,7 @@ class SupervisedConfig(ObjectiveConfig):
 
     kind: Literal["supervised"] = "supervised"
     domain: Literal["source", "labelled"] = "source"  # "source": no adaptation; "labelled": labelled target
-    auxiliary_weight: float = 0.1  # AdaptSegNet; 0.5 in MRNet's command lines
+    auxiliary_weight: Weight = 0.1  # AdaptSegNet; 0.5 in MRNet's command lines
     translate: Translate = "none"  # the source in the target's look: the row ST of UDAS 4.3.1
     fda_beta: FdaBeta = 0.01
 
@@ -67,11 +67,10 @@ class Supervised(Objective):
         self.config = config
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
+        set_domain(model, "target")  # whose statistics score it, and no other images teach them
         if self.config.domain == "source":
-            set_domain(model, "source")
             batch = translated_source(batches, self.config.translate, self.config.fda_beta)
         else:
-            set_domain(model, "target")
             batch = batches["labelled"]
         loss = segmentation_loss(
             model(step.normalize(batch.image)), batch.label, self.config.auxiliary_weight

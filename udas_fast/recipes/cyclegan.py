@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from udas_fast.data import Geometry
 from udas_fast.engine.optim import OptimizerConfig
+from udas_fast.errors import bad
 from udas_fast.objectives.cyclegan import CycleGANConfig
 from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
 
@@ -37,7 +38,13 @@ CYCLEGAN = Recipe(
 
 
 def small_cyclegan(recipe: Recipe, *, crop: tuple[int, int], steps: int) -> Recipe:
-    """``recipe`` for CPUs: a quarter of the width, four residual blocks, ``crop`` (H, W) and ``steps``."""
+    """``recipe`` for CPUs: a quarter of the width, four residual blocks, ``crop`` (H, W) and ``steps``.
+
+    Raises:
+        InputError: it is another one than CycleGAN's.
+    """
+    if [stage.objective.kind for stage in recipe.stages] != ["cyclegan"]:
+        raise bad(f"recipe {recipe.name}", "another one", "one stage of kind cyclegan")
     (stage,) = recipe.stages
     objective = replace(stage.objective, width=16, blocks=4, discriminator_width=16)
     return replace(

@@ -8,7 +8,7 @@ from dataclasses import field, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -79,6 +79,8 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"stages: found two of the name {twice[0]!r}, wanted names that differ")
+        if len({stage.objective.trains for stage in self.stages}) > 1:
+            raise ValueError("stages: found segmentation and translation, wanted one of them")
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,13 +186,17 @@ def _assign(data: dict[str, Any], key: str, value: object) -> None:
 
 
 def _sentence(error: ValidationError, origin: str) -> InputError:
-    first = error.errors()[0]
+    errors = error.errors()
+    # A misspelt key that has to be there is two errors: this one says what to do.
+    first = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
     # pydantic's path holds the objective's kind as a step of its own; the user's file has no such key.
     kinds = {config.kind for config in objective_configs()}
     path = [str(part) for part in first["loc"] if part not in kinds]
     key = re.sub(r"\.(\d+)", r"[\1]", ".".join(path)) or "the whole"
     if first["type"] == "unexpected_keyword_argument":
         return unknown(f"{origin}: key {key}", path[-1], _fields_near(first["loc"][:-1]))
+    if first["type"] == "union_tag_invalid":
+        return unknown(f"{origin}: {key}.kind", first["ctx"]["tag"], kinds)
     return InputError(
         f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]} (found {first['input']!r:.80})"
     )
@@ -205,5 +211,6 @@ def _fields_near(loc: Sequence[int | str]) -> list[str]:
             node = kinds[part]
         elif isinstance(part, str) and part != "objective":
             kind = node.__pydantic_fields__[part].annotation
-            node = Stage if part == "stages" else kind
+            # A field that may be None is a union.
+            node = Stage if part == "stages" else next(iter(get_args(kind)), kind)
     return list(node.__pydantic_fields__)

@@ -11,7 +11,8 @@ from udas_fast.objectives.rectification import RectificationConfig
 from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
 
 # Numbers of the authors' command lines: decay over 100,000 steps, the published networks are those of step
-# 25,000, 5,000 steps of warm-up. Not taken over: class weights, squeeze-and-excitation and group norm in the head.
+# 25,000, 5,000 steps of warm-up. Not taken over: class weights, squeeze-and-excitation and group norm in the head,
+# and the second stage's dropout of 0.2, which is `--stages rectification --from RUN --set model.dropout=0.2`.
 OPTIMIZER = OptimizerConfig(lr=2e-4, horizon=100 / 25, warmup=5 / 25)
 
 SEG_UNCERTAINTY = Recipe(
