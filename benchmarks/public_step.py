@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
-from udas_fast.models import set_domain
+from udas_fast.models import heads, set_domain
 from udas_fast.objectives import Step
 from udas_fast.objectives.adaptation import Adaptation
 from udas_fast.objectives.mixing import labelled_batches
@@ -24,7 +24,10 @@ Heads = tuple[Tensor, Tensor]
 
 def upsampled(output: object, size: torch.Size) -> Heads:
     """Both heads' logits ``[N, C, H, W]`` at the image's size."""
-    return tuple(F.interpolate(logits, size, mode="bilinear", align_corners=False) for logits in output)
+    both = heads(output)
+    return tuple(
+        F.interpolate(logits, size, mode="bilinear", align_corners=both.align_corners) for logits in both
+    )
 
 
 def segmentation_loss(maps: Heads, label: Tensor, weight: float) -> Tensor:
@@ -38,12 +41,25 @@ def bce(answer: Tensor, domain: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(answer, torch.full_like(answer, domain))
 
 
+def kl(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(target ‖ softmax(logits)), averaged over the pixels."""
+    return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="sum") / target[:, 0].numel()
+
+
+def agreement(primary: Tensor, auxiliary: Tensor, kind: str) -> Tensor:
+    """The KL between the heads: "mean" as in MRNet's code, "symmetric" as in UDAS's text."""
+    if kind == "symmetric":
+        return kl(F.softmax(auxiliary, dim=1), primary) + kl(F.softmax(primary, dim=1), auxiliary)
+    mean = F.softmax((0.5 * auxiliary + primary).detach(), dim=1)
+    return kl(mean, primary) + kl(mean, auxiliary)
+
+
 class PublicAdaptation(Adaptation):
     """AdaptSegNet's training loop with MRNet's KL and a second labelled batch."""
 
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
         config, target = self.config, batches["unlabelled"]
-        discriminators = self.adversary.primary, self.adversary.auxiliary
+        discriminators = self.adversary.primary, self.adversary.auxiliary  # None: a single level
         losses, source_maps = {}, None
 
         self.adversary.requires_grad_(False)
@@ -63,20 +79,20 @@ class PublicAdaptation(Adaptation):
             for weight, discriminator, m in zip(
                 config.adversarial_weights, discriminators, target_maps, strict=True
             )
+            if discriminator is not None
         ]
-        losses["adv"] = adversarial[0] + adversarial[1]
-        mean = F.softmax((0.5 * auxiliary + primary).detach(), dim=1)
-        pixels = mean[:, 0].numel()
-        losses["kl"] = (
-            F.kl_div(F.log_softmax(primary, dim=1), mean, reduction="sum") / pixels
-            + F.kl_div(F.log_softmax(auxiliary, dim=1), mean, reduction="sum") / pixels
-        )
-        step.backward(losses["adv"] + config.kl_weight * losses["kl"])
+        losses["adv"] = loss = sum(adversarial)
+        if config.kl_weight and step.progress >= config.kl_start:
+            losses["kl"] = agreement(primary, auxiliary, config.kl)
+            loss = loss + config.kl_weight * losses["kl"]
+        step.backward(loss)
 
         self.adversary.requires_grad_(True)
         losses["dis"] = torch.zeros((), device=primary.device)
         for maps, domain in ((source_maps, 0.0), (target_maps, 1.0)):
             for discriminator, m in zip(discriminators, maps, strict=True):
+                if discriminator is None:
+                    continue
                 loss = 0.5 * bce(discriminator(F.softmax(m.detach(), dim=1)), domain)
                 step.backward(loss)
                 losses["dis"] = losses["dis"] + loss.detach()
@@ -89,13 +105,13 @@ class PublicSelfTraining(SelfTraining):
     @torch.no_grad()
     def pseudo_label(self, target: Batch, step: Step) -> Tensor:
         """int64 ``[N, H, W]`` with 255 where no view is sure."""
-        views, _ = self.look(target, step.augment, step.normalize)
-        size = target.image.shape[-2:]
-        maps = [
-            F.softmax(F.interpolate(v.primary, size, mode="bilinear", align_corners=False).float(), dim=1)
-            for v in views
-        ]
-        confidence, label = torch.stack(maps).amax(0).max(1)
+        views, flips = self.look(target, step.augment, step.normalize)
+        maps = []
+        for view, flip in zip(views, flips, strict=True):
+            primary, _ = upsampled(view, target.image.shape[-2:])
+            maps.append(F.softmax((primary.flip(-1) if flip else primary).float(), dim=1))
+        views = torch.stack(maps)
+        confidence, label = (views.mean(0) if self.config.reduce == "mean" else views.amax(0)).max(1)
         label[confidence < self.config.threshold] = 255
         return label
 

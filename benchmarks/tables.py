@@ -97,18 +97,20 @@ def precision(name: str) -> str:
 
 
 def plan(name: str) -> str:
-    """For each card and batch size the first policy that fits, with the GB that it needs."""
-    needs: dict[tuple[int, str], float] = {}
-    for row in load(name)["rows"]:
-        needed = max(stage["needed"] for stage in row["stages"].values())
-        needs[row["batch_size"], policy(row["checkpointing"], row.get("micro_batch_size"))] = needed / GIB
+    """For each card and batch size the first policy that fits, with the GB that each stage needs."""
+    needs: dict[tuple[int, str], list[float]] = {}
+    for row in (rows := load(name)["rows"]):
+        way = row["batch_size"], policy(row["checkpointing"], row["micro_batch_size"])
+        needs[way] = [stage["needed"] / GIB for stage in row["stages"].values()]
     sizes = sorted({size for size, _ in needs})
-    rows = []
+    lines = []
     for card in (4, 6, 8, 11):
-        fits = [[(p, gb) for (n, p), gb in needs.items() if n == size and gb <= card] for size in sizes]
-        rows.append([f"{card} GB", *(f"{f[0][0]} ({f[0][1]:.1f} GB)" if f else "–" for f in fits)])
-    made = harness.table(["card", *(f"batch {size}" for size in sizes)], rows)
-    return f"{made}\n\n`udas-fast plan udas --json benchmarks/results/{name}.json`."
+        fits = [[(p, gb) for (n, p), gb in needs.items() if n == size and max(gb) <= card] for size in sizes]
+        found = (f"{f[0][0]} ({' / '.join(f'{gb:.1f}' for gb in f[0][1])} GB)" if f else "–" for f in fits)
+        lines.append([f"{card} GB", *found])
+    made = harness.table(["card", *(f"batch {size}" for size in sizes)], lines)
+    stages = " / ".join(rows[0]["stages"])
+    return f"{made}\n\nGB of {stages}; `udas-fast plan udas --json benchmarks/results/{name}.json`."
 
 
 def tried(task: str) -> str:

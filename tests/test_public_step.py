@@ -1,54 +1,343 @@
-"""The benchmark's re-statement of the public step gives the package's losses and gradients."""
+"""The benchmark's re-statement of the public step gives the package's losses and gradients, whatever option is on."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from udas_fast.data import Batch
+from udas_fast.engine.compile import compile_backbones
+from udas_fast.engine.loop import Loop, Phase
+from udas_fast.engine.memory import MemoryConfig
+from udas_fast.engine.optim import OptimizerConfig
+from udas_fast.engine.precision import Amp
+from udas_fast.engine.seeding import seed_step
+from udas_fast.errors import InputError
+from udas_fast.models import ModelConfig, build_model, normalize
 from udas_fast.objectives import Objective, Step
 from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from public_step import PublicAdaptation, PublicSelfTraining
 
-PAIRS = {
-    "adaptation": (AdaptationConfig(discriminator_width=4), PublicAdaptation),
-    "self_training": (SelfTrainingConfig(threshold=0.3), PublicSelfTraining),
+CLASSES = 4
+CPU = torch.device("cpu")
+PLAIN = MemoryConfig(checkpointing="none")
+CONFIGS = {
+    "adaptation": AdaptationConfig(discriminator_width=4),
+    "self_training": SelfTrainingConfig(threshold=0.3),
+}
+PUBLIC = {AdaptationConfig: PublicAdaptation, SelfTrainingConfig: PublicSelfTraining}
+STAGES = pytest.mark.parametrize("stage", CONFIGS)
+Found = tuple[dict[str, Tensor], list[Tensor]]
+"""Losses by name, and gradients."""
+
+
+def pair(config: AdaptationConfig | SelfTrainingConfig) -> tuple[Objective, Objective]:
+    """The package's objective and the public one, with the same weights."""
+    torch.manual_seed(0)
+    ours = config.build(CLASSES)
+    theirs = PUBLIC[type(config)](config, CLASSES)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def groups(model: nn.Module, objective: Objective) -> list[list[nn.Parameter]]:
+    """What is trained: the network and, where there are any, the discriminators."""
+    return [g for g in (list(model.parameters()), list(objective.optimized())) if g]
+
+
+def gradients(model: nn.Module, objective: Objective) -> list[Tensor]:
+    """Of the network and of the discriminators, each as one vector."""
+    return [torch.cat([_gradient(p) for p in group]) for group in groups(model, objective)]
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
+
+
+def assert_same(ours: Found, theirs: Found, tolerance: float = 1e-4) -> None:
+    """Issue 6 asks for 1e-4: float32 on both sides, the order of the sums differs."""
+    losses, gradients = ours
+    public_losses, public_gradients = theirs
+    assert public_losses.keys() == losses.keys() - {"kept"}
+    for name, loss in public_losses.items():
+        assert losses[name].item() == pytest.approx(loss.item(), rel=tolerance), name
+    for gradient, public in zip(gradients, public_gradients, strict=True):
+        assert (gradient - public).norm() <= tolerance * public.norm()
+        assert public.norm() > 0
+
+
+TERMS = {
+    "adaptation": CONFIGS["adaptation"],
+    "symmetric KL": AdaptationConfig(discriminator_width=4, kl="symmetric"),
+    "no KL": AdaptationConfig(discriminator_width=4, kl_weight=0),
+    "one level": AdaptationConfig(
+        discriminator_width=4,
+        auxiliary_weight=0,
+        adversarial_weights=(0.001, 0),
+        kl_weight=0,
+        mixing=NO_MIXING,
+    ),
+    "mixed images alone": AdaptationConfig(
+        discriminator_width=4, mixing=MixingConfig(paste="target", replace=True)
+    ),
+    "self_training": CONFIGS["self_training"],
+    "one view": SelfTrainingConfig(threshold=0.3, views=1),
+    "five views, scaled and mirrored, their mean": SelfTrainingConfig(
+        threshold=0.3, views=5, scales=(1.25,), flip_view=True, reduce="mean"
+    ),
+    "no mixing": SelfTrainingConfig(threshold=0.3, mixing=NO_MIXING),
 }
 
 
 @pytest.mark.parametrize("labelled", [False, True])
-@pytest.mark.parametrize("stage", PAIRS)
-def test_same_losses_and_gradients(
-    stage: str, labelled: bool, tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+@pytest.mark.parametrize("terms", TERMS)
+def test_every_term_and_view(
+    terms: str, labelled: bool, tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
 ) -> None:
     if not labelled:
         del batches["labelled"]
-    config, public = PAIRS[stage]
-    torch.manual_seed(0)
-    ours = config.build(4)
-    theirs = public(config, 4)
-    theirs.load_state_dict(ours.state_dict())
-
-    def run(objective: Objective) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    found = []
+    for objective in pair(TERMS[terms]):
         objective.start(tiny_net)
         tiny_net.train().zero_grad()
         losses = objective.step(tiny_net, batches, make_step(seed=3))
-        parameters = (*tiny_net.parameters(), *objective.optimized())
-        return losses, torch.cat([p.grad.flatten() for p in parameters])
+        found.append((losses, gradients(tiny_net, objective)))
+    assert_same(*found)
 
-    losses, gradient = run(ours)
-    public_losses, public_gradient = run(theirs)
-    assert public_losses.keys() == losses.keys() - {"kept"}
-    # float32 on both sides: the order of the sums differs.
-    for name, loss in public_losses.items():
-        assert loss.item() == pytest.approx(losses[name].item(), rel=1e-4), name
-    assert (public_gradient - gradient).norm() <= 1e-4 * gradient.norm()
-    assert gradient.norm() > 0
+
+def network(norm: str = "batch", **options: Any) -> nn.Module:
+    """DeepLabV2 as it is after training: statistics and affines are not those of a new network."""
+    torch.manual_seed(1)
+    model = build_model(ModelConfig(backbone="resnet18", width=16, norm=norm, **options), CLASSES)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
+            with torch.no_grad():
+                layer.running_mean.normal_(std=0.1)
+                layer.running_var.uniform_(0.5, 2)
+                layer.weight.uniform_(0.5, 1.5)
+                layer.bias.normal_(std=0.1)
+    return smooth(model).train()
+
+
+def smooth(module: nn.Module) -> nn.Module:
+    """``module`` without kinks: the rounding of other kernels turns a ReLU at zero, each 1e-3 of the gradient."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ReLU | nn.LeakyReLU):
+                setattr(parent, name, nn.SiLU())
+    return module
+
+
+def public_network(norm: str, **options: Any) -> nn.Module:
+    """The same network of nn.BatchNorm2d alone; frozen ones are left in evaluation mode."""
+    model = network("batch", **options)
+    if norm == "frozen":
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eval().requires_grad_(False)
+    return model
+
+
+@cache
+def three() -> dict[str, Batch]:
+    """Batches of three 48x64 images, so that micro-batches of two differ in size; source images in labelled pixels."""
+    generator = torch.Generator().manual_seed(2)
+    image = torch.randint(0, 256, (3, 3, 3, 48, 64), dtype=torch.uint8, generator=generator)
+    label = torch.randint(0, CLASSES, (3, 48, 64), dtype=torch.uint8, generator=generator)
+    label[0, :40] = 255
+    ids = ["0", "1", "2"]
+    names = ("source", "labelled", "unlabelled")
+    return {n: Batch(i, None if n == "unlabelled" else label, ids) for n, i in zip(names, image, strict=True)}
+
+
+def one_step(backward: Callable[[Tensor], object], layout: torch.memory_format) -> Step:
+    return Step(
+        progress=0.5,
+        generator=torch.Generator().manual_seed(3),
+        backward=backward,
+        normalize=lambda image: normalize(image).contiguous(memory_format=layout),
+    )
+
+
+@cache
+def public(stage: str, norm: str, align_corners: bool) -> Found:
+    """The public step in float32."""
+    objective = smooth(pair(CONFIGS[stage])[1])
+    model = public_network(norm, align_corners=align_corners)
+    objective.start(model)
+    losses = objective.step(model, three(), one_step(Tensor.backward, torch.contiguous_format))
+    return losses, gradients(model, objective)
+
+
+def ours(
+    stage: str,
+    norm: str = "batch",
+    memory: MemoryConfig = PLAIN,
+    layout: torch.memory_format = torch.contiguous_format,
+    align_corners: bool = False,
+    together: bool = False,
+    compiled: bool = False,
+) -> Found:
+    """The package's step with these options; ``together``: one backward pass for all losses at the end."""
+    objective = smooth(pair(CONFIGS[stage])[0])
+    model = network(norm, align_corners=align_corners).to(memory_format=layout)
+    for module in (model, objective):
+        memory.apply(module)
+    objective.start(model)
+    if compiled:
+        compile_backbones([model], memory, CPU)
+    kept: list[Tensor] = []
+    step = one_step(kept.append if together else Tensor.backward, layout)
+    losses = objective.step(model, three(), step)
+    if together:
+        sum(kept).backward()
+    return losses, gradients(model, objective)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "checkpointing layer3": {"memory": MemoryConfig(checkpointing="layer3")},
+    "checkpointing layers2-4": {"memory": MemoryConfig(checkpointing="layers2-4")},
+    "checkpointing all": {"memory": MemoryConfig(checkpointing="all")},
+    "frozen norms, folded": {"norm": "frozen"},
+    "norms by domain": {"norm": "domain"},
+    "norms over processes": {"norm": "sync"},
+    "micro-batches of 1": {"norm": "frozen", "memory": MemoryConfig(micro_batch_size=1)},
+    "micro-batches of 2": {"norm": "frozen", "memory": MemoryConfig(micro_batch_size=2)},
+    "micro-batches, checkpointing all": {
+        "norm": "frozen",
+        "memory": MemoryConfig(checkpointing="all", micro_batch_size=2),
+    },
+    "channels_last": {"layout": torch.channels_last},
+    "channels_last, frozen": {"layout": torch.channels_last, "norm": "frozen"},
+    "aligned corners": {"align_corners": True},
+    "one backward pass": {"together": True},
+}
+
+
+@STAGES
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option(option: str, stage: str) -> None:
+    options = OPTIONS[option]
+    theirs = public(stage, options.get("norm", "batch"), options.get("align_corners", False))
+    assert_same(ours(stage, **options), theirs)
+
+
+@pytest.mark.slow
+@STAGES
+def test_compiled(stage: str) -> None:
+    try:
+        found = ours(stage, compiled=True)
+    except InputError as error:
+        pytest.skip(str(error))
+    assert_same(found, public(stage, "batch", False))
+
+
+class Still:
+    """The same batch in every step."""
+
+    global_batch = 3
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def batches(self, start_step: int, device: torch.device) -> Iterator[Batch]:
+        while True:
+            yield self.batch
+
+
+class Moved:
+    """How far training moves every group of parameters: a vector each."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        self.groups = groups(model, objective)
+        self.before = [[p.detach().clone() for p in group] for group in self.groups]
+
+    def now(self) -> list[Tensor]:
+        return [
+            torch.cat([(p.detach() - b).flatten() for p, b in zip(group, before, strict=True)])
+            for group, before in zip(self.groups, self.before, strict=True)
+        ]
+
+
+STEPS, LR = 3, 1e-3
+
+
+@cache
+def public_loop(stage: str, name: str, first: int = 0) -> Found:
+    """The last losses and the way of the weights by the public loop in float32, no optimiser fused."""
+    objective, model = smooth(pair(CONFIGS[stage])[1]), network()
+    objective.start(model)
+    parameters = [
+        {"params": list(model.backbone.parameters()), "lr": LR},
+        {"params": list(model.head_parameters()), "lr": 10 * LR},
+    ]
+    plain: dict[str, Any] = {"weight_decay": 5e-4, "foreach": False, "fused": False}
+    if name == "sgd":
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.SGD(parameters, momentum=0.9, **plain)]
+    else:
+        optimizers = [{"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](parameters, **plain)]
+    if objective.optimized():
+        optimizers.append(torch.optim.Adam(objective.optimized(), lr=1e-4, betas=(0.9, 0.99), foreach=False))
+    initial = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    moved = Moved(model, objective)
+    for i in range(first, STEPS):
+        for optimizer, rates in zip(optimizers, initial, strict=True):
+            optimizer.zero_grad()
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (1 - i / STEPS * 150 / 250) ** 0.9  # stopped at 150,000 of 250,000
+        step = Step(i / STEPS, seed_step(0, stage, i), Tensor.backward, normalize)
+        losses = objective.step(model, three(), step)
+        for optimizer in optimizers:
+            optimizer.step()
+    return losses, moved.now()
+
+
+def our_loop(stage: str, name: str, precision: str, scaled: bool, first: int = 0) -> Found:
+    """The same by the package's loop."""
+    objective, model = smooth(pair(CONFIGS[stage])[0]), network()
+    objective.start(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+    amp = Amp(CPU, precision, scaler, torch.zeros((), dtype=torch.int64))
+    streams = {name: Still(batch) for name, batch in three().items()}
+    phase = Phase(stage, STEPS, OptimizerConfig(name=name, lr=LR))
+    loop = Loop(phase, model, objective, streams, amp, seed=0)
+    loop.done = first
+    moved, losses = Moved(model, objective), {}
+    loop.run(losses.update)
+    assert losses.pop("scaler_skips", 0) == 0
+    return losses, moved.now()
+
+
+@STAGES
+@pytest.mark.parametrize(
+    ("name", "scaled"), [("sgd", False), ("sgd", True), ("adam", False), ("adamw", False)]
+)
+def test_fused_optimisers_and_loss_scaling_end_at_the_same_weights(
+    name: str, scaled: bool, stage: str
+) -> None:
+    assert_same(our_loop(stage, name, "fp32", scaled), public_loop(stage, name))
+
+
+@STAGES
+@pytest.mark.parametrize(
+    ("precision", "tolerance"),
+    # 8 and 11 bits, so 0.4 % and 0.05 % a rounding, on the way through 20 layers and back.
+    [("bf16", 0.05), ("fp16", 0.01)],
+)
+def test_sixteen_bits_stay_close(precision: str, tolerance: float, stage: str) -> None:
+    losses, ways = our_loop(stage, "sgd", precision, precision == "fp16", first=STEPS - 1)
+    public_losses, public_ways = public_loop(stage, "sgd", first=STEPS - 1)
+    # The network's: a new discriminator's gradient is a small difference of what it answers to both domains.
+    assert_same((losses, ways[:1]), (public_losses, public_ways[:1]), tolerance)

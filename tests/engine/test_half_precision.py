@@ -14,10 +14,12 @@ from udas_fast.data import Batch
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.engine.precision import Amp, build_amp
+from udas_fast.objectives import Step
 from udas_fast.objectives.adversarial import OutputAdversary
 from udas_fast.objectives.discrepancy import head_discrepancy
 from udas_fast.objectives.entropy import target_entropy
 from udas_fast.objectives.rectification import rectified_loss
+from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.objectives.supervised import SupervisedConfig
 
 SIZE = (40, 48)
@@ -148,3 +150,17 @@ def test_without_a_scaler_nothing_is_counted(tiny_net: nn.Module, batches: dict[
     seen: list[set[str]] = []
     loop.run(lambda losses: seen.append(set(losses)))
     assert seen == [{"seg"}] * 5
+
+
+def test_a_teacher_looks_in_half_precision_and_keeps_no_graph(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    objective, step = SelfTrainingConfig().build(4), make_step()
+    objective.start(tiny_net)
+    with torch.autocast("cpu", torch.bfloat16):
+        views, _ = objective.look(batches["unlabelled"], step.augment, step.normalize)
+    assert len(views) == 3
+    for logits in (logits for view in views for logits in view):
+        assert logits.dtype == torch.bfloat16
+        assert not logits.requires_grad
+    assert not objective.teacher.training

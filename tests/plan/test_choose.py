@@ -78,7 +78,9 @@ def test_micro_batches_where_they_change_no_number(
 @pytest.mark.usefixtures("known_needs")
 def test_a_budget_leaves_batch_statistics_alone() -> None:
     for settings in (["model.norm=batch"], ["model.norm=frozen", "model.name=fcn"]):
-        with pytest.raises(InputError, match="wanted at least that, a smaller .*memory.micro_batch_size"):
+        with pytest.raises(
+            InputError, match="wanted a larger one, or a smaller .*memory.micro_batch_size or size$"
+        ):
             choose_memory(recipe("memory.budget=1GB", *settings), num_classes=11, labelled=False)
 
 
@@ -89,8 +91,14 @@ def test_what_does_not_fit_is_refused_with_figures() -> None:
     both = recipe("memory.budget=2GB", "memory.checkpointing=layer3")
     with pytest.raises(InputError, match="found 3.5 GB with checkpointing 'layer3' by prediction, wanted"):
         choose_memory(both, num_classes=11, labelled=False)
-    with pytest.raises(InputError, match="memory.budget"):
-        recipe("memory.budget=11")
+    with pytest.raises(InputError, match="16-bit precision"):
+        choose_memory(recipe("memory.budget=1GB", "precision=fp32"), num_classes=11, labelled=False)
+
+
+@pytest.mark.parametrize("budget", ["11", "11gb", "11 GiB", "-1GB", "1e400GB", f"{'9' * 400}GB"])
+def test_a_budget_that_is_no_size_is_told(budget: str) -> None:
+    with pytest.raises(InputError, match=r"memory\.budget: wanted a card's size such as 11GB \(found "):
+        recipe(f"memory.budget={budget}")
 
 
 def test_a_budget_is_a_prediction_of_the_recipe() -> None:
@@ -129,8 +137,8 @@ def test_out_of_memory_ends_with_advice(
             started.fit()
     assert str(caught.value) == (
         "source ran out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): by prediction it needs 2.5 GB "
-        "with checkpointing 'layers2-4', 1.5 GB with checkpointing 'all'; set memory.checkpointing, or a smaller "
-        "input.batch_size or size"
+        "with checkpointing 'layers2-4', 1.5 GB with checkpointing 'all'; set one that needs less, or a smaller "
+        "input.batch_size, memory.micro_batch_size or size"
     )
 
 
@@ -155,6 +163,7 @@ def test_the_table_names_the_lightest_policy_of_each_card() -> None:
 
     rows = [row(1, "none", 4.0), row(1, "all", 1.0), row(2, "none", 7.5), row(2, "all", 2.0)]
     lines = plan_table(rows).splitlines()
+    assert not any(line.startswith("budget") for line in lines)
     cards = {line.split(" GB")[0]: line.split()[2:] for line in lines if " GB  " in line}
     # What a GPU needs is 15 % and 0.5 GB more: 5.1, 1.65, 9.1 and 2.8 GB.
     assert cards == {
@@ -167,3 +176,12 @@ def test_the_table_names_the_lightest_policy_of_each_card() -> None:
     }
     assert any(line.split()[:3] == ["1", "none", "adaptation"] for line in lines)
     assert needed_on_gpu(4 * GIB) == int(4 * GIB * 1.15) + CONTEXT
+
+
+def test_the_table_says_what_a_budget_chooses() -> None:
+    memory = MemoryConfig(checkpointing="all", budget="2.5GB")
+    rows = [
+        Row(n, memory, [Peak("adaptation", {"activations": int(gib * GIB)})]) for n, gib in ((1, 1), (2, 2))
+    ]
+    (line,) = (line for line in plan_table(rows).splitlines() if line.startswith("budget"))
+    assert line.split() == ["budget", "2.5GB", "all", "-"]  # 1.65 and 2.8 GB

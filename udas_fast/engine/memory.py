@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 from torch import nn
 
 from udas_fast.models import set_checkpointing, set_micro_batch_size
@@ -16,6 +18,12 @@ GIB = 2**30
 CONTEXT = GIB // 2
 #: … and what the caching allocator loses between its blocks, as a share of the tensors.
 FRAGMENTATION = 0.15
+
+
+def _as_cards_are_sold(budget: object) -> object:
+    if budget is None or (isinstance(budget, str) and re.fullmatch(r"\d{1,6}(\.\d+)?GB", budget)):
+        return budget
+    raise PydanticCustomError("budget", "wanted a card's size such as 11GB")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -32,7 +40,7 @@ class MemoryConfig:
     # Images of a batch that the networks hold the activations of at once, None: all. One more forward of each; batch
     # statistics, where there are any, become those of a micro-batch.
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
-    budget: Annotated[str, Field(pattern=r"^\d+(\.\d+)?GB$")] | None = None  # such as 11GB, as cards are sold
+    budget: Annotated[str | None, BeforeValidator(_as_cards_are_sold)] = None  # such as 11GB
 
     @property
     def budget_bytes(self) -> int | None:

@@ -39,7 +39,7 @@ def choose_memory(recipe: Recipe, *, num_classes: int, labelled: bool) -> Memory
     raise bad(
         f"memory.budget {memory.budget}",
         f"{_listed(needs)} by prediction",
-        f"at least that, a smaller input.batch_size, memory.micro_batch_size or size{_or_16_bit(memory)}",
+        f"a larger one, or {_smaller(recipe)}",
     )
 
 
@@ -49,8 +49,8 @@ def advice(recipe: Recipe, memory: MemoryConfig, *, num_classes: int, labelled: 
     every = list(candidates(replace(recipe, memory=MemoryConfig())))
     after = every[every.index(memory) + 1 :] if memory in every else []
     needs = {candidate: needed(recipe, candidate, num_classes, labelled) for candidate in (memory, *after)}
-    change = "set memory.checkpointing, or a smaller" if after else "set a smaller"
-    return f"by prediction it needs {_listed(needs)}; {change} input.batch_size or size"
+    change = "one that needs less, or " if after else ""
+    return f"by prediction it needs {_listed(needs)}; set {change}{_smaller(recipe)}"
 
 
 def candidates(recipe: Recipe) -> Iterator[MemoryConfig]:
@@ -84,5 +84,7 @@ def _described(memory: MemoryConfig) -> str:
     return f"{checkpointing} and memory.micro_batch_size {memory.micro_batch_size}"
 
 
-def _or_16_bit(memory: MemoryConfig) -> str:
-    return ", or 16-bit precision" if memory.checkpointing == "auto" else ""
+def _smaller(recipe: Recipe) -> str:
+    """What else needs less, though it changes numbers."""
+    batch = "input.batch_size, memory.micro_batch_size or " if recipe.input.batch_size > 1 else ""
+    return f"a smaller {batch}size{', or 16-bit precision' if recipe.precision == 'fp32' else ''}"

@@ -72,7 +72,7 @@ def plan(
 
 
 def plan_table(rows: Sequence[Row]) -> str:
-    """``rows`` in MiB by stage and kind, and below the lightest policy that each card of :data:`CARDS` holds."""
+    """``rows`` in MiB by stage and kind; below the fastest policy that each of :data:`CARDS`, and the budget, holds."""
     stages = max(len(peak.stage) for row in rows for peak in row.peaks)
     columns = (*KINDS, "tensors", "on a GPU")
     wide = max(14, *(len(row.policy) + 2 for row in rows))
@@ -84,17 +84,22 @@ def plan_table(rows: Sequence[Row]) -> str:
             cells = "".join(f"{size / MIB:>12.0f}" for size in sizes)
             lines.append(f"{row.batch_size:<6}{row.policy:<{wide}}{peak.stage:<{stages}}{cells}")
     batch_sizes = sorted({row.batch_size for row in rows})
+    limits = {f"{card} GB": card * GIB for card in CARDS}
+    memory = rows[0].memory
+    if memory.budget_bytes is not None:
+        limits[f"budget {memory.budget}"] = memory.budget_bytes
+    first = max(map(len, limits)) + 2
     lines += [
         "",
-        "checkpointing that fits:",
-        f"{'card':<8}" + "".join(f"{f'batch {n}':<{wide}}" for n in batch_sizes),
+        "checkpointing that fits, the fastest:",
+        f"{'card':<{first}}" + "".join(f"{f'batch {n}':<{wide}}" for n in batch_sizes),
     ]
-    for card in CARDS:
+    for name, limit in limits.items():
         fits = [
-            next((r.policy for r in rows if r.batch_size == n and r.needed <= card * GIB), "-")
+            next((r.policy for r in rows if r.batch_size == n and r.needed <= limit), "-")
             for n in batch_sizes
         ]
-        lines.append(f"{f'{card} GB':<8}" + "".join(f"{fit:<{wide}}" for fit in fits))
+        lines.append(f"{name:<{first}}" + "".join(f"{fit:<{wide}}" for fit in fits))
     lines += [
         "",
         f"On a GPU: tensors + {FRAGMENTATION:.0%} for the allocator's gaps + {CONTEXT // MIB} MiB for CUDA's",
