@@ -164,7 +164,10 @@ def test_the_gate_opens_and_closes_with_the_mean_accuracy_of_100_steps() -> None
     source, target = _outputs(1), _outputs(2)
     s, t = (_pixel_answers(adversary, logits[0]) for logits in (source, target))
     assert adversary.fool(target, SIZE) == 0  # nothing is known of the discriminator yet
-    adversary.discriminate(source, SIZE, target, SIZE)
+    told = adversary.discriminate(source, SIZE, target, SIZE)  # which learns behind a closed gate as well
+    torch.testing.assert_close(
+        told.double(), -0.5 * s[:, 0].mean() - 0.5 * t[:, 1].mean(), rtol=1e-5, atol=1e-7
+    )
     accuracy = ((s[:, 0] > s[:, 1]).double().mean() + (t[:, 1] > t[:, 0]).double().mean()) / 2
     recorded = adversary.gate.accuracies
     assert recorded[:-1].isnan().all()

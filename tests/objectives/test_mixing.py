@@ -11,6 +11,7 @@ import torch
 from udas_fast.data import Batch
 from udas_fast.objectives import Step
 from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives.lab import match_lab
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig, domain_cutmix, labelled_batches
 
 PLAIN = MixingConfig(translate="none", augment=False)
@@ -74,3 +75,25 @@ def test_augmentation_and_translation_leave_labels_alone(
         assert torch.equal(plain[name].label, full[name].label)
         assert full[name].image.dtype == torch.uint8
         assert not torch.equal(plain[name].image, full[name].image)
+
+
+def test_what_is_mixed_or_augmented_is_the_translated_source(
+    batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    lab = match_lab(batches["source"].image, batches["unlabelled"].image)
+    mixed = labelled_batches(batches, MixingConfig(augment=False), make_step())["seg_mixed"].image
+    here, there = ((mixed == image).all(1) for image in (lab, batches["labelled"].image))
+    assert (here | there).all()
+    assert 0 < here.float().mean() < 1
+    del batches["labelled"]
+    augmented = labelled_batches(batches, MixingConfig(), make_step(seed=3))["seg_augmented"].image
+    assert torch.equal(augmented, make_step(seed=3).augment(lab))
+
+
+def test_boxes_have_the_area_that_alpha_says(make_step: Callable[..., Step]) -> None:
+    # λ ~ Beta(1000, 1000) is 0.5 ± 0.011, and the box that is kept inside has area 1 − λ, up to its sides' rounding.
+    config = replace(PLAIN, alpha=1000.0, fit=True)
+    label = domain_cutmix(_coded(1), _coded(0), config, make_step()).label
+    area = label.float().mean((1, 2))
+    assert (area - 0.5).abs().max() < 0.1
+    assert len(label.unique(dim=0)) > len(label) / 2  # each image has its own; two may meet

@@ -19,7 +19,7 @@ from udas_fast.engine.recorder import Recorder
 from udas_fast.errors import InputError
 from udas_fast.objectives import Step, labelling
 from udas_fast.objectives.labelling import quality
-from udas_fast.objectives.mixing import MixingConfig
+from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
 from udas_fast.objectives.self_training import SelfTraining, SelfTrainingConfig, balanced_thresholds
 from udas_fast.recipes import Recipe, get_recipe, override, small
 from udas_fast.recipes.domains import DataConfig, Domains
@@ -80,6 +80,25 @@ def test_views_are_counted(
     assert [tuple(view.primary.shape[-2:]) for view in logits] == [(8, 12)] * 3 + [(10, 15)] * 2
     with pytest.raises(ValueError, match="views: found 17 with scales and flips, wanted at most 16"):
         SelfTrainingConfig(views=12, flip_view=True, scales=(0.5, 2.0))
+
+
+def test_the_teacher_sees_photometric_views_and_the_student_augmented_images(
+    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    objective = SelfTrainingConfig(views=2, mixing=NO_MIXING).build(4)
+    objective.start(tiny_net)
+    step, target = make_step(), batches["unlabelled"]
+    (plain, negative), _ = objective.look(target, lambda image: 255 - image, step.normalize)
+    assert torch.equal(plain.primary, objective.teacher(step.normalize(target.image))[0])
+    assert torch.equal(negative.primary, objective.teacher(step.normalize(255 - target.image))[0])
+
+    objective = SelfTrainingConfig(views=1, mixing=NO_MIXING).build(4)
+    objective.start(tiny_net)
+    objective.step(tiny_net, batches, make_step(seed=3))
+    again = make_step(seed=3)
+    seen = [again.augment(target.image), batches["source"].image, again.augment(batches["labelled"].image)]
+    assert all(torch.equal(a, again.normalize(b)) for a, b in zip(tiny_net.inputs, seen, strict=True))
+    assert not torch.equal(seen[0], target.image)
 
 
 @pytest.mark.parametrize(("portion", "cap"), [(0.5, 0.9), (0.2, 0.75), (1.0, 0.9)])

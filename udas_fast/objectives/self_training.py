@@ -106,7 +106,6 @@ class SelfTraining(Objective):
 
     def start(self, model: nn.Module) -> None:
         self.teacher = copy.deepcopy(model).requires_grad_(False)
-        self.histogram.zero_()
 
     def prepare(self, round: Round) -> SegmentationDataset | None:
         if self.config.labels == "online":
