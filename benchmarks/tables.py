@@ -116,9 +116,12 @@ def plan(name: str) -> str:
 def tried(task: str) -> str:
     """Variants of a study's rows: mIoU after the first stage and at the end, beside the row at the same seed."""
     document = load(f"tried-{task}")
-    table = StudyTable.from_dict(load(document["study"])["study"])
-    ours = {row.name.partition(",")[0]: row.miou.by_seed for row in table.rows if not row.labels}
-    at = table.seeds.index(document["seed"])
+    ours = {}
+    for name in document["studies"]:
+        if (HERE / "results" / f"{name}.json").is_file():
+            table = StudyTable.from_dict(load(name)["study"])
+            at = table.seeds.index(document["seed"])
+            ours |= {row.name.removesuffix(", 0 labels"): row.miou.by_seed[at] for row in table.rows}
     lines = [
         "| Row | what is different | mIoU after the first stage | mIoU at the end | the row itself |",
         "|---|---|---:|---:|---:|",
@@ -126,7 +129,7 @@ def tried(task: str) -> str:
     for row in document["rows"]:
         scores = [100 * phase["miou"] for phase in row["phases"].values()]
         first = f"{scores[0]:.1f}" if len(scores) > 1 else ""
-        itself = f"{ours[row['row']][at]:.1f}" if row["row"] in ours else "–"
+        itself = f"{ours[row['row']]:.1f}" if row["row"] in ours else "–"
         lines.append(f"| {row['row']} | {row['title']} | {first} | **{scores[-1]:.1f}** | {itself} |")
     protocol = next(iter(document["rows"][0]["phases"].values()))["protocol"]
     lines += [

@@ -1,7 +1,8 @@
 """What was tried on a task beside the rows of its studies, one run a variant: python benchmarks/tried.py day-dusk
 
-Every variant is a row of the task's ablation with a few settings of its own, at that study's size and steps, so
-its figures stand beside ablation-TASK.json. A run that is already complete is not made again.
+Every variant is a row of the task's ablation, or DDM's of its methods study, with a few settings of its own, at that
+study's size and steps, so its figures stand beside ablation-TASK.json and methods-TASK.json. A run that is already
+complete is not made again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import accuracy
 import harness
 
+from udas_fast.recipes.ddm import ROUNDS
 from udas_fast.study.plan import Row, Run, Task
 from udas_fast.study.runner import is_complete
 
@@ -37,11 +39,22 @@ UDAS = {
     ],
     "statistics by domain": ["model.norm=domain"],
 }
+TEACHERS = [f"stages.{level}_{n}" for n in range(1, ROUNDS + 1) for level in ("region", "sample")]
+# Its second teachers are the first that see pseudo-labels.
+JOINED, STUDENTS = TEACHERS[2:], [f"stages.student_{n}" for n in range(1, ROUNDS + 1)]
+DDM = {
+    "no LAB": [f"{teacher}.objective.mixing.translate=none" for teacher in TEACHERS],
+    "twice the steps": [f"{stage}.steps=400" for stage in (*TEACHERS, *STUDENTS)],
+    "nine in ten steps of the teachers on pseudo-labels": [
+        f"{teacher}.objective.pseudo_share=0.9" for teacher in JOINED
+    ],
+    "λ_kd × 4": [f"{student}.objective.distillation_weight=2" for student in STUDENTS],
+}
 TRANSLATIONS = {"lab": "LAB statistics", "fda": "FDA"}
 TASKS = {
-    # The task's study, and how the source is translated in the variants.
-    "day-dusk": ("ablation-day-dusk", "lab"),
-    "rendered-camvid": ("ablation-rendered-camvid", "none"),
+    # The task's ablation, how the source is translated in its variants, and DDM's labels.
+    "day-dusk": ("ablation-day-dusk", "lab", 20),
+    "rendered-camvid": ("ablation-rendered-camvid", "none", 50),
 }
 
 
@@ -52,13 +65,16 @@ class Variant:
     row: str
     title: str
     recipe: str
-    translate: str
+    translate: str | None  # None: as the recipe has it
     settings: tuple[str, ...] = ()
+    labels: int = 0
 
 
-def variants(translate: str) -> list[Variant]:
-    """The runs of a task that its ablation has not, in the table's order."""
-    found = [
+def variants(translate: str, labels: int) -> list[Variant]:
+    """The runs of a task that its studies have not, in the table's order."""
+    ddm = f"DDM, {labels} labels"
+    found = [Variant(ddm, title, "ddm", None, tuple(settings), labels) for title, settings in DDM.items()]
+    found += [
         Variant("ST", title, "no_adaptation", kind)
         for kind, title in TRANSLATIONS.items()
         if kind != translate
@@ -82,7 +98,7 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data", help="folder that holds rendered/ and camvid/")
     parser.add_argument("--runs", type=Path, default=Path("runs/tried"), help="folder of the runs")
     arguments = parser.parse_args()
-    name, translate = TASKS[arguments.task]
+    name, translate, labels = TASKS[arguments.task]
     study = accuracy.STUDIES[name]
     source, target = (spec.format(data=arguments.data) for spec in (study.source, study.target))
     rows: list[dict[str, Any]] = []
@@ -90,16 +106,18 @@ def main() -> None:
         "task": arguments.task,
         "command": f"python benchmarks/tried.py {arguments.task} --seed {arguments.seed}",
         "environment": harness.environment("cpu"),
-        "study": name,
+        "studies": [name, name.replace("ablation", "methods")],
         "steps": study.steps,
         "seed": arguments.seed,
         "rows": rows,
     }
     path = accuracy.RESULTS / f"tried-{arguments.task}.json"
-    for variant in variants(translate):
+    for variant in variants(translate, labels):
         settings = (*accuracy.SETTINGS, *variant.settings)
-        task = Task(source, target, variant.translate, accuracy.SIZE, study.steps, settings, engine="torch")
-        row = Row(variant.title, variant.recipe, translated=variant.translate != "none")
+        kind = variant.translate or "none"
+        task = Task(source, target, kind, accuracy.SIZE, study.steps, settings, engine="torch")
+        translated = None if variant.translate is None else kind != "none"
+        row = Row(variant.title, variant.recipe, variant.labels, translated)
         slug = re.sub(r"\W+", "-", f"{variant.row} {variant.title}".lower()).strip("-")
         out = arguments.runs / arguments.task / f"{slug}-seed-{arguments.seed}"
         command, phases = make(Run(row, task, arguments.seed), out)

@@ -2,7 +2,7 @@
 
 from udas_fast.models import ModelConfig
 from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.mixing import MixingConfig
+from udas_fast.objectives.mixing import NO_MIXING
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.recipes.recipe import Recipe, Stage
 
@@ -28,7 +28,7 @@ UDA = Recipe(
     stages=(
         Stage(
             "adaptation",
-            AdaptationConfig(mixing=MixingConfig(translate="none", augment=False)),
+            AdaptationConfig(mixing=NO_MIXING),
             steps=250_000,
         ),
     ),
