@@ -162,6 +162,7 @@ DIFFERENCES = {
     ("supervised", "target"): ({"domain": "labelled"}, {}),
     ("udas", "adaptation"): ({}, {}),
     ("udas", "self_training"): ({}, {}),
+    ("uda", "adaptation"): ({"mixing": PLAIN}, {}),
 }
 
 
@@ -194,7 +195,7 @@ def test_the_defaults_are_those_of_the_papers() -> None:
     plain = {"name": "deeplabv2", "backbone": "resnet101", "aspp_branches": 4, "dropout": 0.0}
     for name in {name for name, _ in DIFFERENCES}:
         recipe = get_recipe(name)
-        norm = "domain" if name == "udas" else "batch"
+        norm = "domain" if name in {"udas", "uda"} else "batch"
         dropout = {"dropout": 0.1} if name == "seg_uncertainty" else {}
         assert recipe.model == ModelConfig(**plain | {"norm": norm} | dropout), name
         assert recipe.input.target.size == (512, 1024), name
