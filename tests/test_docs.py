@@ -223,7 +223,7 @@ def _killed(arguments: list[str], run: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list((run / "checkpoints").glob("*.pt")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)

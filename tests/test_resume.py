@@ -42,7 +42,7 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
 
 def _finish(command: list[str]) -> None:
     process = _start(command)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
 
 
@@ -56,10 +56,10 @@ def _resume(out: Path) -> None:
 
 def _wait_for_checkpoint(out: Path, process: subprocess.Popen[str], after: str = "") -> str:
     """Until there is a checkpoint later than the file ``after``, or the process has ended; the newest one's name."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     newest = after
     while newest <= after and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint within a minute"
+        assert time.monotonic() < deadline, "no checkpoint within five minutes"
         time.sleep(0.002)
         newest = max((path.name for path in (out / "checkpoints").glob("step-*.pt")), default="")
     return newest
@@ -124,7 +124,7 @@ def test_stopped_cleanly(
     process = _start(_command(camvid_root, out, "torch"))
     _wait_for_checkpoint(out, process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     if process.returncode != 0:  # 0: the run was over before the signal came
         assert process.returncode == 130
         assert f"--resume {out}" in errors

@@ -39,7 +39,7 @@ def _plan(root: Path, steps: int = 6, study: str = "labels", settings: tuple[str
 
 def _terminate_when_training(run: Path) -> None:
     """Send this process SIGTERM once ``run`` has recorded its first steps."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     metrics = run / "metrics.jsonl"
     while time.monotonic() < deadline:
         if metrics.is_file() and metrics.stat().st_size:
