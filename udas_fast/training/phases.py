@@ -178,7 +178,7 @@ class Phases:
             self.results.scores.update(scores)
             runner.recorder.scores(step, {f"{phase.name}/miou": scores[phase.name].miou})
             distributed.on_main(self.results.write_scores)
-            distributed.on_main(lambda: self.results.draw(self.networks.trained))
+            distributed.on_main(lambda: self.results.draw(phase.name, self.networks.trained))
             runner.recorder.picture("validation", step, self.results.picture)
         for callback in self.callbacks:
             callback.on_phase_end(phase.name, step, {name: score.miou for name, score in scores.items()})

@@ -81,12 +81,12 @@ class Results:
         """What :meth:`draw` drew last; a loader's val split is not drawn."""
         return self.folder / "pictures/val.png"
 
-    def draw(self, model: nn.Module) -> None:
-        """What ``model`` makes of some images of the val split."""
+    def draw(self, phase: str, model: nn.Module) -> None:
+        """What the ``model`` that ``phase`` has trained makes of some images of the val split."""
         if isinstance(self.val, SegmentationDataset):
             self.picture.parent.mkdir(exist_ok=True)
-            models, size = {self.recipe.name: model}, self.recipe.input.target.size
-            evaluation.validation_figure(models, model, self.val, size, self.picture)
+            size = self.recipe.input.target.size
+            evaluation.validation_figure({phase: model}, model, self.val, size, self.picture)
 
     def finish(self, model: nn.Module) -> None:
         """Write ``model.safetensors``, which says that the run is complete."""
