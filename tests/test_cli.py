@@ -90,6 +90,11 @@ def test_train_evaluate_predict(
     assert code == 0, stderr
     last = scores["phases"]["self_training.2"]
     assert json.loads((tmp_path / "scores.json").read_text())["confusion_matrix"] == last["confusion_matrix"]
+    nowhere = tmp_path / "missing/scores.json"
+    code, stdout, stderr = run_cli("evaluate", out, "--data", f"camvid:{root}", "--json", nowhere)
+    assert code == 2
+    assert "mIoU" in stdout  # what took the time is told
+    assert stderr.startswith(f"udas-fast: {nowhere}: cannot be written (no such file or directory)")
 
     code, stdout, stderr = run_cli("predict", out, root / "images/val", "--out", tmp_path / "labels")
     assert code == 0, stderr

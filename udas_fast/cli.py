@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from udas_fast.atomic import atomic_write
 from udas_fast.errors import InputError, bad, unknown
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def plan(
     print(plan_table(rows))
     if json_file is not None:
         document = {"recipe": chosen.to_dict(), "rows": [row.to_dict() for row in rows]}
-        json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        atomic_write(json.dumps(document, indent=2) + "\n", json_file)
 
 
 @app.command()
@@ -275,9 +276,9 @@ def evaluate(
         )
     scores = evaluate_dataset(trained.model, dataset, split, trained.size)
     if distributed.is_main():
-        if json_file is not None:
-            json_file.write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")
         _print_scores({split: scores}, trained.classes)
+        if json_file is not None:
+            atomic_write(json.dumps(scores.to_dict(), indent=2) + "\n", json_file)
     leave()
 
 
@@ -351,7 +352,6 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the comparison here too")] = None,
 ) -> None:
     """Print the runs' final scores side by side, their differences to the first, and whether they compare."""
-    from udas_fast.atomic import atomic_write
     from udas_fast.report import compare_runs
 
     text, document = compare_runs(runs)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from udas_fast import evaluation
+from udas_fast.atomic import atomic_write
 from udas_fast.doctor import environment
 from udas_fast.recipes import Recipe, get_recipe, small
 from udas_fast.recipes.domains import DataConfig
@@ -74,8 +75,8 @@ def run_demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, eva
             for name, scores in phases.items()
         },
     }
-    (out / "demo.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     _figure(trainers, out / "demo.png")
+    atomic_write(json.dumps(document, indent=1) + "\n", out / "demo.json")  # last: it says that all is there
     print("\n" + evaluation.scores_table(final, next(iter(trainers.values())).classes))
     print(f"\n{out / 'demo.png'}, {out / 'demo.json'}: {document['seconds']:.0f} s, seed {seed}")
     return final

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from udas_fast.atomic import atomic_write
 from udas_fast.recipes.domains import Domains
 from udas_fast.study.plan import Plan
 from udas_fast.study.plots import labels_plot, methods_plot, sheet
@@ -33,16 +34,10 @@ def run_study(plan: Plan, out: Path, *, command: str, jobs: int = 1) -> StudyTab
     table = collect(plan, out / "runs", command)
     folder = out / plan.study
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "table.md", markdown(table))
-    _write(folder / "table.csv", csv_text(table))
-    _write(folder / "table.json", json.dumps(table.to_dict(), indent=1) + "\n")
+    atomic_write(markdown(table), folder / "table.md")
+    atomic_write(csv_text(table), folder / "table.csv")
+    atomic_write(json.dumps(table.to_dict(), indent=1) + "\n", folder / "table.json")
     sheet(plan, out / "runs", folder / "sheet.png")
     if plan.study in PLOTS:
         PLOTS[plan.study](table, folder / f"{plan.study}.png")
     return table
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f"{path.suffix}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
