@@ -51,13 +51,28 @@ def test_what_torchrun_would_do_several_times_is_refused_once(
     rank: int, run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", str(rank))
+    for name, value in (("WORLD_SIZE", 2), ("RANK", rank), ("TORCHELASTIC_RUN_ID", "run")):
+        monkeypatch.setenv(name, str(value))
     for command in ("study", "demo", "predict", "export", "report", "recipes", "check-data"):
         wanted = "one: start it without torchrun, as only train, translate and evaluate share their work"
         refused = f"udas-fast: {command}: found 2 processes (WORLD_SIZE), wanted {wanted}\n"
         assert run_cli(command) == ((2, "", refused) if rank == 0 else (0, "", ""))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_refusal_is_heard_where_torchrun_has_not_started_the_process(
+    run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as in a shell of a cluster's job
+    code, _, stderr = run_cli("recipes")
+    assert code == 2
+    assert "recipes: found 2 processes (WORLD_SIZE)" in stderr
+    for value in ("", "two", "-1"):
+        monkeypatch.setenv("WORLD_SIZE", value)
+        for command in ("recipes", "train"):
+            refused = f"udas-fast: WORLD_SIZE: found {value!r}, wanted the number of processes, as torchrun sets it\n"
+            assert run_cli(command) == (2, "", refused)
 
 
 def test_train_evaluate_predict(

@@ -43,10 +43,12 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
 @app.callback()
 def refuse_copies(context: typer.Context) -> None:
     """Under torchrun every process would do the whole of a command that is not shared, into one folder."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes == 1 or context.invoked_subcommand in SHARED:
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if not processes.isdecimal():
+        raise bad("WORLD_SIZE", repr(processes), "the number of processes, as torchrun sets it")
+    if int(processes) <= 1 or context.invoked_subcommand in SHARED:
         return
-    if os.environ.get("RANK", "0") != "0":
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
         raise typer.Exit  # without a failure, for which torchrun would end the main process before it has said why
     wanted = (
         f"one: start it without torchrun, as only {', '.join(SHARED[:-1])} and {SHARED[-1]} share their work"
