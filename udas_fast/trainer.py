@@ -164,7 +164,9 @@ class Trainer:
             labelled=domains.labelled is not None,
             begun=self.checkpoints.newest() is not None,
         )
-        self._results = Results(run, recipe, config.seed, self.classes, self.networks.config, domains.val)
+        self._results = Results(
+            run, recipe, config.seed, self.classes, self.networks.model_config, domains.val
+        )
         self._phases = Phases(
             run,
             recipe,

@@ -39,7 +39,7 @@ class Networks(dict[str, nn.Module]):
 
     Attributes:
         trained: the network that is trained now; before the first stage the one that the last stage trains.
-        config: how the networks are built; None: the user's own.
+        model_config: how the networks are built; None: the user's own.
         memory: what they do to need less of it.
         weights_report: what was loaded of ``config.weights``; None where none were given.
 
@@ -61,13 +61,13 @@ class Networks(dict[str, nn.Module]):
         super().__init__()
         self._recipe, self._run, self._classes, self.amp = recipe, config, classes, amp
         self._labelled = labelled
-        self.config = recipe.model if model is None else None
+        self.model_config = recipe.model if model is None else None
         self.weights_report: WeightsReport | None = None
         model = self.build("model", 0) if model is None else self._take(model)
         self.memory = self._choose_memory()
         self._apply_memory(model)
         self.trained = model.to(amp.device, memory_format=memory_format(amp, model))
-        if self.config is None:
+        if self.model_config is None:
             needs = (stage.objective.two_heads for stage in recipe.stages)
             two_heads = next((need for need in needs if need), None)
             check_network(model, len(classes), recipe.input.target.size, amp, two_heads)
@@ -100,7 +100,7 @@ class Networks(dict[str, nn.Module]):
         return model
 
     def _choose_memory(self) -> MemoryConfig:
-        if self.config is None and self._recipe.memory.budget is not None:
+        if self.model_config is None and self._recipe.memory.budget is not None:
             raise bad(
                 "memory.budget", "a network of the user's own", "the recipe's own, which can be predicted"
             )
@@ -124,7 +124,7 @@ class Networks(dict[str, nn.Module]):
 
     def _start_from(self, path: Path) -> None:
         """Take over the model of a finished run; normalisation and dropout may differ, the rest may not."""
-        model, wanted = self.trained, self.config
+        model, wanted = self.trained, self.model_config
         trained = TrainedModel.load(path, self.amp.device, model if wanted is None else None)
         if trained.classes.names != self._classes.names:
             found, named = (
@@ -149,7 +149,7 @@ class Networks(dict[str, nn.Module]):
     def out_of_memory(self, phase: str, error: torch.OutOfMemoryError) -> InputError:
         """What to tell of ``error`` in ``phase``: where, and what to set."""
         advise = "set a smaller input.batch_size or size"
-        if self.config is not None:
+        if self.model_config is not None:
             classes = len(self._classes)
             advise = advice(self._share, self.memory, num_classes=classes, labelled=self._labelled)
         return InputError(f"{phase} ran out of memory ({str(error).splitlines()[0]}): {advise}")
