@@ -32,7 +32,8 @@ STEPS = 100
 class Images:
     """How far the images of `udas-fast translate` are, ``written`` of ``total``, and the ``seconds`` that one takes.
 
-    Its manifest, which counts them, is up to half a minute old.
+    Its manifest, which counts them, is up to half a minute old; where several processes share the images it counts
+    the main one's alone until all are written, so that ``written`` is too low and the time left too long.
     """
 
     written: int
