@@ -11,11 +11,16 @@ from udas_fast.engine.interrupt import StopSignal
 
 
 def test_a_second_signal_acts_as_usual() -> None:
-    with StopSignal() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
+    # Tests that a shell started in the background have inherited an ignored SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopSignal() as stop:
             os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_under_torchrun_which_repeats_it_nothing_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
