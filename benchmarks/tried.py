@@ -101,17 +101,15 @@ def main() -> None:
     name, translate, labels = TASKS[arguments.task]
     study = accuracy.STUDIES[name]
     source, target = (spec.format(data=arguments.data) for spec in (study.source, study.target))
-    rows: list[dict[str, Any]] = []
-    document = {
+    document: dict[str, Any] = {
         "task": arguments.task,
         "command": f"python benchmarks/tried.py {arguments.task} --seed {arguments.seed}",
         "environment": harness.environment("cpu"),
         "studies": [name, name.replace("ablation", "methods")],
         "steps": study.steps,
         "seed": arguments.seed,
-        "rows": rows,
     }
-    path = accuracy.RESULTS / f"tried-{arguments.task}.json"
+    runs: list[tuple[Variant, Run, Path]] = []
     for variant in variants(translate, labels):
         settings = (*accuracy.SETTINGS, *variant.settings)
         kind = variant.translate or "none"
@@ -120,27 +118,28 @@ def main() -> None:
         row = Row(variant.title, variant.recipe, variant.labels, translated)
         slug = re.sub(r"\W+", "-", f"{variant.row} {variant.title}".lower()).strip("-")
         out = arguments.runs / arguments.task / f"{slug}-seed-{arguments.seed}"
-        command, phases = make(Run(row, task, arguments.seed), out)
-        rows.append(
-            {
-                "row": variant.row,
-                "title": variant.title,
-                "settings": variant.settings,
-                "command": command,
-                "phases": phases,
-            }
-        )
-        harness.write(path, document)  # after every run, as they take minutes
+        runs.append((variant, Run(row, task, arguments.seed), out))
+    path = accuracy.RESULTS / f"tried-{arguments.task}.json"
+    for _, run, out in runs:
+        if not is_complete(run, out):
+            again = ["udas-fast", "train", "--resume", str(out)]
+            accuracy.run(again if (out / "run.yaml").is_file() else run.command(str(out)))
+        # All that there are, after every run, as they take minutes.
+        document["rows"] = [result(*each) for each in runs if is_complete(*each[1:])]
+        harness.write(path, document)
     print(path)
 
 
-def make(run: Run, out: Path) -> tuple[list[str], dict[str, Any]]:
-    """The command line of ``run`` and its scores by phase; made in ``out`` where that does not hold it."""
-    command = run.command(str(out))
-    if not is_complete(run, out):
-        again = ["udas-fast", "train", "--resume", str(out)]
-        accuracy.run(again if (out / "run.yaml").is_file() else command)
-    return command, accuracy.compact(json.loads((out / "scores.json").read_text(encoding="utf-8"))["phases"])
+def result(variant: Variant, run: Run, out: Path) -> dict[str, Any]:
+    """What a complete run is and came to."""
+    scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    return {
+        "row": variant.row,
+        "title": variant.title,
+        "settings": variant.settings,
+        "command": run.command(str(out)),
+        "phases": accuracy.compact(scores["phases"]),
+    }
 
 
 if __name__ == "__main__":
