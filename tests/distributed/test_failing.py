@@ -13,6 +13,7 @@ import pytest
 from udas_fast import Trainer, distributed
 from udas_fast.data import BadFile, SegmentationDataset, open_dataset
 from udas_fast.data.types import Sample
+from udas_fast.engine.distributed import leave
 from udas_fast.errors import InputError
 from udas_fast.recipes import get_recipe, override, small
 from udas_fast.recipes.domains import Domains
@@ -50,6 +51,14 @@ def a_file_turns_bad(root: Path, run: Path) -> None:
         assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000002.pt"]
 
 
+def no_thread_is_left(root: Path, run: Path) -> None:
+    """One that asks for the GIL of an interpreter that is going down ends it with SIGABRT."""
+    a_file_turns_bad(root, run)
+    leave()
+    threads = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
+    assert not [name for name in threads if "gloo" in name]
+
+
 def a_process_breaks(root: Path, folder: Path) -> None:
     """What nobody has foreseen; the process ends as an uncaught exception ends one."""
     try:
@@ -64,6 +73,14 @@ def test_a_bad_file_of_one_process_stops_all_after_a_checkpoint(
     camvid_root: Path, tmp_path: Path, processes: Callable[..., None]
 ) -> None:
     processes(2, a_file_turns_bad, camvid_root, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux")
+def test_leaving_the_group_ends_its_threads(
+    camvid_root: Path, tmp_path: Path, processes: Callable[..., None]
+) -> None:
+    processes(2, no_thread_is_left, camvid_root, tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ the last backward with the exchange.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -40,6 +41,9 @@ def join(name: str) -> torch.device:
         if device.type == "cuda":
             device = _own_gpu(name, device)
         if not dist.is_initialized():
+            # Its functions' default arguments keep the group that is there when it is first imported (an optimiser's
+            # step does), and a group that is kept outlives leave(): its threads then abort the interpreter's end.
+            importlib.import_module("torch.distributed.nn.functional")
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=TIMEOUT)
     if distributed.world() > 1:
