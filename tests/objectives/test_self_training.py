@@ -257,6 +257,42 @@ def test_labels_made_in_each_step_are_reported_from_a_sample(camvid_root: Path, 
     assert 0 <= known["accuracy_all"] <= 1
 
 
+def test_hidden_labels_that_cannot_be_read_end_no_run(
+    camvid_root: Path, camvid_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    target = camvid_folder("target")
+    source = open_dataset(f"camvid:{camvid_root}", "train")
+    known = Unlabelled(open_dataset(f"camvid:{target}", "train"))  # which never opens them
+
+    def report(name: str, *damaged: str) -> dict[str, object]:
+        for file in damaged:
+            (target / "labels/train" / file).write_bytes(b"no label")
+        domains = Domains(source=source, unlabelled=known)
+        recipe = _recipe("stages.self_training.rounds=1")
+        Trainer(None, recipe, domains, run=tmp_path / name, device="cpu").fit()
+        assert (tmp_path / name / "pictures/self_training-pseudo.png").is_file()
+        return json.loads((tmp_path / name / "pseudo_labels/self_training/report.json").read_text())
+
+    one, none = report("one", "0003.png"), report("none", "0000.png")
+    assert (one["labelled"], none["labelled"]) == (True, False)
+    assert one["images"] == none["images"] == 4
+    assert one["histogram"] == none["histogram"]
+
+
+def test_an_image_that_turned_bad_is_left_out_of_the_report(
+    camvid_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = camvid_folder("data")
+    recipe = _recipe("stages.self_training.rounds=1")
+    data = DataConfig(f"camvid:{root}", f"camvid:{root}", engine="torch", max_bad_files=1)
+    trainer = Trainer(None, recipe, data, run=tmp_path / "run", device="cpu")
+    (root / "images/train/0000.png").write_bytes(b"")
+    trainer.fit()
+    report = json.loads((tmp_path / "run/pseudo_labels/self_training/report.json").read_text())
+    assert report["images"] == 3
+    assert np.array(report["histogram"]).sum() == 3 * 24 * 32
+
+
 def test_a_fresh_student_begins_from_initial_weights(camvid_root: Path, tmp_path: Path) -> None:
     still = ("stages.self_training.optimizer.lr=1e-20", "stages.self_training.rounds=1")
     trainer = _trainer(

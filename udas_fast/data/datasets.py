@@ -10,7 +10,7 @@ from udas_fast.data.descriptions import DESCRIPTIONS, Description, Layout, descr
 from udas_fast.data.files import IMAGE_SUFFIXES, LABEL_SUFFIX, IdMap, read_ids, read_image
 from udas_fast.data.sampler import labelled_subset
 from udas_fast.data.types import Item, Sample, SegmentationDataset
-from udas_fast.errors import bad, unknown
+from udas_fast.errors import InputError, bad, unknown
 
 KINDS = (*DESCRIPTIONS, "folder", "streets", "translated")
 
@@ -107,15 +107,18 @@ class Unlabelled(SegmentationDataset):
 
 
 def with_labels(dataset: SegmentationDataset) -> SegmentationDataset | None:
-    """``dataset`` with the labels that :class:`Unlabelled` hides, or None where there are none.
+    """``dataset`` with the labels that :class:`Unlabelled` hides, or None where the first image has none to read.
 
-    For reports on what training made of the images, never for training.
+    For reports on what training made of the images, never for training: nobody has checked these files.
     """
     if isinstance(dataset, Subset):
         whole = with_labels(dataset.dataset)
         return None if whole is None else Subset(whole, dataset.indices)
     whole = dataset.dataset if isinstance(dataset, Unlabelled) else dataset
-    return whole if whole[0].label is not None else None
+    try:
+        return whole if whole[0].label is not None else None
+    except InputError:
+        return None
 
 
 def subset(dataset: SegmentationDataset, n: int, seed: int = 0) -> Subset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from udas_fast.data import (
 )
 from udas_fast.data.pseudo_labels import read_summary, write_json
 from udas_fast.data.types import IGNORE
+from udas_fast.errors import InputError
 from udas_fast.objectives.base import Round
 
 if TYPE_CHECKING:
@@ -70,24 +72,26 @@ def report_round(teacher: SelfTraining, round: Round) -> None:
     """Write ``report.json`` on the round's pseudo-labels and a picture of some of them.
 
     Labels on disk are all reported; otherwise those that the teacher gives, at the thresholds of the round's end,
-    to at most :data:`REPORTED` images. Accuracy needs labels of these images, which training has not seen.
+    to at most :data:`REPORTED` images. Accuracy needs labels of these images, which training has not seen; a file
+    that cannot be read is left out, as no run is to end at its report.
     """
     truth = with_labels(round.unlabelled)
-    images, classes = truth or round.unlabelled, round.unlabelled.classes
-    stored = PseudoLabelled(round.unlabelled, round.folder) if teacher.config.labels == "disk" else None
+    images, classes = round.unlabelled, round.unlabelled.classes
+    stored = PseudoLabelled(images, round.folder) if teacher.config.labels == "disk" else None
     if stored is not None:
         summary = read_summary(round.folder)
         indices = list(range(len(images)))
         thresholds, histogram = torch.tensor(summary["threshold"]), np.array(summary["histogram"])
     else:
         indices = _spread(len(images), REPORTED)
-        thresholds, histogram = (
-            _by_class(teacher, teacher.histogram),
-            np.zeros((len(classes), 2, 64), np.int64),
-        )
+        thresholds = _by_class(teacher, teacher.histogram)
+        histogram = np.zeros((len(classes), 2, 64), np.int64)
     counts = np.zeros((len(classes), len(classes)), np.int64)  # truth × pseudo-label, where both are a class
+    seen = []
     for index in indices:
-        sample = images[index]
+        if (sample := _look_at(images, truth, index)) is None:
+            continue
+        seen.append(index)
         if stored is not None:
             label = stored.label(index)
         else:
@@ -103,12 +107,22 @@ def report_round(teacher: SelfTraining, round: Round) -> None:
         "classes": list(classes.names),
         "threshold": thresholds.tolist(),
         "histogram": histogram.tolist(),
-        "images": len(indices),
+        "images": len(seen),
         **quality(histogram, None if truth is None else counts),
     }
     round.folder.mkdir(parents=True, exist_ok=True)
     write_json(round.folder / "report.json", report)
-    _picture(teacher, round, [indices[i] for i in _spread(len(indices), PICTURED)], images, thresholds)
+    if seen:
+        _picture(teacher, round, [seen[i] for i in _spread(len(seen), PICTURED)], truth, thresholds)
+
+
+def _look_at(images: SegmentationDataset, truth: SegmentationDataset | None, index: int) -> Sample | None:
+    """Image ``index`` with its label where ``truth`` has one to read; None where the image itself cannot be read."""
+    for dataset in (truth, images):
+        if dataset is not None:
+            with suppress(InputError):
+                return dataset[index]
+    return None
 
 
 def quality(histogram: np.ndarray, counts: np.ndarray | None) -> dict[str, Any]:
@@ -133,14 +147,17 @@ def quality(histogram: np.ndarray, counts: np.ndarray | None) -> dict[str, Any]:
 
 
 def _picture(
-    teacher: SelfTraining, round: Round, indices: list[int], images: SegmentationDataset, thresholds: Tensor
+    teacher: SelfTraining,
+    round: Round,
+    indices: list[int],
+    truth: SegmentationDataset | None,
+    thresholds: Tensor,
 ) -> None:
     """Images, the teacher's confidence in them, what is kept, and the truth where it is there, at the round's size."""
-    from udas_fast.evaluation import (
-        pseudo_label_figure,  # matplotlib takes its time, and recipes are only data
-    )
+    # Here, as matplotlib takes its time, and recipes are only data.
+    from udas_fast.evaluation import pseudo_label_figure
 
-    samples = [images[index] for index in indices]
+    samples = [_look_at(round.unlabelled, truth, index) for index in indices]
     found = [
         label_image(teacher, sample, index, round, thresholds)
         for sample, index in zip(samples, indices, strict=True)
