@@ -349,8 +349,15 @@ def test_what_cannot_be_is_refused_before_any_work(camvid_root: Path, tmp_path: 
         start(recipe("udas", 6, (*NO_KL, "stages.self_training.objective.labels=disk")), loaders())
     with pytest.raises(InputError, match="input.rare_classes: found a source that is a Loader"):
         start(recipe(settings=("input.rare_classes={}",)), loaders())
-    with pytest.raises(InputError, match="the same classes in every domain"):
+    with pytest.raises(InputError, match="unlabelled images of stage region_2: found a Loader"):
+        loaders().require(recipe("ddm", 6, ("stages.region_2.objective.labels=disk",)))
+    with pytest.raises(
+        InputError, match="found 3 in source mine and 11 in val camvid, number 0 is 'road' and"
+    ):
         start(recipe(), Domains(loaders().source, val=open_dataset(f"camvid:{camvid_root}", "val")))
+    other = Loader([], ("road", "sky", "car"), "other")
+    with pytest.raises(InputError, match="number 1 is 'car' and 'sky', wanted the same classes in every"):
+        Domains(loaders().source, val=other).classes()
     with pytest.raises(InputError, match="classes of mine: found the class 'a' twice"):
         Loader([], ("a", "b", "a"), "mine")
     assert not (tmp_path / "run").exists()

@@ -159,7 +159,9 @@ def test_domains_of_other_classes_are_refused(camvid_root: Path, tmp_path: Path)
     domains = Domains(
         source=open_dataset("streets:sim", "train", size=SIZE), unlabelled=_domains(camvid_root).unlabelled
     )
-    with pytest.raises(InputError, match="classes: found 19 in streets-sim and 11 in .*, wanted the same"):
+    with pytest.raises(
+        InputError, match="classes: found 19 in source streets-sim and 11 in .*, wanted the same"
+    ):
         Trainer(None, _recipe("udas", 9), domains, run=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 

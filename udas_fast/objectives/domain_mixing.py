@@ -44,6 +44,10 @@ class DomainMixingConfig(ObjectiveConfig):
     def teachers(self) -> tuple[str, ...]:
         return () if self.labeller is None else (self.labeller,)
 
+    @property
+    def by_number(self) -> bool:
+        return self.labeller is not None and self.labels == "disk"
+
     def build(self, num_classes: int) -> DomainMixing:
         return DomainMixing(self, num_classes)
 

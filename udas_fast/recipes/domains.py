@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass as plain_dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Annotated
 
 import numpy as np
@@ -184,16 +185,20 @@ class Domains:
         Raises:
             InputError: the domains have different classes.
         """
-        datasets = list(self._named().values())
-        first = datasets[0].classes
-        for dataset in datasets[1:]:
-            if dataset.classes.names != first.names:
+        (role, data), *others = self._named().items()
+        names = data.classes.names
+        for other_role, other in others:
+            theirs = other.classes.names
+            if theirs != names:
+                pairs = enumerate(zip_longest(names, theirs))
+                number, a, b = next((i, a, b) for i, (a, b) in pairs if a != b)
                 raise bad(
                     "classes",
-                    f"{len(first)} in {datasets[0].name} and {len(dataset.classes)} in {dataset.name}",
+                    f"{len(names)} in {role} {data.name} and {len(theirs)} in {other_role} {other.name}, "
+                    f"number {number} is {a!r} and {b!r}",
                     "the same classes in every domain",
                 )
-        return first
+        return data.classes
 
     @cached_property
     def _source_pixels(self) -> np.ndarray:
