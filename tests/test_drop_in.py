@@ -269,6 +269,7 @@ IMAGE, LABEL = torch.zeros(2, 3, 4, 6, dtype=torch.uint8), torch.zeros(2, 4, 6, 
         {"image": IMAGE, "label": LABEL},
         {"pixel_values": IMAGE, "labels": LABEL.int(), "id": ["a", "b"]},
         (IMAGE / 255.0, LABEL.float()),  # AdaptSegNet's labels are floating
+        (IMAGE, LABEL.to(torch.uint16)),  # 16-bit PNGs
     ],
 )
 def test_the_forms_of_a_batch(batch: object) -> None:

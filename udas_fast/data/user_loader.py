@@ -212,8 +212,11 @@ def _train_ids(name: str, label: Tensor, classes: int) -> Tensor:
     """uint8 ``[N, H, W]``."""
     if label.dim() != 3 or label.is_complex() or label.dtype == torch.bool:
         raise bad(f"labels of {name}", f"{label.dtype} {list(label.shape)}", "integer train ids [N, H, W]")
-    if (odd := label[label != label.round()] if label.is_floating_point() else label[:0]).numel():
-        raise bad(f"labels of {name}", f"the number {odd.flatten()[0].item():g}", "whole train ids [N, H, W]")
+    if label.is_floating_point():
+        if (odd := label[label != label.round()]).numel():
+            raise bad(f"labels of {name}", f"the number {odd[0].item():g}", "whole train ids [N, H, W]")
+    else:
+        label = label.long()  # torch compares no unsigned integers of more than 8 bits
     wrong = label[((label < 0) | (label >= classes)) & (label != IGNORE)]
     if wrong.numel():
         raise bad(f"labels of {name}", f"id {wrong[0].item()}", f"0 to {classes - 1}, or {IGNORE}")
