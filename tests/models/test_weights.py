@@ -58,7 +58,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize(
     "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"step": 3, "model": s}]
 )
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_our_own_checkpoint_loads_whole(saved, wrap, prefix):
     there, here = deeplab(1), deeplab(2)
     report = load_weights(here, saved(wrap({prefix + k: v for k, v in there.state_dict().items()})))

@@ -141,9 +141,8 @@ def _state_of(content: Mapping[object, object], path: Path) -> dict[str, Tensor]
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise bad(f"weights {path}", "no tensors", WANTED)
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 
