@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from udas_fast import objectives
 from udas_fast.data import Geometry
 from udas_fast.engine.optim import OptimizerConfig, lr_factor
 from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig
+from udas_fast.objectives import ObjectiveConfig
 from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.domain_mixing import DomainMixingConfig
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
 from udas_fast.objectives.rectification import RectificationConfig
-from udas_fast.recipes import get_recipe, load_recipe, override, recipe_from_dict, recipes, small
+from udas_fast.recipes import fda, get_recipe, load_recipe, override, recipe_from_dict, recipes, small
 from udas_fast.recipes.listing import listing
+
+
+def test_a_copied_file_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = make_dataclass("AdaptationConfig", [], bases=(ObjectiveConfig,))
+    monkeypatch.setattr(objectives.fda, "Copied", copied, raising=False)
+    assert {copied, AdaptationConfig} < set(objectives.objective_configs())
+    monkeypatch.setattr(fda, "COPIED", replace(get_recipe("udas"), summary="mine"), raising=False)
+    with pytest.raises(ValueError, match=r"\.py: another recipe has the name 'udas'"):
+        recipes()
 
 
 def test_udas_holds_the_published_numbers() -> None:

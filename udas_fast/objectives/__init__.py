@@ -12,13 +12,10 @@ __all__ = ["STRICT", "Objective", "ObjectiveConfig", "Round", "Step", "objective
 
 def objective_configs() -> tuple[type[ObjectiveConfig], ...]:
     """Every objective's configuration class: a new file in this folder is all that a new method needs."""
-    found: dict[str, type[ObjectiveConfig]] = {}
+    found: dict[type[ObjectiveConfig], None] = {}  # a set in order: files import each other's
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
         for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if (
-                isinstance(value, type)
-                and issubclass(value, ObjectiveConfig)
-                and value is not ObjectiveConfig
-            ):
-                found[value.__name__] = value
-    return tuple(found.values())
+            if isinstance(value, type) and issubclass(value, ObjectiveConfig):
+                found[value] = None
+    del found[ObjectiveConfig]
+    return tuple(found)

@@ -32,12 +32,16 @@ __all__ = [
 
 
 def recipes() -> dict[str, Recipe]:
-    """Every recipe of the package by name: a new file in this folder is all that a new recipe needs."""
+    """Every recipe of the package by name: a new file in this folder is all that a new recipe needs.
+
+    Raises:
+        ValueError: two recipes have one name.
+    """
     found: dict[str, Recipe] = {}
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
         for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, Recipe):
-                found[value.name] = value
+            if isinstance(value, Recipe) and found.setdefault(value.name, value) is not value:
+                raise ValueError(f"{module.name}.py: another recipe has the name {value.name!r}")
     return found
 
 
