@@ -166,9 +166,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """All samples in order, one to a batch: the image resized to ``size`` (H, W), the label at its own size.
 
-    Among several processes those of this one: every sample goes to one of them.
-
-    ``size=None`` keeps the image's own size. Raises InputError naming the file where one is unreadable.
+    ``size=None`` keeps the image's own size. Among several processes those of this one: every sample goes to one of
+    them. Raises InputError naming the file where one is unreadable.
     """
     if size is not None and min(size) < 1:
         raise bad("evaluation size", size, "(H, W) of 1 or more")

@@ -84,7 +84,8 @@ def verify(path: Path, record: FileRecord, run: Path) -> None:
 def open_translated(run: Path, split: str, labelled: bool) -> SegmentationDataset:
     """The translated images of the run in folder ``run``; :func:`udas_fast.data.open_dataset` calls this.
 
-    Sizes of files are compared here, checksums whenever an image is read (`udas-fast check-data` reads all).
+    Sizes of files are compared here, checksums whenever the dataset reads an image: all of them before a run and by
+    `udas-fast check-data`. DALI, which decodes the files during one, compares none.
     Raises InputError where images are missing or damaged, or the original dataset is gone or not the same.
     """
     manifest = read_manifest(run)

@@ -41,6 +41,7 @@ NO_MIXING = MixingConfig(translate="none", paste="none", augment=False)
 def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, step: Step) -> Batch:
     """x̃ = M⊙x_s + (1−M)⊙x_t and ỹ = M⊙y_s + (1−M)⊙y_t for two labelled batches of one size.
 
+    With ``paste="target"`` source and target change places. One box an image, from ``step.generator``.
     Labels stay dense and keep their 255: the paper's λ weighting of labels belongs to classification.
     """
     size, options = source.image.shape[-2:], {"alpha": config.alpha, "fit": config.fit}

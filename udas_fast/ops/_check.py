@@ -41,7 +41,6 @@ def logits(name: str, t: Tensor) -> None:
 
 
 def alike(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
-    """Raise InputError unless ``t`` is where ``first`` is."""
     """Logits with the samples and classes of ``first``, on its device."""
     logits(name, t)
     if t.shape[:2] != first.shape[:2]:
@@ -57,7 +56,7 @@ def one_dtype(maps: Sequence[Tensor]) -> list[Tensor]:
 
 
 def same_device(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
-    """Raise InputError unless ``t`` is where ``first`` is."""
+    """On the device of ``first``."""
     if t.device != first.device:
         raise bad(name, f"device {t.device}", f"the device of {first_name}, {first.device}")
 

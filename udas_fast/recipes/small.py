@@ -1,4 +1,4 @@
-"""Any recipe at a size that a CPU can train: what `--preset small`, the demo and the README's table use."""
+"""Any recipe at a size that a CPU can train: what `--small`, the demo and the README's table use."""
 
 from __future__ import annotations
 
