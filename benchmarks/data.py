@@ -94,7 +94,7 @@ def strong(image: Image.Image, operations: augment.Operations) -> Image.Image:
             image = ImageOps.posterize(image, 8 - round(4 * level / 9))
         elif name == "solarize":
             image = ImageOps.solarize(image, 256 - round(256 * level / 9))
-        elif name in ("color", "contrast", "brightness", "sharpness"):
+        elif name in ("color", "contrast", "sharpness"):
             image = getattr(ImageEnhance, name.title())(image).enhance(0.1 + 1.8 * level / 9)
         else:
             image = getattr(ImageOps, name)(image)

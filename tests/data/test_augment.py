@@ -23,7 +23,6 @@ ORACLES = {
     "autocontrast": lambda image, level: ImageOps.autocontrast(image),
     "equalize": lambda image, level: ImageOps.equalize(image),
     "color": lambda image, level: ImageEnhance.Color(image).enhance(0.1 + 0.2 * level),
-    "brightness": lambda image, level: ImageEnhance.Brightness(image).enhance(0.1 + 0.2 * level),
     "contrast": lambda image, level: ImageEnhance.Contrast(image).enhance(0.1 + 0.2 * level),
     "sharpness": lambda image, level: ImageEnhance.Sharpness(image).enhance(0.1 + 0.2 * level),
 }
@@ -60,7 +59,7 @@ def test_operations_equal_pillow(name, level):
             assert found.shape == image.shape
             difference = np.abs(found.permute(1, 2, 0).numpy() - wanted)
             # Blending may round otherwise where the compiler fuses multiply and add; the others may not.
-            assert difference.max() <= (1 if name in ("color", "brightness", "contrast", "sharpness") else 0)
+            assert difference.max() <= (1 if name in ("color", "contrast", "sharpness") else 0)
 
 
 def test_policy_is_the_papers_without_geometry():

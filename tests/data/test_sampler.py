@@ -1,4 +1,4 @@
-"""Which image comes when: epochs, processes, rare classes, subsets, mixtures; all functions of the draw."""
+"""Which image comes when: epochs, processes, rare classes, subsets; all functions of the draw."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udas_fast.data import Geometry, MixedStream, RareClasses, Stream, check_dataset, open_dataset
+from udas_fast.data import Geometry, RareClasses, Stream, check_dataset, open_dataset
 from udas_fast.data.sampler import Sampler, labelled_subset
 from udas_fast.errors import InputError
 
@@ -135,23 +134,3 @@ def test_crops_stay_as_they_are_without_a_crop_or_a_ratio():
     assert looks == {(0, None): False, (0, (4, 4)): False, (0.5, None): False, (0.5, (4, 4)): True}
     with pytest.raises(InputError, match="min_crop_ratio of rare-class sampling: found -1, wanted 0 or more"):
         RareClasses(PIXELS, min_crop_ratio=-1)
-
-
-def test_mixed_streams_keep_their_ratio(make_dataset):
-    rng = np.random.default_rng(0)
-    parts = []
-    for kind, highest in (("gta5", 35), ("cityscapes", 34)):
-        root, *_ = make_dataset(kind, [rng.integers(0, highest, (8, 9), dtype=np.uint8) for _ in range(5)])
-        parts.append(open_dataset(f"{kind}:{root}", "train"))
-    streams = [Stream(d, Geometry(size=(8, 9)), n, 0, d.name) for d, n in zip(parts, (1, 3), strict=True)]
-    mixed = MixedStream(streams)
-    assert mixed.global_batch == 4
-    whole = list(itertools.islice(mixed.batches(), 8))
-    for step, batch in enumerate(whole):
-        alone = [next(stream.batches(step)) for stream in streams]
-        assert batch.ids == alone[0].ids + alone[1].ids
-        assert torch.equal(batch.image, torch.cat([b.image for b in alone]))
-        assert torch.equal(batch.label, torch.cat([b.label for b in alone]))
-    assert all(torch.equal(a.image, b.image) for a, b in zip(whole[5:], mixed.batches(5), strict=False))
-    with pytest.raises(InputError, match="sizes of mixed streams"):
-        MixedStream([streams[0], Stream(parts[0], Geometry(size=(4, 4)), 1, 0, "other")])

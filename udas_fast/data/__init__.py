@@ -6,7 +6,7 @@ from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, open_datase
 from udas_fast.data.faults import BadFile, Faults
 from udas_fast.data.files import IMAGE_SUFFIXES, read_image
 from udas_fast.data.geometry import Geometry, resize
-from udas_fast.data.loader import ENGINES, MixedStream, Stream, choose_engine, evaluation_batches
+from udas_fast.data.loader import ENGINES, Stream, choose_engine, evaluation_batches
 from udas_fast.data.pseudo_labels import PseudoLabelled, PseudoLabels
 from udas_fast.data.sampler import RareClasses
 from udas_fast.data.types import CAMVID, CITYSCAPES, IGNORE, Batch, ClassSet, Sample, SegmentationDataset
@@ -27,7 +27,6 @@ __all__ = [
     "Geometry",
     "Loader",
     "LoaderStream",
-    "MixedStream",
     "PseudoLabelled",
     "PseudoLabels",
     "RareClasses",

@@ -183,11 +183,6 @@ def color(image: torch.Tensor, factor: float) -> torch.Tensor:
     return _blend(_grey(image), image, factor)
 
 
-def brightness(image: torch.Tensor, factor: float) -> torch.Tensor:
-    """Blend uint8 ``[3, H, W]`` with black."""
-    return _blend(torch.zeros((), device=image.device), image, factor)
-
-
 def contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
     """Blend uint8 ``[3, H, W]`` with its mean grey."""
     mean = (_grey(image).double().mean() + 0.5).floor().float()
@@ -208,7 +203,6 @@ def sharpness(image: torch.Tensor, factor: float) -> torch.Tensor:
 
 _Enhancement = Callable[[torch.Tensor, float], torch.Tensor]
 _ENHANCEMENTS: dict[str, _Enhancement] = {
-    "brightness": brightness,
     "color": color,
     "contrast": contrast,
     "sharpness": sharpness,

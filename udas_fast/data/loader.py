@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -133,32 +133,6 @@ class Stream:
             if batch is None:
                 raise BadFile(f"{faults[-1]}; no image of {self.dataset.name} can be read any more")
             yield batch
-
-
-class MixedStream:
-    """Each batch holds the batches of several streams, in order: DDM's 1:1 is two of equal batch size.
-
-    Raises InputError where the streams' images differ in size.
-    """
-
-    def __init__(self, parts: Sequence[Stream]) -> None:
-        sizes = {part.geometry.crop or part.geometry.size for part in parts}
-        if len(sizes) != 1:
-            raise bad("sizes of mixed streams", sorted(sizes), "one size")
-        self.parts = parts
-        self.global_batch = sum(part.global_batch for part in parts)
-
-    def batches(self, start_step: int = 0, device: torch.device | str = "cpu") -> Iterator[Batch]:
-        """The batches of steps ``start_step``, ``start_step`` + 1, …, without end, on ``device``."""
-        for batches in zip(*(part.batches(start_step, device) for part in self.parts), strict=True):
-            labels = [batch.label for batch in batches]
-            yield replace(
-                batches[0],
-                image=torch.cat([batch.image for batch in batches]),
-                label=None if any(label is None for label in labels) else torch.cat(labels),
-                ids=[i for batch in batches for i in batch.ids],
-                placements=[p for batch in batches for p in batch.placements],
-            )
 
 
 def evaluation_batches(
