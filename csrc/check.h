@@ -10,6 +10,8 @@
 #include <optional>
 #include <string>
 
+#include "core/activation.h"
+
 namespace udas {
 
 using torch::headeronly::ScalarType;
@@ -70,6 +72,20 @@ inline void check_class_values(const char* name, const std::optional<Tensor>& va
   STD_TORCH_CHECK(values->dim() == 1 && values->size(0) == like.size(1) &&
                       values->scalar_type() == ScalarType::Float && values->device() == like.device(),
                   name, ": wanted float32 [", like.size(1), "] on the device of the logits");
+}
+
+inline Activation activation_of(int64_t code) {
+  STD_TORCH_CHECK(code >= 0 && code <= 2, "activation: found ", code, ", wanted 0 to 2");
+  return static_cast<Activation>(code);
+}
+
+// float32 [N, C, H, W] beside logits [N, C, h, w].
+inline void check_gradient(const Tensor& t, const Tensor& like) {
+  STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == like.size(0) && t.size(1) == like.size(1) && t.size(2) > 0 &&
+                      t.size(3) > 0 && t.scalar_type() == ScalarType::Float && t.device() == like.device(),
+                  "gradient: found ", torch::headeronly::toString(t.scalar_type()), " ", shape_of(t),
+                  ", wanted float32 [", like.size(0), ", ", like.size(1),
+                  ", H, W] on the device of the logits");
 }
 
 inline void check_size(const std::vector<int64_t>& size) {

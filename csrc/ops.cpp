@@ -7,6 +7,9 @@
 // backward pass calls the operator again with the incoming gradient multiplied into pixel_weight and takes
 // the gradient of the sum. pixel_weight [N, H, W] float32 multiplies each pixel's loss and never enters the
 // count.
+//
+// upsample returns float32 [N, C, H, W]; activation: 0 none, 1 softmax, 2 self-information. upsample_backward
+// returns float32 [N, C, h, w] for a float32 gradient [N, C, H, W] of any strides.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(udas_fast, m) {
@@ -33,6 +36,8 @@ STABLE_TORCH_LIBRARY(udas_fast, m) {
   m.def(
       "entropy(Tensor logits, int[] size, Tensor? pixel_weight, bool align_corners, int reduction, "
       "bool with_grad) -> (Tensor, Tensor, Tensor)");
+  m.def("upsample(Tensor logits, int[] size, int activation, bool align_corners) -> Tensor");
+  m.def("upsample_backward(Tensor gradient, Tensor logits, int activation, bool align_corners) -> Tensor");
   m.def(
       "region_mix(Tensor inside, Tensor outside, Tensor inside_label, Tensor outside_label, Tensor region, "
       "float[] mean, float[] std, ScalarType out_dtype, bool channels_last) -> (Tensor, Tensor)");

@@ -20,6 +20,7 @@ import pytest
 import udas_fast
 
 UNROLLED = (2, 11, 13, 16, 19, 21)
+ACTIVATIONS = range(3)
 LOSSES = ("CrossEntropy", "Rectified", "SymmetricKl", "EnsembleKl", "DistillationKl", "Entropy")
 
 
@@ -96,6 +97,13 @@ def test_every_architecture_has_every_kernel(kernels: list[Kernel]) -> None:
                     assert sum(bool(re.search(pattern, name)) for name in names) == 1
                 pattern = rf"pseudo_label_kernelILi{classes}ELb{gradient}E"
                 assert sum(bool(re.search(pattern, name)) for name in names) == 1
+            for activation in ACTIVATIONS:
+                constant = rf"ActivationE{activation}E"
+                for pattern in (
+                    rf"upsample_kernelI.*{constant}Li{classes}E",
+                    rf"loss_kernel.*UpsampleGradientI.*{constant}EELi{classes}ELb1E",
+                ):
+                    assert sum(bool(re.search(pattern, name)) for name in names) == 1
             assert sum(bool(re.search(rf"confusion_matrix_kernelILi{classes}E", n)) for n in names) == 1
         for single in ("finish_kernel", "region_mix_kernel"):
             assert sum(single in name for name in names) == 1

@@ -5,10 +5,11 @@
 #include "loss_kernel.h"
 #include "mix_kernel.h"
 #include "predict_kernel.h"
+#include "upsample_kernel.h"
 
 namespace udas {
 namespace cpu {
 extern const Kernels baseline_kernels;
-const Kernels baseline_kernels{run_losses, run_predictions, run_mix};
+const Kernels baseline_kernels{run_losses, run_upsample, run_predictions, run_mix};
 }  // namespace cpu
 }  // namespace udas

@@ -2,7 +2,7 @@
 // The one loop of every loss: interpolate the maps at a tile of pixels, let the pixel function of
 // core/losses.h turn logits into the loss and its gradient, and add the gradient to the two rows that the
 // pixels lie between.
-#include "../core/losses.h"
+#include "../core/upsample.h"
 #include "rows.h"
 
 namespace udas {
@@ -77,6 +77,18 @@ struct Entropy {
   static Vec run(const Pixels& px) {
     Column g = px.g(0);
     return entropy_pixel<kGrad, Vec>(px.u(0), px.task.inverse_log_classes, px.weight, px.classes(), g);
+  }
+};
+
+// The way back through upsample. Its incoming gradient stands in the second gradient block.
+template <Activation kActivation>
+struct UpsampleGradient {
+  static constexpr int kMaps = 1;
+  template <bool>
+  static Vec run(const Pixels& px) {
+    Column g = px.g(0);
+    activation_gradient<kActivation, Vec>(px.u(0), px.g(1), px.task.inverse_log_classes, px.classes(), g);
+    return Vec{};
   }
 };
 
@@ -161,6 +173,9 @@ class LossLoop {
         blend(pairs_[m].low(tile), pairs_[m].high(tile), task_.rows[m].fraction[y], task_.classes(),
               logits_.data() + m * block_);
       }
+      if (task_.incoming.data != nullptr) {
+        map_tile(task_.incoming, sample_, y, x, pixels, gradient_.data() + block_);
+      }
       for (int lane = 0; lane < kTile; lane += kLanes) {
         const Vec weight = udas::load(values_.weight + lane);
         const Pixels px{task_, logits_.data() + lane, gradient_.data() + lane,
@@ -205,15 +220,15 @@ class LossLoop {
   double total_ = 0.0, count_ = 0.0;
 };
 
+template <class Pixel, bool kGrad>
+void run_loop(LossTask& task, int64_t begin, int64_t end) {
+  LossLoop<Pixel, kGrad> loop(task);
+  for (int64_t band = begin; band < end; ++band) loop.band(band);
+}
+
 template <class Pixel>
 void loss_bands(LossTask& task, int64_t begin, int64_t end) {
-  if (task.with_grad) {
-    LossLoop<Pixel, true> loop(task);
-    for (int64_t band = begin; band < end; ++band) loop.band(band);
-  } else {
-    LossLoop<Pixel, false> loop(task);
-    for (int64_t band = begin; band < end; ++band) loop.band(band);
-  }
+  task.with_grad ? run_loop<Pixel, true>(task, begin, end) : run_loop<Pixel, false>(task, begin, end);
 }
 
 inline void run_losses(LossTask& task, int64_t begin, int64_t end) {
@@ -230,6 +245,10 @@ inline void run_losses(LossTask& task, int64_t begin, int64_t end) {
       return loss_bands<DistillationKl>(task, begin, end);
     case cpu::Loss::entropy:
       return loss_bands<Entropy>(task, begin, end);
+    case cpu::Loss::upsample_gradient:
+      return with_activation(task.activation, [&](auto activation) {
+        run_loop<UpsampleGradient<decltype(activation)::value>, true>(task, begin, end);
+      });
   }
 }
 

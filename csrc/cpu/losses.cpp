@@ -190,6 +190,20 @@ OneGradient entropy(const Tensor& logits, Sizes size, const Optional& pixel_weig
   return run.one();
 }
 
+// Not a loss, but what comes back through upsample is what a loss Σ gradient · activation(logits) would give.
+Tensor upsample_backward(const Tensor& gradient, const Tensor& logits, int64_t activation,
+                         bool align_corners) {
+  check_logits("logits", logits);
+  check_gradient(gradient, logits);
+  const Optional unweighted;
+  LossRun run(Loss::upsample_gradient, {logits},
+              {{gradient.size(2), gradient.size(3)}, unweighted, align_corners, kSum, true});
+  run.task.incoming = map_of(gradient);
+  run.task.activation = activation_of(activation);
+  run.task.inverse_log_classes = static_cast<float>(1.0 / std::log(static_cast<double>(logits.size(1))));
+  return run.run(1)[2];
+}
+
 }  // namespace
 }  // namespace cpu
 }  // namespace udas
@@ -201,4 +215,5 @@ STABLE_TORCH_LIBRARY_IMPL(udas_fast, CPU, m) {
   m.impl("ensemble_kl", TORCH_BOX(&udas::cpu::ensemble_kl));
   m.impl("distillation_kl", TORCH_BOX(&udas::cpu::distillation_kl));
   m.impl("entropy", TORCH_BOX(&udas::cpu::entropy));
+  m.impl("upsample_backward", TORCH_BOX(&udas::cpu::upsample_backward));
 }

@@ -198,6 +198,15 @@ inline void copy_tile(const cpu::Plane& plane, int64_t n, int64_t y, int64_t x, 
   for (int i = count; i < kTile; ++i) to[i] = missing;
 }
 
+// 64 pixels of every class of a full-resolution float32 map from column x on, [C][64]; 0 past the end.
+inline void map_tile(const Map& map, int64_t n, int64_t y, int64_t x, int count, float* to) {
+  cpu::Plane plane{map.data, map.type, {map.stride[0], map.stride[2], map.stride[3]}};
+  for (int64_t c = 0; c < map.classes; ++c) {
+    plane.data = static_cast<const float*>(map.data) + c * map.stride[1];
+    copy_tile<float, float>(plane, n, y, x, count, 0.0f, to + c * kTile);
+  }
+}
+
 // Labels as classes, -1 where ignored, past the end or out of range (then bad_label is set).
 inline void label_tile(const cpu::Plane& target, int64_t n, int64_t y, int64_t x, int count,
                        int64_t ignore_index, int64_t classes, std::atomic<int64_t>& bad_label, int32_t* to) {

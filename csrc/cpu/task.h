@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "../core/activation.h"
 #include "../core/region.h"
 
 namespace udas {
@@ -59,7 +60,15 @@ struct Grid {
   int64_t end_y(int64_t band) const { return std::min(first_y(band) + kBand, height); }
 };
 
-enum class Loss { cross_entropy, rectified, symmetric_kl, ensemble_kl, distillation_kl, entropy };
+enum class Loss {
+  cross_entropy,
+  rectified,
+  symmetric_kl,
+  ensemble_kl,
+  distillation_kl,
+  entropy,
+  upsample_gradient
+};
 
 struct LossTask {
   LossTask(const Grid& grid) : grid(grid) {}
@@ -69,6 +78,8 @@ struct LossTask {
   std::vector<Map> maps;  // those with a gradient first
   std::vector<Axis> rows, columns;
   Plane target, pixel_weight, mask;
+  Map incoming{};  // the gradient [N, C, H, W], float32, that goes back through `activation`
+  Activation activation = Activation::none;
   const float* class_weight = nullptr;
   int64_t ignore_index = 255;
   float inverse_temperature = 1.0f, inverse_log_classes = 1.0f;
@@ -82,6 +93,21 @@ struct LossTask {
   // The low-resolution rows of map `m` that band `band` reads, both ends included.
   int64_t first_row(int m, int64_t band) const { return rows[m].low[grid.first_y(band)]; }
   int64_t last_row(int m, int64_t band) const { return rows[m].high[grid.end_y(band) - 1]; }
+};
+
+struct UpsampleTask {
+  UpsampleTask(const Grid& grid, const Map& map, bool align_corners)
+      : grid(grid),
+        map(map),
+        rows{Axis(map.height, grid.height, align_corners, grid.height)},
+        columns(map.width, grid.width, align_corners, grid.tiles * kTile) {}
+  Grid grid;
+  Map map;
+  std::vector<Axis> rows;  // one
+  Axis columns;
+  Activation activation = Activation::none;
+  float inverse_log_classes = 1.0f;
+  float* out = nullptr;  // [N, C, H, W]
 };
 
 struct PredictTask {
@@ -126,6 +152,7 @@ struct MixTask {
 // One set of kernels per instruction set; each does the bands [begin, end).
 struct Kernels {
   void (*losses)(LossTask&, int64_t begin, int64_t end);
+  void (*upsample)(const UpsampleTask&, int64_t begin, int64_t end);
   void (*predictions)(const PredictTask&, int64_t begin, int64_t end);
   void (*mix)(const MixTask&, int64_t begin, int64_t end);
 };

@@ -8,11 +8,12 @@
 #include "loss_kernel.h"
 #include "mix_kernel.h"
 #include "predict_kernel.h"
+#include "upsample_kernel.h"
 
 namespace udas {
 namespace cpu {
 extern const Kernels v3_kernels;
-const Kernels v3_kernels{run_losses, run_predictions, run_mix};
+const Kernels v3_kernels{run_losses, run_upsample, run_predictions, run_mix};
 }  // namespace cpu
 }  // namespace udas
 #pragma GCC pop_options

@@ -31,10 +31,18 @@ struct Sides {
   bool masked_in;
 };
 
+// A pixel's gradient by class on its way back through upsample.
+struct Incoming {
+  UDAS_DEVICE float operator[](int c) const { return __ldg(first + c * pitch); }
+  const float* first;
+  int64_t pitch;
+};
+
 struct Pixel {
   int label;  // -1: ignored
   float weight, count;
   bool active;  // false: neither loss nor gradient
+  Incoming incoming;
 };
 
 // `at` is the pixel's place in [N, H, W].
@@ -50,7 +58,7 @@ UDAS_DEVICE Sides load_sides(const LossTask& task, int64_t at) {
 // A label that is neither a class nor ignored reads nothing: its pixel counts as NaN.
 template <class Loss>
 UDAS_DEVICE Pixel resolve(const LossTask& task, const Sides& sides) {
-  Pixel pixel{-1, sides.weight, 1.0f, sides.masked_in};
+  Pixel pixel{-1, sides.weight, 1.0f, sides.masked_in, {}};
   if (Loss::kLabels && sides.label != task.ignore_index) {
     const bool known = sides.label >= 0 && sides.label < task.classes;
     pixel.label = known ? static_cast<int>(sides.label) : 0;
@@ -173,12 +181,16 @@ class LossBlock {
     const bool inside = x >= 0;
     const Tiling& tiling = task_.tiling;
     int64_t at = (tile_.sample * tiling.height + tile_.y) * tiling.width + tile_.x + (inside ? x : 0);
+    const Map& incoming = task_.incoming;
+    const float* above = static_cast<const float*>(incoming.data) + tile_.sample * incoming.stride[0] +
+                         tile_.y * incoming.stride[2] + (tile_.x + (inside ? x : 0)) * incoming.stride[3];
     Sides next = load_sides<Loss>(task_, at);
 #pragma unroll 1
     for (int y = 0; y < tile_.rows; ++y, at += tiling.width) {
       Pixel pixel = resolve<Loss>(task_, next);
       if (y + 1 < tile_.rows) next = load_sides<Loss>(task_, at + tiling.width);
       pixel.active = pixel.active && inside;
+      pixel.incoming = {above + y * incoming.stride[2], incoming.stride[1]};
       if (kGrad && C > 0 && y > 0) leave_rows(y - 1, y);
 #pragma unroll
       for (int m = 0; m < kMaps; ++m) {
@@ -350,18 +362,21 @@ __global__ void __launch_bounds__(kTileWidth, 2) loss_kernel(UDAS_PARAMETER Loss
   LossBlock<Loss, C, kGrad>(task, shared_memory()).run();
 }
 
-template <class Loss>
-cudaError_t run_loss(const LossTask& task, cudaStream_t stream) {
+template <class Loss, int C, bool kGrad>
+cudaError_t launch_loss(const LossTask& task, cudaStream_t stream) {
   const int64_t tiles = tile_count(task.tiling);
   if (tiles == 0) return cudaSuccess;
-  const int width = task.tiling.tile_width;
+  const int width = task.tiling.tile_width, lines = LossBlock<Loss, C, kGrad>::lines(task.classes);
+  const size_t bytes = loss_layout(width, Loss::kMaps, task.teachers, lines).bytes;
+  return launch(loss_kernel<Loss, C, kGrad>, dim3(static_cast<unsigned>(tiles)), width, bytes, stream, task);
+}
+
+template <class Loss>
+cudaError_t run_loss(const LossTask& task, cudaStream_t stream) {
   return with_classes(task.classes, [&](auto classes) {
     constexpr int C = decltype(classes)::value;
-    const int lines = task.with_grad ? LossBlock<Loss, C, true>::lines(task.classes)
-                                     : LossBlock<Loss, C, false>::lines(task.classes);
-    const size_t bytes = loss_layout(width, Loss::kMaps, task.teachers, lines).bytes;
-    const auto kernel = task.with_grad ? loss_kernel<Loss, C, true> : loss_kernel<Loss, C, false>;
-    return launch(kernel, dim3(static_cast<unsigned>(tiles)), width, bytes, stream, task);
+    return task.with_grad ? launch_loss<Loss, C, true>(task, stream)
+                          : launch_loss<Loss, C, false>(task, stream);
   });
 }
 

@@ -184,6 +184,19 @@ OneGradient entropy(const Tensor& logits, Sizes size, const Optional& pixel_weig
   return run.one(run_entropy);
 }
 
+// Not a loss, but what comes back through upsample is what a loss Σ gradient · activation(logits) would give.
+Tensor upsample_backward(const Tensor& gradient, const Tensor& logits, int64_t activation,
+                         bool align_corners) {
+  check_logits("logits", logits);
+  check_gradient(gradient, logits);
+  const Optional unweighted;
+  LossRun run({logits}, 1, {{gradient.size(2), gradient.size(3)}, unweighted, align_corners, kSum, true});
+  run.task.incoming = map_of(gradient);
+  run.task.activation = activation_of(activation);
+  run.task.inverse_log_classes = static_cast<float>(1.0 / std::log(static_cast<double>(logits.size(1))));
+  return run.run(run_upsample_backward)[2];
+}
+
 }  // namespace
 }  // namespace cuda
 }  // namespace udas
@@ -195,4 +208,5 @@ STABLE_TORCH_LIBRARY_IMPL(udas_fast, UDAS_CUDA_KEY, m) {
   m.impl("ensemble_kl", TORCH_BOX(&udas::cuda::ensemble_kl));
   m.impl("distillation_kl", TORCH_BOX(&udas::cuda::distillation_kl));
   m.impl("entropy", TORCH_BOX(&udas::cuda::entropy));
+  m.impl("upsample_backward", TORCH_BOX(&udas::cuda::upsample_backward));
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../core/activation.h"
 #include "../core/region.h"
 
 namespace udas {
@@ -51,6 +52,8 @@ struct LossTask {
   const float* pixel_weight;  // [N, H, W] or null
   const bool* mask;           // [N, H, W] or null
   const float* class_weight;  // [C] or null
+  Map incoming;               // float32 [N, C, H, W], the gradient that goes back through `activation`
+  Activation activation;
   int64_t ignore_index;
   float inverse_temperature, inverse_log_classes;
   bool with_grad;
@@ -73,6 +76,15 @@ struct FinishTask {
   const float* partial[2];
   float *loss, *scale;  // loss is null where it is a map
   float* gradient[2];   // [N, C, h, w]
+};
+
+struct UpsampleTask {
+  Tiling tiling;
+  int32_t classes;
+  Map map;
+  Activation activation;
+  float inverse_log_classes;
+  float* out;  // [N, C, H, W]
 };
 
 struct PredictTask {
@@ -117,6 +129,7 @@ struct MixTask {
 
 // Tiles, chosen before memory is allocated, by the sizes alone; and what one tile of a loss touches of a map.
 void plan_loss(Tiling& tiling, int classes, int gradients, int teachers);
+void plan_upsample(Tiling& tiling, int classes);
 void plan_pseudo_label(Tiling& tiling, int classes, int views, bool mean);
 void plan_confusion_matrix(Tiling& tiling, int classes);
 Footprint footprint(const Tiling& tiling, const Map& map);
@@ -128,7 +141,9 @@ cudaError_t run_symmetric_kl(const LossTask& task, cudaStream_t stream);
 cudaError_t run_ensemble_kl(const LossTask& task, cudaStream_t stream);
 cudaError_t run_distillation_kl(const LossTask& task, cudaStream_t stream);
 cudaError_t run_entropy(const LossTask& task, cudaStream_t stream);
+cudaError_t run_upsample_backward(const LossTask& task, cudaStream_t stream);
 cudaError_t run_finish(const FinishTask& task, cudaStream_t stream);
+cudaError_t run_upsample(const UpsampleTask& task, cudaStream_t stream);
 cudaError_t run_pseudo_label(const PredictTask& task, cudaStream_t stream);
 cudaError_t run_confusion_matrix(const ConfusionTask& task, cudaStream_t stream);
 cudaError_t run_region_mix(const MixTask& task, cudaStream_t stream);

@@ -55,6 +55,18 @@ LOSSES = [
 LOSS_PARAMS = [pytest.param(loss, id=loss.name) for loss in LOSSES]
 
 
+ACTIVATIONS = ["none", "softmax", "self_information"]
+
+
+def upsampled_with_gradient(
+    module: ModuleType, logits: Tensor, incoming: Tensor, **options: object
+) -> tuple[Tensor, Tensor]:
+    """upsample to the size of ``incoming``, and what comes back for that gradient."""
+    leaf = logits.detach().requires_grad_()
+    value = module.upsample(leaf, tuple(incoming.shape[2:]), **options)
+    return value.detach(), torch.autograd.grad(value, leaf, incoming)[0]
+
+
 def random_map(
     shape: Sequence[int],
     seed: int,

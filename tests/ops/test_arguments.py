@@ -107,6 +107,17 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "ignored byte": (lambda: ops.pseudo_label([LOGITS], SIZE, ignore_index=300), "ignore_index: found 300"),
     "num_classes": (lambda: ops.confusion_matrix(LOGITS, TARGET, 5), "logits: found .* num_classes = 5"),
+    "activation": (
+        lambda: ops.upsample(LOGITS, SIZE, activation="sofmax"),
+        r"activation: found 'sofmax', wanted one of .* \(did you mean 'softmax'\?\)",
+    ),
+    "upsampled size": (lambda: ops.upsample(LOGITS, (8, 9, 1)), r"size: found \(8, 9, 1\), wanted \(height"),
+    "upsampled one class": (lambda: ops.upsample(LOGITS[:, :1], SIZE), "logits: found shape .* C from 2 to"),
+    "upsampled float64": (lambda: ops.upsample(LOGITS.double(), SIZE), "logits: found torch.float64"),
+    "corners": (
+        lambda: ops.upsample(LOGITS, SIZE, align_corners=1),
+        "align_corners: found 1, wanted True or False",
+    ),
     "boxes": (lambda: ops.sample_boxes(-1, SIZE), "n: found -1"),
     "alpha": (lambda: ops.sample_boxes(1, SIZE, alpha=float("inf")), "alpha: found inf"),
 }
@@ -169,3 +180,9 @@ def test_the_kernels_check_for_themselves() -> None:
         kernel(LOGITS, TARGET, torch.ones(2), None, 255, False, 1, False)
     with pytest.raises(RuntimeError, match="pixel_weight: found shape"):
         kernel(LOGITS, TARGET, None, WEIGHT[:, 1:], 255, False, 1, False)
+    with pytest.raises(RuntimeError, match="activation: found 3"):
+        torch.ops.udas_fast.upsample(LOGITS, SIZE, 3, False)
+    back = torch.ops.udas_fast.upsample_backward
+    for gradient in (LOGITS[:1], LOGITS[:, 1:], LOGITS[0], LOGITS.double()):
+        with pytest.raises(RuntimeError, match=r"gradient: found .*, wanted float32 \[2, 4, H, W\]"):
+            back(gradient, LOGITS, 1, False)

@@ -44,7 +44,7 @@ def test_matches_float64(
     assert int(found.sum()) == int((target != 255).sum())
     assert torch.equal(found.sum(1), wanted.sum(1))
     if n:
-        best = reference.upsample(logits.double(), full, aligned).topk(2, dim=1).values
+        best = reference.interpolate(logits.double(), full, aligned).topk(2, dim=1).values
         tied = int((best[:, 0] - best[:, 1] < 1e-5).sum())
         assert int((found - wanted).abs().sum()) <= 2 * tied
 

@@ -162,6 +162,18 @@ def prediction_arguments(draw: Draw) -> tuple[Any, ...]:
     return views, draw.size, 0.6, limits, 1.3, flips, draw.flag(), draw.align_corners, 255
 
 
+def upsample_arguments(draw: Draw) -> tuple[Any, ...]:
+    return draw.logits(), draw.size, draw.below(3), draw.align_corners
+
+
+def gradient_arguments(draw: Draw) -> tuple[Any, ...]:
+    """Those of upsample_backward."""
+    logits = draw.logits()
+    layout = draw.one_of(["contiguous", "channels_last", "transposed", "sliced"])
+    incoming = random_map((draw.n, draw.classes, *draw.size), draw.seed + 1, layout=layout)
+    return incoming, logits, draw.below(3), draw.align_corners
+
+
 def mix_arguments(draw: Draw) -> tuple[Any, ...]:
     (height, width), channels = draw.size, draw.one_of([1, 3, 3, 4])
     from_bytes = draw.flag()
@@ -211,6 +223,20 @@ def test_losses_and_gradients(ops: SimpleNamespace, name: str) -> None:
             assert_close(ours, theirs, 2e-5)
 
 
+def test_upsampling_and_its_gradient(ops: SimpleNamespace) -> None:
+    for seed in range(40):
+        ops.order(seed % 5)
+        draw = Draw(100 * seed)
+        for name, arguments in (
+            ("upsample", upsample_arguments(draw)),
+            ("upsample_backward", gradient_arguments(draw)),
+        ):
+            found, wanted = getattr(ops.emulated, name)(*arguments), getattr(ops.cpu, name)(*arguments)
+            assert found.dtype == torch.float32
+            assert found.is_contiguous()
+            assert_close(found, wanted, 2e-5)
+
+
 def test_pseudo_labels(ops: SimpleNamespace) -> None:
     for seed in range(40):
         ops.order(seed % 5)
@@ -244,13 +270,15 @@ def test_region_mixes(ops: SimpleNamespace) -> None:
         assert_close(found[0].float(), wanted[0].float(), 1e-6 if found[0].dtype == torch.float32 else 4e-3)
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "pseudo_label", "region_mix"])
+@pytest.mark.parametrize("name", [*LOSSES, "upsample_backward", "pseudo_label", "region_mix"])
 def test_the_order_of_threads_and_blocks_changes_no_bit(ops: SimpleNamespace, name: str) -> None:
     for seed, classes in enumerate([19, 5]):
         draw = Draw(seed, classes)
         draw.size = [50, 270]
         if name in LOSSES:
             arguments = loss_arguments(name, draw, 1, with_grad=True)
+        elif name == "upsample_backward":
+            arguments = gradient_arguments(draw)
         else:
             arguments = prediction_arguments(draw) if name == "pseudo_label" else mix_arguments(draw)
         results = []
@@ -300,12 +328,24 @@ def test_nothing_beside_the_logits_is_read(ops: SimpleNamespace, name: str) -> N
         arguments = list(loss_arguments(name, draw, 1, with_grad=True))
         for i, argument in enumerate(arguments):
             if isinstance(argument, Tensor) and argument.dim() == 4:
-                n, c, h, w = argument.shape
-                around = torch.full((n + 2, c + 2, 2 * h + 3, w + 2), float("nan"), dtype=argument.dtype)
-                window = around[1:-1, 1:-1, 1 : 2 * h : 2, 1:-1]
-                window.copy_(argument)
-                arguments[i] = window
+                arguments[i] = window(argument)
         assert all(bool(result.isfinite().all()) for result in getattr(ops.emulated, name)(*arguments))
+
+
+def window(values: Tensor) -> Tensor:
+    """``values`` within NaN on all sides."""
+    n, c, h, w = values.shape
+    around = torch.full((n + 2, c + 2, 2 * h + 3, w + 2), float("nan"), dtype=values.dtype)
+    return around[1:-1, 1:-1, 1 : 2 * h : 2, 1:-1].copy_(values)
+
+
+def test_upsampling_reads_nothing_beside_its_maps(ops: SimpleNamespace) -> None:
+    for seed in range(12):
+        incoming, logits, *options = gradient_arguments(Draw(seed))
+        back = ops.emulated.upsample_backward(window(incoming), window(logits), *options)
+        seen = ops.emulated.upsample(window(logits), list(incoming.shape[2:]), *options)
+        assert bool(back.isfinite().all())
+        assert bool(seen.isfinite().all())  # and every element is written: new tensors are NaN
 
 
 def test_empty_batches_and_pixels_that_do_not_count(ops: SimpleNamespace) -> None:
@@ -320,6 +360,9 @@ def test_empty_batches_and_pixels_that_do_not_count(ops: SimpleNamespace) -> Non
         assert gradient.shape == none.shape
     assert ops.emulated.confusion_matrix(none, target, 255, False).sum() == 0
     assert ops.emulated.pseudo_label([none], [20, 30], 0.5, None, 1.0, None, False, False, 255)[2].sum() == 0
+    assert ops.emulated.upsample(none, [20, 30], 1, False).shape == (0, 19, 20, 30)
+    back = ops.emulated.upsample_backward(torch.zeros(0, 19, 20, 30), none, 1, False)
+    assert back.shape == none.shape
     ignored = torch.full((2, 20, 30), 255, dtype=torch.uint8)
     loss, factor, gradient = ops.emulated.cross_entropy(
         random_map((2, 19, 3, 4), 0), ignored, None, None, 255, False, 1, True

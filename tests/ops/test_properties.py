@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_cases import DEVICES, LOSS_PARAMS, LOSSES, NO_GPU, Loss, random_labels, random_map, with_gradients
+from op_cases import (
+    ACTIVATIONS,
+    DEVICES,
+    LOSS_PARAMS,
+    LOSSES,
+    NO_GPU,
+    Loss,
+    random_labels,
+    random_map,
+    upsampled_with_gradient,
+    with_gradients,
+)
 from torch import Tensor
 
 from udas_fast import build_info, ops
@@ -35,6 +46,9 @@ def results(device: str, layout: str = "contiguous") -> list[Tensor]:
     for reduce in ("max", "mean"):
         found += ops.pseudo_label(maps, (100, 150), reduce=reduce, flips=[False, True])
     found.append(ops.confusion_matrix(maps[0], target, 7))
+    incoming = random_map((2, 7, 100, 150), 2, layout="channels_last").to(device)
+    for activation in ACTIVATIONS:
+        found += upsampled_with_gradient(ops, maps[0], incoming, activation=activation)
     return found
 
 
@@ -134,6 +148,58 @@ def test_no_full_resolution_map_on_the_gpu() -> None:
         assert growth < 16, f"{name}: {growth:.1f} MiB"
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.skipif(bool(_library.REASON), reason="nothing compiled")
+def test_upsample_makes_nothing_full_beside_its_result(device: str, activation: str) -> None:
+    """19×90×160 to 720×1280: the result takes 66.8 MiB, and the way back only reads a gradient of that size."""
+    logits = random_map((1, 19, 90, 160), 0).to(device).requires_grad_()
+    incoming = torch.ones((1, 19, 720, 1280), device=device)
+
+    def forward() -> Tensor:
+        return ops.upsample(logits, (720, 1280), activation=activation)
+
+    seen = forward()
+
+    def backward() -> object:
+        return torch.autograd.grad(seen, logits, incoming, retain_graph=True)
+
+    for action, result in ((forward, incoming.nbytes / MIB), (backward, 0)):
+        action()
+        if device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            action()
+            growth = (torch.cuda.max_memory_allocated() - before) / MIB
+        elif Path("/proc/self/clear_refs").exists():
+            growth = peak_growth(action)
+        else:
+            pytest.skip("reads Linux's /proc")
+        assert growth < result + 16
+
+
+@NO_GPU
+@pytest.mark.cuda
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_cuda_graphs_capture_upsample_without_synchronisation(activation: str) -> None:
+    logits = random_map((1, 19, 9, 16), 0).cuda()
+    incoming = random_map((1, 19, 72, 128), 1, layout="channels_last").cuda()
+    stream = torch.cuda.Stream()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            eager = upsampled_with_gradient(ops, logits, incoming, activation=activation)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = upsampled_with_gradient(ops, logits, incoming, activation=activation)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
+
+
 @NO_GPU
 @pytest.mark.cuda
 @pytest.mark.parametrize("loss", LOSS_PARAMS)
@@ -169,4 +235,5 @@ def test_more_than_two_to_the_31_bytes(device: str) -> None:
     far = storage.as_strided((2, 2, 2, 2), (2**29, 2**28, 2**27, 2**26)).copy_(values)
     target = random_labels((2, 9, 11), 2, 0).to(device)
     assert torch.equal(ops.cross_entropy(far, target), ops.cross_entropy(values, target))
+    assert torch.equal(ops.upsample(far, (9, 11)), ops.upsample(values, (9, 11)))
     assert torch.equal(ops.pseudo_label([far], (9, 11)).label, ops.pseudo_label([values], (9, 11)).label)

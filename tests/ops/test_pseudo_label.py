@@ -22,7 +22,7 @@ def probabilities(views: list[Tensor], size: tuple[int, int], options: dict[str,
     """float64 ``[K, N, C, H, W]`` with flips undone."""
     table = reference.flip_table(options.get("flips"), len(views), len(views[0]), views[0].device)
     aligned = options.get("align_corners", False)
-    full = [reference.upsample(v.double(), size, aligned) / options.get("temperature", 1.0) for v in views]
+    full = [reference.interpolate(v.double(), size, aligned) / options.get("temperature", 1.0) for v in views]
     return torch.stack([reference.unflip(x.softmax(1), table, k) for k, x in enumerate(full)])
 
 

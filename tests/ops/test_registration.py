@@ -48,6 +48,8 @@ def samples(device: str) -> dict[str, list[tuple[Any, ...]]]:
             ([plain, plain * 2], size, 0.0, classes, 1.0, flips, True, True, 255),
         ],
         "confusion_matrix": [(plain, target, 255, False)],
+        "upsample": [(a, size, code, code == 1) for code in range(3)],
+        "upsample_backward": [(random_map((2, 5, *size), 3).to(device), plain, 2, False)],
         "region_mix": [
             (image, image.flip(0), target, target.flip(0), boxes, [0.5] * 3, [0.2] * 3, torch.float32, True),
             (image, image.flip(0), target, target.flip(0), boxes, [], [], torch.uint8, False),
@@ -57,7 +59,7 @@ def samples(device: str) -> dict[str, list[tuple[Any, ...]]]:
 
 @BUILT
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", _library.OPERATORS)
+@pytest.mark.parametrize("name", [*_library.OPERATORS, "upsample_backward"])
 def test_opcheck(name: str, device: str) -> None:
     for arguments in samples(device)[name]:
         torch.library.opcheck(getattr(torch.ops.udas_fast, name).default, arguments)

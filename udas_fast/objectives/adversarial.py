@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from udas_fast import distributed
+from udas_fast import distributed, ops
 from udas_fast.models import (
     CHECKPOINTING,
     Discriminator,
@@ -31,23 +30,8 @@ Space = Literal["probability", "entropy", "score"]
 Gan = Literal["bce", "lsgan"]
 
 
-def scores(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """The resampled logits ``[N, C, H, W]``: the space of CyCADA's discriminator."""
-    return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
-
-
-def probabilities(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """softmax of the upsampled logits, float32 ``[N, C, H, W]``: the space of AdaptSegNet's discriminators."""
-    return scores(logits, size, align_corners).softmax(1, dtype=torch.float32)
-
-
-def self_information(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """−p·log2(p + 1e-30) / log2(C), float32 ``[N, C, H, W]``: the space of AdvEnt's (Vu et al. 2019, eq. 5)."""
-    p = probabilities(logits, size, align_corners)
-    return -p * torch.log2(p + 1e-30) / math.log2(logits.shape[1])
-
-
-_SPACES = {"probability": probabilities, "entropy": self_information, "score": scores}
+# What ops.upsample makes of the logits for a discriminator.
+_ACTIVATIONS = {"probability": "softmax", "entropy": "self_information", "score": "none"}
 
 
 def _bce(answer: Tensor, domain: float) -> Tensor:
@@ -131,7 +115,7 @@ class OutputAdversary(nn.Module):
         self.primary, self.auxiliary = (discriminator(weight) for weight in weights)
         self.weights = weights
         self.real = real
-        self._space = _SPACES[space]
+        self._activation = _ACTIVATIONS[space]
         self._distance, self._middle = _DISTANCES[gan], _MIDDLES[gan]
         self.gate = None if gate is None else AccuracyGate(gate)
         self.checkpointed = CHECKPOINTING["none"]
@@ -180,7 +164,10 @@ class OutputAdversary(nn.Module):
         ):
             if discriminator is not None and logits is not None:
                 parts = logits.split(self.micro_batch_size or len(logits))
-                maps = [partial(self._space, part, size, both.align_corners) for part in parts]
+                seen = partial(
+                    ops.upsample, size=size, activation=self._activation, align_corners=both.align_corners
+                )
+                maps = [partial(seen, part) for part in parts]
                 yield weight, discriminator, maps
 
     def _answers(self, discriminator: nn.Module, parts: list[Maps]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from udas_fast.ops.divergence import distillation_kl, ensemble_kl, entropy, symm
 from udas_fast.ops.mixing import region_mix, sample_boxes
 from udas_fast.ops.predictions import PseudoLabel, confusion_matrix, pseudo_label
 from udas_fast.ops.supervised import cross_entropy, rectified_cross_entropy
+from udas_fast.ops.upsampling import upsample
 
 __all__ = [
     "PseudoLabel",
@@ -23,4 +24,5 @@ __all__ = [
     "region_mix",
     "sample_boxes",
     "symmetric_kl",
+    "upsample",
 ]

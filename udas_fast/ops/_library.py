@@ -15,6 +15,7 @@ from udas_fast.errors import InputError
 
 OPERATORS = (
     "region_mix",
+    "upsample",
     "pseudo_label",
     "cross_entropy",
     "symmetric_kl",

@@ -29,12 +29,23 @@ class PseudoLabel(NamedTuple):
     histogram: Tensor
 
 
-def upsample(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+def interpolate(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     """Bilinear interpolation to ``size`` (H, W), in float32 or float64."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if wide.shape[0] == 0:
         return wide.new_zeros((0, wide.shape[1], *size)) + 0 * wide.sum()
     return F.interpolate(wide, tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def upsample(
+    logits: Tensor, size: Sequence[int], *, activation: str = "softmax", align_corners: bool = False
+) -> Tensor:
+    """Scores, softmax or self-information (AdvEnt) at full resolution; see :func:`udas_fast.ops.upsample`."""
+    scores = interpolate(logits, size, align_corners)
+    if activation == "none":
+        return scores
+    p = scores.softmax(1)
+    return p if activation == "softmax" else -p * torch.log2(p + 1e-30) / math.log2(logits.shape[1])
 
 
 def check_labels(name: str, label: Tensor, classes: int, ignore_index: int | None) -> None:
@@ -188,7 +199,7 @@ def pseudo_label(
     """Label, confidence and histogram of K views; see :func:`udas_fast.ops.pseudo_label`."""
     table = flip_table(flips, len(views), views[0].shape[0], views[0].device)
     probability = [
-        unflip((upsample(view, size, align_corners) / temperature).softmax(1), table, k)
+        unflip((interpolate(view, size, align_corners) / temperature).softmax(1), table, k)
         for k, view in enumerate(views)
     ]
     if reduce == "mean":
@@ -232,7 +243,7 @@ def cross_entropy(
     reduction: str = "mean",
 ) -> Tensor:
     """``F.cross_entropy(F.interpolate(logits, target.shape[-2:]), target)``, 0 where nothing counts."""
-    full = upsample(logits, target.shape[-2:], align_corners)
+    full = interpolate(logits, target.shape[-2:], align_corners)
     loss, valid = pixel_cross_entropy(full, target, ignore_index)
     count = valid.to(loss.dtype)
     if weight is not None:
@@ -256,7 +267,7 @@ def symmetric_kl(
     reduction: str = "mean",
 ) -> Tensor:
     """KL(a‖b) + KL(b‖a) of the two heads' softmaxes."""
-    log_a, log_b = (upsample(x, size, align_corners).log_softmax(1) for x in (a, b))
+    log_a, log_b = (interpolate(x, size, align_corners).log_softmax(1) for x in (a, b))
     loss = kl(log_a, log_b) + kl(log_b, log_a)
     return reduce_loss(weighted(loss, pixel_weight), loss.numel(), reduction)
 
@@ -271,7 +282,7 @@ def ensemble_kl(
     reduction: str = "mean",
 ) -> Tensor:
     """KL(m‖primary) + KL(m‖auxiliary), m = softmax(0.5·auxiliary + primary) detached."""
-    p, a = (upsample(x, size, align_corners) for x in (primary, auxiliary))
+    p, a = (interpolate(x, size, align_corners) for x in (primary, auxiliary))
     log_m = (0.5 * a + p).detach().log_softmax(1)
     loss = kl(log_m, p.log_softmax(1)) + kl(log_m, a.log_softmax(1))
     return reduce_loss(weighted(loss, pixel_weight), loss.numel(), reduction)
@@ -289,8 +300,8 @@ def distillation_kl(
     reduction: str = "mean",
 ) -> Tensor:
     """KL(mean_k softmax(teacher_k/T) ‖ softmax(student/T)), teachers detached."""
-    log_s = (upsample(student, size, align_corners) / temperature).log_softmax(1)
-    soft = [(upsample(t.detach(), size, align_corners) / temperature).softmax(1) for t in teachers]
+    log_s = (interpolate(student, size, align_corners) / temperature).log_softmax(1)
+    soft = [(interpolate(t.detach(), size, align_corners) / temperature).softmax(1) for t in teachers]
     mean = torch.stack(soft).mean(0)
     loss = (torch.special.xlogy(mean, mean) - mean * log_s).sum(1)
     if mask is None:
@@ -312,7 +323,7 @@ def rectified_cross_entropy(
     reduction: str = "mean",
 ) -> Tensor:
     """mean(CE(primary)·exp(−var)) + mean(var), var = KL(auxiliary‖primary); means over all pixels."""
-    p, a = (upsample(x, target.shape[-2:], align_corners) for x in (primary, auxiliary))
+    p, a = (interpolate(x, target.shape[-2:], align_corners) for x in (primary, auxiliary))
     variance = kl(a.log_softmax(1), p.log_softmax(1))
     loss, _ = pixel_cross_entropy(p, target, ignore_index)
     loss = loss * torch.exp(-variance) + variance
@@ -328,7 +339,7 @@ def entropy(
     reduction: str = "mean",
 ) -> Tensor:
     """−Σ p·log p / log C per pixel (MinEnt)."""
-    log_p = upsample(logits, size, align_corners).log_softmax(1)
+    log_p = interpolate(logits, size, align_corners).log_softmax(1)
     loss = -(log_p.exp() * log_p).sum(1) / math.log(logits.shape[1])
     return reduce_loss(weighted(loss, pixel_weight), loss.numel(), reduction)
 
@@ -343,7 +354,7 @@ def confusion_matrix(
 ) -> Tensor:
     """int64 ``[C, C]``: pixels of true class i (row) predicted as class j (column)."""
     check_labels("target", target, num_classes, ignore_index)
-    prediction = upsample(logits, target.shape[-2:], align_corners).argmax(1)
+    prediction = interpolate(logits, target.shape[-2:], align_corners).argmax(1)
     target = target.long()
     cell = torch.where(target != ignore_index, target * num_classes + prediction, num_classes * num_classes)
     counts = torch.zeros(num_classes * num_classes + 1, dtype=torch.int64, device=cell.device)

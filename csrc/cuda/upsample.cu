@@ -1,0 +1,73 @@
+// Upsampling with its activation, straight to [N, C, H, W]. One thread a column, as everywhere (common.cuh):
+// a warp stores 32 neighbours of a class at a time.
+//
+// The floor, with P pixels and C classes: bytes 4·P·C written, N·C·h·w·(2 or 4) read; exps P·C for softmax
+// and self-information. At stride 8 this is bound by the bytes written.
+#include "../core/upsample.h"
+#include "common.cuh"
+
+namespace udas {
+namespace cuda {
+namespace {
+
+// The classes of one pixel in [N, C, H, W].
+struct Planes {
+  UDAS_DEVICE float& operator[](int c) const { return first[c * pitch]; }
+  float* first;
+  int64_t pitch;
+};
+
+template <Activation kActivation, int C>
+__global__ void __launch_bounds__(kTileWidth, 4) upsample_kernel(UDAS_PARAMETER UpsampleTask task) {
+  const Tiling& tiling = task.tiling;
+  const Tile tile(tiling, blockIdx.x);
+  Source* rows = reinterpret_cast<Source*>(shared_memory());
+  for (int y = threadIdx.x; y < tile.rows; y += tiling.tile_width) {
+    rows[y] = row_position(tiling, task.map, tile.y + y);
+  }
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) >= tile.columns) return;
+  const int x = tile.x + threadIdx.x;
+  const Source column = column_position(tiling, task.map, x);
+  const Classes<C> classes{task.classes};
+  const int64_t plane = static_cast<int64_t>(tiling.height) * tiling.width;
+  Planes to{task.out + tile.sample * task.classes * plane + static_cast<int64_t>(tile.y) * tiling.width + x,
+            plane};
+  Logits<C> logits;
+#pragma unroll 1
+  for (int y = 0; y < tile.rows; ++y, to.first += tiling.width) {
+    const bool fresh = y == 0 || rows[y].low != rows[y - 1].low;
+    logits.move(task.map, tile.sample, rows[y], column, fresh);
+    if constexpr (C == 0) {
+      activate<kActivation, float>(logits, task.inverse_log_classes, classes, to);
+    } else {
+      Values<C> values;
+      activate<kActivation, float>(logits, task.inverse_log_classes, classes, values);
+#pragma unroll
+      for (int c = 0; c < C; ++c) to[c] = values[c];
+    }
+  }
+}
+
+}  // namespace
+
+void plan_upsample(Tiling& tiling, int classes) {
+  choose_tiles(tiling, is_unrolled(classes), [](int height, int) { return sizeof(Source) * height; });
+}
+
+cudaError_t run_upsample(const UpsampleTask& task, cudaStream_t stream) {
+  const Tiling& tiling = task.tiling;
+  if (tile_count(tiling) == 0) return cudaSuccess;
+  const dim3 blocks(static_cast<unsigned>(tile_count(tiling)));
+  const size_t bytes = sizeof(Source) * tiling.tile_height;
+  return with_activation(task.activation, [&](auto activation) {
+    constexpr Activation kActivation = decltype(activation)::value;
+    return with_classes(task.classes, [&](auto classes) {
+      constexpr int C = decltype(classes)::value;
+      return launch(upsample_kernel<kActivation, C>, blocks, tiling.tile_width, bytes, stream, task);
+    });
+  });
+}
+
+}  // namespace cuda
+}  // namespace udas
