@@ -115,6 +115,10 @@ def short_set(device: str) -> None:
             ops.distillation_kl(a, [b, c], size),
             ops.entropy(a, size),
         ]
+        losses += [
+            ops.upsample(a, size, activation=activation).square().mean()
+            for activation in ("none", "softmax", "self_information")
+        ]
         torch.stack(losses).sum().backward()
         for reduce in ("max", "mean"):
             ops.pseudo_label([a.detach(), c.detach()], size, reduce=reduce)

@@ -105,6 +105,10 @@ def eager_entropy(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return -(log_p.exp() * log_p).sum(1).mean() / torch.log(torch.tensor(float(CLASSES)))
 
 
+def eager_upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1, dtype=torch.float32)
+
+
 def eager_confusion(logits: Tensor, target: Tensor) -> Tensor:
     prediction = up(logits, tuple(target.shape[1:])).argmax(1)
     valid = target != 255
@@ -201,6 +205,15 @@ CASES = [
         fmas=7,
     ),
     Case(
+        "upsample",
+        lambda i: lambda a: ops.upsample(a, i.size),
+        lambda i: lambda a: eager_upsample(a, i.size),
+        maps=1,
+        gradients=1,
+        exps=1,
+        fmas=10,
+    ),
+    Case(
         "confusion_matrix",
         lambda i: lambda a: ops.confusion_matrix(a, i.target, CLASSES),
         lambda i: lambda a: eager_confusion(a, i.target),
@@ -218,17 +231,19 @@ CASES = [
 
 def action(step: Step, maps: list[Tensor], gradients: int) -> Callable[[], object]:
     """One call of ``step``, with its backward pass where there are ``gradients``."""
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return step(*maps)
+
     if gradients == 0:
-
-        def forward() -> object:
-            with torch.no_grad():
-                return step(*maps)
-
         return forward
+
+    incoming = torch.ones_like(forward())  # of a loss, or of a full-resolution map
 
     def both() -> object:
         leaves = [m.detach().requires_grad_(k < gradients) for k, m in enumerate(maps)]
-        step(*leaves).backward()
+        step(*leaves).backward(incoming)
         return [leaf.grad for leaf in leaves]
 
     return both
@@ -242,6 +257,8 @@ def floor_ms(case: Case, inputs: Inputs, backward: bool, ceilings: dict[str, flo
     moved = maps + pixels
     if backward:
         moved += sum(m.numel() * (4 + 2 * m.element_size()) for m in inputs.maps[: case.gradients])
+    if case.name == "upsample":
+        moved += 4 * CLASSES * pixels * (2 if backward else 1)
     if case.name == "pseudo_label":
         moved += 4 * pixels
     if case.name == "region_mix":

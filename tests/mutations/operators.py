@@ -163,7 +163,14 @@ def _boxes(rng: random.Random, generator: torch.Generator) -> tuple[str, list, d
     return "sample_boxes", [rng.randint(0, 4), rng.choice(SIZES)], options
 
 
-CASES = (_loss, _loss, _loss, _pseudo, _matrix, _mix, _boxes)
+def _upsample(rng: random.Random, generator: torch.Generator) -> tuple[str, list, dict]:
+    logits = _logits(rng, generator, rng.randint(0, 3), rng.choice([2, 3, 19]))
+    activation = rng.choice(["none", "softmax", "self_information"])
+    options = {"activation": activation, "align_corners": rng.random() < 0.5}
+    return "upsample", [logits, rng.choice(SIZES)], options
+
+
+CASES = (_loss, _loss, _loss, _upsample, _pseudo, _matrix, _mix, _boxes)
 
 
 def _compare(name: str, found: Any, args: list, options: dict) -> None:

@@ -111,6 +111,14 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ops.upsample(LOGITS, SIZE, activation="sofmax"),
         r"activation: found 'sofmax', wanted one of .* \(did you mean 'softmax'\?\)",
     ),
+    "no activation": (
+        lambda: ops.upsample(LOGITS, SIZE, activation=None),
+        "activation: found None, wanted one of none, softmax, self_information",
+    ),
+    "reduction in a list": (
+        lambda: ops.entropy(LOGITS, SIZE, reduction=["mean"]),
+        r"reduction: found \['mean'\], wanted one of none, mean, sum",
+    ),
     "upsampled size": (lambda: ops.upsample(LOGITS, (8, 9, 1)), r"size: found \(8, 9, 1\), wanted \(height"),
     "upsampled one class": (lambda: ops.upsample(LOGITS[:, :1], SIZE), "logits: found shape .* C from 2 to"),
     "upsampled float64": (lambda: ops.upsample(LOGITS.double(), SIZE), "logits: found torch.float64"),

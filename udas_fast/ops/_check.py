@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -121,11 +121,18 @@ def class_values(name: str, t: Tensor, like: Tensor) -> Tensor:
     return t.float()
 
 
+def choice(name: str, value: str, known: Collection[str]) -> str:
+    """One of ``known``."""
+    if not isinstance(value, str):
+        raise bad(name, value, f"one of {', '.join(known)}")
+    if value not in known:
+        raise unknown(name, value, known)
+    return value
+
+
 def reduction(value: str) -> int:
     """ "none", "mean" or "sum" as the schema's number."""
-    if value not in REDUCTIONS:
-        raise unknown("reduction", value, REDUCTIONS)
-    return REDUCTIONS[value]
+    return REDUCTIONS[choice("reduction", value, REDUCTIONS)]
 
 
 def positive(name: str, value: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udas_fast.errors import bad, unknown
+from udas_fast.errors import bad
 from udas_fast.ops import _check, _library, reference
 from udas_fast.ops.reference import HISTOGRAM_BINS, PseudoLabel
 
@@ -60,8 +60,7 @@ def pseudo_label(
     temperature = _check.positive("temperature", temperature)
     number, per_class = _threshold(threshold, views[0])
     table = _flip_table(flips, views)
-    if reduce not in ("max", "mean"):
-        raise unknown("reduce", reduce, ("max", "mean"))
+    _check.choice("reduce", reduce, ("max", "mean"))
     ignore_index = _check.ignore_byte(ignore_index)
     align_corners = _check.flag("align_corners", align_corners)
     if not _library.compiled("pseudo_label", views[0]):

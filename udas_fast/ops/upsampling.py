@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udas_fast.errors import unknown
 from udas_fast.ops import _check, _library, reference
 
 ACTIVATIONS = {"none": 0, "softmax": 1, "self_information": 2}
@@ -36,12 +35,11 @@ def upsample(
     """
     _check.logits("logits", logits)
     hw = _check.size(size)
-    if activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
+    code = ACTIVATIONS[_check.choice("activation", activation, ACTIVATIONS)]
     align_corners = _check.flag("align_corners", align_corners)
     if not _library.compiled("upsample", logits):
         return reference.upsample(logits, hw, activation=activation, align_corners=align_corners)
-    return _library.call("upsample", logits, hw, ACTIVATIONS[activation], align_corners)
+    return _library.call("upsample", logits, hw, code, align_corners)
 
 
 def _fake(logits: Tensor, size: list[int], *_: Any) -> Tensor:
