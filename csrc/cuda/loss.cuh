@@ -181,16 +181,13 @@ class LossBlock {
     const bool inside = x >= 0;
     const Tiling& tiling = task_.tiling;
     int64_t at = (tile_.sample * tiling.height + tile_.y) * tiling.width + tile_.x + (inside ? x : 0);
-    const Map& incoming = task_.incoming;
-    const float* above = static_cast<const float*>(incoming.data) + tile_.sample * incoming.stride[0] +
-                         tile_.y * incoming.stride[2] + (tile_.x + (inside ? x : 0)) * incoming.stride[3];
     Sides next = load_sides<Loss>(task_, at);
 #pragma unroll 1
     for (int y = 0; y < tile_.rows; ++y, at += tiling.width) {
       Pixel pixel = resolve<Loss>(task_, next);
       if (y + 1 < tile_.rows) next = load_sides<Loss>(task_, at + tiling.width);
       pixel.active = pixel.active && inside;
-      pixel.incoming = {above + y * incoming.stride[2], incoming.stride[1]};
+      pixel.incoming = incoming(inside ? x : 0, y);
       if (kGrad && C > 0 && y > 0) leave_rows(y - 1, y);
 #pragma unroll
       for (int m = 0; m < kMaps; ++m) {
@@ -207,6 +204,14 @@ class LossBlock {
       if (inside && task_.loss_map != nullptr) task_.loss_map[at] = loss;
     }
     if (kGrad && C > 0) leave_rows(tile_.rows - 1, -1);
+  }
+
+  // Row `y` of column `x`. The losses do not look at it, and have none.
+  UDAS_DEVICE Incoming incoming(int x, int y) const {
+    const Map& map = task_.incoming;
+    const int64_t at =
+        tile_.sample * map.stride[0] + (tile_.y + y) * map.stride[2] + (tile_.x + x) * map.stride[3];
+    return {static_cast<const float*>(map.data) + at, map.stride[1]};
   }
 
   UDAS_DEVICE float pixel_loss(const Pixel& pixel, int y) {
