@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from udas_fast.atomic import replacing, writing
+from udas_fast.atomic import make_folder, replacing
 from udas_fast.errors import InputError, bad
 
 KEEP = 2  # the newest and the one before it
@@ -61,9 +61,11 @@ class CheckpointFolder:
 
         Later ones are dropped as well: they are damaged, or :meth:`load` would have gone on from them.
         """
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         path = self.folder / f"step-{step:08d}{f'.{milestone}' if milestone else ''}.pt"
+        for torn in self.folder.glob("step-*.pt.tmp"):  # of a kill at another step; its space is wanted
+            if torn.name != f"{path.name}.tmp":
+                torn.unlink()
         atomic_save(state, path)
         steps = {p: int(p.name[5:13]) for p in self._all()}
         kept = [p for p in steps if steps[p] <= step][-KEEP:]

@@ -45,7 +45,10 @@ class Recorder:
     ) -> None:
         self._folder = folder
         self._callbacks = callbacks
-        self._files = _Files(folder, first, total) if distributed.is_main() else None
+        self._files: _Files | None = None
+        if distributed.is_main():
+            with writing(folder / "metrics.jsonl"):
+                self._files = _Files(folder, first, total)
         self._every = every
         self._pending: list[
             tuple[dict[str, float | str], dict[str, Tensor], Mapping[str, Sequence[str]], bool]

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from udas_fast.atomic import make_folder
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.engine.lock import lock
 from udas_fast.errors import InputError, bad
@@ -99,7 +100,7 @@ def _flat(node: Any, path: str = "") -> dict[str, Any]:
 
 def _start(run: Run, folder: Path) -> subprocess.Popen[bytes]:
     """``udas-fast train`` in a process, its output in the run's log."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     command = run.command(str(folder))
     if (folder / "run.yaml").is_file():
         command = ["udas-fast", "train", "--resume", str(folder), "--device", run.task.device]

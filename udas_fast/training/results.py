@@ -84,7 +84,6 @@ class Results:
     def draw(self, phase: str, model: nn.Module) -> None:
         """What the ``model`` that ``phase`` has trained makes of some images of the val split."""
         if isinstance(self.val, SegmentationDataset):
-            self.picture.parent.mkdir(exist_ok=True)
             size = self.recipe.input.target.size
             evaluation.validation_figure({phase: model}, model, self.val, size, self.picture)
 
