@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from udas_fast import cli
+from udas_fast.distributed import ProcessLost
 
 TINY = ("--set", "model.width=4", "--set", "input.batch_size=2")
 
@@ -73,6 +74,34 @@ def test_a_refusal_is_heard_where_torchrun_has_not_started_the_process(
         for command in ("recipes", "train"):
             refused = f"udas-fast: WORLD_SIZE: found {value!r}, wanted the number of processes, as torchrun sets it\n"
             assert run_cli(command) == (2, "", refused)
+
+
+def test_variables_of_torchrun_that_are_missing_are_named(
+    run_cli: Callable[..., tuple[int, str, str]],
+    camvid_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    code, _, stderr = run_cli(*_train(camvid_root, tmp_path / "run"))
+    assert code == 2
+    assert re.fullmatch(r"udas-fast: torch.distributed: found .*RANK.*, wanted RANK, .* sets them\n", stderr)
+
+
+@pytest.mark.parametrize(("interrupted", "wanted"), [(True, 130), (False, 1)])
+def test_processes_end_as_the_one_that_stopped_first(
+    interrupted: bool,
+    wanted: int,
+    run_cli: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(**_: object) -> None:
+        raise ProcessLost("process 1 stopped", interrupted)
+
+    monkeypatch.setattr(cli, "app", lost)
+    assert run_cli("train")[0] == wanted
 
 
 def test_train_evaluate_predict(

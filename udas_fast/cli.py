@@ -13,6 +13,7 @@ import typer
 
 from udas_fast.atomic import atomic_write
 from udas_fast.errors import InputError, bad, unknown
+from udas_fast.torchrun import processes
 
 if TYPE_CHECKING:
     from udas_fast.recipes import Recipe
@@ -43,17 +44,14 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
 @app.callback()
 def refuse_copies(context: typer.Context) -> None:
     """Under torchrun every process would do the whole of a command that is not shared, into one folder."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if not processes.isdecimal():
-        raise bad("WORLD_SIZE", repr(processes), "the number of processes, as torchrun sets it")
-    if int(processes) <= 1 or context.invoked_subcommand in SHARED:
+    if processes() <= 1 or context.invoked_subcommand in SHARED:
         return
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
         raise typer.Exit  # without a failure, for which torchrun would end the main process before it has said why
     wanted = (
         f"one: start it without torchrun, as only {', '.join(SHARED[:-1])} and {SHARED[-1]} share their work"
     )
-    raise bad(str(context.invoked_subcommand), f"{processes} processes (WORLD_SIZE)", wanted)
+    raise bad(str(context.invoked_subcommand), f"{processes()} processes (WORLD_SIZE)", wanted)
 
 
 @app.command()
@@ -508,7 +506,8 @@ def main() -> None:
         if not isinstance(error, (Interrupted, ProcessLost)):
             raise
         _say(error)
-        sys.exit(INTERRUPTED if isinstance(error, Interrupted) else 1)
+        asked = isinstance(error, Interrupted) or error.interrupted
+        sys.exit(INTERRUPTED if asked else 1)
 
 
 def _say(error: Exception) -> None:
