@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from udas_fast.data import BadFile, Geometry
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
+from udas_fast.engine.lock import locked
 from udas_fast.errors import InputError
 from udas_fast.recipes import get_recipe, override, small
 from udas_fast.recipes.domains import DataConfig
@@ -78,6 +79,9 @@ def test_a_resumed_run_may_be_allowed_more_bad_files(camvid_folder, tmp_path, ca
     assert len((run / "metrics.jsonl").read_text().splitlines()) == STEPS
     assert Trainer.resume(run, device="cpu").faults.limit == 1  # from here on
     assert Trainer.resume(run, max_bad_files=0, device="cpu").faults.limit == 1  # never lower
+    with locked(run), pytest.raises(InputError, match="a process that trains there"):
+        Trainer.resume(run, max_bad_files=5, device="cpu")
+    assert "max_bad_files: 1" in (run / "run.yaml").read_text()
 
 
 def test_each_step_says_how_long_it_waited_for_data(camvid_folder, tmp_path):

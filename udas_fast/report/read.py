@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from udas_fast.data.translated import read_manifest
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import InputError, bad, first_problem
 from udas_fast.evaluation import Scores
 from udas_fast.inference import MODEL_FILE
 from udas_fast.report.series import Series
@@ -264,7 +264,7 @@ def read_run_file(run: Path) -> tuple[str, RunFile]:
     except OSError as error:
         raise bad(run, f"no run (run.yaml: {error.strerror})", "the folder of a run") from error
     except ValidationError as error:
-        raise _damaged(path, error) from None
+        raise InputError(f"{path}: damaged ({first_problem(error)})") from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({_first_line(error)})") from error
 
@@ -290,7 +290,7 @@ def _read_pseudo_labels(folder: Path) -> list[PseudoLabels]:
         try:
             rounds.append(TypeAdapter(PseudoLabels).validate_python(_read_json(path)))
         except ValidationError as error:
-            raise _damaged(path, error) from None
+            raise InputError(f"{path}: damaged ({first_problem(error)})") from None
     return rounds
 
 
@@ -304,12 +304,6 @@ def _parse(content: bytes, origin: str) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{origin}: damaged ({_first_line(error)})") from error
-
-
-def _damaged(path: Path, error: ValidationError) -> InputError:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the whole"
-    return InputError(f"{path}: damaged ({where}: {first['msg']})")
 
 
 def _first_line(error: Exception) -> str:
