@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -259,6 +260,8 @@ def test_bad_data_ends_before_training_with_one_sentence(
         (("--weights", "missing.pth"), ["missing.pth"]),
         (("--device", "cuda:99"), ["cuda:99"]),
         (("--labels", "3"), ["--labels", "no_adaptation"]),
+        (("--small", "²x32"), ["--small", "²x32", "HEIGHTxWIDTH"]),
+        (("--resume", "run"), ["--resume", "recipe", "run.yaml"]),
     ],
 )
 def test_bad_settings_end_with_one_sentence(
@@ -273,6 +276,39 @@ def test_bad_settings_end_with_one_sentence(
     assert len(stderr.strip().splitlines()) == 1
     for word in words:
         assert word in stderr
+
+
+@pytest.mark.parametrize(
+    "option", ["--labels=-1", "--seed=-1", "--workers=-1", "--checkpoint-every=0", "--max-bad-steps=-1"]
+)
+def test_numbers_out_of_range_are_refused_by_their_option(
+    option: str, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, stderr = run_cli("train", "udas", option)
+    assert code == 2
+    assert f"Invalid value for '{option.partition('=')[0]}'" in stderr
+
+
+def test_only_what_a_run_can_take_up_stands_beside_resume(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    for command in ("train", "translate"):
+        code, _, stderr = run_cli(command, "--resume", tmp_path, "--seed", 3, "--device", "cpu")
+        assert code == 2
+        assert stderr.startswith("udas-fast: --resume: found --seed beside it, wanted --")
+        assert "no run to go on with" in run_cli(command, "--resume", tmp_path, "--device", "cpu")[2]
+    assert "no run" in run_cli("train", "--resume", tmp_path, "--max-bad-files", 1, "--device", "cpu")[2]
+
+
+def test_letters_that_a_terminal_does_not_have_end_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr("sys.argv", ["udas-fast", "recipes"])  # GTA5 → Cityscapes
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    terminal.flush()
+    assert b"GTA5 ? Cityscapes" in terminal.buffer.getvalue()
 
 
 def test_more_labels_than_images(

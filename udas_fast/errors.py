@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 
 def bad(thing: str, found: object, wanted: object) -> InputError:
-    """An :class:`InputError` in the house's form, ``raise bad("--size", "12", "HEIGHTxWIDTH")``."""
+    """An :class:`InputError` in the house's form, ``raise bad("--small", "12", "HEIGHTxWIDTH")``."""
     return InputError(f"{thing}: found {_line(found)}, wanted {wanted}")
 
 
