@@ -385,6 +385,9 @@ def study(
         str, typer.Option(help="numbers of labelled target images; the ablation takes the first")
     ] = "50,20,0",
     translate: Annotated[str, typer.Option(help="lab, fda, none, or translated:DIR")] = "lab",
+    recipe_files: Annotated[
+        list[Path] | None, typer.Option("--recipe", help="a recipe in YAML that joins the methods")
+    ] = None,
     small: Small = None,
     steps: Annotated[
         int | None, typer.Option(help="with --small: optimisation steps of each network of a run")
@@ -412,7 +415,18 @@ def study(
     if engine not in ENGINES:
         raise unknown("--engine", engine, ENGINES)
     size = None if small is None else parse_size(small)
-    task = Task(source, target, translate, size, steps, tuple(settings or ()), engine, weights, device)
+    task = Task(
+        source,
+        target,
+        translate,
+        size,
+        steps,
+        settings=tuple(settings or ()),
+        recipes=tuple(map(str, recipe_files or ())),
+        engine=engine,
+        weights=weights,
+        device=device,
+    )
     plan = plan_study(kind, task, seeds=numbers("--seeds", seeds), labels=numbers("--labels", labels))
     run_study(plan, out, command=shlex.join(["udas-fast", *sys.argv[1:]]), jobs=jobs)
     print((out / kind / "table.md").read_text(encoding="utf-8"))
