@@ -123,6 +123,16 @@ def test_objects_have_to_be_given_again(camvid_root: Path, tmp_path: Path) -> No
     assert resumed["source"].to_dict()["miou"] == stored["miou"]
 
 
+def test_a_complete_run_whose_scores_were_lost_is_still_one(camvid_root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    Trainer(None, _recipe("no_adaptation", 1), _domains(camvid_root), run=run, device="cpu").fit()
+    (run / "scores.json").write_text("{")
+    with pytest.raises(InputError, match="scores.json: damaged"):
+        Trainer.resume(run, data=_domains(camvid_root), device="cpu").fit()
+    (run / "scores.json").unlink()
+    assert Trainer.resume(run, data=_domains(camvid_root), device="cpu").fit() == {}
+
+
 def test_a_loss_that_explodes_is_named_and_never_saved(camvid_root: Path, tmp_path: Path) -> None:
     recipe = override(_recipe("no_adaptation", 8), ["stages.source.optimizer.lr=1e15"])
     trainer = Trainer(

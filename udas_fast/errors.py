@@ -34,6 +34,11 @@ def first_problem(error: ValidationError, *place: str) -> str:
     return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]} (found {first['input']!r:.80})"
 
 
+def first_line(error: Exception) -> str:
+    """What a library's ``error`` says, in a line; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _line(found: object) -> str:
     """What was found, which may be anything, on a line that is not too long."""
     text = " ".join(str(found).splitlines())

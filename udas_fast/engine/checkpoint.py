@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from udas_fast.atomic import make_folder, replacing
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import InputError, bad, first_line
 
 KEEP = 2  # the newest and the one before it
 
@@ -38,8 +38,7 @@ def read_state(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise about anything in zipfile and torch.load
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"checkpoint {path}: cannot be read ({reason})") from error
+        raise InputError(f"checkpoint {path}: cannot be read ({first_line(error)})") from error
     if damaged:
         raise InputError(f"checkpoint {path}: cannot be read (another checksum in {damaged})")
     if not isinstance(state, dict):

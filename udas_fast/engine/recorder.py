@@ -56,6 +56,10 @@ class Recorder:
         self._waits: list[dict[str, float]] = []
         self._before = time.perf_counter()
 
+    def begin_phase(self) -> None:
+        """The next step's time begins now: what came before it (labelling, scoring) is no step's."""
+        self._before = time.perf_counter()
+
     def step(
         self,
         step: int,

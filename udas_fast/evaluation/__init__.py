@@ -8,7 +8,7 @@ from udas_fast.evaluation.figure import (
     save_figure,
     validation_figure,
 )
-from udas_fast.evaluation.metrics import Protocol, Scores
+from udas_fast.evaluation.metrics import Protocol, Scores, read_scores
 from udas_fast.evaluation.predict import predict
 from udas_fast.evaluation.report import aligned_table, scores_table
 
@@ -23,6 +23,7 @@ __all__ = [
     "evaluating",
     "predict",
     "pseudo_label_figure",
+    "read_scores",
     "save_figure",
     "scores_table",
     "validation_figure",

@@ -57,8 +57,7 @@ class Results:
 
     def read_scores(self) -> None:
         """Take the scores in ``scores.json``, which a run without a val split does not have."""
-        if self.val is not None:
-            self.take_scores(json.loads((self.folder / "scores.json").read_text(encoding="utf-8"))["phases"])
+        self.scores.update(evaluation.read_scores(self.folder / "scores.json"))
 
     def write_scores(self) -> None:
         """``scores.json``: what was scored, on which classes, by phase."""

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from udas_fast import distributed
 from udas_fast.atomic import atomic_write, make_folder
 from udas_fast.data import SegmentationDataset
-from udas_fast.data.translated import FileRecord, Manifest, image_path, read_manifest, verify
+from udas_fast.data.translated import FileRecord, Manifest, image_path, manifest_file, read_manifest, verify
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.errors import InputError
 
@@ -108,7 +108,7 @@ def _intact(run: Path, name: str, record: FileRecord) -> bool:
 
 
 def _write_manifest(manifest: Manifest, run: Path) -> None:
-    atomic_write(json.dumps(asdict(manifest), indent=1) + "\n", run / "translated" / "manifest.json")
+    atomic_write(json.dumps(asdict(manifest), indent=1) + "\n", manifest_file(run))
 
 
 def absolute(spec: str) -> str:
