@@ -4,8 +4,8 @@ TORCH ?= torch==2.13.0
 export UDAS_FAST_CUDA ?= auto
 
 BIN := .venv/bin
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+SOURCES := setup.py pyproject.toml $(CPP)
 
 .PHONY: help build demo test docs lint format sanitize gpu-check clean
 

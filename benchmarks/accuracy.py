@@ -127,8 +127,9 @@ def study(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
     domains, translate = ["--source", source, "--target", target], task.translate
     if task.cyclegan:
         translated = out / "translation"
+        begun = (translated / "run.yaml").is_file()
         new = [*domains, "--out", str(translated), *task.cyclegan]
-        run(["udas-fast", "translate", *(["--resume", str(translated)] if translated.is_dir() else new)])
+        run(["udas-fast", "translate", *(["--resume", str(translated)] if begun else new)])
         translate = f"translated:{translated}"
     command = ["udas-fast", "study", task.study, *domains, "--labels", task.labels, "--out", str(out)]
     command += ["--translate", translate, "--seeds", ",".join(map(str, arguments.seeds))]

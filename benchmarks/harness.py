@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from udas_fast import doctor
+from udas_fast.atomic import atomic_write, make_folder
 
 MIB = 2**20
 # With these, glibc keeps freed memory instead of giving it back to the kernel: no page faults after the first call.
@@ -154,8 +155,8 @@ def without_page_faults(script: str, arguments: Sequence[str]) -> None:
 
 def write(path: Path, document: dict[str, Any]) -> None:
     """``document`` as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    make_folder(path.parent)
+    atomic_write(json.dumps(document, indent=1) + "\n", path)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

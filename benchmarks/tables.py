@@ -23,7 +23,9 @@ import matplotlib.pyplot as plt
 import ops
 import step
 
+from udas_fast.atomic import atomic_write
 from udas_fast.engine.memory import GIB
+from udas_fast.evaluation import save_figure
 from udas_fast.plan.table import policy
 from udas_fast.study.plots import methods_plot
 from udas_fast.study.results import Spread, StudyTable
@@ -170,7 +172,7 @@ def chart(names: Sequence[str]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("eager PyTorch ÷ ours, CPU time of one thread, 19 classes, 1280×720, float32")
     axes.legend()
-    figure.savefig(CHART, dpi=120)
+    save_figure(figure, CHART, dpi=120)
     plt.close(figure)
 
 
@@ -204,7 +206,8 @@ def main() -> None:
                 new = pattern.sub(rf"\g<1>{make()}\n\g<2>", new)
         if check and new != old:
             sys.exit(f"{page.name} differs from benchmarks/results: run python benchmarks/tables.py")
-        page.write_text(new, encoding="utf-8")
+        if not check:
+            atomic_write(new, page)
     if not check:
         chart(CHARTED)
         for path in sorted((HERE / "results").glob("methods-*.json")):

@@ -16,6 +16,7 @@ from typing import Any
 
 import accuracy
 import harness
+import torch
 
 from udas_fast.recipes.ddm import ROUNDS
 from udas_fast.study.plan import Row, Run, Task
@@ -104,7 +105,7 @@ def main() -> None:
     document: dict[str, Any] = {
         "task": arguments.task,
         "command": f"python benchmarks/tried.py {arguments.task} --seed {arguments.seed}",
-        "environment": harness.environment("cpu"),
+        "environment": harness.environment("cuda" if torch.cuda.is_available() else "cpu"),
         "studies": [name, name.replace("ablation", "methods")],
         "steps": study.steps,
         "seed": arguments.seed,

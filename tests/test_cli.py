@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import yaml
 from PIL import Image
 
 from udas_fast import cli
+from udas_fast.distributed import ProcessLost
 
 TINY = ("--set", "model.width=4", "--set", "input.batch_size=2")
 
@@ -73,6 +75,34 @@ def test_a_refusal_is_heard_where_torchrun_has_not_started_the_process(
         for command in ("recipes", "train"):
             refused = f"udas-fast: WORLD_SIZE: found {value!r}, wanted the number of processes, as torchrun sets it\n"
             assert run_cli(command) == (2, "", refused)
+
+
+def test_variables_of_torchrun_that_are_missing_are_named(
+    run_cli: Callable[..., tuple[int, str, str]],
+    camvid_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    code, _, stderr = run_cli(*_train(camvid_root, tmp_path / "run"))
+    assert code == 2
+    assert re.fullmatch(r"udas-fast: torch.distributed: found .*RANK.*, wanted RANK, .* sets them\n", stderr)
+
+
+@pytest.mark.parametrize(("interrupted", "wanted"), [(True, 130), (False, 1)])
+def test_processes_end_as_the_one_that_stopped_first(
+    interrupted: bool,
+    wanted: int,
+    run_cli: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(**_: object) -> None:
+        raise ProcessLost("process 1 stopped", interrupted)
+
+    monkeypatch.setattr(cli, "app", lost)
+    assert run_cli("train")[0] == wanted
 
 
 def test_train_evaluate_predict(
@@ -230,6 +260,8 @@ def test_bad_data_ends_before_training_with_one_sentence(
         (("--weights", "missing.pth"), ["missing.pth"]),
         (("--device", "cuda:99"), ["cuda:99"]),
         (("--labels", "3"), ["--labels", "no_adaptation"]),
+        (("--small", "²x32"), ["--small", "²x32", "HEIGHTxWIDTH"]),
+        (("--resume", "run"), ["--resume", "recipe", "run.yaml"]),
     ],
 )
 def test_bad_settings_end_with_one_sentence(
@@ -244,6 +276,39 @@ def test_bad_settings_end_with_one_sentence(
     assert len(stderr.strip().splitlines()) == 1
     for word in words:
         assert word in stderr
+
+
+@pytest.mark.parametrize(
+    "option", ["--labels=-1", "--seed=-1", "--workers=-1", "--checkpoint-every=0", "--max-bad-steps=-1"]
+)
+def test_numbers_out_of_range_are_refused_by_their_option(
+    option: str, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, stderr = run_cli("train", "udas", option)
+    assert code == 2
+    assert f"Invalid value for '{option.partition('=')[0]}'" in stderr
+
+
+def test_only_what_a_run_can_take_up_stands_beside_resume(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    for command in ("train", "translate"):
+        code, _, stderr = run_cli(command, "--resume", tmp_path, "--seed", 3, "--device", "cpu")
+        assert code == 2
+        assert stderr.startswith("udas-fast: --resume: found --seed beside it, wanted --")
+        assert "no run to go on with" in run_cli(command, "--resume", tmp_path, "--device", "cpu")[2]
+    assert "no run" in run_cli("train", "--resume", tmp_path, "--max-bad-files", 1, "--device", "cpu")[2]
+
+
+def test_letters_that_a_terminal_does_not_have_end_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr("sys.argv", ["udas-fast", "recipes"])  # GTA5 → Cityscapes
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    terminal.flush()
+    assert b"GTA5 ? Cityscapes" in terminal.buffer.getvalue()
 
 
 def test_more_labels_than_images(

@@ -383,7 +383,7 @@ def test_an_edited_run_file_is_the_truth_and_told(tmp_path: Path, capsys: pytest
 def test_the_second_of_two_trainers_in_one_folder_is_refused(tmp_path: Path) -> None:
     first = Trainer(UNet(), recipe(steps=1), loaders(), run=tmp_path, device="cpu")
     Trainer(UNet(), recipe(steps=2), loaders(), run=tmp_path, device="cpu")
-    with pytest.raises(InputError, match=r"run.yaml: found another run than this trainer's"):
+    with pytest.raises(InputError, match=r"run.yaml: found another run than the one that was set up"):
         first.fit()
 
 

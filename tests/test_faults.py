@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from udas_fast.data import BadFile, Geometry
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
+from udas_fast.engine.lock import locked
 from udas_fast.errors import InputError
+from udas_fast.objectives.self_training import SelfTraining
 from udas_fast.recipes import get_recipe, override, small
 from udas_fast.recipes.domains import DataConfig
 from udas_fast.trainer import Trainer
@@ -78,6 +80,9 @@ def test_a_resumed_run_may_be_allowed_more_bad_files(camvid_folder, tmp_path, ca
     assert len((run / "metrics.jsonl").read_text().splitlines()) == STEPS
     assert Trainer.resume(run, device="cpu").faults.limit == 1  # from here on
     assert Trainer.resume(run, max_bad_files=0, device="cpu").faults.limit == 1  # never lower
+    with locked(run), pytest.raises(InputError, match="a process that trains there"):
+        Trainer.resume(run, max_bad_files=5, device="cpu")
+    assert "max_bad_files: 1" in (run / "run.yaml").read_text()
 
 
 def test_each_step_says_how_long_it_waited_for_data(camvid_folder, tmp_path):
@@ -85,6 +90,29 @@ def test_each_step_says_how_long_it_waited_for_data(camvid_folder, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run/timing.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(STEPS))
     assert all(0 <= line["data_wait"] <= line["seconds"] for line in lines)
+
+
+def test_what_comes_before_a_phase_is_no_time_of_its_first_step(camvid_folder, tmp_path, monkeypatch):
+    root, recipe = camvid_folder("data", train=3), small(get_recipe("udas"), size=(32, 48), steps=6)
+    recipe = override(recipe, ["model.width=4", "stages.self_training.rounds=1"])
+    prepare, clock = SelfTraining.prepare, [0.0]
+
+    def labels_for_hours(self, around):
+        clock[0] += 10_000.0
+        return prepare(self, around)
+
+    def ticks():
+        clock[0] += 0.001
+        return clock[0]
+
+    monkeypatch.setattr(SelfTraining, "prepare", labels_for_hours)
+    monkeypatch.setattr("time.perf_counter", ticks)
+    spec = f"camvid:{root}"
+    Trainer(None, recipe, DataConfig(spec, spec, engine="torch"), run=tmp_path / "run", device="cpu").fit()
+    lines = [json.loads(line) for line in (tmp_path / "run/timing.jsonl").read_text().splitlines()]
+    assert clock[0] > 10_000
+    assert len(lines) == 5
+    assert max(line["seconds"] for line in lines) < 1
 
 
 def test_another_global_batch_is_refused(camvid_folder, tmp_path):

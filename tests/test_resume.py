@@ -18,6 +18,10 @@ from safetensors.torch import load_file
 from udas_fast.doctor import write_environment
 from udas_fast.engine.checkpoint import read_state
 from udas_fast.errors import InputError
+from udas_fast.recipes import get_recipe
+from udas_fast.recipes.domains import DataConfig
+from udas_fast.recipes.run_config import RunConfig
+from udas_fast.recipes.run_file import write_run_file
 from udas_fast.trainer import Trainer
 
 STEPS = 18  # adaptation 12, then two rounds of self-training of 3
@@ -155,6 +159,22 @@ def test_an_unreadable_record_of_the_attempt_before_stops_nothing(tmp_path: Path
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run to go on with \(run.yaml: No such file"):
         Trainer.resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("checkpoint_evry: 500", r"run\.checkpoint_evry: unexpected keyword argument \(found 500\)"),
+        ("checkpoint_every: 0", r"run\.checkpoint_every: .* greater than or equal to 1 \(found 0\)"),
+        ("checkpoint_every: [", r"damaged \("),
+    ],
+)
+def test_what_was_edited_wrongly_is_named(tmp_path: Path, text: str, words: str) -> None:
+    write_run_file(tmp_path, get_recipe("no_adaptation"), RunConfig(DataConfig("streets:sim")))
+    file = tmp_path / "run.yaml"
+    file.write_text(file.read_text().replace("checkpoint_every: 500", text))
+    with pytest.raises(InputError, match=f"run.yaml: {words}"):
+        Trainer.resume(tmp_path, device="cpu")
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

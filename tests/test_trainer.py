@@ -12,10 +12,11 @@ from torch import nn
 from udas_fast import Trainer
 from udas_fast.data import Geometry, SegmentationDataset, open_dataset
 from udas_fast.data.types import CAMVID, Sample
-from udas_fast.engine.checkpoint import read_state
+from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.engine.lock import locked
 from udas_fast.errors import InputError
 from udas_fast.inference import TrainedModel
+from udas_fast.models import build_model
 from udas_fast.recipes import InputConfig, Recipe, Stage, get_recipe, override, small
 from udas_fast.recipes.domains import DataConfig, Domains
 
@@ -121,6 +122,33 @@ def test_objects_have_to_be_given_again(camvid_root: Path, tmp_path: Path) -> No
     resumed = Trainer.resume(run, data=_domains(camvid_root), device="cpu").fit()
     stored = json.loads((run / "scores.json").read_text())["phases"]["source"]
     assert resumed["source"].to_dict()["miou"] == stored["miou"]
+
+
+def test_weights_that_a_checkpoint_has_need_not_be_there_any_more(camvid_root: Path, tmp_path: Path) -> None:
+    start, data = tmp_path / "start.pth", _domains(camvid_root)
+    fresh = override(_recipe("udas", 6), ["stages.self_training.objective.student=fresh"])
+    torch.save(build_model(fresh.model, 11).state_dict(), start)
+    plain, run = _recipe("no_adaptation", 1), tmp_path / "run"
+    Trainer(None, plain, data, run=run, weights=str(start), device="cpu").fit()
+    Trainer(None, fresh, data, run=tmp_path / "fresh", weights=str(start), device="cpu")
+    CheckpointFolder(tmp_path / "fresh/checkpoints").save({}, 1)
+    start.unlink()
+    whole = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").unlink()
+    Trainer.resume(run, data=data, device="cpu").fit()
+    assert (run / "model.safetensors").read_bytes() == whole
+    with pytest.raises(InputError, match=r"start\.pth"):  # each round's student begins with them
+        Trainer.resume(tmp_path / "fresh", data=data, device="cpu")
+
+
+def test_a_complete_run_whose_scores_were_lost_is_still_one(camvid_root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    Trainer(None, _recipe("no_adaptation", 1), _domains(camvid_root), run=run, device="cpu").fit()
+    (run / "scores.json").write_text("{")
+    with pytest.raises(InputError, match="scores.json: damaged"):
+        Trainer.resume(run, data=_domains(camvid_root), device="cpu").fit()
+    (run / "scores.json").unlink()
+    assert Trainer.resume(run, data=_domains(camvid_root), device="cpu").fit() == {}
 
 
 def test_a_loss_that_explodes_is_named_and_never_saved(camvid_root: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from udas_fast.data.streets import COUNTS
 from udas_fast.data.translated import read_manifest
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.engine.interrupt import Interrupted
+from udas_fast.engine.lock import locked
 from udas_fast.errors import InputError
 from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.recipes import get_recipe, override, small
@@ -34,8 +35,10 @@ STEPS = 6
 TINY = ("width=4", "blocks=1", "discriminator_width=4", "pool=2")
 
 
-def _start(source: str, target: str, run: Path, *settings: str, semantic: str | None = None) -> Translation:
-    data = DataConfig(source, target, workers=2, engine="torch")
+def _start(
+    source: str, target: str, run: Path, *settings: str, semantic: str | None = None, max_bad_files: int = 0
+) -> Translation:
+    data = DataConfig(source, target, workers=2, engine="torch", max_bad_files=max_bad_files)
     recipe = small_cyclegan(get_recipe("cyclegan"), crop=(32, 36), steps=STEPS)
     recipe = at_native_size(recipe, open_domains(data))
     recipe = override(recipe, [f"stages.translation.objective.{s}" for s in (*TINY, *settings)])
@@ -238,7 +241,7 @@ def test_streets_keep_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_each_refusal_is_one_sentence(roots: tuple[str, str], finished: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--target: found none, wanted the domain"):
         open_domains(DataConfig(roots[0]))
-    with pytest.raises(InputError, match="an earlier run with checkpoints, wanted a new folder, or --resume"):
+    with pytest.raises(InputError, match="an earlier run, wanted a new folder, or --resume"):
         _start(*roots, finished)
     tiny = small_cyclegan(get_recipe("cyclegan"), crop=(16, 16), steps=1)
     with pytest.raises(InputError, match=r"crop of source: found \(16, 16\), wanted sides of 32 or more"):
@@ -251,6 +254,33 @@ def test_each_refusal_is_one_sentence(roots: tuple[str, str], finished: Path, tm
         Trainer(None, get_recipe("cyclegan"), DataConfig(*roots), run=tmp_path / "run")
     with pytest.raises(InputError, match="no run to go on with"):
         Translation.resume(tmp_path / "nothing")
+    with pytest.raises(InputError, match="found one of translation, wanted .*`udas-fast translate --resume`"):
+        Trainer.resume(finished, device="cpu")
+
+
+def test_a_process_that_trains_there_keeps_its_run(roots: tuple[str, str], tmp_path: Path) -> None:
+    first = _start(*roots, tmp_path)
+    with locked(tmp_path), pytest.raises(InputError, match="found a process that trains there"):
+        _start(*roots, tmp_path, "cycle=3")
+    assert "cycle: 10.0" in (tmp_path / "run.yaml").read_text()
+    _start(*roots, tmp_path, "cycle=3")  # nothing has been trained yet
+    with pytest.raises(InputError, match="run.yaml: found another run than the one that was set up"):
+        first.fit()
+
+
+def test_bad_files_are_counted_over_all_attempts(camvid_folder: Callable[..., Path], tmp_path: Path) -> None:
+    root, run = camvid_folder("data", size=(40, 52)), tmp_path / "run"
+    translation = _start(f"camvid:{root}", f"camvid:{root}", run, max_bad_files=1)
+    image = root / "images/train/0001.png"
+    good = image.read_bytes()
+    image.write_bytes(good[:100])
+    with pytest.raises(InputError, match="0001.png"):  # training leaves it out, translating cannot
+        translation.fit()
+    image.write_bytes(good)
+    checkpoints = CheckpointFolder(run / "checkpoints")
+    checkpoints.newest().unlink()  # so that there are steps left
+    Translation.resume(run, device="cpu").fit()
+    assert len(read_state(checkpoints.newest())["bad_files"]) == 1
 
 
 def test_the_command(

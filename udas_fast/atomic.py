@@ -23,6 +23,12 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(path: Path) -> None:
+    """``path`` and the folders above it, where they are not there yet. Raises InputError as :func:`writing`."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A temporary file that takes the place of ``path`` when all is on the disk: the old one or the whole new one.

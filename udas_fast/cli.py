@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -13,6 +14,26 @@ import typer
 
 from udas_fast.atomic import atomic_write
 from udas_fast.errors import InputError, bad, unknown
+from udas_fast.options import (
+    Device,
+    Engine,
+    Every,
+    Json,
+    Labels,
+    Model,
+    RecipeFile,
+    RecipeName,
+    Resume,
+    RunFolder,
+    Seed,
+    Settings,
+    Small,
+    Weights,
+    numbers,
+    parse_size,
+    refuse_beside_resume,
+)
+from udas_fast.torchrun import processes
 
 if TYPE_CHECKING:
     from udas_fast.recipes import Recipe
@@ -29,58 +50,45 @@ app.add_typer(recipes_app, name="recipes")
 INTERRUPTED = 130  # the shell's code for a run ended by Ctrl-C
 SHARED = ("train", "translate", "evaluate")  # what the processes of torchrun do together
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
-
-
-def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
-    """``"180x240"`` as (height, width)."""
-    height, x, width = text.partition("x")
-    if not (x and height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise bad(option, repr(text), "HEIGHTxWIDTH, for example 180x240")
-    return int(height), int(width)
-
 
 @app.callback()
 def refuse_copies(context: typer.Context) -> None:
     """Under torchrun every process would do the whole of a command that is not shared, into one folder."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if not processes.isdecimal():
-        raise bad("WORLD_SIZE", repr(processes), "the number of processes, as torchrun sets it")
-    if int(processes) <= 1 or context.invoked_subcommand in SHARED:
+    if processes() <= 1 or context.invoked_subcommand in SHARED:
         return
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
         raise typer.Exit  # without a failure, for which torchrun would end the main process before it has said why
     wanted = (
         f"one: start it without torchrun, as only {', '.join(SHARED[:-1])} and {SHARED[-1]} share their work"
     )
-    raise bad(str(context.invoked_subcommand), f"{processes} processes (WORLD_SIZE)", wanted)
+    raise bad(str(context.invoked_subcommand), f"{processes()} processes (WORLD_SIZE)", wanted)
 
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="a name that `udas-fast recipes` lists")] = None,
-    recipe_file: Annotated[Path | None, typer.Option("--recipe", help="a recipe in YAML")] = None,
+    context: typer.Context,
+    recipe: RecipeName = None,
+    recipe_file: RecipeFile = None,
     source: Annotated[str | None, typer.Option(help="labelled source domain, KIND:ROOT")] = None,
     target: Annotated[str | None, typer.Option(help="target domain, KIND:ROOT")] = None,
-    labels: Annotated[int, typer.Option(help="labelled target images that may be used")] = 0,
-    out: Annotated[Path | None, typer.Option(help="folder of the run")] = None,
-    small: Annotated[
-        str | None,
-        typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: a small network, images of this size"),
-    ] = None,
+    labels: Labels = 0,
+    out: RunFolder = None,
+    small: Small = None,
     steps: Annotated[
         int | None, typer.Option(help="with --small: optimisation steps of each network, over all stages")
     ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe")] = None,
-    weights: Annotated[str | None, typer.Option(help="torchvision ResNet or AdaptSegNet checkpoint")] = None,
+    settings: Settings = None,
+    weights: Weights = None,
     stages: Annotated[str | None, typer.Option(help="run these stages only: NAME[,NAME]")] = None,
     start: Annotated[
         str | None,
         typer.Option("--from", help="start from the model of this finished run, or model.safetensors"),
     ] = None,
-    seed: int = 0,
-    workers: Annotated[int, typer.Option(help="loader processes (torch) or threads (DALI) per stream")] = 0,
-    engine: Annotated[str, typer.Option(help="data engine: torch, dali, or auto")] = "auto",
+    seed: Seed = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="loader processes (torch) or threads (DALI) per stream")
+    ] = 0,
+    engine: Engine = "auto",
     max_bad_files: Annotated[
         int,
         typer.Option(
@@ -91,9 +99,9 @@ def train(
     max_bad_steps: Annotated[
         int, typer.Option(min=0, help="steps with losses that are not finite which are left out and counted")
     ] = 0,
-    checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
+    checkpoint_every: Every = 500,
     device: Device = "auto",
-    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
+    resume: Resume = None,
 ) -> None:
     """Train a recipe. KIND:ROOT names a dataset: cityscapes, gta5, synthia, camvid, folder, or streets:sim."""
     from udas_fast import distributed
@@ -103,6 +111,8 @@ def train(
     from udas_fast.recipes.domains import DataConfig
     from udas_fast.trainer import Trainer
 
+    if resume is not None:
+        refuse_beside_resume(context, "max_bad_files", "device")
     join(device)
     if restarted() and out is not None and (out / "run.yaml").is_file():
         resume = out
@@ -162,16 +172,14 @@ def _choose_recipe(
 
 @app.command()
 def plan(
-    recipe: Annotated[str | None, typer.Argument(help="a name that `udas-fast recipes` lists")] = None,
-    recipe_file: Annotated[Path | None, typer.Option("--recipe", help="a recipe in YAML")] = None,
-    small: Annotated[
-        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="the small network at this size")
-    ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe")] = None,
+    recipe: RecipeName = None,
+    recipe_file: RecipeFile = None,
+    small: Small = None,
+    settings: Settings = None,
     batches: Annotated[str, typer.Option(help="batch sizes: N[,N]")] = "1,2,4",
     classes: Annotated[int, typer.Option(help="classes of the data")] = 19,
-    labels: Annotated[int, typer.Option(help="labelled target images that may be used")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here too")] = None,
+    labels: Labels = 0,
+    json_file: Json = None,
 ) -> None:
     """Predict, without a GPU, how much memory each stage of a recipe takes and on which cards it fits."""
     from tqdm import tqdm
@@ -185,7 +193,7 @@ def plan(
     with tqdm(unit="prediction", leave=False, disable=None) as bar:
         rows = predict_all(
             chosen,
-            batch_sizes=_numbers("--batches", batches),
+            batch_sizes=numbers("--batches", batches, least=1),
             num_classes=classes,
             labelled=labels > 0,
             progress=bar.update,
@@ -198,9 +206,10 @@ def plan(
 
 @app.command()
 def translate(
+    context: typer.Context,
     source: Annotated[str | None, typer.Option(help="domain to translate, KIND:ROOT")] = None,
     target: Annotated[str | None, typer.Option(help="domain to look like, KIND:ROOT")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the run")] = None,
+    out: RunFolder = None,
     small: Annotated[
         str | None, typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: small networks, crops of this size")
     ] = None,
@@ -212,11 +221,13 @@ def translate(
     semantic: Annotated[
         str | None, typer.Option(help="run with a segmentation network that is to see the same in both looks")
     ] = None,
-    seed: int = 0,
-    workers: Annotated[int, typer.Option(help="loader processes or threads, and images written at once")] = 0,
-    checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
+    seed: Seed = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="loader processes or threads, and images written at once")
+    ] = 0,
+    checkpoint_every: Every = 500,
     device: Device = "auto",
-    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
+    resume: Resume = None,
 ) -> None:
     """Train a CycleGAN and translate the source's training images; `--source translated:OUT` trains on them."""
     from udas_fast import distributed
@@ -226,6 +237,8 @@ def translate(
     from udas_fast.recipes.domains import DataConfig
     from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
 
+    if resume is not None:
+        refuse_beside_resume(context, "device")
     join(device)
     if resume is not None:
         translation = Translation.resume(resume, device=device)
@@ -255,10 +268,10 @@ def translate(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="a run's folder or a model.safetensors")],
+    model: Model,
     data: Annotated[str, typer.Option(help="dataset, KIND:ROOT")],
     split: str = "val",
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the scores here too")] = None,
+    json_file: Json = None,
     device: Device = "auto",
 ) -> None:
     """Score a trained model; labels are compared at their own size."""
@@ -286,7 +299,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="a run's folder or a model.safetensors")],
+    model: Model,
     images: Annotated[list[Path], typer.Argument(help="images, folders of images, videos")],
     out: Annotated[Path, typer.Option(help="folder for NAME_ids.png, NAME_colour.png and so on")],
     write: Annotated[str, typer.Option(help="what of each image: ids, colour, overlay, confidence")] = (
@@ -305,16 +318,15 @@ def predict(
     from udas_fast.engine.precision import resolve_device
     from udas_fast.inference import TrainedModel, media_files, predict_files
 
-    files = media_files(images)
+    files, parts = media_files(images), None if tile is None else parse_size(tile, "--tile")
     trained = TrainedModel.load(model, resolve_device(device))
-    parts = None if tile is None else parse_size(tile, "--tile")
     count = predict_files(trained, files, out, pictures=write.split(","), native=native, tile=parts)
     print(f"{count} images labelled in {out}")
 
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="a run's folder or a model.safetensors")],
+    model: Model,
     form: Annotated[str, typer.Option("--format", help="torch (torch.export, .pt2) or onnx")],
     out: Annotated[Path, typer.Option(help="the file, NAME.pt2 or NAME.onnx; NAME.….json tells what it is")],
 ) -> None:
@@ -351,7 +363,7 @@ def watch(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="folders of runs")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the comparison here too")] = None,
+    json_file: Json = None,
 ) -> None:
     """Print the runs' final scores side by side, their differences to the first, and whether they compare."""
     from udas_fast.report import compare_runs
@@ -373,10 +385,10 @@ def study(
         str, typer.Option(help="numbers of labelled target images; the ablation takes the first")
     ] = "50,20,0",
     translate: Annotated[str, typer.Option(help="lab, fda, none, or translated:DIR")] = "lab",
-    small: Annotated[
-        str | None,
-        typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: a small network, images of this size"),
+    recipe_files: Annotated[
+        list[Path] | None, typer.Option("--recipe", help="a recipe in YAML that joins the methods")
     ] = None,
+    small: Small = None,
     steps: Annotated[
         int | None, typer.Option(help="with --small: optimisation steps of each network of a run")
     ] = None,
@@ -386,8 +398,8 @@ def study(
             "--set", help="KEY=VALUE of the recipes that have the key's stage, or RECIPE[,RECIPE]:KEY=VALUE"
         ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="torchvision ResNet or AdaptSegNet checkpoint")] = None,
-    engine: Annotated[str, typer.Option(help="data engine: torch, dali, or auto")] = "auto",
+    weights: Weights = None,
+    engine: Engine = "auto",
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side")] = 1,
     device: Device = "auto",
 ) -> None:
@@ -403,19 +415,22 @@ def study(
     if engine not in ENGINES:
         raise unknown("--engine", engine, ENGINES)
     size = None if small is None else parse_size(small)
-    task = Task(source, target, translate, size, steps, tuple(settings or ()), engine, weights, device)
-    plan = plan_study(kind, task, seeds=_numbers("--seeds", seeds), labels=_numbers("--labels", labels))
+    task = Task(
+        source,
+        target,
+        translate,
+        size,
+        steps,
+        settings=tuple(settings or ()),
+        recipes=tuple(map(str, recipe_files or ())),
+        engine=engine,
+        weights=weights,
+        device=device,
+    )
+    plan = plan_study(kind, task, seeds=numbers("--seeds", seeds), labels=numbers("--labels", labels))
     run_study(plan, out, command=shlex.join(["udas-fast", *sys.argv[1:]]), jobs=jobs)
     print((out / kind / "table.md").read_text(encoding="utf-8"))
     print(f"tables and pictures: {out / kind}")
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    """``"100,50,0"`` as numbers."""
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise bad(option, repr(text), "whole numbers with commas between them, for example 100,50,0")
-    return [int(part) for part in parts]
 
 
 @app.command()
@@ -423,7 +438,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder for the runs, the table and the figure")] = Path(
         "runs/demo"
     ),
-    seed: int = 0,
+    seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
     """Train four recipes on procedural streets, sim to real, and show what adaptation is worth."""
@@ -494,6 +509,9 @@ def main() -> None:
 
     Among several processes the sentence is that of the one that stopped first, and it is said once.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "–" or a name's letters ends no run
     try:
         app(standalone_mode=True)
     except InputError as error:
@@ -508,7 +526,8 @@ def main() -> None:
         if not isinstance(error, (Interrupted, ProcessLost)):
             raise
         _say(error)
-        sys.exit(INTERRUPTED if isinstance(error, Interrupted) else 1)
+        asked = isinstance(error, Interrupted) or error.interrupted
+        sys.exit(INTERRUPTED if asked else 1)
 
 
 def _say(error: Exception) -> None:

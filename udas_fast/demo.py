@@ -11,6 +11,7 @@ from pathlib import Path
 from udas_fast import evaluation
 from udas_fast.atomic import atomic_write
 from udas_fast.doctor import environment
+from udas_fast.engine.lock import locked
 from udas_fast.recipes import Recipe, get_recipe, small
 from udas_fast.recipes.domains import DataConfig
 from udas_fast.trainer import Trainer
@@ -51,7 +52,8 @@ def run_demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, eva
     for entry in ENTRIES:
         run = out / entry.folder
         if (run / "run.yaml").is_file():  # an earlier demo's; any other folder is left alone and refused
-            shutil.rmtree(run)
+            with locked(run):  # and not one that another demo is filling
+                shutil.rmtree(run)
         data = DataConfig(
             source=None if entry.recipe == "supervised" else "streets:sim",
             target="streets:real",

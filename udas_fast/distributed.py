@@ -24,7 +24,14 @@ _FAILURE = "udas_fast/failure"  # in the store: what stopped the run
 
 
 class ProcessLost(Exception):
-    """Another process of the run stopped first; the message tells what is known of the reason."""
+    """Another process of the run stopped first; the message tells what is known of the reason.
+
+    ``interrupted``: it was asked to stop, and did not fail.
+    """
+
+    def __init__(self, reason: str, interrupted: bool = False) -> None:
+        super().__init__(reason)
+        self.interrupted = interrupted
 
 
 def rank() -> int:
@@ -138,7 +145,7 @@ def balance(counted: Tensor) -> Tensor:
 
 def stopped_first(error: BaseException) -> bool:
     """Whether ``error`` of this process is what stops the run; the first process to ask is told so, with any error."""
-    mine = json.dumps({"rank": rank(), "error": f"{type(error).__name__}: {error}"})
+    mine = json.dumps({"rank": rank(), "kind": type(error).__name__, "error": str(error)})
     return _first_failure(mine) in (mine, None)
 
 
@@ -166,12 +173,12 @@ def _connected() -> Iterator[None]:
         yield
     except RuntimeError as error:
         first = _first_failure("")
-        if first:
-            failure = json.loads(first)
-            reason = f"process {failure['rank']} stopped with {failure['error']}"
-        else:
+        if not first:
             reason = f"another process was killed or cannot be reached ({str(error).splitlines()[0]})"
-        raise ProcessLost(reason) from error
+            raise ProcessLost(reason) from error
+        failure = json.loads(first)
+        reason = f"process {failure['rank']} stopped with {failure['kind']}: {failure['error']}"
+        raise ProcessLost(reason, failure["kind"] in ("Interrupted", "KeyboardInterrupt")) from error
 
 
 def _first_failure(mine: str) -> str | None:

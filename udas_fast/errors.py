@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class InputError(ValueError):
@@ -11,7 +15,7 @@ class InputError(ValueError):
 
 
 def bad(thing: str, found: object, wanted: object) -> InputError:
-    """An :class:`InputError` in the house's form, ``raise bad("--size", "12", "HEIGHTxWIDTH")``."""
+    """An :class:`InputError` in the house's form, ``raise bad("--small", "12", "HEIGHTxWIDTH")``."""
     return InputError(f"{thing}: found {_line(found)}, wanted {wanted}")
 
 
@@ -21,6 +25,18 @@ def unknown(thing: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return InputError(f"{thing}: found {_line(repr(name))}, wanted one of {', '.join(known)}{hint}")
+
+
+def first_problem(error: ValidationError, *place: str) -> str:
+    """``KEY: what is wrong (found VALUE)`` of the first thing that pydantic refuses, its key below ``place``."""
+    first = error.errors()[0]
+    key = ".".join((*place, *map(str, first["loc"]))) or "the whole"
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]} (found {first['input']!r:.80})"
+
+
+def first_line(error: Exception) -> str:
+    """What a library's ``error`` says, in a line; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _line(found: object) -> str:

@@ -24,7 +24,7 @@ from udas_fast.inference import TrainedModel
 from udas_fast.recipes import Recipe
 from udas_fast.recipes.domains import DataConfig, Domains
 from udas_fast.recipes.run_config import RunConfig, require_objects
-from udas_fast.recipes.run_file import read_run_file, write_run_file
+from udas_fast.recipes.run_file import read_run_file, require_same_run, write_run_file
 from udas_fast.training import Networks, Phases, Results
 
 
@@ -87,14 +87,18 @@ class Trainer:
             max_bad_steps,
         )
         self._set_up(model, recipe, domains, Path(run), config, optimizer, callbacks)
+        distributed.on_main(self._require_new)  # not only after every file has been read
         self.domains.verify()
         distributed.on_main(self._begin)
 
     def _begin(self) -> None:
         with locked(self.run):
-            if self.checkpoints.newest() is not None or self.complete:
-                raise bad(f"run folder {self.run}", "an earlier run", "a new folder, or --resume")
+            self._require_new()
             write_run_file(self.run, self.recipe, self.config)
+
+    def _require_new(self) -> None:
+        if self.checkpoints.newest() is not None or self.complete:
+            raise bad(f"run folder {self.run}", "an earlier run", "a new folder, or --resume")
 
     @classmethod
     @distributed.stopping_all()
@@ -125,11 +129,16 @@ class Trainer:
         require_objects(Path(run), config, model=model, data=data, optimizer=optimizer)
         if data is None and max_bad_files > config.data.max_bad_files:
             config = replace(config, data=replace(config.data, max_bad_files=max_bad_files))
-            distributed.on_main(lambda: write_run_file(Path(run), recipe, config))
+            distributed.on_main(lambda: cls._rewrite(Path(run), recipe, config))
         domains = Domains.open(config.data, recipe) if data is None else data
         domains = replace(domains, engine=config.engine)
         self._set_up(model, recipe, domains, Path(run), config, optimizer, callbacks)
         return self
+
+    @staticmethod
+    def _rewrite(run: Path, recipe: Recipe, config: RunConfig) -> None:
+        with locked(run):  # another process may be training there
+            write_run_file(run, recipe, config)
 
     def _set_up(
         self,
@@ -225,10 +234,7 @@ class Trainer:
             return self.scores
         with ExitStack() as stack:
             distributed.on_main(lambda: stack.enter_context(locked(self.run)))
-            if read_run_file(self.run, RunConfig) != (self.recipe, self.config):
-                raise bad(
-                    f"{self.run}/run.yaml", "another run than this trainer's", "a folder of its own for each"
-                )
+            require_same_run(self.run, self.recipe, self.config)
             name = self.networks.amp.name
             distributed.on_main(lambda: write_environment(self.run, self._processes(), name))
             self._phases.run()

@@ -14,6 +14,7 @@ from udas_fast import Trainer, distributed
 from udas_fast.data import BadFile, SegmentationDataset, open_dataset
 from udas_fast.data.types import Sample
 from udas_fast.engine.distributed import leave
+from udas_fast.engine.interrupt import Interrupted
 from udas_fast.errors import InputError
 from udas_fast.recipes import get_recipe, override, small
 from udas_fast.recipes.domains import Domains
@@ -66,6 +67,25 @@ def a_process_breaks(root: Path, folder: Path) -> None:
     except Exception as error:
         (folder / str(distributed.rank())).write_text(f"{type(error).__name__}: {error}")
         os._exit(1)
+
+
+def one_is_asked_to_stop(folder: Path) -> None:
+    """By a signal to it alone, where processes work by themselves for a while."""
+    try:
+        with distributed.stopping_all():
+            if distributed.rank() == 1:
+                raise Interrupted("stopped between two stages or rounds")
+            distributed.all_values(None)
+    except (Interrupted, distributed.ProcessLost) as error:
+        (folder / str(distributed.rank())).write_text(f"{error} {getattr(error, 'interrupted', '')}")
+        os._exit(0)
+
+
+@pytest.mark.slow
+def test_the_others_know_that_it_was_no_failure(tmp_path: Path, processes: Callable[..., None]) -> None:
+    assert processes(2, one_is_asked_to_stop, tmp_path, codes=True) == [0, 0]
+    said = "process 1 stopped with Interrupted: stopped between two stages or rounds True"
+    assert (tmp_path / "0").read_text() == said
 
 
 @pytest.mark.slow

@@ -18,12 +18,23 @@ from udas_fast import Trainer, distributed
 from udas_fast.data import open_dataset
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.recorder import Recorder
+from udas_fast.errors import InputError
 from udas_fast.objectives import Round
 from udas_fast.objectives.self_training import SelfTraining
 from udas_fast.recipes import get_recipe, override, small
 from udas_fast.recipes.domains import Domains
 
 ROUNDS = {4: "self_training.1", 6: "self_training.2"}  # by the step of their end; adaptation ends after two
+
+
+def test_a_damaged_line_is_named_and_half_a_line_is_dropped(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 0}\n{"step": 1}\n{"st')
+    Recorder(tmp_path, first=1, total=2, every=1).close()
+    assert metrics.read_text() == '{"step": 0}\n'
+    metrics.write_text('{"step": 0}\n\0\0\0\n{"step": 1}\n')
+    with pytest.raises(InputError, match=r"metrics.jsonl: found a damaged line \(Expecting value"):
+        Recorder(tmp_path, first=2, total=2, every=1)
 
 
 class Listener(Callback):

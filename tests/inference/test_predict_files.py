@@ -74,6 +74,16 @@ def test_native_size_and_tiles(make_trained: Make) -> None:
     assert not np.array_equal(confidence, native[1])  # its ASPP sees further than a tile
 
 
+def test_images_as_opencv_and_slices_give_them(make_trained: Make, image: np.ndarray) -> None:
+    trained = make_trained()
+    flipped = image[..., ::-1]  # BGR to RGB, a view of negative strides
+    for ours, theirs in zip(trained.predict(flipped), trained.predict(flipped.copy()), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for wrong in (image[..., 0], image.astype(np.float32), np.dstack([image, image[..., :1]])):
+        with pytest.raises(InputError, match=r"image: found .*, wanted uint8 RGB \[H, W, 3\]"):
+            trained.predict(wrong)
+
+
 def test_what_cannot_be_predicted_is_told(
     make_trained: Make, tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from udas_fast import cli
+from udas_fast.data.translated import Manifest, manifest_file, read_manifest
 from udas_fast.errors import InputError
 from udas_fast.report import watch_run
 from udas_fast.report.watch import TAIL, glance
@@ -123,6 +124,26 @@ def test_a_translation_goes_on_after_its_steps(
     shown = " ".join(capsys.readouterr().out.split())
     assert "state complete" in shown
     assert "7 of 7 translated" in shown
+
+
+def test_a_manifest_is_read_again_only_when_it_has_changed(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, reads = make_run("run"), []
+
+    def counted(path: Path) -> Manifest | None:
+        reads.append(path)
+        return read_manifest(path)
+
+    monkeypatch.setattr("udas_fast.report.watch.read_manifest", counted)
+    file = manifest_file(run)
+    file.parent.mkdir()
+    empty = {"source": "a:b", "split": "train", "size": None, "classes": ["road"], "generator": ""}
+    for written, total in ((1000, 3), (2000, 5)):
+        file.write_text(json.dumps({**empty, "files": {str(i): None for i in range(total)}}))
+        os.utime(file, (written, written))
+        assert [glance(run).images.total for _ in range(3)] == [total] * 3
+    assert len(reads) == 2
 
 
 def test_only_the_end_of_long_files_is_read(make_run: Callable[..., Path]) -> None:

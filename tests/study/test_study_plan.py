@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import typer
 
 from udas_fast import cli
 from udas_fast.errors import InputError
+from udas_fast.recipes import get_recipe
 from udas_fast.study import Plan, Task, plan_study
+from udas_fast.study import plan as plan_module
 
 TASK = Task("camvid:day", "camvid:dusk", size=(32, 48), steps=100)
 
@@ -71,6 +74,46 @@ def test_methods_study_has_every_method_without_labels_and_three_with() -> None:
     labelled = _plan("methods", labels=(20,))
     assert [row.recipe for row in labelled.rows] == ["supervised", "udas", "ddm"]
     assert not labelled.left_out
+
+
+def test_recipes_in_files_join_the_methods(tmp_path: Path) -> None:
+    files = []
+    for name, base in (("mine", "uda"), ("mine too", "udas"), ("taught", "supervised")):
+        files.append(tmp_path / f"{name}.yaml")
+        files[-1].write_text(get_recipe(base).to_yaml().replace(f"name: {base}", f"name: {name}", 1))
+    joined = _plan("methods", labels=(20, 0), recipes=tuple(map(str, files)), settings=("mine:ema=0.9",))
+    before = _plan("methods", labels=(20, 0)).rows
+    assert joined.rows[: len(before)] == before
+    titles = ["mine", "mine too, 20 labels", "mine too", "taught, 20 labels"]
+    assert [row.title for row in joined.rows[len(before) :]] == titles
+    run = joined.runs[len(before)]
+    assert (run.folder, run.recipe().name, run.recipe().ema) == ("mine-seed-0", "mine", 0.9)
+    assert run.recipe().stages[0].steps == 100
+    given = typer.main.get_command(cli.app).commands["train"].make_context("train", run.command("out")[2:])
+    assert (given.params["recipe"], given.params["recipe_file"]) == (None, files[0])
+    assert len({run.folder for run in joined.runs}) == len(joined.runs)
+
+
+@pytest.mark.parametrize(
+    ("study", "base", "sentence"),
+    [
+        ("methods", "udas", "found the name 'udas' of another recipe, wanted a `name` of its own"),
+        ("methods", "cyclegan", "found one that trains translation"),
+        ("labels", "udas", "found the labels study, wanted methods"),
+    ],
+)
+def test_recipes_in_files_that_cannot_join(tmp_path: Path, study: str, base: str, sentence: str) -> None:
+    (tmp_path / "mine.yaml").write_text(get_recipe(base).to_yaml())
+    with pytest.raises(InputError, match=f"--recipe .*mine.yaml: {sentence}"):
+        _plan(study, recipes=(str(tmp_path / "mine.yaml"),))
+
+
+def test_a_recipe_of_the_package_needs_no_entry_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = plan_module.recipes()
+    new = dataclasses.replace(known["uda"], name="new")
+    monkeypatch.setattr(plan_module, "recipes", lambda: {**known, "new": new})
+    rows = plan_module._methods((20, 0), (), cycada=False)
+    assert rows[-1] == plan_module.Row("new", "new", 0, None)
 
 
 def test_methods_study_shares_runs_with_the_others() -> None:

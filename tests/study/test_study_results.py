@@ -54,6 +54,16 @@ def test_mean_and_standard_deviation_over_seeds(table: StudyTable) -> None:
     assert str(Spread.of([None])) == "–"
 
 
+def test_the_environment_is_that_of_the_runs(table: StudyTable, tmp_path: Path) -> None:
+    plan = _plan()
+    for run in plan.runs:
+        recorded = {"cpu": "A", "torch": "2.13", "threads": 1 + run.seed}
+        (tmp_path / run.folder / "environment.json").write_text(json.dumps(recorded))
+    wanted = {"cpu": "A", "torch": "2.13", "threads": "1 and 2"}
+    assert collect(plan, tmp_path, "command").environment == wanted
+    assert "A, torch 2.13; `command`" in markdown(collect(plan, tmp_path, "command"))
+
+
 def test_gap_is_the_spread_of_the_differences_by_seed(table: StudyTable) -> None:
     gap = gaps(table)["UDAS"]
     assert gap[20].by_seed == pytest.approx([20, 14])

@@ -157,7 +157,7 @@ def test_the_last_line_of_a_log(tmp_path: Path) -> None:
 
 def test_numbers_of_the_command_line() -> None:
     arguments = {"kind": "labels", "source": "a:b", "target": "a:b", "out": Path("x")}
-    with pytest.raises(InputError, match="--seeds: found '0 1', wanted whole numbers with commas"):
+    with pytest.raises(InputError, match="--seeds: found '0 1', wanted whole numbers from 0 with commas"):
         cli.study(**arguments, seeds="0 1")
     with pytest.raises(InputError, match="--engine: found 'dalli', wanted .*did you mean 'dali'"):
         cli.study(**arguments, engine="dalli")

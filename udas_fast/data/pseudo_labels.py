@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from udas_fast import distributed
-from udas_fast.atomic import atomic_write
+from udas_fast.atomic import atomic_write, make_folder
 from udas_fast.data.datasets import check_sizes
 from udas_fast.data.files import UNREADABLE, IdMap, read_ids
 from udas_fast.data.types import IGNORE, Item, Sample, SegmentationDataset
@@ -63,7 +63,7 @@ class PseudoLabels:
         marker = self.raw / "key"
         if not marker.is_file() or marker.read_text(encoding="utf-8") != self.key:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.raw.mkdir(parents=True)
+            make_folder(self.raw)
             atomic_write(self.key, marker)
 
     def add(self, index: int, label: np.ndarray, confidence: np.ndarray) -> None:

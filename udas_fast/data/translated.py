@@ -45,9 +45,14 @@ class Manifest:
         return [name for name, record in self.files.items() if record is None]
 
 
+def manifest_file(run: Path) -> Path:
+    """Where the manifest of a run's folder is, once there is one."""
+    return run / "translated" / "manifest.json"
+
+
 def read_manifest(run: Path) -> Manifest | None:
     """The manifest of a run's folder, None where there is none yet; InputError for a damaged one."""
-    path = run / "translated" / "manifest.json"
+    path = manifest_file(run)
     try:
         manifest = TypeAdapter(Manifest).validate_json(path.read_bytes())
     except FileNotFoundError:

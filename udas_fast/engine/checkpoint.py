@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from udas_fast.atomic import replacing, writing
-from udas_fast.errors import InputError, bad
+from udas_fast.atomic import make_folder, replacing
+from udas_fast.errors import InputError, bad, first_line
 
 KEEP = 2  # the newest and the one before it
 
@@ -38,8 +38,7 @@ def read_state(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise about anything in zipfile and torch.load
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"checkpoint {path}: cannot be read ({reason})") from error
+        raise InputError(f"checkpoint {path}: cannot be read ({first_line(error)})") from error
     if damaged:
         raise InputError(f"checkpoint {path}: cannot be read (another checksum in {damaged})")
     if not isinstance(state, dict):
@@ -61,9 +60,11 @@ class CheckpointFolder:
 
         Later ones are dropped as well: they are damaged, or :meth:`load` would have gone on from them.
         """
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         path = self.folder / f"step-{step:08d}{f'.{milestone}' if milestone else ''}.pt"
+        for torn in self.folder.glob("step-*.pt.tmp"):  # of a kill at another step; its space is wanted
+            if torn.name != f"{path.name}.tmp":
+                torn.unlink()
         atomic_save(state, path)
         steps = {p: int(p.name[5:13]) for p in self._all()}
         kept = [p for p in steps if steps[p] <= step][-KEEP:]

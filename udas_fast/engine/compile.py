@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from udas_fast.engine.memory import MemoryConfig
-from udas_fast.errors import bad
+from udas_fast.errors import bad, first_line
 from udas_fast.models import ResNet
 
 
@@ -41,6 +41,7 @@ def _try_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(1, device=device))
     except Exception as error:  # whatever inductor, Triton or the C++ compiler raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         needs = "a C++ compiler" if device.type == "cpu" else "Triton and a C compiler"
-        raise bad("compile", f"none that works ({reason:.200})", f"{needs}, or compile: false") from error
+        raise bad(
+            "compile", f"none that works ({first_line(error):.200})", f"{needs}, or compile: false"
+        ) from error

@@ -23,6 +23,7 @@ from torch import distributed as dist
 from udas_fast import distributed
 from udas_fast.engine.precision import resolve_device
 from udas_fast.errors import InputError, bad
+from udas_fast.torchrun import processes
 
 TIMEOUT = timedelta(hours=1)  # others wait while the main process reads every file before a run
 BUCKET = 2**23  # numbers that are exchanged at a time, 32 MiB in float32: the extra memory of a step
@@ -34,10 +35,11 @@ def join(name: str) -> torch.device:
     Each process of a machine takes the GPU of its LOCAL_RANK. A group that a user's script has made is kept.
 
     Raises:
-        InputError: no such device, one GPU for all, fewer GPUs than processes, or a group without a CPU backend.
+        InputError: no such device, one GPU for all, fewer GPUs than processes, a group without a CPU backend, or
+            variables of torchrun that are missing or lead nowhere.
     """
     device = resolve_device(name)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         if device.type == "cuda":
             device = _own_gpu(name, device)
         if not dist.is_initialized():
@@ -45,7 +47,11 @@ def join(name: str) -> torch.device:
             # step does), and a group that is kept outlives leave(): its threads then abort the interpreter's end.
             importlib.import_module("torch.distributed.nn.functional")
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            try:
+                dist.init_process_group(backend, timeout=TIMEOUT)
+            except (ValueError, RuntimeError) as error:
+                wanted = "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them"
+                raise bad("torch.distributed", str(error).splitlines()[0], wanted) from error
     if distributed.world() > 1:
         try:
             dist.all_reduce(torch.zeros(1))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from udas_fast.atomic import writing
+from udas_fast.atomic import make_folder, writing
 from udas_fast.errors import bad
 
 
@@ -20,8 +20,8 @@ def locked(folder: Path) -> Iterator[None]:
         InputError: another process holds it, or the folder cannot be written.
     """
     path = folder / "lock"
+    make_folder(folder)
     with writing(path):
-        folder.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
     with file:
         lock(file, folder)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from udas_fast.engine.precision import Amp
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import InputError, bad, first_line
 from udas_fast.evaluation import evaluating
 from udas_fast.models import heads
 
@@ -34,8 +34,7 @@ def check_network(
     except InputError:
         raise
     except Exception as error:  # whatever a user's forward raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise bad(f"{name} on an image [1, 3, {size[0]}, {size[1]}]", reason, "logits") from error
+        raise bad(f"{name} on an image [1, 3, {size[0]}, {size[1]}]", first_line(error), "logits") from error
     if logits.primary.shape[1] != num_classes:
         raise bad(f"output of {name}", f"{logits.primary.shape[1]} classes", f"the data's {num_classes}")
     if two_heads is not None and logits.auxiliary is None:

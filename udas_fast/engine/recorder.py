@@ -24,6 +24,7 @@ from udas_fast.atomic import atomic_write, writing
 from udas_fast.data import read_image
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.fault import check_losses, describe_fault
+from udas_fast.errors import bad, first_line
 from udas_fast.objectives import Round
 
 
@@ -45,12 +46,19 @@ class Recorder:
     ) -> None:
         self._folder = folder
         self._callbacks = callbacks
-        self._files = _Files(folder, first, total) if distributed.is_main() else None
+        self._files: _Files | None = None
+        if distributed.is_main():
+            with writing(folder / "metrics.jsonl"):
+                self._files = _Files(folder, first, total)
         self._every = every
         self._pending: list[
             tuple[dict[str, float | str], dict[str, Tensor], Mapping[str, Sequence[str]], bool]
         ] = []
         self._waits: list[dict[str, float]] = []
+        self._before = time.perf_counter()
+
+    def begin_phase(self) -> None:
+        """The next step's time begins now: what came before it (labelling, scoring) is no step's."""
         self._before = time.perf_counter()
 
     def step(
@@ -231,10 +239,17 @@ class _Files:
 
 
 def _continue(path: Path, first: int) -> TextIO:
-    """Open a file of one JSON object a line to append to it, without the lines from step ``first`` on."""
+    """Open a file of one JSON object a line to append to it, without the lines from step ``first`` on.
+
+    Raises:
+        InputError: a line is damaged, or the file cannot be written.
+    """
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A killed run may have left half a line at the end.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first]
-        atomic_write("".join(kept), path)
+        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        try:
+            kept = [line for line in lines if json.loads(line)["step"] < first]
+        except (ValueError, KeyError, TypeError) as error:
+            raise bad(f"{path}", f"a damaged line ({first_line(error)})", "one JSON object a line") from error
+        atomic_write(b"".join(kept), path)
     return path.open("a", encoding="utf-8")

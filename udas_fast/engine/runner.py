@@ -75,6 +75,7 @@ class Runner:
                     f"stopped after step {before + loop.done}; go on with --resume {self.folder}"
                 )
 
+        self.recorder.begin_phase()
         try:
             loop.run(after_step)
         except BadFile as error:

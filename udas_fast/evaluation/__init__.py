@@ -1,8 +1,14 @@
 """Scores, tables and pictures of a trained model; knows nothing of training."""
 
 from udas_fast.evaluation.evaluate import evaluate, evaluate_dataset, evaluating
-from udas_fast.evaluation.figure import colorize, comparison_figure, pseudo_label_figure, validation_figure
-from udas_fast.evaluation.metrics import Protocol, Scores
+from udas_fast.evaluation.figure import (
+    colorize,
+    comparison_figure,
+    pseudo_label_figure,
+    save_figure,
+    validation_figure,
+)
+from udas_fast.evaluation.metrics import Protocol, Scores, read_scores
 from udas_fast.evaluation.predict import predict
 from udas_fast.evaluation.report import aligned_table, scores_table
 
@@ -17,6 +23,8 @@ __all__ = [
     "evaluating",
     "predict",
     "pseudo_label_figure",
+    "read_scores",
+    "save_figure",
     "scores_table",
     "validation_figure",
 ]

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import nn
 
-from udas_fast.atomic import replacing
+from udas_fast.atomic import make_folder, replacing
 from udas_fast.data.geometry import resize
 from udas_fast.data.types import IGNORE, ClassSet, SegmentationDataset
 from udas_fast.errors import bad
@@ -70,7 +70,7 @@ def comparison_figure(
     panels = [("image", image), *pictures[:-1], ("confidence", np.asarray(confidence)), pictures[-1]]
     if image.ndim == 3:
         panels = [(title, values[None]) for title, values in panels]
-    _save(_draw(panels, classes), path)
+    save_figure(_draw(panels, classes), path)
 
 
 def pseudo_label_figure(
@@ -91,7 +91,7 @@ def pseudo_label_figure(
     panels.append(("pseudo-labels", colorize(pseudo_label, classes)))
     if label is not None:
         panels.append(("ground truth", colorize(label, classes)))
-    _save(_draw(panels, classes), path)
+    save_figure(_draw(panels, classes), path)
 
 
 def validation_figure(
@@ -131,9 +131,11 @@ def validation_figure(
     comparison_figure(*data, dataset.classes, path)
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = DPI) -> None:
+    """Write ``figure`` to the PNG ``path``, whole or not at all. Raises InputError where it cannot be written."""
+    make_folder(Path(path).parent)
     with replacing(Path(path)) as file:
-        figure.savefig(file, format="png", dpi=DPI)
+        figure.savefig(file, format="png", dpi=dpi)
 
 
 def _draw(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figure:

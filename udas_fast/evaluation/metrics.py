@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
 from udas_fast.data.types import CITYSCAPES
-from udas_fast.errors import bad
+from udas_fast.errors import InputError, bad, first_line
 
 # SYNTHIA lacks terrain, truck and train; its 13-class scores also leave out wall, fence and pole.
 SYNTHIA_LACKS = {"synthia16": (9, 14, 16), "synthia13": (3, 4, 5, 9, 14, 16)}
@@ -113,6 +115,20 @@ class Scores:
         except (KeyError, TypeError, ValueError) as error:
             found = str(error).splitlines()[0]
             raise bad("scores", found, "what Scores.to_dict wrote") from error
+
+
+def read_scores(path: Path) -> dict[str, Scores]:
+    """The scores by phase in a run's ``scores.json``; none where it is not there. Raises InputError if damaged."""
+    try:
+        phases = json.loads(path.read_bytes())["phases"]
+        scores = {str(name): Scores.from_dict(content) for name, content in phases.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: damaged ({first_line(error)})") from error
+    if any((s.matrix < 0).any() for s in scores.values()):
+        raise InputError(f"{path}: damaged (a confusion matrix counts less than nothing)")
+    return scores
 
 
 def _or_none(value: float) -> float | None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udas_fast.atomic import atomic_write
-from udas_fast.errors import InputError, bad, unknown
+from udas_fast.errors import InputError, bad, first_line, unknown
 from udas_fast.inference.model import TrainedModel
 from udas_fast.models import MEAN, STD, heads
 
@@ -92,10 +92,8 @@ def export_model(trained: TrainedModel, path: Path, form: str) -> Agreement:
         program = _trace(whole, trained.size)
         data, run = _onnx(program) if form == "onnx" else _torch(program)
     except Exception as error:  # whatever a network or its operators are to the exporter
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"export: {type(trained.model).__name__} cannot be exported to {form} ({reason:.200})"
-        ) from error
+        found = f"{type(trained.model).__name__} cannot be exported to {form} ({first_line(error):.200})"
+        raise InputError(f"export: {found}") from error
     agreement = _compare(whole, run, trained.size)
     if not (agreement.largest_difference <= TOLERANCE * agreement.largest_logit):
         raise bad("exported model", f"one that disagrees with the model: {agreement}", "the same logits")

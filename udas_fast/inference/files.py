@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from udas_fast.atomic import atomic_write, writing
+from udas_fast.atomic import atomic_write, make_folder
 from udas_fast.data import IMAGE_SUFFIXES, ClassSet, read_image
 from udas_fast.errors import bad, unknown
 from udas_fast.evaluation import colorize
@@ -79,8 +79,7 @@ def predict_files(
     for name in pictures:
         if name not in PICTURES:
             raise unknown("--write", name, PICTURES)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     count = 0
     with tqdm(unit="image", disable=None) as bar:
         for stem, image in _frames(files):

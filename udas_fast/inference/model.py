@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from udas_fast.atomic import atomic_write
 from udas_fast.data import ClassSet
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import InputError, bad, first_problem
 from udas_fast.evaluation import Protocol, predict
 from udas_fast.models import MEAN, STD, ModelConfig, build_model, require_finite
 from udas_fast.models.tensor_file import SUFFIX, read_tensors
@@ -118,9 +118,12 @@ class TrainedModel:
         """(train ids uint8, confidence float32), both ``[H, W]``, of a uint8 RGB image ``[H, W, 3]``.
 
         native: the network sees the image at its own size instead of :attr:`size`. tile: (H, W) of the parts that it
-        sees one by one, for images larger than memory (:mod:`udas_fast.evaluation.tiles`).
+        sees one by one, for images larger than memory (:mod:`udas_fast.evaluation.tiles`). Raises InputError for
+        another dtype or shape.
         """
-        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise bad("image", f"{image.dtype} {list(image.shape)}", "uint8 RGB [H, W, 3]")
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # OpenCV's [..., ::-1] is not
         size = image.shape[:2] if native else self.size
         label, confidence = predict(self.model, pixels, size, tile=tile)
         return label.cpu().numpy(), confidence.cpu().numpy()
@@ -143,9 +146,7 @@ def _header(path: Path, metadata: Mapping[str, str]) -> Header:
     try:
         header = HEADER.validate_json(metadata[KEY])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise InputError(f"model {path}: damaged header ({where}: {first['msg']})") from None
+        raise InputError(f"model {path}: damaged header ({first_problem(error)})") from None
     if header.normalisation != Normalisation():
         raise bad(f"normalisation of {path}", header.normalisation, Normalisation())
     return header

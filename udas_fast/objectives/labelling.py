@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from udas_fast import distributed, ops
+from udas_fast.atomic import make_folder
 from udas_fast.data import (
     Batch,
     PseudoLabelled,
@@ -110,7 +111,7 @@ def report_round(teacher: SelfTraining, round: Round) -> None:
         "images": len(seen),
         **quality(histogram, None if truth is None else counts),
     }
-    round.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(round.folder)
     write_json(round.folder / "report.json", report)
     if seen:
         _picture(teacher, round, [seen[i] for i in _spread(len(seen), PICTURED)], truth, thresholds)
@@ -167,7 +168,6 @@ def _picture(
         return np.stack([resize(pixels, round.size, method) for pixels in maps])
 
     labelled = all(sample.label is not None for sample in samples)
-    round.picture.parent.mkdir(exist_ok=True)
     pseudo_label_figure(
         stack([sample.image for sample in samples], Image.Resampling.BILINEAR),
         stack([pseudo.confidence[0].cpu().numpy() for pseudo in found]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -17,6 +17,8 @@ from udas_fast.recipes.domains import DataConfig
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """What a run is beside its recipe; ``run.yaml`` holds both."""
+
+    trains: ClassVar[str] = "segmentation"
 
     data: DataConfig | None = None  # None: the datasets were given as objects
     given: tuple[Literal["model", "optimizer"], ...] = ()  # these too

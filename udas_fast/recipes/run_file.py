@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from udas_fast.atomic import atomic_write
-from udas_fast.errors import InputError, bad
+from udas_fast.atomic import atomic_write, make_folder
+from udas_fast.errors import InputError, bad, first_problem
 from udas_fast.recipes.recipe import Recipe, recipe_from_dict
 
 Config = TypeVar("Config")
@@ -62,25 +62,41 @@ def write_run_file(run: Path, recipe: Recipe, config: Any) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        atomic_write(yaml.safe_dump(run_document(recipe, config), sort_keys=False), run / "run.yaml")
-    except OSError as error:
-        raise InputError(f"run folder {run}: cannot be written ({error.strerror})") from error
+    make_folder(run)
+    atomic_write(yaml.safe_dump(run_document(recipe, config), sort_keys=False), run / "run.yaml")
 
 
 def read_run_file(run: Path, kind: type[Config]) -> tuple[Recipe, Config]:
-    """The recipe in ``run/run.yaml`` and its configuration of class ``kind``.
+    """The recipe in ``run/run.yaml`` and its configuration of class ``kind``, which says what it ``trains``.
 
     Raises:
-        InputError: no run there, or a damaged file.
+        InputError: no run there, one that trains something else, or a damaged file; names the first wrong key.
     """
     path = run / "run.yaml"
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = TypeAdapter(kind).validate_python(document["run"])
+        recipe, config = document["recipe"], document["run"]
     except OSError as error:
         raise InputError(f"run folder {run}: no run to go on with (run.yaml: {error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
-    return recipe_from_dict(document["recipe"], str(path)), config
+    recipe = recipe_from_dict(recipe, str(path))
+    if recipe.trains != kind.trains:
+        command = {"segmentation": "train", "translation": "translate"}[recipe.trains]
+        found, wanted = (
+            f"one of {recipe.trains}",
+            f"one of {kind.trains}: `udas-fast {command} --resume` goes on",
+        )
+        raise bad(f"run {run}", found, f"{wanted} with this one")
+    try:
+        return recipe, TypeAdapter(kind).validate_python(config)
+    except ValidationError as error:
+        raise InputError(f"{path}: {first_problem(error, 'run')}") from error
+
+
+def require_same_run(run: Path, recipe: Recipe, config: Any) -> None:
+    """Raise InputError where ``run.yaml`` has become another run's since this one was set up."""
+    if read_run_file(run, type(config)) != (recipe, config):
+        raise bad(
+            f"{run}/run.yaml", "another run than the one that was set up", "a folder of its own for each"
+        )

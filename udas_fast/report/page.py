@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from udas_fast.atomic import atomic_write
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import bad
 from udas_fast.report import results, samples, training
 from udas_fast.report.markup import Element, document, element
 from udas_fast.report.read import Run, read_runs
@@ -42,10 +42,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         raise bad("--out", f"none for {len(runs)} runs", "the page's file")
     out = out or runs[0] / "report.html"
     page = render(read_runs(runs))
-    try:
-        atomic_write(page, out)
-    except OSError as error:
-        raise InputError(f"report {out}: cannot be written ({error.strerror})") from error
+    atomic_write(page, out)
     return out
 
 

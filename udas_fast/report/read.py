@@ -22,9 +22,9 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from udas_fast.data.translated import read_manifest
-from udas_fast.errors import InputError, bad
-from udas_fast.evaluation import Scores
+from udas_fast.data.translated import Manifest, read_manifest
+from udas_fast.errors import InputError, bad, first_line, first_problem
+from udas_fast.evaluation import Scores, read_scores
 from udas_fast.inference import MODEL_FILE
 from udas_fast.report.series import Series
 
@@ -175,7 +175,7 @@ def read_run(path: Path) -> Run:
         "pseudo_labels": _read_pseudo_labels(path / "pseudo_labels"),
         "pictures": sorted((path / "pictures").glob("*.png"), key=_natural),
         "environment": _read_json(path / "environment.json") or {},
-        "finished": is_finished(path),
+        "finished": is_finished(path, read_manifest(path)),
     }
     if not isinstance(found["environment"], dict):
         raise bad(f"{path / 'environment.json'}", type(found["environment"]).__name__, "a JSON object")
@@ -249,9 +249,8 @@ def _read_curves(path: Path) -> tuple[Curves, bool]:
     return curves, half
 
 
-def is_finished(path: Path) -> bool:
-    """Whether the run in folder ``path`` has come to its end: it writes its model, or translated images, last."""
-    images = read_manifest(path)
+def is_finished(path: Path, images: Manifest | None) -> bool:
+    """Whether the run in folder ``path`` has come to its end: it writes its model, or translated ``images``, last."""
     return (path / MODEL_FILE).is_file() if images is None else not images.missing
 
 
@@ -264,23 +263,9 @@ def read_run_file(run: Path) -> tuple[str, RunFile]:
     except OSError as error:
         raise bad(run, f"no run (run.yaml: {error.strerror})", "the folder of a run") from error
     except ValidationError as error:
-        raise _damaged(path, error) from None
+        raise InputError(f"{path}: damaged ({first_problem(error)})") from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: damaged ({_first_line(error)})") from error
-
-
-def read_scores(path: Path) -> dict[str, Scores]:
-    """The scores by phase in ``scores.json``, none where it is not there. Raises InputError as :func:`read_run`."""
-    content = _read_json(path)
-    if content is None:
-        return {}
-    try:
-        scores = {str(name): Scores.from_dict(values) for name, values in content["phases"].items()}
-    except (InputError, AttributeError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: damaged ({_first_line(error)})") from error
-    if any((s.matrix < 0).any() for s in scores.values()):
-        raise InputError(f"{path}: damaged (a confusion matrix counts less than nothing)")
-    return scores
+        raise InputError(f"{path}: damaged ({first_line(error)})") from error
 
 
 def _read_pseudo_labels(folder: Path) -> list[PseudoLabels]:
@@ -290,7 +275,7 @@ def _read_pseudo_labels(folder: Path) -> list[PseudoLabels]:
         try:
             rounds.append(TypeAdapter(PseudoLabels).validate_python(_read_json(path)))
         except ValidationError as error:
-            raise _damaged(path, error) from None
+            raise InputError(f"{path}: damaged ({first_problem(error)})") from None
     return rounds
 
 
@@ -303,17 +288,7 @@ def _parse(content: bytes, origin: str) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{origin}: damaged ({_first_line(error)})") from error
-
-
-def _damaged(path: Path, error: ValidationError) -> InputError:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the whole"
-    return InputError(f"{path}: damaged ({where}: {first['msg']})")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{origin}: damaged ({first_line(error)})") from error
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:

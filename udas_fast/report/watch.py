@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 
 from rich.console import Console
@@ -16,10 +17,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from udas_fast.data.translated import image_path, read_manifest
-from udas_fast.evaluation import Scores
+from udas_fast.data.translated import Manifest, image_path, manifest_file, read_manifest
+from udas_fast.evaluation import Scores, read_scores
 from udas_fast.report.markup import percent
-from udas_fast.report.read import RunFile, StepLine, is_finished, parse_step, read_run_file, read_scores
+from udas_fast.report.read import RunFile, StepLine, is_finished, parse_step, read_run_file
 
 REFRESH = 1.0  # seconds
 TAIL = 1 << 16
@@ -84,6 +85,7 @@ def glance(run: Path) -> Glance:
         for key in ("seconds", "data_wait")
     }
     last = metrics[-1] if metrics else None
+    manifest = _manifest(run, _written(manifest_file(run)))
     written = [_written(run / name) for name in ("metrics.jsonl", "translated/images")]
     newest = max((moment for moment in written if moment is not None), default=None)
     return Glance(
@@ -93,8 +95,8 @@ def glance(run: Path) -> Glance:
         last=last,
         age=None if newest is None else max(0.0, time.time() - newest),
         scores=read_scores(run / "scores.json"),
-        images=_images(run),
-        finished=is_finished(run),
+        images=None if manifest is None else _images(run, manifest),
+        finished=is_finished(run, manifest),
         **means,
     )
 
@@ -176,10 +178,13 @@ def _phase(seen: Glance, name: str) -> str:
     return name
 
 
-def _images(run: Path) -> Images | None:
-    manifest = read_manifest(run)
-    if manifest is None:
-        return None
+@lru_cache(maxsize=1)
+def _manifest(run: Path, written: float | None) -> Manifest | None:
+    """As it was ``written`` last: it has a line for every image, too many to read once a second for nothing."""
+    return None if written is None else read_manifest(run)
+
+
+def _images(run: Path, manifest: Manifest) -> Images:
     names = [name for name, record in manifest.files.items() if record is not None]
     moments = [_written(image_path(run, name)) for name in names[-STEPS:]]
     known = [moment for moment in moments if moment is not None]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from udas_fast.data.loader import AnyEngine
 from udas_fast.errors import bad, unknown
 from udas_fast.objectives.mixing import Translate
-from udas_fast.recipes import Recipe, get_recipe, override, small
+from udas_fast.recipes import Recipe, get_recipe, load_recipe, override, recipes, small
 from udas_fast.recipes.domains import DataConfig
 
 Study: TypeAlias = Literal["ablation", "labels", "methods"]
 STUDIES = get_args(Study)
 
-# Recipes of the methods study in the table's order: those without target labels, and those with.
+# Recipes of the methods study in the table's order: those without target labels, and those with. Others come last.
 UNLABELLED = {
     "no_adaptation": "No adaptation",
     "adaptsegnet_single": "AdaptSegNet (one level)",
@@ -47,6 +48,7 @@ class Task:
     steps: int | None = None
     # KEY=VALUE; stages.NAME.… goes to the recipes that have such a stage, RECIPE[,RECIPE]:KEY=VALUE to these.
     settings: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()  # files of recipes that join the package's in the methods study
     engine: AnyEngine = "auto"
     weights: str | None = None
     device: str = "auto"
@@ -65,6 +67,11 @@ class Row:
     recipe: str
     labels: int = 0
     translated: bool | None = False  # as the task says; None: as the recipe has it
+    file: str | None = None  # of the recipe, where it is not the package's
+
+    def load(self) -> Recipe:
+        """The recipe with its own numbers."""
+        return get_recipe(self.recipe) if self.file is None else load_recipe(Path(self.file))
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Run:
     @property
     def settings(self) -> tuple[str, ...]:
         """``KEY=VALUE`` of the recipe: the task's, then those that make the row what it is."""
-        stages = {stage.name: stage for stage in get_recipe(self.row.recipe).stages}
+        stages = {stage.name: stage for stage in self.row.load().stages}
         settings = []
         for names, setting in map(_scope, self.task.settings):
             if self.row.recipe in names or (not names and _stage_of(setting) in {None, *stages}):
@@ -105,14 +112,14 @@ class Run:
     def data(self) -> DataConfig:
         """The datasets that the run names."""
         source = None
-        if "source" in get_recipe(self.row.recipe).streams[0]:
+        if "source" in self.row.load().streams[0]:
             is_folder = self.row.translated and self.task.translation == "translated"
             source = self.task.translate if is_folder else self.task.source
         return DataConfig(source, self.task.target, self.row.labels, engine=self.task.engine)
 
     def recipe(self) -> Recipe:
         """The recipe with its settings, as the run trains it."""
-        chosen = get_recipe(self.row.recipe)
+        chosen = self.row.load()
         if self.task.size is not None:
             chosen = small(chosen, size=self.task.size, steps=self.task.steps)
         return override(chosen, self.settings)
@@ -120,7 +127,8 @@ class Run:
     def command(self, out: str) -> list[str]:
         """The command line that makes the run in folder ``out``."""
         task, data = self.task, self.data
-        words = ["udas-fast", "train", self.row.recipe]
+        recipe = [self.row.recipe] if self.row.file is None else ["--recipe", self.row.file]
+        words = ["udas-fast", "train", *recipe]
         words += ["--source", data.source] if data.source else []
         words += ["--target", data.target, "--labels", str(data.labels), "--seed", str(self.seed)]
         if task.size is not None:
@@ -151,7 +159,7 @@ def plan_study(study: Study, task: Task, *, seeds: Sequence[int], labels: Sequen
 
     Raises:
         InputError: a setting that no recipe of the study has or that does not fit, rows of different lengths,
-            the same number twice, or nothing to translate with in an ablation.
+            the same number twice, a recipe's file that cannot join, or nothing to translate with in an ablation.
     """
     if study not in STUDIES:
         raise unknown("study", study, STUDIES)
@@ -166,9 +174,9 @@ def plan_study(study: Study, task: Task, *, seeds: Sequence[int], labels: Sequen
     elif study == "labels":
         rows = _labels(labels)
     else:
-        rows = _methods(labels, cycada=task.translation == "translated")
+        rows = _methods(labels, task.recipes, cycada=task.translation == "translated")
         left_out = NO_CYCADA if 0 in labels and task.translation != "translated" else ""
-    _check_settings(study, task.settings, {row.recipe for row in rows})
+    _check_settings(study, task.settings, rows)
     runs = tuple(Run(row, task, seed) for seed in seeds for row in rows)
     lengths = {run.row.title: _steps(run.recipe()) for run in runs[: len(rows)]}
     steps = next(iter(lengths.values()))
@@ -202,8 +210,8 @@ def _labels(counts: Sequence[int]) -> tuple[Row, ...]:
     return (*supervised, *(Row(f"UDAS, {n} labels", "udas", n, translated=True) for n in counts))
 
 
-def _methods(counts: Sequence[int], *, cycada: bool) -> tuple[Row, ...]:
-    """Every method at its own numbers, and UDAS's rows as in the other studies."""
+def _methods(counts: Sequence[int], files: Sequence[str], *, cycada: bool) -> tuple[Row, ...]:
+    """Every method at its own numbers, and UDAS's rows as in the other studies; what is not in the table last."""
     names = [name for name in UNLABELLED if name != "cycada" or cycada] if 0 in counts else []
     unlabelled = [Row(UNLABELLED[name], name, translated=TRANSLATED.get(name)) for name in names]
     labelled = [
@@ -211,15 +219,45 @@ def _methods(counts: Sequence[int], *, cycada: bool) -> tuple[Row, ...]:
         for n in sorted(filter(None, counts), reverse=True)
         for name, title in LABELLED.items()
     ]
-    return (*unlabelled, *labelled)
+    others = [_other(recipe, file, counts) for recipe, file in _joining(files)]
+    return (*unlabelled, *labelled, *(row for rows in others for row in rows))
 
 
-def _check_settings(study: Study, settings: Sequence[str], names: set[str]) -> None:
+def _joining(files: Sequence[str]) -> list[tuple[Recipe, str | None]]:
+    """(recipe, its file): the package's that have no row of their own in the tables above, and those in ``files``."""
+    found: dict[str, tuple[Recipe, str | None]] = {
+        name: (recipe, None) for name, recipe in recipes().items() if recipe.trains == "segmentation"
+    }
+    for file in files:
+        recipe = load_recipe(Path(file))
+        if recipe.trains != "segmentation":
+            raise bad(f"--recipe {file}", f"one that trains {recipe.trains}", "one for segmentation")
+        if recipe.name in found:
+            raise bad(
+                f"--recipe {file}", f"the name {recipe.name!r} of another recipe", "a `name` of its own"
+            )
+        found[recipe.name] = recipe, file
+    return [each for name, each in found.items() if name not in {*UNLABELLED, *LABELLED}]
+
+
+def _other(recipe: Recipe, file: str | None, counts: Sequence[int]) -> list[Row]:
+    """The rows of a recipe by what it does with target labels: needs them, uses them where given, or neither."""
+    needs, uses = recipe.streams
+    fitting = [n for n in sorted(counts) if ("labelled" in needs | uses if n else "labelled" not in needs)]
+    return [
+        Row(f"{recipe.name}, {n} labels" if n else recipe.name, recipe.name, n, None, file)
+        for n in reversed(fitting)
+    ]
+
+
+def _check_settings(study: Study, settings: Sequence[str], rows: Sequence[Row]) -> None:
     """Every setting is for a recipe of the study, and its stage is of one of them."""
-    stages = {stage.name for name in names for stage in get_recipe(name).stages}
+    names = {row.recipe for row in rows}
+    stages = {stage.name for row in rows for stage in row.load().stages}
     for scope, setting in map(_scope, settings):
         for name in scope:
-            get_recipe(name)
+            if name not in names:
+                get_recipe(name)
         if scope and not names & set(scope):
             raise unknown(f"--set {setting}: recipe of the {study} study", scope[0], names)
         if (stage := _stage_of(setting)) not in {None, *stages}:
@@ -231,6 +269,10 @@ def _check_task(study: Study, task: Task) -> None:
         raise bad("--small and --steps", "one of them", "both or neither")
     if task.translation != "translated" and task.translate not in get_args(Translate):
         raise unknown("--translate", task.translate, [*get_args(Translate), "translated:DIR"])
+    if study != "methods" and task.recipes:
+        raise bad(
+            f"--recipe {task.recipes[0]}", f"the {study} study", "methods, which has a row for any recipe"
+        )
     if study == "ablation" and task.translate == "none":
         raise bad("--translate", "none", "a translation, which is what the rows ST of the ablation are about")
 

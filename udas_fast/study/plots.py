@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from udas_fast.data import open_dataset
-from udas_fast.evaluation import validation_figure
+from udas_fast.evaluation import save_figure, validation_figure
 from udas_fast.inference import TrainedModel
 from udas_fast.study import paper
 from udas_fast.study.plan import Plan
@@ -46,7 +46,7 @@ def labels_plot(table: StudyTable, path: Path) -> None:
     axes.set_ylabel("mIoU, %")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def methods_plot(table: StudyTable, path: Path) -> None:
@@ -67,7 +67,7 @@ def methods_plot(table: StudyTable, path: Path) -> None:
     axes.set_xlabel("mIoU, %")
     axes.grid(axis="x", alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def sheet(plan: Plan, runs: Path, path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from udas_fast.doctor import environment
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import InputError, bad, first_line
 from udas_fast.objectives import STRICT
 from udas_fast.study.plan import Plan, Row, Study
 
@@ -102,7 +102,7 @@ def collect(plan: Plan, folder: Path, command: str) -> StudyTable:
         translate=plan.task.translate,
         steps=plan.steps,
         seeds=list(dict.fromkeys(run.seed for run in plan.runs)),
-        environment=environment(),
+        environment=_environment([folder / run.folder for run in plan.runs]),
         protocol=next(iter(protocols.values())),
         rows=[_row(plan, row, phases) for row in plan.rows],
         left_out=plan.left_out,
@@ -128,11 +128,30 @@ def _row(plan: Plan, row: Row, phases: dict[str, dict[str, Any]]) -> RowScores:
 
 def _phases(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["phases"]
+        return _read(path)["phases"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({first_line(error)})") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    except (json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"{path}: damaged ({error})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({first_line(error)})") from error
+
+
+def _environment(runs: Sequence[Path]) -> dict[str, Any]:
+    """What the runs computed on, as they recorded it; where they differ, "A and B". Of older runs: what is here."""
+    paths = [path for run in runs if (path := run / "environment.json").is_file()]
+    found = [_read(path) for path in paths] or [environment()]
+    return {key: _joined([each.get(key) for each in found]) for key in found[0]}
+
+
+def _joined(values: Sequence[object]) -> object:
+    different = [value for i, value in enumerate(values) if value not in values[:i]]
+    return different[0] if len(different) == 1 else " and ".join(map(str, different))
 
 
 def _percent(share: float | None) -> float | None:

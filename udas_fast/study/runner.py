@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from udas_fast.atomic import make_folder, writing
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.engine.lock import lock
 from udas_fast.errors import InputError, bad
@@ -99,11 +100,13 @@ def _flat(node: Any, path: str = "") -> dict[str, Any]:
 
 def _start(run: Run, folder: Path) -> subprocess.Popen[bytes]:
     """``udas-fast train`` in a process, its output in the run's log."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     command = run.command(str(folder))
     if (folder / "run.yaml").is_file():
         command = ["udas-fast", "train", "--resume", str(folder), "--device", run.task.device]
-    with (folder / LOG).open("ab") as log:
+    with writing(folder / LOG):
+        log = (folder / LOG).open("ab")
+    with log:
         lock(log, folder)  # for as long as the run lives, even where the study that started it was killed
         # A session of its own: of a Ctrl-C in the terminal it hears once, through us.
         return subprocess.Popen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from udas_fast.atomic import atomic_write
+from udas_fast.atomic import atomic_write, make_folder
 from udas_fast.recipes.domains import Domains
 from udas_fast.study.plan import Plan
 from udas_fast.study.plots import labels_plot, methods_plot, sheet
@@ -33,7 +33,7 @@ def run_study(plan: Plan, out: Path, *, command: str, jobs: int = 1) -> StudyTab
     make_runs(plan.runs, out / "runs", jobs=jobs)
     table = collect(plan, out / "runs", command)
     folder = out / plan.study
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     atomic_write(markdown(table), folder / "table.md")
     atomic_write(csv_text(table), folder / "table.csv")
     atomic_write(json.dumps(table.to_dict(), indent=1) + "\n", folder / "table.json")

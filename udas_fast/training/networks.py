@@ -35,13 +35,13 @@ class Networks(dict[str, nn.Module]):
         classes: of the data.
         amp: device and precision.
         labelled: whether the run has labelled target images, as these take memory.
-        begun: whether there is a checkpoint, so that no other run's model is needed to start from.
+        begun: whether there is a checkpoint, so that no other run's model nor weights are needed to start from.
 
     Attributes:
         trained: the network that is trained now; before the first stage the one that the last stage trains.
         model_config: how the networks are built; None: the user's own.
         memory: what they do to need less of it.
-        weights_report: what was loaded of ``config.weights``; None where none were given.
+        weights_report: what was loaded of ``config.weights``; None where none were given, or needed any more.
 
     Raises:
         InputError: weights, network, memory or teachers are not as they should be.
@@ -61,6 +61,9 @@ class Networks(dict[str, nn.Module]):
         super().__init__()
         self._recipe, self._run, self._classes, self.amp = recipe, config, classes, amp
         self._labelled = labelled
+        # A checkpoint has all weights; a fresh student begins anew with the run's first ones.
+        fresh = any(stage.objective.fresh_start for stage in recipe.stages)
+        self._weights = config.weights if fresh or not begun else None
         self.model_config = recipe.model if model is None else None
         self.weights_report: WeightsReport | None = None
         model = self.build("model", 0) if model is None else self._take(model)
@@ -95,8 +98,8 @@ class Networks(dict[str, nn.Module]):
         return model
 
     def _load_weights(self, model: nn.Module) -> nn.Module:
-        if self._run.weights:
-            self.weights_report = load_weights(model, self._run.weights)
+        if self._weights:
+            self.weights_report = load_weights(model, self._weights)
         return model
 
     def _choose_memory(self) -> MemoryConfig:

@@ -57,8 +57,7 @@ class Results:
 
     def read_scores(self) -> None:
         """Take the scores in ``scores.json``, which a run without a val split does not have."""
-        if self.val is not None:
-            self.take_scores(json.loads((self.folder / "scores.json").read_text(encoding="utf-8"))["phases"])
+        self.scores.update(evaluation.read_scores(self.folder / "scores.json"))
 
     def write_scores(self) -> None:
         """``scores.json``: what was scored, on which classes, by phase."""
@@ -84,7 +83,6 @@ class Results:
     def draw(self, phase: str, model: nn.Module) -> None:
         """What the ``model`` that ``phase`` has trained makes of some images of the val split."""
         if isinstance(self.val, SegmentationDataset):
-            self.picture.parent.mkdir(exist_ok=True)
             size = self.recipe.input.target.size
             evaluation.validation_figure({phase: model}, model, self.val, size, self.picture)
 

@@ -8,6 +8,7 @@ import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from udas_fast.objectives import STRICT
 from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.recipes import Recipe
 from udas_fast.recipes.domains import DataConfig, Domains
-from udas_fast.recipes.run_file import read_run_file, write_run_file
+from udas_fast.recipes.run_file import read_run_file, require_same_run, write_run_file
 from udas_fast.translation.sheet import write_sheet
 from udas_fast.translation.write import absolute, is_complete, write_images
 
@@ -44,6 +45,8 @@ SAMPLES = 4  # rows of a sample sheet
 @dataclass(frozen=True, config=STRICT)
 class TranslationConfig:
     """What a run is beside its recipe; ``run.yaml`` holds both."""
+
+    trains: ClassVar[str] = "translation"
 
     data: DataConfig
     semantic: str | None = None  # run whose segmentation network the translation is to leave alone
@@ -104,12 +107,20 @@ class Translation:
         self, recipe: Recipe, config: TranslationConfig, *, run: str | os.PathLike[str], device: str = "auto"
     ) -> None:
         self._set_up(recipe, config, Path(run), device)
-        if self.checkpoints.newest() is not None:
-            raise bad(f"run folder {run}", "an earlier run with checkpoints", "a new folder, or --resume")
+        distributed.on_main(self._require_new)  # not only after every file has been read
         self.domains.verify()
         chosen = replace(config.data, engine=self.domains.chosen_engine)
         self.config = replace(config, data=chosen)
-        distributed.on_main(lambda: write_run_file(self.run, recipe, self.config))
+        distributed.on_main(self._begin)
+
+    def _begin(self) -> None:
+        with locked(self.run):
+            self._require_new()
+            write_run_file(self.run, self.recipe, self.config)
+
+    def _require_new(self) -> None:
+        if self.checkpoints.newest() is not None:
+            raise bad(f"run folder {self.run}", "an earlier run", "a new folder, or --resume")
 
     @classmethod
     @distributed.stopping_all()
@@ -167,6 +178,7 @@ class Translation:
             return 0
         with ExitStack() as stack:
             distributed.on_main(lambda: stack.enter_context(locked(self.run)))
+            require_same_run(self.run, self.recipe, self.config)
             return self._train_and_write()
 
     def _train_and_write(self) -> int:
@@ -197,6 +209,7 @@ class Translation:
         loop = Loop(phase, self.model, objective, streams, self.amp, config.seed, faults=faults)
         if (saved := self.checkpoints.load()) is not None:
             loop.load_state_dict(saved["loop"])
+            faults.found[:] = saved.get("bad_files", ())  # older checkpoints do not say
         with open_runner(
             self.run,
             self.checkpoints,
@@ -205,7 +218,7 @@ class Translation:
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
         ) as runner:
-            runner.run(loop, 0, dict)
+            runner.run(loop, 0, lambda: {"bad_files": faults.found})
             self.model.eval()
             for name, sheet in distributed.on_main(self._write_sheets).items():
                 runner.recorder.picture(f"translation/{name}", loop.done, sheet)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from udas_fast.atomic import replacing
+from udas_fast.evaluation.figure import save_figure
 
 PANEL = 2.6  # inches
 
@@ -26,6 +26,4 @@ def write_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], pat
             place.set_axis_off()
     for place, title in zip(axes[0], titles, strict=True):
         place.set_title(title, fontsize=10)
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+    save_figure(figure, path, dpi=100)

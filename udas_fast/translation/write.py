@@ -17,9 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from udas_fast import distributed
-from udas_fast.atomic import atomic_write
+from udas_fast.atomic import atomic_write, make_folder
 from udas_fast.data import SegmentationDataset
-from udas_fast.data.translated import FileRecord, Manifest, image_path, read_manifest, verify
+from udas_fast.data.translated import FileRecord, Manifest, image_path, manifest_file, read_manifest, verify
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.errors import InputError
 
@@ -53,7 +53,7 @@ def write_images(
         Interrupted: Ctrl-C or SIGTERM; what is written is in the manifest.
         InputError: an image of ``source`` cannot be read.
     """
-    image_path(run, "").parent.mkdir(parents=True, exist_ok=True)
+    make_folder(image_path(run, "").parent)
     files = dict(manifest.files)
     before = read_manifest(run)
     if before is not None and replace(before, files={}) == replace(manifest, files={}):
@@ -73,7 +73,7 @@ def write_images(
         return name, FileRecord(len(buffer.getvalue()), hashlib.sha256(buffer.getbuffer()).hexdigest()), True
 
     mine = distributed.own(len(source))
-    made, written, fresh = 0, time.monotonic(), {}
+    made, written, fresh, stopped = 0, time.monotonic(), {}, False
     bar = tqdm(
         total=len(mine), desc="translating", unit="image", disable=None if distributed.is_main() else True
     )
@@ -86,15 +86,16 @@ def write_images(
                 if distributed.is_main() and time.monotonic() - written > EVERY:
                     _write_manifest(replace(manifest, files=files | fresh), run)
                     written = time.monotonic()
-                if stop.requested and done < len(mine):
-                    raise Interrupted(
-                        f"stopped after {done} of {len(mine)} images; go on with --resume {run}"
-                    )
+                if stopped := stop.requested and done < len(mine):
+                    break
         finally:
             pool.shutdown(cancel_futures=True)
             for part in distributed.all_values(fresh):
                 files |= part
             distributed.on_main(lambda: _write_manifest(replace(manifest, files=files), run))
+    if any(distributed.any_of([stopped])):
+        done = sum(record is not None for record in files.values())
+        raise Interrupted(f"stopped after {done} of {len(files)} images; go on with --resume {run}")
     return sum(distributed.all_values(made))
 
 
@@ -107,7 +108,7 @@ def _intact(run: Path, name: str, record: FileRecord) -> bool:
 
 
 def _write_manifest(manifest: Manifest, run: Path) -> None:
-    atomic_write(json.dumps(asdict(manifest), indent=1) + "\n", run / "translated" / "manifest.json")
+    atomic_write(json.dumps(asdict(manifest), indent=1) + "\n", manifest_file(run))
 
 
 def absolute(spec: str) -> str:
