@@ -20,7 +20,7 @@ def test_counts(make_dataset, labels):
     labels[0][:] = 3
     root, *_ = make_dataset("camvid", labels)
     ticks: list[int] = []
-    report = check_dataset(open_dataset(f"camvid:{root}", "train"), threads=3, progress=ticks.append)
+    report = check_dataset(open_dataset(f"camvid:{root}", "train"), progress=ticks.append)
     every = np.concatenate([label.ravel() for label in labels])
     assert report.counts.dtype == np.int64
     assert report.counts.tolist() == [int((every == c).sum()) for c in range(11)]

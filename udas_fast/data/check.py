@@ -75,15 +75,13 @@ class DatasetReport:
 def check_dataset(
     dataset: SegmentationDataset,
     *,
-    threads: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> DatasetReport:
     """Decode every image and label of ``dataset``, compare their sizes and ids, and count classes.
 
     Collects the first problem of each sample instead of stopping. ``progress`` is called with 1 after each
-    sample. ``threads`` defaults to the number of cores.
+    sample.
     """
-    threads = threads or os.cpu_count() or 1
     classes = len(dataset.classes)
     pixels = np.zeros((len(dataset), classes), np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
@@ -95,7 +93,7 @@ def check_dataset(
         except InputError as error:
             return str(error)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for index, found in enumerate(pool.map(check, range(len(dataset)))):
             if isinstance(found, str):
                 problems.append(found)
