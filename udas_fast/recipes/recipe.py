@@ -173,10 +173,12 @@ def _assign(data: dict[str, Any], key: str, value: object) -> None:
     *parents, last = key.split(".")
     node: Any = data
     for depth, name in enumerate([*parents, last]):
-        children = {s["name"]: s for s in node} if isinstance(node, list) else node
-        if not isinstance(children, dict) or name not in children:
-            at = ".".join([*parents, last][:depth]) or "recipe"
-            raise unknown(f"--set {key}: key of {at}", name, children if isinstance(children, dict) else ())
+        at = ".".join(parents[:depth]) or "recipe"
+        children = {stage["name"]: stage for stage in node} if at == "stages" else node
+        if not isinstance(children, dict):
+            raise bad(f"--set {key}", f"{at}, which has no keys", f"{at}=VALUE, in YAML")
+        if name not in children:
+            raise unknown(f"--set {key}: key of {at}", name, children)
         if depth < len(parents):
             node = children[name]
         elif isinstance(node, list):
