@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
 
 from udas_fast.data import Geometry
 from udas_fast.engine.memory import MemoryConfig
@@ -199,9 +200,12 @@ def _sentence(error: ValidationError, origin: str) -> InputError:
         return unknown(f"{origin}: key {key}", path[-1], _fields_near(first["loc"][:-1]))
     if first["type"] == "union_tag_invalid":
         return unknown(f"{origin}: {key}.kind", first["ctx"]["tag"], kinds)
-    return InputError(
-        f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]} (found {first['input']!r:.80})"
-    )
+    return wrong_value(f"{origin}: {key}", first)
+
+
+def wrong_value(thing: str, error: ErrorDetails) -> InputError:
+    """One of pydantic's errors in a sentence."""
+    return InputError(f"{thing}: {error['msg'][0].lower()}{error['msg'][1:]} (found {error['input']!r:.80})")
 
 
 def _fields_near(loc: Sequence[int | str]) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from udas_fast.atomic import atomic_write
 from udas_fast.errors import InputError, bad
-from udas_fast.recipes.recipe import Recipe, recipe_from_dict
+from udas_fast.recipes.recipe import Recipe, recipe_from_dict, wrong_value
 
 Config = TypeVar("Config")
 
@@ -78,9 +78,12 @@ def read_run_file(run: Path, kind: type[Config]) -> tuple[Recipe, Config]:
     path = run / "run.yaml"
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = TypeAdapter(kind).validate_python(document["run"])
+        recipe, config = document["recipe"], TypeAdapter(kind).validate_python(document["run"])
     except OSError as error:
         raise InputError(f"run folder {run}: no run to go on with (run.yaml: {error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise wrong_value(f"{path}: {'.'.join(map(str, ('run', *first['loc'])))}", first) from error
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
-    return recipe_from_dict(document["recipe"], str(path)), config
+    return recipe_from_dict(recipe, str(path)), config
