@@ -120,12 +120,10 @@ def check_dataset(
 
 def _measure(dataset: SegmentationDataset, index: int) -> tuple[tuple[int, int], np.ndarray | None]:
     """Size (H, W) and histogram of train ids, int64 ``[256]``, of one sample."""
-    sample = dataset[index]
+    sample = dataset[index].checked()
     height, width = sample.image.shape[:2]
     if sample.label is None:
         return (height, width), None
-    if sample.label.shape != (height, width):
-        raise bad(f"label of {sample.id}", sample.label.shape, f"the {(height, width)} of its image")
     histogram = np.bincount(sample.label.ravel(), minlength=256)
     classes = len(dataset.classes)
     if histogram[classes:IGNORE].any():

@@ -65,6 +65,23 @@ class Sample:
     label: np.ndarray | None
     id: str
 
+    def checked(self) -> Sample:
+        """This sample; raises InputError where its arrays are not as above (a user's dataset may give anything)."""
+        if not _is_uint8(self.image) or self.image.shape != (*self.image.shape[:2], 3):
+            raise bad(f"image of {self.id}", _found(self.image), "uint8 [H, W, 3]")
+        size = self.image.shape[:2]
+        if self.label is not None and not (_is_uint8(self.label) and self.label.shape == size):
+            raise bad(f"label of {self.id}", _found(self.label), f"uint8 {list(size)}, the size of its image")
+        return self
+
+
+def _is_uint8(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8
+
+
+def _found(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+
 
 @dataclass
 class Batch:
