@@ -61,6 +61,12 @@ def test_a_run_file_of_other_bytes(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes(b"recipe: \xff")
     with pytest.raises(InputError, match="damaged"):
         read_run_file(tmp_path, RunConfig)
+    (tmp_path / "run.yaml").write_text("run: {}")
+    with pytest.raises(InputError, match=r"run.yaml: damaged \('recipe'\)"):
+        read_run_file(tmp_path, RunConfig)
+    (tmp_path / "run.yaml").write_text("{run: {data: {labels: -1}}, recipe: {}}")
+    with pytest.raises(InputError, match=r"run.yaml: run.data.labels: input should be greater.*found -1"):
+        read_run_file(tmp_path, RunConfig)
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,8 @@ def test_streets_keep_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_each_refusal_is_one_sentence(roots: tuple[str, str], finished: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--target: found none, wanted the domain"):
         open_domains(DataConfig(roots[0]))
+    with pytest.raises(InputError, match="--source: found translated:.*, wanted an original dataset"):
+        open_domains(DataConfig(f"translated:{finished}", roots[1]))
     with pytest.raises(InputError, match="an earlier run, wanted a new folder, or --resume"):
         _start(*roots, finished)
     tiny = small_cyclegan(get_recipe("cyclegan"), crop=(16, 16), steps=1)

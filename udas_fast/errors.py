@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class InputError(ValueError):
@@ -30,8 +31,12 @@ def unknown(thing: str, name: str, known: Iterable[str]) -> InputError:
 def first_problem(error: ValidationError, *place: str) -> str:
     """``KEY: what is wrong (found VALUE)`` of the first thing that pydantic refuses, its key below ``place``."""
     first = error.errors()[0]
-    key = ".".join((*place, *map(str, first["loc"]))) or "the whole"
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]} (found {first['input']!r:.80})"
+    return problem(".".join((*place, *map(str, first["loc"]))) or "the whole", first)
+
+
+def problem(key: str, error: ErrorDetails) -> str:
+    """One of pydantic's errors as ``KEY: what is wrong (found VALUE)``."""
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]} (found {error['input']!r:.80})"
 
 
 def first_line(error: Exception) -> str:

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udas_fast.data import CAMVID, Sample, SegmentationDataset, Unlabelled, check_dataset, open_dataset
+from udas_fast.data import (
+    CAMVID,
+    Geometry,
+    Sample,
+    SegmentationDataset,
+    Stream,
+    Unlabelled,
+    check_dataset,
+    evaluation_batches,
+    open_dataset,
+)
 from udas_fast.errors import InputError
 
 
@@ -20,7 +30,7 @@ def test_counts(make_dataset, labels):
     labels[0][:] = 3
     root, *_ = make_dataset("camvid", labels)
     ticks: list[int] = []
-    report = check_dataset(open_dataset(f"camvid:{root}", "train"), threads=3, progress=ticks.append)
+    report = check_dataset(open_dataset(f"camvid:{root}", "train"), progress=ticks.append)
     every = np.concatenate([label.ravel() for label in labels])
     assert report.counts.dtype == np.int64
     assert report.counts.tolist() == [int((every == c).sum()) for c in range(11)]
@@ -70,22 +80,45 @@ def test_without_labels_only_images_count(make_dataset, labels):
 
 
 class Own(SegmentationDataset):
-    """A user's dataset that gives whatever label it is told to."""
+    """A user's dataset that gives whatever it is told to."""
 
     name, classes = "own", CAMVID
 
-    def __init__(self, label: np.ndarray) -> None:
-        self.label = label
+    def __init__(self, label: object, image: object = np.zeros((4, 5, 3), np.uint8)) -> None:
+        self.label, self.image = label, image
 
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(np.zeros((4, 5, 3), np.uint8), self.label, "frame")
+        return Sample(self.image, self.label, "frame")
 
 
 def test_a_users_own_dataset_is_held_to_the_contract():
     assert check_dataset(Own(np.full((4, 5), 11, np.uint8))).problems == [
         "label of frame: found train id 11, wanted 0 to 10, or 255"
     ]
-    assert "found (5, 4)" in check_dataset(Own(np.zeros((5, 4), np.uint8))).problems[0]
+    for label, found in (
+        (np.zeros((5, 4), np.uint8), r"found uint8 \[5, 4\]"),
+        (np.zeros((4, 5), np.int64), r"found int64 \[4, 5\]"),
+        ([[0] * 5] * 4, "found list"),
+    ):
+        sentence = rf"label of frame: {found}, wanted uint8 \[4, 5\], the size of its image"
+        with pytest.raises(InputError, match=sentence):
+            check_dataset(Own(label)).require_clean()
+        with pytest.raises(InputError, match=sentence):
+            next(Stream(Own(label), Geometry(size=(4, 5)), 1, 0, "s").batches())
+        with pytest.raises(InputError, match=sentence):
+            next(evaluation_batches(Own(label)))
+    with pytest.raises(InputError, match=r"image of frame: found float64 \[4, 5, 3\], wanted uint8"):
+        check_dataset(Own(None, np.zeros((4, 5, 3)))).require_clean()
+
+
+def test_an_image_read_backwards_is_as_good_as_any():
+    image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)[..., ::-1]  # OpenCV's BGR to RGB
+    dataset = Own(np.zeros((4, 5), np.uint8)[::-1], image)
+    (batch,) = evaluation_batches(dataset)
+    assert np.array_equal(batch.image[0].permute(1, 2, 0).numpy(), image)
+    for size in ((4, 5), (8, 10)):
+        batch = next(Stream(dataset, Geometry(size=size), 1, 0, "s").batches())
+        assert batch.image.shape == (1, 3, *size)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udas_fast.data import CAMVID, CITYSCAPES, Unlabelled, open_dataset, subset
+from udas_fast.data import CAMVID, CITYSCAPES, ClassSet, Unlabelled, open_dataset, subset
 from udas_fast.data.descriptions import DESCRIPTIONS
 from udas_fast.data.files import IdMap, read_ids, read_image
 from udas_fast.errors import InputError
@@ -67,6 +67,15 @@ def test_class_sets_are_the_published_ones():
     assert dict(zip(CITYSCAPES.names, CITYSCAPES.palette, strict=True))["car"] == (0, 0, 142)
     assert list(CITYSCAPES.names) == [CITYSCAPES_NAMES[i] for i in sorted(CITYSCAPES_NAMES)]
     assert sum(v != 255 for v in DESCRIPTIONS["synthia"].ids.values()) == 19
+
+
+@pytest.mark.parametrize(
+    ("palette", "message"),
+    [(((1, 2, 3),), "found 1 colours, wanted 2"), (((1, 2, 3), (0, 0, 256)), r"found colour \(0, 0, 256\)")],
+)
+def test_a_palette_is_a_colour_for_each_class(palette, message):
+    with pytest.raises(InputError, match=f"palette of mine: {message}"):
+        ClassSet("mine", ("road", "car"), palette)
 
 
 def test_sample_ids(make_dataset):
@@ -257,7 +266,7 @@ def test_image_modes_become_rgb(tmp_path, png16):
         read_image(tmp_path / "b.tif")
 
 
-def test_exif_orientation_is_ignored():
+def test_exif_orientation_is_ignored_unless_asked_for():
     pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -265,6 +274,7 @@ def test_exif_orientation_is_ignored():
     Image.fromarray(pixels).save(data, "PNG", exif=exif)
     data.seek(0)
     assert np.array_equal(read_image(data), pixels)
+    assert np.array_equal(read_image(data, upright=True), np.rot90(pixels, -1))  # 6: turn it clockwise
 
 
 def test_subsets_are_nested_fixed_and_differ_by_seed(make_dataset):

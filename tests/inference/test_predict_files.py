@@ -52,6 +52,16 @@ def test_every_picture_of_an_image(make_trained: Make, tmp_path: Path, image: np
     assert len(list(out.iterdir())) == 4
 
 
+def test_a_photo_is_turned_upright(make_trained: Make, tmp_path: Path, image: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8  # the camera was turned: what was stored is to be turned anticlockwise
+    Image.fromarray(image).save(tmp_path / "photo.png", exif=exif)
+    trained, out = make_trained(), tmp_path / "out"
+    predict_files(trained, [tmp_path / "photo.png"], out, pictures=["ids"])
+    label, _ = trained.predict(np.rot90(image).copy())
+    np.testing.assert_array_equal(_read(out / "photo_ids.png"), label)
+
+
 def test_each_frame_of_a_video(make_trained: Make, tmp_path: Path) -> None:
     video = _video(tmp_path / "drive.mkv")
     trained, out = make_trained(), tmp_path / "out"

@@ -17,7 +17,7 @@ from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.fda import match_fda
 from udas_fast.objectives.lab import match_lab
 from udas_fast.objectives.mixing import MixingConfig
-from udas_fast.objectives.self_training import SelfTrainingConfig, balanced_thresholds
+from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.objectives.supervised import SupervisedConfig
 from udas_fast.recipes import get_recipe, recipes
 
@@ -209,25 +209,6 @@ def test_the_same_step_draws_the_same_numbers(
         runs.append(tiny_net.body.weight.grad.clone())
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
-
-
-def test_balanced_thresholds_keep_half_of_each_class_and_everything_above_the_most() -> None:
-    generator = torch.Generator().manual_seed(0)
-    confidence = torch.rand(4, 1000, generator=generator) ** torch.tensor([[0.05], [1.0], [3.0], [1.0]])
-    confidence[3] = -1  # a class that is never predicted
-    histogram = torch.zeros(4, 2, 64, dtype=torch.int64)
-    for c in range(3):
-        for value in confidence[c]:
-            histogram[c, int(value > 0.6), min(int(64 * value), 63)] += 1
-    want = []
-    for values in confidence[:3]:
-        edges = [b / 64 for b in range(64) if (values >= b / 64).float().mean() >= 0.5]
-        want.append(min(max(edges), 0.9))
-    got = balanced_thresholds(histogram)
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, torch.tensor([*want, 0.9]))
-    assert got[0] == pytest.approx(0.9)
-    assert got[2] < 0.2
 
 
 def test_balanced_rounds_start_without_a_past(

@@ -284,6 +284,14 @@ def test_override_reaches_every_level() -> None:
         ("stages.adaptation.steps=0", "stages.*steps.*greater than 0"),
         ("stages.adaptation.objective.kl_weight=-1", "kl_weight.*greater than or equal to 0"),
         ("model.width", "found 'model.width', wanted KEY=VALUE"),
+        (
+            "input.source.size.0=9",
+            "found input.source.size, which has no keys, wanted input.source.size=VALUE",
+        ),
+        (
+            "input.rare_classes.min_pixels=9",
+            "found input.rare_classes, which has no keys, wanted input.rare_cl",
+        ),
         ("precision=fp8", "precision.*found 'fp8'"),
     ],
 )

@@ -75,15 +75,13 @@ class DatasetReport:
 def check_dataset(
     dataset: SegmentationDataset,
     *,
-    threads: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> DatasetReport:
     """Decode every image and label of ``dataset``, compare their sizes and ids, and count classes.
 
     Collects the first problem of each sample instead of stopping. ``progress`` is called with 1 after each
-    sample. ``threads`` defaults to the number of cores.
+    sample.
     """
-    threads = threads or os.cpu_count() or 1
     classes = len(dataset.classes)
     pixels = np.zeros((len(dataset), classes), np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
@@ -95,7 +93,7 @@ def check_dataset(
         except InputError as error:
             return str(error)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for index, found in enumerate(pool.map(check, range(len(dataset)))):
             if isinstance(found, str):
                 problems.append(found)
@@ -122,12 +120,10 @@ def check_dataset(
 
 def _measure(dataset: SegmentationDataset, index: int) -> tuple[tuple[int, int], np.ndarray | None]:
     """Size (H, W) and histogram of train ids, int64 ``[256]``, of one sample."""
-    sample = dataset[index]
+    sample = dataset[index].checked()
     height, width = sample.image.shape[:2]
     if sample.label is None:
         return (height, width), None
-    if sample.label.shape != (height, width):
-        raise bad(f"label of {sample.id}", sample.label.shape, f"the {(height, width)} of its image")
     histogram = np.bincount(sample.label.ravel(), minlength=256)
     classes = len(dataset.classes)
     if histogram[classes:IGNORE].any():

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from udas_fast.data import png
 from udas_fast.errors import InputError, bad
@@ -40,14 +40,16 @@ def _reason(error: BaseException) -> str:
     return f"unreadable data ({error})"
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
     """The image as uint8 ``[H, W, 3]`` RGB; grey, palette, CMYK and 16-bit files are converted.
 
-    An EXIF orientation is ignored, because labels are drawn on the stored pixels.
+    An EXIF orientation is ignored, because labels are drawn on the stored pixels; ``upright`` turns the image by it.
     Raises InputError naming the file where it is missing, truncated or no such image.
     """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I;16"):
                 grey = (np.asarray(image) >> 8).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)

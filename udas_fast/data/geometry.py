@@ -123,7 +123,7 @@ def resize(pixels: np.ndarray, size: tuple[int, int], method: Image.Resampling) 
         return np.array(Image.fromarray(pixels).resize(size[::-1], method))
     # Within one grey level of Pillow's, in a tenth of the time. In this order of [None] and permute torch knows the
     # layout for channels_last and keeps it; in the other it repacks the result.
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    image = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     resized = functional.interpolate(image, size, mode="bilinear", antialias=True)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 

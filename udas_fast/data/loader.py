@@ -191,7 +191,7 @@ class _Draws(Dataset):
         stream, sampler = self.stream, self.stream.sampler
         index = sampler.index(draw)
         sample, faults = read_or_replace(
-            stream.dataset.__getitem__, index, sampler.length, stream.faults.limit
+            lambda i: stream.dataset[i].checked(), index, sampler.length, stream.faults.limit
         )
         if sample is None:
             return _Item(None, faults)
@@ -211,7 +211,7 @@ class _InOrder(Dataset):
 
     def __getitem__(self, index: int) -> _Item:
         try:
-            sample = self.dataset[index]
+            sample = self.dataset[index].checked()
         except InputError as error:
             return _Item(None, [str(error)])
         size = self.size or sample.image.shape[:2]
@@ -220,7 +220,9 @@ class _InOrder(Dataset):
 
 
 def _tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(
+        2, 0, 1
+    )  # BGR[..., ::-1] has a negative stride
 
 
 def _collate(items: list[_Item]) -> Loaded:
@@ -232,7 +234,7 @@ def _collate(items: list[_Item]) -> Loaded:
     if any(sample.label is None for sample in samples):
         label = None
     else:
-        label = torch.stack([torch.from_numpy(sample.label) for sample in samples])
+        label = torch.stack([torch.from_numpy(np.ascontiguousarray(sample.label)) for sample in samples])
     views = torch.stack([torch.stack(item.views) for item in items]) if items[0].views else None
     placements = [item.placement for item in items if item.placement is not None]
     return Batch(image, label, [sample.id for sample in samples], views, placements), faults

@@ -23,17 +23,22 @@ IGNORE = 255
 
 @dataclass(frozen=True)
 class ClassSet:
-    """The classes of a dataset; train id i is ``names[i]`` and is drawn in ``palette[i]`` (8-bit RGB)."""
+    """The classes of a dataset; train id i is ``names[i]`` and is drawn in ``palette[i]`` (8-bit RGB).
+
+    Raises InputError for a palette that is not one such colour a class.
+    """
 
     name: str
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
 
     def __post_init__(self) -> None:
+        thing = f"palette of {self.name}"
         if len(self.names) != len(self.palette):
-            raise ValueError(f"{self.name}: {len(self.names)} names for {len(self.palette)} colours")
-        if wrong := [colour for colour in self.palette if not all(0 <= part <= 255 for part in colour)]:
-            raise ValueError(f"{self.name}: colour {wrong[0]}, wanted three numbers of 0 to 255")
+            raise bad(thing, f"{len(self.palette)} colours", f"{len(self.names)}, one a class")
+        for colour in self.palette:
+            if len(colour) != 3 or not all(0 <= part <= 255 for part in colour):
+                raise bad(thing, f"colour {colour}", "three numbers of 0 to 255")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,6 +64,23 @@ class Sample:
     image: np.ndarray
     label: np.ndarray | None
     id: str
+
+    def checked(self) -> Sample:
+        """This sample; raises InputError where its arrays are not as above (a user's dataset may give anything)."""
+        if not _is_uint8(self.image) or self.image.shape != (*self.image.shape[:2], 3):
+            raise bad(f"image of {self.id}", _found(self.image), "uint8 [H, W, 3]")
+        size = self.image.shape[:2]
+        if self.label is not None and not (_is_uint8(self.label) and self.label.shape == size):
+            raise bad(f"label of {self.id}", _found(self.label), f"uint8 {list(size)}, the size of its image")
+        return self
+
+
+def _is_uint8(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8
+
+
+def _found(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 @dataclass

@@ -167,11 +167,11 @@ class LoaderStream:
         for sampler in _samplers(self.loader.batches):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-        batches = self.loader.epoch(
-            labelled=self.labelled
-        )  # a DataLoader shuffles when the first batch is asked for
+        batches = self.loader.epoch(labelled=self.labelled)
         for number in count():
-            _seed_global(*self.place, epoch, number)
+            _seed_global(
+                *self.place, epoch, number
+            )  # a DataLoader shuffles when the first batch is asked for
             batch = next(batches, None)
             if batch is None:
                 return

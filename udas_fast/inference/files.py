@@ -71,6 +71,7 @@ def predict_files(
 ) -> int:
     """Write ``NAME_PICTURE.png`` for each image or frame and each of ``pictures``, at its size; the number of images.
 
+    Photos are turned upright as their EXIF orientation says, and so are the pictures of them.
     ``native`` and ``tile``: see :meth:`TrainedModel.predict`. The frames of video NAME are NAME_000000 and so on.
 
     Raises:
@@ -99,7 +100,7 @@ def _frames(files: Iterable[Path]) -> Iterator[tuple[str, np.ndarray]]:
             for number, image in enumerate(_video(file)):
                 yield f"{file.stem}_{number:06d}", image
         else:
-            yield file.stem, read_image(file)
+            yield file.stem, read_image(file, upright=True)
 
 
 def _video(file: Path) -> Iterator[np.ndarray]:

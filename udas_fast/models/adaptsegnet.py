@@ -28,11 +28,9 @@ def rename(keys: Iterable[str]) -> dict[str, str]:
     for key in keys:
         name = key if key.startswith(OTHER_HEAD) else key.removeprefix("Scale.")
         for theirs, ours in heads.items():
-            name = (
-                name.replace(f"{theirs}.conv2d_list.", f"{ours}.branches.")
-                if name.startswith(theirs)
-                else name
-            )
+            prefix = f"{theirs}.conv2d_list."
+            if name.startswith(prefix):
+                name = f"{ours}.branches.{name.removeprefix(prefix)}"
         names[key] = name
     return names
 

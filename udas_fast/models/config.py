@@ -25,18 +25,16 @@ class ModelConfig:
     width: Annotated[int, Field(ge=1)] = 64  # channels of the stem; less is for small machines
     norm: Literal["batch", "frozen", "domain", "sync"] = "batch"
     output_stride: Literal[4, 8] = 8  # 4: no max-pool, for small images
-    aspp_branches: Annotated[int, Field(ge=1, le=len(ASPP_RATES))] = (
-        4  # DeepLabV2's; 2: AdaptSegNet's checkpoints
-    )
+    # DeepLabV2's; 2: AdaptSegNet's checkpoints.
+    aspp_branches: Annotated[int, Field(ge=1, le=len(ASPP_RATES))] = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before the heads' last layers; 0.1 in MRNet
     align_corners: bool = False  # of the logits' upsampling everywhere; True: AdaptSegNet's checkpoints
 
     @property
     def batch_statistics(self) -> bool:
         """Whether training normalises an image by the others of its batch."""
-        return (
-            self.norm != "frozen" or self.name != "deeplabv2"
-        )  # the other networks' heads have norms that train
+        # The heads of the other networks have norms that train.
+        return self.norm != "frozen" or self.name != "deeplabv2"
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:

@@ -11,8 +11,8 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def normalize(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(image / 255 - MEAN) / STD per RGB channel, computed in float32 and returned as ``dtype``.
+def normalize(image: Tensor) -> Tensor:
+    """(image / 255 - MEAN) / STD per RGB channel, float32.
 
     image: uint8 [..., 3, H, W]. Raises InputError for another dtype or shape.
     """
@@ -20,7 +20,7 @@ def normalize(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         raise bad("image", f"{image.dtype} {list(image.shape)}", "torch.uint8 [..., 3, H, W]")
     mean, std = _filled(MEAN, image), _filled(STD, image)
     # In place: no new memory. Not image / 255: torch divides bytes three times slower than floats.
-    return image.float().div_(255).sub_(mean).div_(std).to(dtype)
+    return image.float().div_(255).sub_(mean).div_(std)
 
 
 def normalize_signed(image: Tensor) -> Tensor:

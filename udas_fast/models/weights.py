@@ -19,6 +19,7 @@ WRAPPERS = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 CLASSIFIERS = ("fc.", adaptsegnet.OTHER_HEAD)  # heads of another task, never wanted
 WANTED = "a file with a torch state dict"
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,7 @@ class WeightsReport:
     path: str
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
-    mismatched: tuple[
-        tuple[str, tuple[int, ...], tuple[int, ...]], ...
-    ]  # name, shape in the file, in the model
+    mismatched: tuple[tuple[str, Shape, Shape], ...]  # name, shape in the file, in the model
     unexpected: tuple[str, ...]
     ignored: tuple[str, ...]  # the classifier of another task
     file_keys: tuple[str, ...]
@@ -80,12 +79,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
     odd = {name: key for key, name in names.items() if name and state[key].shape != own[name].shape}
     heads = {id(p) for p in model.head_parameters()} if hasattr(model, "head_parameters") else set()
     for name, parameter in model.named_parameters():
-        if (
-            name in odd
-            and id(parameter) in heads
-            and (found := tensors[name].shape[:1]) != parameter.shape[:1]
-        ):
-            raise bad(f"weights {path}", f"{sum(found)} classes in {odd[name]}", f"{len(parameter)} classes")
+        if name in odd and id(parameter) in heads and state[odd[name]].shape[:1] != parameter.shape[:1]:
+            found = sum(state[odd[name]].shape[:1])  # 0 of a scalar
+            raise bad(f"weights {path}", f"{found} classes in {odd[name]}", f"{len(parameter)} classes")
     mismatched = tuple((name, tuple(tensors[name].shape), tuple(own[name].shape)) for name in odd)
 
     fits = {name: tensor for name, tensor in tensors.items() if name not in odd}

@@ -18,8 +18,7 @@ from udas_fast.data.augment import apply_each, draw_each
 
 Rows = TypeVar("Rows", Tensor, list)
 
-#: Every configuration dataclass of the package: unknown keys and numbers that are not finite are errors, nothing
-#: changes after validation.
+#: Of the configuration dataclasses: unknown keys and numbers that are not finite are errors.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 #: Of a loss's term; 0 leaves it out.
 Weight: TypeAlias = Annotated[float, Field(ge=0)]

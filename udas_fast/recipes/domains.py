@@ -40,14 +40,11 @@ class DataConfig:
 
     source: str | None = None
     target: str | None = None
-    labels: Annotated[int, Field(ge=0)] = (
-        0  # labelled target images: a fixed, nested subset of its train split
-    )
+    labels: Annotated[int, Field(ge=0)] = 0  # labelled target images: a fixed, nested subset
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per stream; DALI's threads
     engine: AnyEngine = "auto"  # auto: DALI where it is installed and all images are files
-    max_bad_files: Annotated[int, Field(ge=0)] = (
-        0  # files that may turn bad during a run and are skipped; one more ends it
-    )
+    # Files that may turn bad during a run and are skipped; one more ends it.
+    max_bad_files: Annotated[int, Field(ge=0)] = 0
 
 
 @plain_dataclass(frozen=True)

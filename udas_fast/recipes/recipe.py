@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from udas_fast.data import Geometry
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.optim import OptimizerConfig
-from udas_fast.errors import InputError, bad, unknown
+from udas_fast.errors import InputError, bad, problem, unknown
 from udas_fast.models import ModelConfig
 from udas_fast.objectives import STRICT, objective_configs
 
@@ -173,10 +173,12 @@ def _assign(data: dict[str, Any], key: str, value: object) -> None:
     *parents, last = key.split(".")
     node: Any = data
     for depth, name in enumerate([*parents, last]):
-        children = {s["name"]: s for s in node} if isinstance(node, list) else node
-        if not isinstance(children, dict) or name not in children:
-            at = ".".join([*parents, last][:depth]) or "recipe"
-            raise unknown(f"--set {key}: key of {at}", name, children if isinstance(children, dict) else ())
+        at = ".".join(parents[:depth]) or "recipe"
+        children = {stage["name"]: stage for stage in node} if at == "stages" else node
+        if not isinstance(children, dict):
+            raise bad(f"--set {key}", f"{at}, which has no keys", f"{at}=VALUE, in YAML")
+        if name not in children:
+            raise unknown(f"--set {key}: key of {at}", name, children)
         if depth < len(parents):
             node = children[name]
         elif isinstance(node, list):
@@ -197,9 +199,7 @@ def _sentence(error: ValidationError, origin: str) -> InputError:
         return unknown(f"{origin}: key {key}", path[-1], _fields_near(first["loc"][:-1]))
     if first["type"] == "union_tag_invalid":
         return unknown(f"{origin}: {key}.kind", first["ctx"]["tag"], kinds)
-    return InputError(
-        f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]} (found {first['input']!r:.80})"
-    )
+    return InputError(f"{origin}: {problem(key, first)}")
 
 
 def _fields_near(loc: Sequence[int | str]) -> list[str]:

@@ -28,9 +28,7 @@ class RunConfig:
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)  # steps between two reads of the losses
     checkpoint_every: int = Field(default=500, ge=1)
-    max_bad_steps: int = Field(
-        default=0, ge=0
-    )  # that are left out for losses or gradients that are not finite
+    max_bad_steps: int = Field(default=0, ge=0)  # left out as losses or gradients were not finite
 
 
 def require_objects(run: Path, config: RunConfig, **objects: object) -> None:

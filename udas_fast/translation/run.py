@@ -64,6 +64,8 @@ def open_domains(data: DataConfig) -> Domains:
     for name, spec in (("--source", data.source), ("--target", data.target)):
         if spec is None:
             raise bad(name, "none", "the domain of that name, as KIND:ROOT")
+    if data.source.startswith("translated:"):  # its manifest could not name the files that hold the labels
+        raise bad("--source", data.source, "an original dataset")
     source, target = open_dataset(data.source, SPLIT), open_dataset(data.target, SPLIT, labelled=False)
     return Domains(
         source=Unlabelled(source),

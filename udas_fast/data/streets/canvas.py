@@ -65,10 +65,8 @@ class Canvas:
         )
         return first, x * z - np.float32(self.camera.curve) * z * z, z
 
-    def face(
-        self, a: tuple[float, float], b: tuple[float, float], high: float, low: float = 0.0
-    ) -> Face | None:
-        """The upright rectangle over ground points ``a`` to ``b``, (street X, Z); None if out of view."""
+    def face(self, a: tuple[float, float], b: tuple[float, float], high: float) -> Face | None:
+        """The upright rectangle over ground points ``a`` to ``b``, (street X, Z), in metres; None if out of view."""
         (xa, za), (xb, zb) = a, b
         xa, xb = xa + self.bend(za), xb + self.bend(zb)
         length, start, end = math.hypot(xb - xa, zb - za), 0.0, 1.0
@@ -81,11 +79,11 @@ class Canvas:
         ends = [(xa + t * (xb - xa), za + t * (zb - za), t * length) for t in (start, end)]
         if ends[0][0] / ends[0][1] > ends[1][0] / ends[1][1]:
             ends.reverse()
-        return Face.cut(self, ends[0], ends[1], low, high)
+        return Face.cut(self, ends[0], ends[1], high)
 
-    def stand(self, x: float, z: float, width: float, high: float, low: float = 0.0) -> Face | None:
+    def stand(self, x: float, z: float, width: float, high: float) -> Face | None:
         """A face towards the camera, ``width`` wide around street position ``x``; u is 0 in its middle."""
-        face = self.face((x - width / 2, z), (x + width / 2, z), high, low)
+        face = self.face((x - width / 2, z), (x + width / 2, z), high)
         if face is not None:
             face.u -= width / 2
             face.origin += width / 2 * face.metre
@@ -137,9 +135,7 @@ class Face:
         self.floor = canvas.hy + canvas.camera.height * self.metre - rows.start
 
     @classmethod
-    def cut(
-        cls, canvas: Canvas, left: Sequence[float], right: Sequence[float], low: float, high: float
-    ) -> Face | None:
+    def cut(cls, canvas: Canvas, left: Sequence[float], right: Sequence[float], high: float) -> Face | None:
         """The face between two ends (X, Z, u), in screen order; None if it covers no pixel."""
         (xl, zl, ul), (xr, zr, ur) = left, right
         pl, pr = canvas.cx + canvas.scale * xl / zl, canvas.cx + canvas.scale * xr / zr
@@ -149,7 +145,7 @@ class Face:
             last = first + 1
             if pr <= 0 or pl >= canvas.width:
                 return None
-        rise, fall = (canvas.camera.height - high), (canvas.camera.height - low)
+        rise, fall = canvas.camera.height - high, canvas.camera.height
         top = canvas.hy + canvas.scale * min(rise / zl, rise / zr)
         bottom = canvas.hy + canvas.scale * max(fall / zl, fall / zr)
         rows = slice(max(math.ceil(top - 0.5), 0), min(math.ceil(bottom - 0.5), canvas.height))
