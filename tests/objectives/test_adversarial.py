@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from udas_fast.models import set_checkpointing
+from udas_fast.objectives import adversarial
 from udas_fast.objectives.adversarial import OutputAdversary, self_information
 
 SIZE = (40, 48)
@@ -229,3 +233,31 @@ def test_checkpointed_discriminators_give_the_same_bits_and_keep_no_full_resolut
     full, low = 2 * 4 * SIZE[0] * SIZE[1], 2 * 4 * 5 * 6
     assert most[0] == full
     assert most[1] <= low
+
+
+@pytest.mark.parametrize("saving", [{"checkpointed": frozenset({"discriminators"})}, {"micro_batch_size": 1}])
+def test_what_runs_again_is_given_its_tensors(saving: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch puts back the random state of the devices that it finds among the arguments: on a GPU a discriminator with
+    # dropout would else hide other channels the second time.
+    given = []
+
+    def run(function: Callable[..., Any], *args: object, **_: object) -> Any:
+        given.append([type(arg) for arg in args])
+        return function(*args)
+
+    monkeypatch.setattr(adversarial, "checkpoint", run)
+    adversary = OutputAdversary(4, width=4, pixel=True)
+    for name, value in saving.items():
+        setattr(adversary, name, value)
+    adversary.fool(_outputs(0), SIZE)
+    assert given
+    assert all(types == [torch.Tensor] for types in given)
+
+
+def test_sixteen_bits_reach_the_discriminator_through_an_interpolation_in_float32() -> None:
+    # A GPU adds up hundreds of gradients for each logit, in the type of the map that it interpolates.
+    logits = torch.ones(1, 4, 2, 2, dtype=torch.bfloat16, requires_grad=True)
+    full = adversarial.scores(logits, (64, 64))
+    assert full.dtype == torch.float32
+    full.sum().backward()
+    assert torch.equal(logits.grad, torch.full((1, 4, 2, 2), 1024.0, dtype=torch.bfloat16))

@@ -37,6 +37,10 @@ def join(name: str) -> torch.device:
         InputError: no such device, one GPU for all, fewer GPUs than processes, or a group without a CPU backend.
     """
     device = resolve_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(
+            device
+        )  # pinned memory and whatever else names no device belong to the current one
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
             device = _own_gpu(name, device)
