@@ -46,6 +46,7 @@ def environment(device: str) -> dict[str, Any]:
             "memory_mib": gpu.total_memory // MIB,
         }
         found["ceilings"] = ceilings()
+        torch.cuda.empty_cache()  # what it worked on is no benchmark's
     return found
 
 

@@ -284,15 +284,18 @@ def run(arguments: argparse.Namespace, ceilings: dict[str, float] | None) -> Ite
             for backward in (False, True) if case.gradients else (False,):
                 row = {"op": case.name, "pass": "forward+backward" if backward else "forward"}
                 row |= {"size": size, "batch": batch, "dtype": dtype}
-                row |= {k: v for k, v in compare(case, inputs, backward, arguments).items() if v is not None}
+                try:
+                    row |= compare(case, inputs, backward, arguments)
+                except RuntimeError as error:  # memory, a compiler: the other rows count all the same
+                    row["error"] = str(error).splitlines()[0]
                 if ceilings:
                     row["floor_ms"] = round(floor_ms(case, inputs, backward, ceilings), 4)
-                print(summary(row), file=sys.stderr)
+                print(summary(row), file=sys.stderr, flush=True)
                 yield row
 
 
 def compare(case: Case, inputs: Inputs, backward: bool, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measurements of ours, of eager and of torch.compile (None where not asked for)."""
+    """Measurements of ours, of eager and, where asked for, of torch.compile."""
     maps, gradients = inputs.maps[: case.maps], case.gradients if backward else 0
     steps = {"ours": case.ours(inputs), "eager": case.eager(inputs)}
     if arguments.compile:
@@ -312,6 +315,7 @@ def compare(case: Case, inputs: Inputs, backward: bool, arguments: argparse.Name
 def summary(row: dict[str, Any]) -> str:
     parts = [f"{row['op']} {row['pass']} {row['size']} batch {row['batch']} {row['dtype']}:"]
     parts += [f"{k} {row[k]['cpu_ms']:.2f} ms" for k in ("ours", "eager", "compile") if k in row]
+    parts += [row["error"]] if "error" in row else []
     return " ".join(parts)
 
 
@@ -332,6 +336,8 @@ def table(document: dict[str, Any]) -> str:
     ]
     rows = []
     for row in document["rows"]:
+        if "error" in row:
+            continue
         ours, eager, compiled = row["ours"], row["eager"], row.get("compile")
         times = [eager["cpu_ms"] / ours["cpu_ms"], compiled["cpu_ms"] / ours["cpu_ms"] if compiled else "–"]
         line = [row["op"], row["pass"], row["size"], row["batch"], row["dtype"], ours["cpu_ms"], *times]
@@ -388,10 +394,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     environment = harness.environment(arguments.device)
     document = {"device": arguments.device, "environment": environment, "rows": []}
-    document["rows"] = list(run(arguments, environment.get("ceilings")))
+    for row in run(arguments, environment.get("ceilings")):
+        document["rows"].append(row)
+        if not arguments.check or arguments.output:
+            harness.write(output_path(arguments), document)
     print(table(document))
-    if not arguments.check or arguments.output:
-        harness.write(output_path(arguments), document)
+    if any("error" in row for row in document["rows"]):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,20 @@ Images a second count source and target images of a step, not their views and mi
 over what a loop does: data (colours, mixing, augmentation, normalisation; images are in memory already), forward of
 the segmentation networks, backward, losses (with the discriminators' forward) and optimiser. Memory is the
 allocator's peak on a GPU, and on a CPU the tracker's, of all tensors; "predicted" is `udas-fast plan`'s. Writes
-results/step-DEVICE.json.
+results/step-DEVICE.json after every row; --limit stops before the rows that are left. fp32 is fp32 in our steps; in the
+public code's torch's own choice holds, which is TF32 in convolutions where a GPU has it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -155,6 +158,7 @@ def steps(loop: Loop, count: int) -> None:
 
 def measure(recipe: Recipe, stage: str, device: str, public: bool, repeats: int) -> dict[str, Any]:
     """Two steps to warm up, then ``repeats`` timed ones, then one for memory on a CPU."""
+    torch.backends.cudnn.allow_tf32 = public
     loop = build_loop(recipe, stage, device, public)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -207,16 +211,9 @@ def forms(device: str) -> dict[str, tuple[str, bool]]:
 
 def cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row for each size, batch size, stage and form; caps add ours under the first policy that they hold."""
-    small = SMALL if arguments.device == "cpu" else ()
     for source, target in SIZES[arguments.device]:
         for batch_size in arguments.batches:
-            settings = [
-                *small,
-                f"input.source.size={list(source)}",
-                f"input.target.size={list(target)}",
-                f"input.batch_size={batch_size}",
-            ]
-            recipe = override(get_recipe("udas"), settings)
+            recipe = recipe_of(arguments.device, source, target, batch_size)
             for stage in PUBLIC:
                 where = {"source": source, "target": target, "batch_size": batch_size, "stage": stage}
                 for name, (precision, public) in forms(arguments.device).items():
@@ -229,23 +226,42 @@ def cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def attempt(recipe: Recipe, stage: str, arguments: argparse.Namespace, public: bool) -> dict[str, Any]:
-    """The measurement, or that memory was not enough, with the prediction beside ours."""
-    found: dict[str, Any] = {"checkpointing": recipe.memory.checkpointing}
-    if not public:
-        found["predicted_mib"] = round(predicted(recipe, stage) / harness.MIB, 1)
+    """The measurement, or that memory was not enough, or what went wrong."""
+    found: dict[str, Any] = {"checkpointing": recipe.memory.checkpointing, "precision": recipe.precision}
     try:
         found |= measure(recipe, stage, arguments.device, public, arguments.repeats)
     except torch.OutOfMemoryError:
         found["out_of_memory"] = True
+    except RuntimeError as error:  # the other rows count all the same
+        found["error"] = str(error).splitlines()[0]
+    gc.collect()  # first: what a failed step leaves may hold itself alive
     if arguments.device == "cuda":
         torch.cuda.empty_cache()
     return found
 
 
-def predicted(recipe: Recipe, stage: str) -> int:
-    """Bytes of tensors at the stage's peak, without labelled target images, as here."""
-    (peak,) = (p for p in predict(recipe, num_classes=CLASSES, labelled=False) if p.stage == stage)
-    return peak.tensors
+def add_prediction(row: dict[str, Any], device: str) -> None:
+    """Put MiB of tensors at the stage's peak into a row of ours; without labelled target images, as here."""
+    recipe = recipe_of(device, row["source"], row["target"], row["batch_size"])
+    memory = replace(recipe.memory, checkpointing=row["checkpointing"])
+    peaks = _peaks(replace(recipe, precision=row["precision"], memory=memory))
+    row["predicted_mib"] = round(peaks[row["stage"]] / harness.MIB, 1)
+
+
+@cache
+def _peaks(recipe: Recipe) -> dict[str, int]:
+    return {p.stage: p.tensors for p in predict(recipe, num_classes=CLASSES, labelled=False)}
+
+
+def recipe_of(device: str, source: tuple[int, int], target: tuple[int, int], batch_size: int) -> Recipe:
+    """UDAS at these sizes, on a small network for a CPU."""
+    settings = [
+        *(SMALL if device == "cpu" else ()),
+        f"input.source.size={list(source)}",
+        f"input.target.size={list(target)}",
+        f"input.batch_size={batch_size}",
+    ]
+    return override(get_recipe("udas"), settings)
 
 
 def capped(recipe: Recipe, stage: str, arguments: argparse.Namespace, cap: float) -> dict[str, Any]:
@@ -256,7 +272,7 @@ def capped(recipe: Recipe, stage: str, arguments: argparse.Namespace, cap: float
         for policy in POLICIES:
             one = replace(recipe, memory=replace(recipe.memory, checkpointing=policy))
             found = attempt(one, stage, arguments, public=False)
-            if "out_of_memory" not in found:
+            if "images_per_s" in found:
                 break
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -271,19 +287,33 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=None, help="1 2 4, on a CPU 1 2")
     parser.add_argument("--repeats", type=int, default=9, help="timed steps, of which the median one counts")
     parser.add_argument("--caps", type=float, nargs="*", default=(), metavar="GB", help="GPU only")
+    parser.add_argument(
+        "--limit", type=float, default=float("inf"), help="seconds after which no row is begun"
+    )
     parser.add_argument("--output", type=Path, help="instead of results/step-DEVICE.json")
     arguments = parser.parse_args()
     arguments.batches = arguments.batches or ([1, 2] if arguments.device == "cpu" else [1, 2, 4])
     if arguments.caps and arguments.device == "cpu":
         parser.error("--caps: found the CPU, wanted --device cuda")
-    rows = []
+    output = arguments.output or Path(__file__).parent / "results" / f"step-{arguments.device}.json"
+    began, rows = time.monotonic(), []
+    document = {"environment": harness.environment(arguments.device), "complete": False, "rows": rows}
     for row in cases(arguments):
         rows.append(row)
-        print({key: row.get(key) for key in ("stage", "batch_size", "form", "images_per_s")}, flush=True)
-    output = arguments.output or Path(__file__).parent / "results" / f"step-{arguments.device}.json"
-    document = {"environment": harness.environment(arguments.device), "rows": rows}
+        harness.write(output, document)
+        shown = ("stage", "batch_size", "form", "cap_gb", "images_per_s", "error")
+        print({key: row[key] for key in shown if key in row}, flush=True)
+        if time.monotonic() - began > arguments.limit:
+            break
+    else:
+        document["complete"] = True
+    for row in rows:  # last, and as far as the time goes: `udas-fast plan` has them anywhere
+        if row["form"].startswith("ours") and time.monotonic() - began < arguments.limit:
+            add_prediction(row, arguments.device)
     harness.write(output, document)
     print(table(document))
+    if any("error" in row for row in rows):
+        raise SystemExit(1)
 
 
 def table(document: dict[str, Any]) -> str:
@@ -297,8 +327,8 @@ def cells(row: dict[str, Any]) -> list[object]:
     height, width = row["target"]
     form = f"{row['form']}, {row['cap_gb']:g} GB" if "cap_gb" in row else row["form"]
     start = [f"{width}×{height}", row["batch_size"], row["stage"], form, row["checkpointing"]]
-    if "out_of_memory" in row:
-        return [*start, "out of memory", *[""] * (len(PARTS) + 1)]
+    if "images_per_s" not in row:
+        return [*start, row.get("error", "out of memory"), *[""] * (len(PARTS) + 1)]
     memory = row.get("allocated_mib", row.get("tensors_mib"))
     return [*start, row["images_per_s"], *row["parts_ms"].values(), memory]
 

@@ -164,3 +164,31 @@ def test_a_teacher_looks_in_half_precision_and_keeps_no_graph(
         assert logits.dtype == torch.bfloat16
         assert not logits.requires_grad
     assert not objective.teacher.training
+
+
+def test_momentum_begins_at_zero_where_the_first_step_is_left_out(
+    tiny_net: nn.Module, batches: dict[str, Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # fp16 mostly begins so, at a scale of 65,536. What torch leaves uninitialised is NaN here.
+    monkeypatch.setattr(torch, "empty_like", lambda x, **options: torch.full_like(x, torch.nan, **options))
+    first = iter([True])
+    tiny_net.body.register_forward_hook(
+        lambda _, __, y: y.register_hook(lambda g: g * torch.inf if next(first, False) else g) and None
+    )
+    before = tiny_net.body.weight.detach().clone()
+    loop = build_loop(tiny_net, batches["source"], scaled())
+    loop.run(lambda losses: None)
+    assert int(loop.amp.skips) == 1
+    assert tiny_net.body.weight.isfinite().all()
+    assert not torch.equal(tiny_net.body.weight, before)
+
+
+def test_a_run_goes_on_in_another_precision(tiny_net: nn.Module, batches: dict[str, Batch]) -> None:
+    # A GPU without bf16 goes on with what one that has it began, and the other way round.
+    plain = build_amp("fp32", torch.device("cpu"))
+    for began, goes_on in ((plain, scaled()), (scaled(), plain)):
+        state = build_loop(tiny_net, batches["source"], began).state_dict()
+        loop = build_loop(tiny_net, batches["source"], goes_on)
+        loop.load_state_dict(state)
+        loop.run(lambda losses: None)
+        assert loop.done == 5

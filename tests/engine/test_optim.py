@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from udas_fast.engine.optim import OptimizerConfig, build_optimizers, lr_factor, set_learning_rates
+from udas_fast.engine.optim import (
+    OptimizerConfig,
+    build_optimizers,
+    load_optimizer,
+    lr_factor,
+    set_learning_rates,
+)
 from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig, build_model
 
@@ -72,3 +78,41 @@ def test_apex_is_used_where_its_kernels_are_and_refused_elsewhere(monkeypatch: p
     monkeypatch.setitem(sys.modules, "amp_C", SimpleNamespace())
     group = build_optimizers(nn.Linear(2, 2), [], config)["model"].param_groups[0]
     assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.9, 5e-4, 2.5e-4)
+
+
+def test_a_parameter_may_have_its_first_gradient_later_than_others() -> None:
+    # Such as an auxiliary head that only a term with a later start trains; torch's fused SGD alone fails.
+    model = nn.ModuleList([nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)])
+    before = [p.item() for p in model.parameters()]
+    config = OptimizerConfig(lr=0.1, momentum=0.5, weight_decay=0.0)
+    optimizer = build_optimizers(model, [], config)["model"]
+    for trained in (model[:1], model):
+        optimizer.zero_grad(set_to_none=True)
+        sum(part.weight.sum() for part in trained).backward()
+        optimizer.step()
+    # Gradients of 1: moves of lr · 1 and then lr · (0.5 + 1); the second one's only move is its first.
+    moves = [p.item() - b for p, b in zip(model.parameters(), before, strict=True)]
+    assert moves == pytest.approx([-0.25, -0.1], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_state_of_another_layout_is_loaded_by_its_values(name: str) -> None:
+    # A run that went from a CPU to a GPU: contiguous before, channels_last there.
+    config = OptimizerConfig(name=name, lr=0.1)
+    gradients = torch.randn(2, 4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    states, weights = [], []
+    for layouts in ((torch.contiguous_format,) * 2, (torch.contiguous_format, torch.channels_last)):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3, bias=False)
+        for gradient, layout in zip(gradients, layouts, strict=True):
+            model = model.to(memory_format=layout)
+            optimizer = build_optimizers(model, [], config)["model"]
+            if states:
+                load_optimizer(optimizer, states.pop())
+            model.weight.grad = gradient.contiguous(memory_format=layout)
+            optimizer.step()
+            states.append(optimizer.state_dict())
+        states.clear()
+        weights.append(model.weight.detach())
+    # Rounding apart: kernels take the numbers in another order.
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-7)

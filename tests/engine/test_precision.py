@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from udas_fast.engine.precision import build_amp, memory_format
+from udas_fast.engine.distributed import join
+from udas_fast.engine.precision import build_amp, memory_format, resolve_device
 from udas_fast.models import ModelConfig, build_model
 
 CPU = torch.device("cpu")
@@ -47,3 +48,47 @@ def test_bf16_in_channels_last_gives_the_gradients_of_fp32() -> None:
     reference, found = gradients
     # bf16 keeps 8 bits: 0.4 % a rounding, a few of them on the way through 20 layers of batch statistics.
     assert (found - reference).norm() < 0.1 * reference.norm()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """As if there were two GPUs; the list has those that were made the current one."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:1"])
+def test_float32_is_float32_on_a_gpu(name: str, gpu: list[torch.device]) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        assert resolve_device(name).type == "cuda"
+        # By both of torch's names; set by the newer one, the older raises where anybody reads it.
+        assert torch.backends.cudnn.allow_tf32 is False
+        assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+        assert torch.backends.cuda.matmul.allow_tf32 is False
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def test_a_chosen_gpu_is_the_current_one(gpu: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert [join(name) for name in ("cuda", "cuda:1", "cpu")] == [
+        *map(torch.device, ("cuda", "cuda:1", "cpu"))
+    ]
+    assert gpu == [torch.device("cuda", 1)]
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted"), [((6, 1), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+)
+def test_auto_is_bf16_where_the_card_computes_in_it(
+    capability: tuple[int, int], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)  # on a device that is not here
+    amp = build_amp("auto", torch.device("cuda"))
+    assert amp.name == wanted

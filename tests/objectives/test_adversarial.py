@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from udas_fast.models import set_checkpointing
+from udas_fast.objectives import adversarial
 from udas_fast.objectives.adversarial import OutputAdversary
 
 SIZE = (40, 48)
@@ -221,3 +225,22 @@ def test_checkpointed_discriminators_give_the_same_bits_and_keep_no_full_resolut
     full, low = 2 * 4 * SIZE[0] * SIZE[1], 2 * 4 * 5 * 6
     assert most[0] == full
     assert most[1] <= low
+
+
+@pytest.mark.parametrize("saving", [{"checkpointed": frozenset({"discriminators"})}, {"micro_batch_size": 1}])
+def test_what_runs_again_is_given_its_tensors(saving: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch puts back the random state of the devices that it finds among the arguments: on a GPU a discriminator with
+    # dropout would else hide other channels the second time.
+    given = []
+
+    def run(function: Callable[..., Any], *args: object, **_: object) -> Any:
+        given.append([type(arg) for arg in args])
+        return function(*args)
+
+    monkeypatch.setattr(adversarial, "checkpoint", run)
+    adversary = OutputAdversary(4, width=4, pixel=True)
+    for name, value in saving.items():
+        setattr(adversary, name, value)
+    adversary.fool(_outputs(0), SIZE)
+    assert given
+    assert all(types == [torch.Tensor] for types in given)

@@ -39,6 +39,9 @@ def join(name: str) -> torch.device:
             variables of torchrun that are missing or lead nowhere.
     """
     device = resolve_device(name)
+    if device.type == "cuda" and device.index is not None:
+        # Pinned memory, and whatever else names no device, belong to the current one.
+        torch.cuda.set_device(device)
     if processes() > 1:
         if device.type == "cuda":
             device = _own_gpu(name, device)

@@ -15,7 +15,13 @@ from udas_fast.data import Faults, LoaderStream, Stream
 from udas_fast.engine.distributed import average_buffers, average_gradients, same_everywhere
 from udas_fast.engine.ema import WeightAverage
 from udas_fast.engine.fault import BadSteps
-from udas_fast.engine.optim import MakeOptimizer, OptimizerConfig, build_optimizers, set_learning_rates
+from udas_fast.engine.optim import (
+    MakeOptimizer,
+    OptimizerConfig,
+    build_optimizers,
+    load_optimizer,
+    set_learning_rates,
+)
 from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import bad
@@ -188,8 +194,9 @@ class Loop:
                 self.average.model.load_state_dict(state["average"])
             self.objective.load_state_dict(state["objective"])
             for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
-            self.amp.scaler.load_state_dict(state["scaler"])
+                load_optimizer(optimizer, state["optimizers"][name])
+            if state["scaler"]:  # empty where the run was in another precision until now
+                self.amp.scaler.load_state_dict(state["scaler"])
             self.amp.skips.fill_(state.get("scaler_skips", 0))  # older checkpoints do not say
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             found = str(error).splitlines()[-1].strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -59,6 +59,8 @@ def build_optimizers(
     if not isinstance(optimizers["model"], torch.optim.Optimizer):
         found = type(optimizers["model"]).__name__
         raise bad("optimizer(model)", found, "a torch.optim.Optimizer of its parameters")
+    if isinstance(optimizers["model"], torch.optim.SGD):
+        _begin_momentum(optimizers["model"])
     if discriminators:
         optimizers["discriminators"] = torch.optim.Adam(
             discriminators, lr=config.discriminator_lr, betas=config.discriminator_betas, fused=True
@@ -83,6 +85,31 @@ def _recipes_own(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optim
         return apex_sgd()(groups, lr=config.lr, momentum=config.momentum)
     adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return adam(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def _begin_momentum(optimizer: torch.optim.SGD) -> None:
+    """Momentum of zero before the first step, which then is the same to the bit.
+
+    torch's fused SGD leaves it uninitialised where a scaler leaves out the first step, as fp16's mostly does, and fails
+    where only some parameters have a gradient in the first one.
+    """
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """``optimizer.load_state_dict(state)``, with what belongs to a parameter in the parameter's own memory layout.
+
+    A run may go on where networks have another layout (:func:`udas_fast.engine.precision.memory_format`), and fused
+    optimisers take numbers as they lie in memory.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def apex_sgd() -> type[torch.optim.Optimizer]:

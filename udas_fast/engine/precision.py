@@ -17,13 +17,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is the current CUDA device where torch sees one, else the CPU.
+    """``auto`` is the current CUDA device where torch sees one, else the CPU. On CUDA it turns TF32 off.
 
     Raises:
         InputError: the device does not exist here, or its name is not one.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -37,6 +37,10 @@ def resolve_device(name: str) -> torch.device:
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise bad(f"device {name!r}", f"{torch.cuda.device_count()} GPUs", "the index of one of them")
+    if device.type == "cuda":
+        # fp32 is fp32: torch's own choice for convolutions is TF32, with a tenth of a percent of rounding. By the older
+        # of torch's two names, after which both can be read.
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 

@@ -24,8 +24,8 @@ from udas_fast.models import (
 
 SOURCE, TARGET = 0.0, 1.0  # what the discriminators are to answer
 
-Maps = Callable[[], Tensor]
-"""Makes what a discriminator sees, ``[N, C, H, W]``, of a batch or a part of it."""
+Judge = Callable[[Tensor], list[Tensor]]
+"""A discriminator's answers, one map for each of its scales, to logits ``[N, C, h, w]`` of a batch or a part of it."""
 Space = Literal["probability", "entropy", "score"]
 Gan = Literal["bce", "lsgan"]
 
@@ -128,8 +128,8 @@ class OutputAdversary(nn.Module):
         """
         self.requires_grad_(False)
         losses = [
-            weight * self._loss(self._answers(discriminator, seen), SOURCE)
-            for weight, discriminator, seen in self._levels(heads(target), size)
+            weight * self._loss(self._answers(judge, parts), SOURCE)
+            for weight, judge, parts in self._levels(heads(target), size)
         ]
         loss = torch.stack(losses).sum()
         return loss if self.gate is None else self.gate() * loss
@@ -148,8 +148,8 @@ class OutputAdversary(nn.Module):
             source = source._replace(primary=mixed, auxiliary=mixed)
         levels = zip(self._levels(source, source_size), self._levels(target, target_size), strict=True)
         losses, right = [], []
-        for (_, discriminator, s), (*_, t) in levels:
-            s_answers, t_answers = self._answers(discriminator, s), self._answers(discriminator, t)
+        for (_, judge_s, s), (_, judge_t, t) in levels:
+            s_answers, t_answers = self._answers(judge_s, s), self._answers(judge_t, t)
             losses.append(0.5 * self._loss(s_answers, SOURCE) + 0.5 * self._loss(t_answers, TARGET))
             right += [answer < self._middle for answer in s_answers]
             right += [answer > self._middle for answer in t_answers]
@@ -157,34 +157,36 @@ class OutputAdversary(nn.Module):
             self.gate.record(right)
         return torch.stack(losses).sum()
 
-    def _levels(self, both: Logits, size: tuple[int, int]) -> Iterator[tuple[float, nn.Module, list[Maps]]]:
-        """(weight, discriminator, what it sees) of the heads that have all of them."""
+    def _levels(self, both: Logits, size: tuple[int, int]) -> Iterator[tuple[float, Judge, Sequence[Tensor]]]:
+        """(weight, discriminator's answers, the logits that it judges by parts) of the heads that have all of them."""
         for weight, discriminator, logits in zip(
             self.weights, (self.primary, self.auxiliary), both, strict=True
         ):
             if discriminator is not None and logits is not None:
-                parts = logits.split(self.micro_batch_size or len(logits))
-                seen = partial(
+                see = partial(
                     ops.upsample, size=size, activation=self._activation, align_corners=both.align_corners
                 )
-                maps = [partial(seen, part) for part in parts]
-                yield weight, discriminator, maps
+                yield (
+                    weight,
+                    partial(_judge, discriminator, see),
+                    logits.split(self.micro_batch_size or len(logits)),
+                )
 
-    def _answers(self, discriminator: nn.Module, parts: list[Maps]) -> list[Tensor]:
+    def _answers(self, judge: Judge, parts: Sequence[Tensor]) -> list[Tensor]:
         """One map for each of the discriminator's scales."""
-        answer = _answers
         if "discriminators" in self.checkpointed or len(parts) > 1:
-            # Keeps the low-resolution logits and the answers.
-            answer = partial(checkpoint, _answers, use_reentrant=False)
-        answers = [answer(discriminator, maps) for maps in parts]
+            # Keeps the low-resolution logits and the answers. torch sees by the logits, an argument, whose generator
+            # it has to put back for dropout.
+            judge = partial(checkpoint, judge, use_reentrant=False)
+        answers = [judge(part) for part in parts]
         return answers[0] if len(parts) == 1 else [torch.cat(scale) for scale in zip(*answers, strict=True)]
 
     def _loss(self, answers: list[Tensor], domain: float) -> Tensor:
         return torch.stack([self._distance(answer, domain) for answer in answers]).sum()
 
 
-def _answers(discriminator: nn.Module, maps: Maps) -> list[Tensor]:
-    answers = discriminator(maps())
+def _judge(discriminator: nn.Module, see: Callable[[Tensor], Tensor], logits: Tensor) -> list[Tensor]:
+    answers = discriminator(see(logits))
     return [answers] if isinstance(answers, Tensor) else answers
 
 
