@@ -2,12 +2,14 @@
 
     python benchmarks/gpu_check.py [--out FOLDER]
 
-For a bare machine with a GPU, nvcc, torch, pytest and hypothesis, and no network: builds the extension in place for the
-GPU that is there, runs the operators' CUDA tests, a short set under compute-sanitizer, and the benchmarks of the
-operators and, where the package's other dependencies are, of whole training steps. Writes FOLDER/gpu-check.json with
-each step's result and time, and the benchmarks' own JSON beside it (ops-cuda.json, ops-cuda-compile.json,
-step-cuda.json); full logs go to build/gpu-check. Ends with 1 where a step failed. A step that cannot run is reported
-as skipped.
+For a bare machine with a GPU, nvcc, torch, pytest and hypothesis, and no network: builds the extension in place for
+the GPU that is there, runs the operators' CUDA tests and, where the package's other dependencies are, those of
+training; then the benchmarks of whole steps and of the operators, a short set under compute-sanitizer, and
+torch.compile beside the operators. Missing packages can come along in a folder on PYTHONPATH.
+
+Writes FOLDER/gpu-check.json after every step, with its result and time; the benchmarks write their own JSON beside it
+after every row (step-cuda.json, ops-cuda.json, ops-cuda-compile.json); full logs go to build/gpu-check. Ends with 1
+where a step failed. A step that cannot run, or for which no time is left, is reported as skipped.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,21 +29,27 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "build/gpu-check"
 TOTAL_S = 570  # of the ten minutes
+LEAST_S = 20  # with less than this left, a step is not begun
+TRAINING = ("pydantic", "yaml", "tqdm", "PIL", "safetensors", "rich", "typer", "tensorboard", "matplotlib")
+STEPS = TRAINING[:5]  # what benchmarks/step.py imports beside torch and numpy
 
 
 class Check:
     """Runs steps in order, each a command with what is left of the time, and keeps what came of them."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: Path, environment: dict[str, Any]) -> None:
+        self.out, self.environment = out, environment
         self.began = time.monotonic()
         self.steps: dict[str, dict[str, Any]] = {}
 
     def left(self) -> float:
-        return max(1.0, TOTAL_S - (time.monotonic() - self.began))
+        return TOTAL_S - (time.monotonic() - self.began)
 
     def run(self, name: str, command: list[str], limit: float, **environment: str) -> bool:
         """Run ``command`` from the repository for at most ``limit`` seconds; its output goes to a log."""
+        if self.left() < LEAST_S:
+            self.skip(name, "no time left")
+            return False
         began = time.monotonic()
         log = LOGS / f"{name}.log"
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -66,18 +75,29 @@ class Check:
         print(f"{'ok  ' if code == 0 else 'FAIL'} {name} ({self.steps[name]['seconds']} s)", flush=True)
         if code != 0:
             print("\n".join(f"     {line}" for line in tail), flush=True)
+        self.write()
         return code == 0
+
+    def missing(self, name: str, modules: Sequence[str]) -> bool:
+        """Whether one of ``modules`` is not installed, so that step ``name`` is skipped."""
+        if absent := [module for module in modules if find_spec(module) is None]:
+            self.skip(name, f"no {', '.join(absent)}")
+        return bool(absent)
 
     def skip(self, name: str, reason: str) -> None:
         self.steps[name] = {"skipped": reason}
         print(f"skip {name}: {reason}", flush=True)
+        self.write()
 
-    def write(self, environment: dict[str, Any]) -> bool:
-        """Write the JSON; True where nothing failed."""
-        good = all(step.get("exit", 0) == 0 for step in self.steps.values())
-        result = {"ok": good, "environment": environment, "steps": self.steps}
+    @property
+    def good(self) -> bool:
+        """Whether nothing failed."""
+        return all(step.get("exit", 0) == 0 for step in self.steps.values())
+
+    def write(self) -> None:
+        """Write the JSON."""
+        result = {"ok": self.good, "environment": self.environment, "steps": self.steps}
         (self.out / "gpu-check.json").write_text(json.dumps(result, indent=1) + "\n")
-        return good
 
 
 def environment() -> dict[str, Any]:
@@ -131,7 +151,23 @@ def short_set(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def build(check: Check) -> bool:
+    """For this GPU alone, in place."""
+    environment = {"UDAS_FAST_CUDA": "1", "TORCH_CUDA_ARCH_LIST": check.environment["capability"]}
+    environment["MAX_JOBS"] = str(min(16, os.cpu_count() or 1))
+    return check.run("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 240, **environment)
+
+
+def test(check: Check) -> None:
+    """The operators' tests, which need torch alone, then training and reading ahead."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "cuda"]
+    check.run("tests", [*command, "--noconftest", "tests/ops"], 150)
+    if not check.missing("tests-training", TRAINING):
+        check.run("tests-training", [*command, "tests/test_gpu.py", "tests/data/test_prefetch.py"], 150)
+
+
 def sanitize(check: Check) -> None:
+    """A short set of every operator under compute-sanitizer's tools."""
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     for name in ("memcheck", "racecheck", "initcheck"):
         if not os.access(tool, os.X_OK):
@@ -139,28 +175,24 @@ def sanitize(check: Check) -> None:
             continue
         command = [tool, "--tool", name, "--error-exitcode", "9", "--kernel-regex", "kns=udas"]
         short = [sys.executable, __file__, "--short-set", "cuda"]
-        check.run(name, [*command, *short], 90, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        check.run(name, [*command, *short], 60, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
-def benchmark(check: Check) -> None:
-    """Against eager at two sizes and batches; against torch.compile, which takes its time, at one."""
-    command = [sys.executable, "benchmarks/ops.py", "--device", "cuda", "--seconds", "0.5"]
-    sizes = ["--sizes", "1280x720", "1024x512", "--batches", "1", "8", "--no-compile"]
-    check.run("benchmark", [*command, *sizes, "--output", str(check.out / "ops-cuda.json")], 150)
-    one = ["--sizes", "1280x720", "--batches", "8", "--dtypes", "float32"]
-    check.run(
-        "benchmark-compile", [*command, *one, "--output", str(check.out / "ops-cuda-compile.json")], 240
-    )
-
-
-def step(check: Check) -> None:
-    """The whole training steps at the published sizes, and ours under hard caps of memory."""
-    if missing := [name for name in ("pydantic", "yaml", "tqdm", "PIL") if find_spec(name) is None]:
-        check.skip("benchmark-step", f"no {', '.join(missing)}")
+def benchmark_steps(check: Check) -> None:
+    """The whole training steps at the published sizes, and ours under hard caps of memory, as far as the time goes."""
+    if check.missing("benchmark-step", STEPS):
         return
     command = [sys.executable, "benchmarks/step.py", "--device", "cuda", "--batches", "1", "2", "4"]
-    caps = ["--repeats", "3", "--caps", "11", "8", "6", "4"]
-    check.run("benchmark-step", [*command, *caps, "--output", str(check.out / "step-cuda.json")], 240)
+    caps = ["--repeats", "3", "--caps", "11", "8", "6", "4", "--limit", "130"]
+    check.run("benchmark-step", [*command, *caps, "--output", str(check.out / "step-cuda.json")], 160)
+
+
+def benchmark_operators(check: Check, name: str, limit: float, *options: str) -> None:
+    """Against eager at two sizes and batches, or against torch.compile, which takes its time, at one."""
+    command = [sys.executable, "benchmarks/ops.py", "--device", "cuda", "--seconds", "0.5", *options]
+    check.run(
+        name, [*command, "--output", str(check.out / f"{name.replace('benchmark', 'ops-cuda')}.json")], limit
+    )
 
 
 def main() -> int:
@@ -178,28 +210,21 @@ def main() -> int:
         return 1
     for folder in (arguments.out, LOGS):
         folder.mkdir(parents=True, exist_ok=True)
-    check, here = Check(arguments.out), environment()
-    print(here, flush=True)
-    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    if check.run("build", build, 300, UDAS_FAST_CUDA="1", TORCH_CUDA_ARCH_LIST=here["capability"]):
-        tests = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "--noconftest",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "cuda",
-            "tests/ops",
-        ]
-        check.run("tests", tests, 200)
+    check = Check(arguments.out, environment())
+    print(check.environment, flush=True)
+    # Without the operators a step is another; but whether training runs can be told all the same.
+    built = build(check)
+    test(check)
+    if built:
+        benchmark_steps(check)
+        sizes = ["--sizes", "1280x720", "1024x512", "--batches", "1", "8", "--no-compile"]
+        benchmark_operators(check, "benchmark", 100, *sizes)
         sanitize(check)
-        benchmark(check)
-        step(check)
-    good = check.write(here)
-    print(f"gpu-check: {'all passed' if good else 'FAILED'}, {check.out / 'gpu-check.json'}")
-    return 0 if good else 1
+        one = ["--sizes", "1280x720", "--batches", "8", "--dtypes", "float32"]
+        benchmark_operators(check, "benchmark-compile", 150, *one)
+    check.write()
+    print(f"gpu-check: {'all passed' if check.good else 'FAILED'}, {check.out / 'gpu-check.json'}")
+    return 0 if check.good else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,203 @@
+"""Runs the last step of every stage of recipes on fake CUDA tensors; prints a line for each, "ok" or what a GPU
+would have refused.
+
+    python steps.py GUARD.so RECIPE,RECIPE [KEY=VALUE ...]
+    python steps.py GUARD.so no_adaptation loss=EXPRESSION     # of loss and batch, in place of the loss
+
+Fake tensors have a device and no values: an operation on tensors of two devices raises, and so does one that reads a
+value back. GUARD.so is guard.cpp compiled, which a torch without CUDA needs for them.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+if __name__ == "__main__":
+    ctypes.CDLL(sys.argv[1])  # before torch looks for a device
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from udas_fast.data import Batch
+from udas_fast.engine.loop import Loop, Phase
+from udas_fast.engine.precision import build_amp, memory_format
+from udas_fast.models import CycleGenerators, build_model
+from udas_fast.objectives import Step
+from udas_fast.objectives.cyclegan import CycleGAN
+from udas_fast.objectives.supervised import Supervised, segmentation_loss
+from udas_fast.ops import _library
+from udas_fast.plan.predict import _copy_fake, _Host
+from udas_fast.recipes import Recipe, Stage, get_recipe, override, small
+from udas_fast.recipes.cyclegan import small_cyclegan
+
+CLASSES, BATCH, DEVICE = 5, 2, torch.device("cuda", 0)
+
+
+class Stream:
+    """Endless batches on the device, as the prefetching thread leaves them."""
+
+    global_batch = BATCH
+
+    def __init__(self, size: tuple[int, int], labelled: bool) -> None:
+        self.size, self.labelled = size, labelled
+
+    def batches(self, start_step: int, device: torch.device) -> Iterator[Batch]:
+        while True:
+            image = torch.zeros((BATCH, 3, *self.size), dtype=torch.uint8, device=device)
+            label = torch.zeros((BATCH, *self.size), dtype=torch.uint8, device=device)
+            yield Batch(image, label if self.labelled else None, [""] * BATCH)
+
+
+class Gpu(TorchDispatchMode):
+    """What a GPU would refuse, or wait for, beside what fake tensors themselves refuse."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func._schema.name, kwargs or {}
+        if (
+            name == "aten::_to_copy"
+            and args[0].device.type != torch.device(kwargs.get("device") or args[0].device).type
+        ):
+            onto = torch.device(kwargs["device"]).type
+            if not (onto == "cuda" and kwargs.get("non_blocking")):
+                raise RuntimeError(f"a copy to {onto} that waits, {list(args[0].shape)}")
+        if name == "aten::copy_" and args[0].device.type != args[1].device.type:
+            raise RuntimeError(f"a copy from {args[1].device} into {args[0].device} that waits")
+        if name.startswith("aten::_amp_"):
+            return None  # in place; fake tensors have none of it
+        if name.startswith("aten::_fused_"):
+            lists = [value for value in args[:4] if isinstance(value, (list, tuple)) and value]
+            for same in zip(*lists, strict=True):
+                found = [(str(t.device), t.dtype, t.shape, _dense(t)) for t in same]
+                if len(set(found)) != 1:
+                    raise RuntimeError(f"{name}: other devices, dtypes or layouts: {found}")
+            return None
+        return func(*args, **kwargs)
+
+
+def _dense(t: Tensor) -> tuple[int, ...]:
+    """Its strides, without those along which there is one element."""
+    return tuple(stride for side, stride in zip(t.shape, t.stride(), strict=True) if side > 1)
+
+
+def to_cuda(module: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
+    """``nn.Module._apply``, whose own way of replacing a parameter fake tensors do not take."""
+    for child in module.children():
+        to_cuda(child, function)
+    for name, value in module._parameters.items():
+        if value is not None:
+            module._parameters[name] = nn.Parameter(function(value.detach()), value.requires_grad)
+    for name, value in module._buffers.items():
+        if value is not None:
+            module._buffers[name] = function(value)
+    return module
+
+
+def run(recipe: Recipe, stage: Stage, networks: dict[str, nn.Module], labelled: bool) -> None:
+    amp = build_amp(recipe.precision, DEVICE)
+    model = networks[stage.network]
+    objective = stage.objective.build(CLASSES)
+    if isinstance(objective, CycleGAN):
+        objective = CycleGAN(stage.objective, build_model(get_recipe("udas").model, CLASSES))
+    for module in (model, objective):
+        recipe.memory.apply(module)
+    objective.networks = networks
+    objective.start(model)
+    objective.to(DEVICE)
+    names = (*stage.objective.needs, *(n for n in stage.objective.uses if labelled))
+    source_like = {"source", "labelled"} if "source" in stage.objective.needs else {"source"}
+    inputs = recipe.input
+    streams = {}
+    for name in names:
+        geometry = inputs.source if name in source_like else inputs.target
+        from_disk = getattr(stage.objective, "labels", "online") == "disk"
+        streams[name] = Stream(geometry.crop or geometry.size, name != "unlabelled" or from_disk)
+    loop = Loop(
+        Phase(stage.name, stage.steps, stage.optimizer), model, objective, streams, amp, 0, ema=recipe.ema
+    )
+    loop.done = stage.steps - 1  # the last step has every term
+    seen: list[dict[str, Tensor]] = []
+    with _Host(), Gpu():
+        loop.run(seen.append)
+        for losses in seen:
+            wrong = {
+                k: str(v.device)
+                for k, v in losses.items()
+                if v.device != DEVICE or v.requires_grad or v.dim()
+            }
+            assert not wrong, f"losses that are no scalars on the device: {wrong}"
+            torch.stack([v.float() for v in losses.values()])  # as the recorder does
+    if not amp.scaler.is_enabled():  # whose state is read back, as it may be between two steps
+        loop.load_state_dict(loop.state_dict())
+
+
+def run_recipe(name: str, settings: list[str]) -> None:
+    recipe = get_recipe(name)
+    if name == "cyclegan":
+        recipe = small_cyclegan(recipe, crop=(64, 64), steps=4)
+    else:
+        recipe = small(recipe, size=(64, 96), steps=60, batch_size=BATCH)
+    recipe = override(recipe, settings)
+    capability = (7, 5) if recipe.precision == "fp16" else (9, 0)
+    with patch.object(torch.cuda, "get_device_capability", lambda device: capability):
+        amp = build_amp(recipe.precision, DEVICE)
+        model = CycleGenerators(4, 1) if name == "cyclegan" else build_model(recipe.model, CLASSES)
+        model.to(DEVICE, memory_format=memory_format(amp, model))
+        networks = {stage.network: copy.deepcopy(model) for stage in recipe.stages}
+        for stage in recipe.stages:
+            for labelled in (True, False) if "labelled" in stage.objective.uses else (True,):
+                run(recipe, stage, networks, labelled)
+
+
+def changed(expression: str) -> Any:
+    """Supervised's step whose loss is ``expression`` of it and its batch."""
+
+    def step(self: Supervised, model: nn.Module, batches: dict[str, Batch], step: Step) -> dict[str, Tensor]:
+        batch = batches["source"]
+        loss = segmentation_loss(model(step.normalize(batch.image)), batch.label, 0.0)
+        loss = eval(expression, {"torch": torch, "loss": loss, "batch": batch})
+        step.backward(loss)
+        return {"seg": loss.detach()}
+
+    return step
+
+
+def main() -> None:
+    names, *settings = sys.argv[2:]
+    lines = [s.removeprefix("loss=") for s in settings if s.startswith("loss=")]
+    settings = [s for s in settings if not s.startswith("loss=")]
+    patches = [
+        (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+        (torch.cuda, "is_bf16_supported", lambda *_: True),
+        # As on a machine where every operator is compiled.
+        (_library, "COMPILED", {name: frozenset({"cpu", "cuda"}) for name in _library.COMPILED}),
+        (FakeTensor, "__deepcopy__", _copy_fake),
+        (nn.Module, "_apply", to_cuda),
+    ]
+    with ExitStack() as stack:
+        for target, attribute, value in patches:
+            stack.enter_context(patch.object(target, attribute, value, create=True))
+        for line in lines or [None]:
+            for name in names.split(","):
+                own = Supervised.step if line is None else changed(line)
+                with patch.object(Supervised, "step", own), FakeTensorMode(allow_non_fake_inputs=True):
+                    print(line or name, answer(name, settings), sep=": ", flush=True)
+
+
+def answer(name: str, settings: list[str]) -> str:
+    try:
+        run_recipe(name, settings)
+    except Exception as error:
+        return " ".join(f"{type(error).__name__} {error}".split())
+    return "ok"
+
+
+if __name__ == "__main__":
+    main()
