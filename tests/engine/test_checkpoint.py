@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from contextlib import suppress
 from pathlib import Path
 
@@ -96,6 +97,17 @@ def test_a_full_disk_leaves_the_checkpoint_before(folder: CheckpointFolder) -> N
         folder.save(_state(), 12)
     assert _names(folder) == ["step-00000004.pt", "step-00000008.pt"]
     assert _same(folder.load(), _state(2.0))
+
+
+def test_a_disk_that_fills_in_the_midst_of_a_checkpoint(folder: CheckpointFolder) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # no file may be larger
+    try:
+        with pytest.raises(InputError, match=r"12.pt: cannot be written \(file too large\)"):
+            folder.save(_state() | {"more": torch.zeros(10**5)}, 12)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert _names(folder) == ["step-00000004.pt", "step-00000008.pt"]
 
 
 def test_a_kill_during_the_write_leaves_the_checkpoint_before(folder: CheckpointFolder) -> None:

@@ -20,7 +20,12 @@ KEEP = 2  # the newest and the one before it
 def atomic_save(state: dict[str, Any], path: Path) -> None:
     """``torch.save`` to a temporary file, fsync, rename: ``path`` is the old file or the whole new one."""
     with replacing(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None  # what the system has said, which torch ends by an error of its own
+            raise
 
 
 def read_state(path: Path) -> dict[str, Any]:
