@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from udas_fast.data import Batch
 from udas_fast.models import CycleGenerators, heads, normalize
 from udas_fast.objectives import Step
-from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig, ImagePool, least_squares
+from udas_fast.objectives.adversarial import least_squares
+from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig, ImagePool
 
 TINY = {"width": 4, "blocks": 1, "discriminator_width": 4}
 

@@ -39,11 +39,12 @@ def _bce(answer: Tensor, domain: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(answer, torch.full_like(answer, domain))
 
 
-def _least_squares(answer: Tensor, domain: float) -> Tensor:
-    return (answer.float() - domain).square().mean()
+def least_squares(answer: Tensor, wanted: float) -> Tensor:
+    """LSGAN's (answer − wanted)², mean over the answers, in float32 (Mao et al. 2017)."""
+    return (answer.float() - wanted).square().mean()
 
 
-_DISTANCES = {"bce": _bce, "lsgan": _least_squares}
+_DISTANCES = {"bce": _bce, "lsgan": least_squares}
 _MIDDLES = {"bce": 0.0, "lsgan": 0.5}  # an answer above says target
 
 

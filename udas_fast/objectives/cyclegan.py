@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from udas_fast import distributed, ops
 from udas_fast.data import Batch
 from udas_fast.models import PatchDiscriminator, heads, normalize_signed, to_signed
+from udas_fast.objectives.adversarial import least_squares
 from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.supervised import segmentation_loss
 
@@ -104,11 +105,6 @@ class CycleGAN(Objective):
                 [seen.primary], size, threshold=0.0, align_corners=seen.align_corners
             ).label
         return segmentation_loss(self.segmenter(normalize_signed(translated)), label, auxiliary_weight=0)
-
-
-def least_squares(answer: Tensor, wanted: float) -> Tensor:
-    """LSGAN's (answer − wanted)², mean over the patches, in float32."""
-    return (answer.float() - wanted).square().mean()
 
 
 class ImagePool(nn.Module):
