@@ -156,6 +156,8 @@ def test_check_data_prints_frequencies_and_finds_problems(
     code, stdout, _ = run_cli("check-data", f"camvid:{root}")
     assert code == 0
     assert "bicyclist" in stdout
+    assert "4 images (4 of 24x32)" in stdout
+    assert stdout.endswith("no problems\n")
     label = root / "labels/train/0001.png"
     Image.fromarray(np.full((24, 32), 77, np.uint8)).save(label)
     code, _, stderr = run_cli("check-data", f"camvid:{root}")
@@ -262,6 +264,8 @@ def test_bad_data_ends_before_training_with_one_sentence(
         (("--labels", "3"), ["--labels", "no_adaptation"]),
         (("--small", "²x32"), ["--small", "²x32", "HEIGHTxWIDTH"]),
         (("--resume", "run"), ["--resume", "recipe", "run.yaml"]),
+        (("--set", "input.source.crop=512,512"), ["input.source.crop", "[512, 512]"]),
+        (("--recipe", "recipe.yaml"), ["both", "--recipe FILE"]),
     ],
 )
 def test_bad_settings_end_with_one_sentence(
@@ -309,6 +313,55 @@ def test_letters_that_a_terminal_does_not_have_end_no_command(monkeypatch: pytes
     assert not end.value.code
     terminal.flush()
     assert b"GTA5 ? Cityscapes" in terminal.buffer.getvalue()
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_a_target_without_val_labels_trains_and_is_not_scored(
+    images: bool,
+    run_cli: Callable[..., tuple[int, str, str]],
+    camvid_folder: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    source, target = camvid_folder("sim"), camvid_folder("real")
+    shutil.rmtree(target / "labels")
+    if not images:
+        shutil.rmtree(target / "images/val")
+    code, stdout, stderr = run_cli(
+        *("train", "udas", "--source", f"camvid:{source}", "--target", f"camvid:{target}"),
+        *(
+            "--out",
+            tmp_path / "run",
+            "--small",
+            "32x48",
+            "--steps",
+            6,
+            "--device",
+            "cpu",
+            *TINY,
+            "--engine",
+            "torch",
+        ),
+    )
+    assert code == 0, stderr
+    assert "no labelled val images, so no scores" in stdout
+    assert "mIoU" not in stdout
+    assert (tmp_path / "run/model.safetensors").is_file()
+
+
+def test_help_is_complete() -> None:
+    import typer
+
+    from udas_fast.data.datasets import KINDS
+
+    assert ", ".join(KINDS) == cli.KINDS
+    group = typer.main.get_command(cli.app)
+    for name, command in group.commands.items():
+        first = command.help.split("\n\n")[0]
+        assert len(first) <= 58, f"{name}: the list of commands cuts {first!r}"
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+    words = " ".join(group.commands["train"].help.split())
+    assert cli.KINDS in words
 
 
 def test_more_labels_than_images(

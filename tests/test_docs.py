@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 import udas_fast.recipes
 from udas_fast import TrainedModel, cli
+from udas_fast.data import CITYSCAPES
 from udas_fast.inference import export_model
 from udas_fast.recipes import Recipe, domains, get_recipe, override, small
 
@@ -188,6 +189,11 @@ def _rows() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("file", "test"), list(_rows()))
 def test_every_fault_has_its_test(file: str, test: str) -> None:
     assert re.search(rf"^def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_the_classes_of_cityscapes_are_listed() -> None:
+    names = "\n".join(CITYSCAPES.names)
+    assert f"```\n{names}\n```" in (ROOT / "docs/own-data.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 from udas_fast.atomic import atomic_write
 from udas_fast.errors import InputError, bad, unknown
 from udas_fast.options import (
+    KINDS,
     Device,
     Engine,
     Every,
@@ -69,8 +71,8 @@ def train(
     context: typer.Context,
     recipe: RecipeName = None,
     recipe_file: RecipeFile = None,
-    source: Annotated[str | None, typer.Option(help="labelled source domain, KIND:ROOT")] = None,
-    target: Annotated[str | None, typer.Option(help="target domain, KIND:ROOT")] = None,
+    source: Annotated[str | None, typer.Option(metavar="KIND:ROOT", help="labelled source domain")] = None,
+    target: Annotated[str | None, typer.Option(metavar="KIND:ROOT", help="target domain")] = None,
     labels: Labels = 0,
     out: RunFolder = None,
     small: Small = None,
@@ -103,7 +105,11 @@ def train(
     device: Device = "auto",
     resume: Resume = None,
 ) -> None:
-    """Train a recipe. KIND:ROOT names a dataset: cityscapes, gta5, synthia, camvid, folder, or streets:sim."""
+    """Train a recipe, or go on with a run that was stopped.
+
+    KIND:ROOT names a dataset, for example gta5:DATA/gta5 or streets:sim. KIND is one of cityscapes, gta5, synthia,
+    camvid, camvid-day, camvid-dusk, folder, streets, translated.
+    """
     from udas_fast import distributed
     from udas_fast.data import ENGINES
     from udas_fast.engine.distributed import join, leave, restarted
@@ -145,7 +151,7 @@ def train(
     scores = trainer.fit()
     if distributed.is_main():
         _print_scores(scores, trainer.classes)
-        print(f"run folder: {trainer.run}")
+        print(f"run folder: {trainer.run}; next: udas-fast report {shlex.quote(str(trainer.run))}")
     leave()
 
 
@@ -161,12 +167,12 @@ def _choose_recipe(
     from udas_fast.recipes import small as scale_down
 
     if (name is None) == (file is None):
-        raise bad(command, "both a recipe's name and --recipe" if name else "no recipe", "one of the two")
+        raise bad(command, "both of them" if name else "neither", "a recipe's name or --recipe FILE")
     chosen = get_recipe(name) if name is not None else load_recipe(file)
     if (small is None) != (steps is None):
         raise bad("--small and --steps", "one of them", "both or neither")
     if small is not None:
-        chosen = scale_down(chosen, size=parse_size(small), steps=steps)
+        chosen = scale_down(chosen, size=parse_size(small, "--small"), steps=steps)
     return override(chosen, settings or ())
 
 
@@ -177,11 +183,14 @@ def plan(
     small: Small = None,
     settings: Settings = None,
     batches: Annotated[str, typer.Option(help="batch sizes: N[,N]")] = "1,2,4",
-    classes: Annotated[int, typer.Option(help="classes of the data")] = 19,
+    classes: Annotated[int, typer.Option(min=2, max=255, help="classes of the data")] = 19,
     labels: Labels = 0,
     json_file: Json = None,
 ) -> None:
-    """Predict, without a GPU, how much memory each stage of a recipe takes and on which cards it fits."""
+    """Predict which cards a recipe fits, without a GPU.
+
+    For each stage, batch size and activation checkpointing: the peak of its memory.
+    """
     from tqdm import tqdm
 
     from udas_fast.plan import plan as predict_all
@@ -207,8 +216,8 @@ def plan(
 @app.command()
 def translate(
     context: typer.Context,
-    source: Annotated[str | None, typer.Option(help="domain to translate, KIND:ROOT")] = None,
-    target: Annotated[str | None, typer.Option(help="domain to look like, KIND:ROOT")] = None,
+    source: Annotated[str | None, typer.Option(metavar="KIND:ROOT", help="domain to translate")] = None,
+    target: Annotated[str | None, typer.Option(metavar="KIND:ROOT", help="domain to look like")] = None,
     out: RunFolder = None,
     small: Annotated[
         str | None, typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: small networks, crops of this size")
@@ -229,7 +238,10 @@ def translate(
     device: Device = "auto",
     resume: Resume = None,
 ) -> None:
-    """Train a CycleGAN and translate the source's training images; `--source translated:OUT` trains on them."""
+    """Give the source the target's look by a CycleGAN.
+
+    It is trained, then it translates every training image of the source; `train --source translated:OUT` uses these.
+    """
     from udas_fast import distributed
     from udas_fast.engine.distributed import join, leave
     from udas_fast.recipes import get_recipe, load_recipe, override
@@ -249,7 +261,7 @@ def translate(
             raise bad("--small and --steps", "one of them", "both or neither")
         chosen = get_recipe("cyclegan") if recipe_file is None else load_recipe(recipe_file)
         if small is not None:
-            chosen = small_cyclegan(chosen, crop=parse_size(small), steps=steps)
+            chosen = small_cyclegan(chosen, crop=parse_size(small, "--small"), steps=steps)
         data = DataConfig(source, target, workers=workers)
         translation = Translation(
             override(at_native_size(chosen, open_domains(data)), settings or ()),
@@ -269,12 +281,15 @@ def translate(
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[str, typer.Option(help="dataset, KIND:ROOT")],
-    split: str = "val",
+    data: Annotated[str, typer.Option(metavar="KIND:ROOT", help=f"KIND is one of {KINDS}")],
+    split: Annotated[str, typer.Option(help="train, val, or another that the dataset has")] = "val",
     json_file: Json = None,
     device: Device = "auto",
 ) -> None:
-    """Score a trained model; labels are compared at their own size."""
+    """Score a trained model on a labelled dataset.
+
+    Labels are compared at their own size.
+    """
     from udas_fast import distributed
     from udas_fast.data import open_dataset
     from udas_fast.engine.distributed import join, leave
@@ -314,14 +329,17 @@ def predict(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Label images and the frames of videos: train ids, colours and more as PNG files, at each image's own size."""
+    """Label images, folders and videos.
+
+    Train ids, colours and more as PNG files, at each image's own size.
+    """
     from udas_fast.engine.precision import resolve_device
     from udas_fast.inference import TrainedModel, media_files, predict_files
 
     files, parts = media_files(images), None if tile is None else parse_size(tile, "--tile")
     trained = TrainedModel.load(model, resolve_device(device))
     count = predict_files(trained, files, out, pictures=write.split(","), native=native, tile=parts)
-    print(f"{count} images labelled in {out}")
+    print(f"{count} image{'s' * (count != 1)} labelled in {out}")
 
 
 @app.command()
@@ -330,7 +348,10 @@ def export(
     form: Annotated[str, typer.Option("--format", help="torch (torch.export, .pt2) or onnx")],
     out: Annotated[Path, typer.Option(help="the file, NAME.pt2 or NAME.onnx; NAME.….json tells what it is")],
 ) -> None:
-    """Write a trained model for use without udas_fast, uint8 images of any size to logits; checks that both agree."""
+    """Write a trained model for use without udas_fast.
+
+    It takes uint8 images of any size and returns logits. What it returns is compared with the original's.
+    """
     from udas_fast.inference import TrainedModel, export_model
 
     print(f"{out}: {export_model(TrainedModel.load(model), out, form)}")
@@ -343,7 +364,10 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="the page; for one run RUN/report.html")] = None,
 ) -> None:
-    """Show runs side by side in one HTML page: curves, scores, pictures, speed; it needs no network."""
+    """Write one HTML page about one or more runs.
+
+    Curves, scores, pictures and speed, with several runs side by side; the page needs no network.
+    """
     from udas_fast.report import write_report
 
     print(write_report(runs, out))
@@ -354,7 +378,10 @@ def watch(
     run: Annotated[Path, typer.Argument(help="folder of a run")],
     once: Annotated[bool, typer.Option("--once", help="print it as it is now and end")] = False,
 ) -> None:
-    """Follow a run in the terminal until it is complete or Ctrl-C: step, losses, rate, time left, scores, images."""
+    """Follow a run in the terminal.
+
+    Step, losses, rate, time left, scores and images, until the run is complete or Ctrl-C.
+    """
     from udas_fast.report import watch_run
 
     watch_run(run, once=once)
@@ -365,7 +392,10 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="folders of runs")],
     json_file: Json = None,
 ) -> None:
-    """Print the runs' final scores side by side, their differences to the first, and whether they compare."""
+    """Print the final scores of runs side by side.
+
+    With their differences to the first, and whether they compare.
+    """
     from udas_fast.report import compare_runs
 
     text, document = compare_runs(runs)
@@ -377,8 +407,8 @@ def compare(
 @app.command()
 def study(
     kind: Annotated[str, typer.Argument(metavar="STUDY", help="ablation, labels or methods")],
-    source: Annotated[str, typer.Option(help="labelled source domain, KIND:ROOT")],
-    target: Annotated[str, typer.Option(help="target domain, KIND:ROOT")],
+    source: Annotated[str, typer.Option(metavar="KIND:ROOT", help="labelled source domain")],
+    target: Annotated[str, typer.Option(metavar="KIND:ROOT", help="target domain")],
     out: Annotated[Path, typer.Option(help="folder of the runs and tables; studies may share one")],
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
     labels: Annotated[
@@ -403,18 +433,17 @@ def study(
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side")] = 1,
     device: Device = "auto",
 ) -> None:
-    """What each part of UDAS is worth (ablation), how many labels it takes (labels), or all methods (methods).
+    """Make a table of many runs, over several seeds.
 
-    Each over several seeds. Complete runs are kept and cut ones go on, so the same command continues a study.
+    What each part of UDAS is worth (ablation), how many labels it takes (labels), or all methods (methods).
+    Complete runs are kept and cut ones go on, so the same command continues a study.
     """
-    import shlex
-
     from udas_fast.data import ENGINES
     from udas_fast.study import Task, plan_study, run_study
 
     if engine not in ENGINES:
         raise unknown("--engine", engine, ENGINES)
-    size = None if small is None else parse_size(small)
+    size = None if small is None else parse_size(small, "--small")
     task = Task(
         source,
         target,
@@ -441,7 +470,10 @@ def demo(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Train four recipes on procedural streets, sim to real, and show what adaptation is worth."""
+    """Train four recipes on procedural streets.
+
+    From sim to real: a table and a figure of what adaptation is worth.
+    """
     from udas_fast.demo import run_demo
 
     run_demo(out, seed=seed, device=device)
@@ -449,10 +481,13 @@ def demo(
 
 @app.command("check-data")
 def check_data(
-    data: Annotated[str, typer.Argument(help="dataset, KIND:ROOT")],
-    split: str = "train",
+    data: Annotated[str, typer.Argument(metavar="KIND:ROOT", help=f"KIND is one of {KINDS}")],
+    split: Annotated[str, typer.Option(help="train, val, or another that the dataset has")] = "train",
 ) -> None:
-    """Read every file of a dataset: damaged images, sizes that differ, ids outside the map, class frequencies."""
+    """Read every file of a dataset and name what is wrong.
+
+    Damaged images, sizes that differ, ids outside the map; and how often each class occurs.
+    """
     from tqdm import tqdm
 
     from udas_fast.data import check_dataset, open_dataset
@@ -460,20 +495,24 @@ def check_data(
     dataset = open_dataset(data, split)
     with tqdm(total=len(dataset), unit="image", leave=False, disable=None) as bar:
         report = check_dataset(dataset, progress=bar.update)
-    print(
-        f"{report.name} {split}: {report.images} images, sizes {report.sizes}, {report.ignored:,} ignored pixels"
-    )
+    sizes = ", ".join(f"{count} of {h}x{w}" for (h, w), count in report.sizes.items())
+    print(f"{data} {split}: {report.images} images ({sizes}), {report.ignored:,} ignored pixels")
+    print("{:<20}{:>16}{:>9}{:>8}".format("class", "pixels", "share", "images"))
     for row in report.rows():
         print("{:<20}{:>16}{:>9}{:>8}".format(*row))
     for problem in report.problems:
         print(f"problem: {problem}", file=sys.stderr)
     if report.problems:
         raise InputError(f"{data} {split}: {len(report.problems)} problems in {report.images} images")
+    print("no problems")
 
 
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
-    """List the recipes; `recipes show NAME` prints one as YAML, which `--recipe FILE` reads."""
+    """List the recipes; `recipes show NAME` prints one.
+
+    As YAML, which `--recipe FILE` reads.
+    """
     from udas_fast.recipes import recipes as all_recipes
     from udas_fast.recipes.listing import listing
 
@@ -491,7 +530,7 @@ def show_recipe(name: str) -> None:
 
 @app.command()
 def doctor() -> None:
-    """Tell what was built, what runs here, and what to do about what is missing."""
+    """Tell what was built, what runs here, what is missing."""
     from udas_fast.doctor import diagnose
 
     print(diagnose())

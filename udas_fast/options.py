@@ -9,6 +9,7 @@ import typer
 
 from udas_fast.errors import bad
 
+KINDS = "cityscapes, gta5, synthia, camvid, camvid-day, camvid-dusk, folder, streets, translated"
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Engine = Annotated[str, typer.Option(help="data engine: torch, dali, or auto")]
 Every = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]

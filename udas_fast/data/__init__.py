@@ -2,7 +2,15 @@
 
 from udas_fast.data.augment import auto_augment
 from udas_fast.data.check import DatasetReport, check_dataset
-from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, open_dataset, subset, with_labels
+from udas_fast.data.datasets import (
+    FileDataset,
+    Subset,
+    Unlabelled,
+    has_labels,
+    open_dataset,
+    subset,
+    with_labels,
+)
 from udas_fast.data.faults import BadFile, Faults
 from udas_fast.data.files import IMAGE_SUFFIXES, read_image
 from udas_fast.data.geometry import Geometry, resize
@@ -39,6 +47,7 @@ __all__ = [
     "check_dataset",
     "choose_engine",
     "evaluation_batches",
+    "has_labels",
     "open_dataset",
     "read_image",
     "resize",

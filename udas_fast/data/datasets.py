@@ -162,6 +162,24 @@ def open_dataset(
     return FileDataset(description, items)
 
 
+def has_labels(spec: str, split: str) -> bool:
+    """Whether ``KIND:ROOT`` has a folder of labels for ``split``; False where its kind has no such split.
+
+    Raises InputError where the kind or the root is not as :func:`open_dataset` wants it.
+    """
+    kind, _, root = spec.partition(":")
+    if kind in ("streets", "translated"):
+        return True
+    folder = Path(root).expanduser()
+    if kind not in KINDS or not folder.is_dir():
+        open_dataset(spec, split)  # which tells what is wrong
+    description = DESCRIPTIONS[kind] if kind in DESCRIPTIONS else describe_folder(folder)
+    if description.splits and split not in description.splits:
+        return False
+    on_disk = description.parts.get(split, split)
+    return any((folder / layout.labels.format(split=on_disk)).is_dir() for layout in description.layouts)
+
+
 def _open_streets(
     style: str, split: str, size: tuple[int, int] | None, labelled: bool
 ) -> SegmentationDataset:

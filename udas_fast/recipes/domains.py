@@ -25,6 +25,7 @@ from udas_fast.data import (
     Unlabelled,
     check_dataset,
     choose_engine,
+    has_labels,
     open_dataset,
     subset,
 )
@@ -96,7 +97,7 @@ class Domains:
         if config.labels:
             pool = open_dataset(config.target, "train", size=inputs.source.size)
             labelled = subset(pool, config.labels)
-        if config.target is not None:
+        if config.target is not None and has_labels(config.target, "val"):
             val = open_dataset(config.target, "val", size=inputs.target.size)
         return cls(source, labelled, unlabelled, val, config.workers, config.engine, config.max_bad_files)
 
@@ -161,7 +162,8 @@ class Domains:
         images = ", ".join(
             f"{role} {d.name} ({'loader' if isinstance(d, Loader) else len(d)})" for role, d in named
         )
-        return f"data {images}; engine {self.chosen_engine}"
+        unscored = "" if self.val is not None else "; no labelled val images, so no scores"
+        return f"data {images}; engine {self.chosen_engine}{unscored}"
 
     def _named(self) -> dict[str, SegmentationDataset | Loader]:
         """What is there, by role."""

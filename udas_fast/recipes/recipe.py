@@ -199,6 +199,8 @@ def _sentence(error: ValidationError, origin: str) -> InputError:
         return unknown(f"{origin}: key {key}", path[-1], _fields_near(first["loc"][:-1]))
     if first["type"] == "union_tag_invalid":
         return unknown(f"{origin}: {key}.kind", first["ctx"]["tag"], kinds)
+    if first["type"] == "tuple_type":
+        return bad(f"{origin}: {key}", repr(first["input"]), "a list such as [512, 512]")
     return InputError(f"{origin}: {problem(key, first)}")
 
 
