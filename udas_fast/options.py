@@ -21,7 +21,10 @@ RecipeName = Annotated[str | None, typer.Argument(help="a name that `udas-fast r
 Resume = Annotated[Path | None, typer.Option(help="go on with the run in this folder, as its run.yaml says")]
 RunFolder = Annotated[Path | None, typer.Option(help="folder of the run")]
 Seed = Annotated[int, typer.Option(min=0, help="all random numbers follow from it")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="a number of the recipe; may be given again"),
+]
 Small = Annotated[
     str | None, typer.Option(metavar="HEIGHTxWIDTH", help="for CPUs: a small network, images of this size")
 ]

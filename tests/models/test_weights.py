@@ -174,6 +174,15 @@ def test_tensors_of_another_shape_are_listed_with_both(saved):
     assert torch.equal(here.primary.branches[0].bias, there.primary.branches[0].bias)
 
 
+def test_weights_of_another_architecture_are_refused(saved):
+    there, here = deeplab(1, backbone="resnet18", width=8), deeplab(2, backbone="resnet50", width=8)
+    before = {name: tensor.clone() for name, tensor in here.state_dict().items()}
+    found = r"23 of 120 tensors \(backbone.layer1.0.conv1.weight is \[8, 8, 3, 3\], not \[8, 8, 1, 1\]"
+    with pytest.raises(InputError, match=found):
+        load_weights(here, saved(torchvision_state(there)))
+    assert same(here.state_dict(), before)
+
+
 def test_a_first_layer_of_another_shape_is_not_converted(saved):
     state = adaptsegnet_state(deeplab(1))
     state["conv1.weight"] = torch.zeros(8, 1, 7, 7)

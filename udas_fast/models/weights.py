@@ -63,7 +63,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
     or of AdaptSegNet's DeepLab, whose names and input (BGR of 0 to 255) are converted.
 
     Raises InputError for a file that is missing or no state dict, for heads of another number of classes and
-    where nothing fits; the model is untouched then.
+    where more than a tenth of the tensors has another shape or none fits; the model is untouched then.
     """
     state = _read(Path(path))
     require_finite(f"weights {path}", state)
@@ -85,9 +85,13 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
     mismatched = tuple((name, tuple(tensors[name].shape), tuple(own[name].shape)) for name in odd)
 
     fits = {name: tensor for name, tensor in tensors.items() if name not in odd}
+    example = "".join(f" ({name} is {list(f)}, not {list(w)})" for name, f, w in mismatched[:1])
     if not any(tensor.is_floating_point() for tensor in fits.values()):
-        hint = "".join(f" ({name} is {list(f)}, not {list(w)})" for name, f, w in mismatched[:1])
-        raise bad(f"weights {path}", f"nothing that fits the model{hint}", "weights of the same network")
+        raise bad(f"weights {path}", f"nothing that fits the model{example}", "weights of the same network")
+    # A tensor or two may differ; of a ResNet-18 for a ResNet-50 it is a fifth, and the rest is no start.
+    if 10 * len(mismatched) > len(tensors):
+        found = f"another shape in {len(mismatched)} of {len(tensors)} tensors{example}"
+        raise bad(f"weights {path}", found, "weights of the same network")
     model.load_state_dict(fits, strict=False)
     loaded = [name for name in own if name in fits or (name not in odd and _implied(name, fits))]
     missing = [name for name in own if name not in odd and name not in set(loaded)]
