@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from udas_fast import ops
 from udas_fast.data.descriptions import describe_folder
@@ -64,7 +65,8 @@ def test_a_run_file_of_other_bytes(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("run: {}")
     with pytest.raises(InputError, match=r"run.yaml: damaged \('recipe'\)"):
         read_run_file(tmp_path, RunConfig)
-    (tmp_path / "run.yaml").write_text("{run: {data: {labels: -1}}, recipe: {}}")
+    document = {"run": {"data": {"labels": -1}}, "recipe": get_recipe("udas").to_dict()}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(InputError, match=r"run.yaml: run.data.labels: input should be greater.*found -1"):
         read_run_file(tmp_path, RunConfig)
 

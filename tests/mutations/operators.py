@@ -54,7 +54,12 @@ def operator_case(folder: Path) -> Callable[[int], None]:
                     args[where] = _spoilt(rng, args[where])
                 else:
                     options[where] = _spoilt(rng, options[where])
-        found = getattr(ops, name)(*args, **options)
+        try:
+            found = getattr(ops, name)(*args, **options)
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):  # good arguments, of which 2**40 boxes or so are wanted
+                return
+            raise
         _compare(name, found, args, options)
 
     return run
