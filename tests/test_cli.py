@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from udas_fast import cli
+from udas_fast.data.types import CAMVID
 from udas_fast.distributed import ProcessLost
 
 TINY = ("--set", "model.width=4", "--set", "input.batch_size=2")
@@ -140,6 +141,11 @@ def test_train_evaluate_predict(
     assert code == 2
     assert "mIoU" in stdout  # what took the time is told
     assert stderr.startswith(f"udas-fast: {nowhere}: cannot be written (no such file or directory)")
+
+    (root / "classes.txt").write_text("\n".join(["building", "sky", *CAMVID.names[2:]]))
+    code, _, stderr = run_cli("evaluate", out, "--data", f"folder:{root}")
+    assert code == 2
+    assert "found 11 classes for the model's 11, number 0 is 'building' and 'sky', wanted" in stderr
 
     code, stdout, stderr = run_cli("predict", out, root / "images/val", "--out", tmp_path / "labels")
     assert code == 0, stderr

@@ -298,11 +298,11 @@ def evaluate(
 
     trained = TrainedModel.load(model, join(device))
     dataset = open_dataset(data, split, size=trained.size)
-    if dataset.classes.names != trained.classes.names:
+    if difference := dataset.classes.first_difference(trained.classes):
         raise bad(
             f"dataset {data}",
-            f"{len(dataset.classes)} classes",
-            f"the model's {len(trained.classes)} classes",
+            f"{len(dataset.classes)} classes for the model's {len(trained.classes)}, {difference}",
+            "the model's classes",
         )
     scores = evaluate_dataset(trained.model, dataset, split, trained.size)
     if distributed.is_main():

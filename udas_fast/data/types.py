@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,13 @@ class ClassSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def first_difference(self, other: ClassSet) -> str | None:
+        """The first id that stands for something else in ``other``, in words; None where names and order are equal."""
+        for number, (own, theirs) in enumerate(zip_longest(self.names, other.names)):
+            if own != theirs:
+                return f"number {number} is {own!r} and {theirs!r}"
+        return None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass as plain_dataclass
 from functools import cached_property
-from itertools import zip_longest
 from typing import Annotated
 
 import numpy as np
@@ -185,16 +184,12 @@ class Domains:
             InputError: the domains have different classes.
         """
         (role, data), *others = self._named().items()
-        names = data.classes.names
         for other_role, other in others:
-            theirs = other.classes.names
-            if theirs != names:
-                pairs = enumerate(zip_longest(names, theirs))
-                number, a, b = next((i, a, b) for i, (a, b) in pairs if a != b)
+            if difference := data.classes.first_difference(other.classes):
                 raise bad(
                     "classes",
-                    f"{len(names)} in {role} {data.name} and {len(theirs)} in {other_role} {other.name}, "
-                    f"number {number} is {a!r} and {b!r}",
+                    f"{len(data.classes)} in {role} {data.name} and {len(other.classes)} in {other_role} {other.name}, "
+                    f"{difference}",
                     "the same classes in every domain",
                 )
         return data.classes
