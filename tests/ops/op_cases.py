@@ -5,17 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from udas_fast.ops import reference
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=[NO_GPU, pytest.mark.cuda])]
-
+EXACT = {"derandomize": True, "deadline": None, "database": None}
+LAYOUTS = ["contiguous", "channels_last", "transposed", "sliced"]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+
+
+@st.composite
+def map_situations(draw: st.DrawFn, samples: int = 1) -> dict[str, Any]:
+    """Logits of at least ``samples`` samples and a size from 1×1 to more than a tile and a band."""
+    side = st.integers(1, 9)
+    full = st.one_of(st.integers(1, 12), st.integers(1, 90))
+    classes = st.one_of(st.sampled_from([2, 11, 13, 16, 19, 21]), st.integers(2, 40), st.just(256))
+    return {
+        "shape": (draw(st.integers(samples, 3)), draw(classes), draw(side), draw(side)),
+        "size": (draw(full), draw(full)),
+        "dtype": draw(st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16])),
+        "layout": draw(st.sampled_from(LAYOUTS)),
+        "align_corners": draw(st.booleans()),
+        "seed": draw(st.integers(0, 1000)),
+    }
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import (
     DEVICES,
+    EXACT,
     LOSS_PARAMS,
     TOLERANCE,
     Loss,
     assert_close,
+    map_situations,
     oracle,
     random_labels,
     random_map,
@@ -23,27 +25,16 @@ from op_cases import (
 from udas_fast import ops
 from udas_fast.errors import InputError
 
-EXACT = {"derandomize": True, "deadline": None, "database": None}
-
 
 @st.composite
 def situations(draw: st.DrawFn) -> dict[str, Any]:
-    """A shape and options; sizes go from 1×1 to larger than a tile and a band, up and down."""
-    side = st.integers(1, 9)
-    full = st.one_of(st.integers(1, 12), st.integers(1, 90))
-    classes = draw(st.one_of(st.sampled_from([2, 11, 13, 16, 19, 21]), st.integers(2, 40), st.just(256)))
-    return {
-        "shape": (draw(st.integers(1, 3)), classes, draw(side), draw(side)),
-        "size": (draw(full), draw(full)),
-        "dtype": draw(st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16])),
-        "layout": draw(st.sampled_from(["contiguous", "channels_last", "transposed", "sliced"])),
-        "align_corners": draw(st.booleans()),
+    """Logits and options."""
+    return draw(map_situations()) | {
         "reduction": draw(st.sampled_from(["mean", "mean", "sum", "none"])),
         "pixel_weight": draw(st.booleans()),
         "class_weight": draw(st.booleans()),
         "mask": draw(st.booleans()),
         "label_dtype": draw(st.sampled_from([torch.uint8, torch.int64])),
-        "seed": draw(st.integers(0, 1000)),
     }
 
 

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from op_cases import (
     ACTIVATIONS,
     DEVICES,
+    EXACT,
+    LAYOUTS,
     TOLERANCE,
     assert_close,
+    map_situations,
     random_map,
     upsampled_with_gradient,
 )
@@ -23,25 +26,11 @@ from torch import Tensor
 from udas_fast import ops
 from udas_fast.ops import _library, reference
 
-EXACT = {"derandomize": True, "deadline": None, "database": None}
-
 
 @st.composite
 def situations(draw: st.DrawFn) -> dict[str, Any]:
-    """A shape and options; sizes go from 1×1 to larger than a tile and a band, up and down."""
-    side = st.integers(1, 9)
-    full = st.one_of(st.integers(1, 12), st.integers(1, 90))
-    classes = st.one_of(st.sampled_from([2, 11, 13, 16, 19, 21]), st.integers(2, 40), st.just(256))
-    layouts = st.sampled_from(["contiguous", "channels_last", "transposed", "sliced"])
-    return {
-        "shape": (draw(st.integers(0, 3)), draw(classes), draw(side), draw(side)),
-        "size": (draw(full), draw(full)),
-        "dtype": draw(st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16])),
-        "layout": draw(layouts),
-        "incoming_layout": draw(layouts),
-        "align_corners": draw(st.booleans()),
-        "seed": draw(st.integers(0, 1000)),
-    }
+    """Logits, options, and how the incoming gradient lies in memory."""
+    return draw(map_situations(samples=0)) | {"incoming_layout": draw(st.sampled_from(LAYOUTS))}
 
 
 @pytest.mark.parametrize("device", DEVICES)
