@@ -169,9 +169,8 @@ class LoaderStream:
                 sampler.set_epoch(epoch)
         batches = self.loader.epoch(labelled=self.labelled)
         for number in count():
-            _seed_global(
-                *self.place, epoch, number
-            )  # a DataLoader shuffles when the first batch is asked for
+            # A DataLoader shuffles when the first batch is asked for.
+            _seed_global(*self.place, epoch, number)
             batch = next(batches, None)
             if batch is None:
                 return
