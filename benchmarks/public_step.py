@@ -6,17 +6,16 @@ size with a softmax of its own. What the network is shown is made by the package
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udas_fast.data import Batch
 from udas_fast.models import heads, set_domain
-from udas_fast.objectives import Step
+from udas_fast.objectives import Learning
 from udas_fast.objectives.adaptation import Adaptation
-from udas_fast.objectives.mixing import labelled_batches
 from udas_fast.objectives.self_training import SelfTraining
 
 Heads = tuple[Tensor, Tensor]
@@ -57,14 +56,14 @@ def agreement(primary: Tensor, auxiliary: Tensor, kind: str) -> Tensor:
 class PublicAdaptation(Adaptation):
     """AdaptSegNet's training loop with MRNet's KL and a second labelled batch."""
 
-    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
-        config, target = self.config, batches["unlabelled"]
+    def learn(self, model: nn.Module, inputs: Mapping[str, Any], step: Learning) -> dict[str, Tensor]:
+        config, target = self.config, inputs["target"]
         discriminators = self.adversary.primary, self.adversary.auxiliary  # None: a single level
         losses, source_maps = {}, None
 
         self.adversary.requires_grad_(False)
         set_domain(model, "source")
-        for name, batch in labelled_batches(batches, config.mixing, step).items():
+        for name, batch in inputs["labelled"].items():
             maps = upsampled(model(step.normalize(batch.image)), batch.image.shape[-2:])
             losses[name] = segmentation_loss(maps, batch.label, config.auxiliary_weight)
             step.backward(losses[name])
@@ -82,7 +81,7 @@ class PublicAdaptation(Adaptation):
             if discriminator is not None
         ]
         losses["adv"] = loss = sum(adversarial)
-        if config.kl_weight and step.progress >= config.kl_start:
+        if inputs["agree"]:
             losses["kl"] = agreement(primary, auxiliary, config.kl)
             loss = loss + config.kl_weight * losses["kl"]
         step.backward(loss)
@@ -103,32 +102,29 @@ class PublicSelfTraining(SelfTraining):
     """Pseudo-labels from K softmax maps of full size, then upsampled cross-entropies."""
 
     @torch.no_grad()
-    def pseudo_label(self, target: Batch, step: Step) -> Tensor:
+    def pseudo_label(self, photometric: Sequence[Tensor], step: Learning) -> Tensor:
         """int64 ``[N, H, W]`` with 255 where no view is sure."""
-        views, flips = self.look(target, step.augment, step.normalize)
+        views, flips = self.look(photometric, step.normalize)
         maps = []
         for view, flip in zip(views, flips, strict=True):
-            primary, _ = upsampled(view, target.image.shape[-2:])
+            primary, _ = upsampled(view, photometric[0].shape[-2:])
             maps.append(F.softmax((primary.flip(-1) if flip else primary).float(), dim=1))
         views = torch.stack(maps)
         confidence, label = (views.mean(0) if self.config.reduce == "mean" else views.amax(0)).max(1)
         label[confidence < self.config.threshold] = 255
         return label
 
-    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
-        config, target = self.config, batches["unlabelled"]
-        label = self.pseudo_label(target, step)
-        image = step.augment(target.image)
-        losses = {"pseudo": self._train(model, step, image, label, "target")}
-        for name, batch in labelled_batches(batches, config.mixing, step).items():
+    def learn(self, model: nn.Module, inputs: Mapping[str, Any], step: Learning) -> dict[str, Tensor]:
+        label = self.pseudo_label(inputs["views"], step)
+        losses = {"pseudo": self._train(model, step, inputs["image"], label, "target")}
+        for name, batch in inputs["mixed"].items():
             losses[name] = self._train(model, step, batch.image, batch.label, "source")
-        if "labelled" in batches:
-            labelled = batches["labelled"]
-            image = step.augment(labelled.image)
-            losses["seg_labelled"] = self._train(model, step, image, labelled.label, "target")
+        if "labelled" in inputs:
+            batch = inputs["labelled"]
+            losses["seg_labelled"] = self._train(model, step, batch.image, batch.label, "target")
         return losses
 
-    def _train(self, model: nn.Module, step: Step, image: Tensor, label: Tensor, domain: str) -> Tensor:
+    def _train(self, model: nn.Module, step: Learning, image: Tensor, label: Tensor, domain: str) -> Tensor:
         set_domain(model, domain)
         maps = upsampled(model(step.normalize(image)), image.shape[-2:])
         loss = segmentation_loss(maps, label, self.config.auxiliary_weight)

@@ -6,10 +6,11 @@
 
 Images a second count source and target images of a step, not their views and mixtures. The split of a step's time is
 over what a loop does: data (colours, mixing, augmentation, normalisation; images are in memory already), forward of
-the segmentation networks, backward, losses (with the discriminators' forward) and optimiser. Memory is the
-allocator's peak on a GPU, and on a CPU the tracker's, of all tensors; "predicted" is `udas-fast plan`'s. Writes
-results/step-DEVICE.json after every row; --limit stops before the rows that are left. fp32 is fp32 in our steps; in the
-public code's torch's own choice holds, which is TF32 in convolutions where a GPU has it.
+the segmentation networks, backward, losses (with the discriminators' forward) and optimiser; a CUDA graph holds all
+but colours, mixing, augmentation and the optimiser. Memory is the allocator's peak on a GPU, on a CPU the tracker's, of
+all tensors; "predicted" is `udas-fast plan`'s. Writes results/step-DEVICE.json after every row; --limit stops before
+the rows that are left. fp32 is fp32 in our steps; in the public code's torch's own choice holds, which is TF32 in
+convolutions where a GPU has it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import harness
@@ -32,10 +33,12 @@ import torch
 from torch import nn
 
 from udas_fast.data import Batch
+from udas_fast.engine.graph import WARM_UP, CudaCapture
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.memory import CONTEXT, GIB
 from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.engine.tracker import MemoryTracker
+from udas_fast.errors import InputError
 from udas_fast.models import build_model
 from udas_fast.objectives import Step, adaptation, self_training
 from udas_fast.plan import POLICIES, predict
@@ -43,13 +46,21 @@ from udas_fast.recipes import Recipe, get_recipe, override
 
 CLASSES = 19
 PUBLIC = {"adaptation": public_step.PublicAdaptation, "self_training": public_step.PublicSelfTraining}
-PARTS = ("data", "forward", "backward", "losses", "optimiser")
+PARTS = ("data", "forward", "backward", "losses", "optimiser", "graph")
 SMALL = ("model.backbone=resnet18", "model.width=16", "stages.adaptation.objective.discriminator_width=16")
 # (source, target), height × width: published, and both as large as the source.
 SIZES = {
     "cuda": (((720, 1280), (512, 1024)), ((720, 1280), (720, 1280))),
     "cpu": (((180, 320), (128, 256)),),
 }
+
+
+class Form(NamedTuple):
+    """A way to run a step; AMP is the device's own 16-bit type."""
+
+    precision: str
+    public: bool = False
+    graphs: bool = False
 
 
 class Clock:
@@ -110,41 +121,48 @@ class Still:
             yield self.batch
 
 
-def build_loop(recipe: Recipe, stage_name: str, device: str, public: bool) -> Loop:
-    """A loop of one stage, as the trainer makes it; ``public`` with the public code's step."""
+def build_loop(recipe: Recipe, stage_name: str, device: str, form: Form) -> Loop:
+    """A loop of one stage, as the trainer makes it, or with the public code's step."""
     (stage,) = (s for s in recipe.stages if s.name == stage_name)
     torch.manual_seed(0)
     model = build_model(recipe.model, CLASSES)
     amp = build_amp(recipe.precision, torch.device(device))
-    plain = public and recipe.precision == "fp32"
+    plain = form.public and recipe.precision == "fp32"
     layout = torch.contiguous_format if plain else memory_format(amp, model)
     model = model.to(device, memory_format=layout)
-    objective = PUBLIC[stage_name](stage.objective, CLASSES) if public else stage.objective.build(CLASSES)
+    objective = (
+        PUBLIC[stage_name](stage.objective, CLASSES) if form.public else stage.objective.build(CLASSES)
+    )
     for module in (model, objective):
         recipe.memory.apply(module)
     objective.start(model)
     objective.to(device)
     sizes = {"source": recipe.input.source.size, "unlabelled": recipe.input.target.size}
     streams = {name: Still(recipe.input.batch_size, size, device) for name, size in sizes.items()}
-    loop = Loop(Phase(stage.name, stage.steps, stage.optimizer), model, objective, streams, amp, seed=0)
+    phase = Phase(stage.name, stage.steps, stage.optimizer)
+    capture = CudaCapture(amp.device) if form.graphs else None
+    loop = Loop(phase, model, objective, streams, amp, seed=0, capture=capture)
     loop.memory_format = layout
     return loop
 
 
 @contextlib.contextmanager
 def split(loop: Loop, clock: Clock) -> Iterator[None]:
-    """While active, the parts of ``loop``'s steps go to ``clock``; losses are what is left."""
+    """While active, the parts of ``loop``'s steps go to ``clock``; what is left are losses, or the whole graph."""
     with contextlib.ExitStack() as stack:
-        for module in (adaptation, self_training, public_step):
+        for module in (adaptation, self_training):
             timed = clock.timed("data", module.labelled_batches)
             stack.enter_context(patch.object(module, "labelled_batches", timed))
         augment = Step.augment
         stack.enter_context(patch.object(Step, "augment", lambda *args: clock.timed("data", augment)(*args)))
+        for optimizer in loop.optimizers.values():
+            stack.enter_context(patch.object(optimizer, "step", clock.timed("optimiser", optimizer.step)))
+        if loop.graph is not None:
+            yield
+            return
         networks = [loop.model, getattr(loop.objective, "teacher", None)]
         for network in filter(None, networks):
             stack.enter_context(patch.object(network, "forward", clock.timed("forward", network.forward)))
-        for optimizer in loop.optimizers.values():
-            stack.enter_context(patch.object(optimizer, "step", clock.timed("optimiser", optimizer.step)))
         stack.enter_context(patch.object(loop, "_input", clock.timed("data", loop._input)))
         stack.enter_context(patch.object(loop, "_backward", clock.timed("backward", loop._backward)))
         yield
@@ -156,13 +174,13 @@ def steps(loop: Loop, count: int) -> None:
     loop.run(lambda losses: None)
 
 
-def measure(recipe: Recipe, stage: str, device: str, public: bool, repeats: int) -> dict[str, Any]:
-    """Two steps to warm up, then ``repeats`` timed ones, then one for memory on a CPU."""
-    torch.backends.cudnn.allow_tf32 = public
-    loop = build_loop(recipe, stage, device, public)
+def measure(recipe: Recipe, stage: str, device: str, form: Form, repeats: int) -> dict[str, Any]:
+    """Steps to warm up, and to record a graph, then ``repeats`` timed ones, then one for memory on a CPU."""
+    torch.backends.cudnn.allow_tf32 = form.public
+    loop = build_loop(recipe, stage, device, form)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    steps(loop, 2)
+    steps(loop, WARM_UP + 1 if form.graphs else 2)
     clock = Clock(device)
     with split(loop, clock):
         times = []
@@ -171,11 +189,12 @@ def measure(recipe: Recipe, stage: str, device: str, public: bool, repeats: int)
                 steps(loop, 1)
             times.append(clock.milliseconds())
     middle = sorted(times, key=lambda t: t["step"])[len(times) // 2]
-    middle["losses"] = middle["step"] - sum(middle[part] for part in PARTS if part != "losses")
+    rest = "graph" if form.graphs else "losses"
+    middle[rest] = middle["step"] - sum(middle[part] for part in PARTS if part != rest)
     return {
         "step_ms": round(middle["step"], 2),
         "images_per_s": round(2 * recipe.input.batch_size / middle["step"] * 1e3, 3),
-        "parts_ms": {part: round(middle[part], 2) for part in PARTS},
+        "parts_ms": {part: round(middle[part], 2) for part in PARTS if part in middle},
         **peak_memory(loop, device),
     }
 
@@ -198,15 +217,16 @@ def peak_memory(loop: Loop, device: str) -> dict[str, float]:
     return {f"{name}_mib": round(size / harness.MIB, 1) for name, size in found.items()}
 
 
-def forms(device: str) -> dict[str, tuple[str, bool]]:
-    """name → (precision, public): AMP is the device's own 16-bit type."""
+def forms(device: str) -> dict[str, Form]:
+    """Those that a device has, by name."""
     amp = "bf16" if device == "cpu" else "auto"
-    return {
-        "ours": (amp, False),
-        "ours fp32": ("fp32", False),
-        "public fp32": ("fp32", True),
-        "public AMP": (amp, True),
+    found = {
+        "ours": Form(amp),
+        "ours fp32": Form("fp32"),
+        "public fp32": Form("fp32", public=True),
+        "public AMP": Form(amp, public=True),
     }
+    return found if device == "cpu" else found | {"ours, CUDA graph": Form(amp, graphs=True)}
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -216,23 +236,22 @@ def cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             recipe = recipe_of(arguments.device, source, target, batch_size)
             for stage in PUBLIC:
                 where = {"source": source, "target": target, "batch_size": batch_size, "stage": stage}
-                for name, (precision, public) in forms(arguments.device).items():
-                    row = replace(
-                        recipe, precision=precision, memory=replace(recipe.memory, checkpointing="none")
-                    )
-                    yield where | {"form": name} | attempt(row, stage, arguments, public)
+                for name, form in forms(arguments.device).items():
+                    memory = replace(recipe.memory, checkpointing="none")
+                    row = replace(recipe, precision=form.precision, memory=memory)
+                    yield where | {"form": name} | attempt(row, stage, arguments, form)
                 for cap in arguments.caps:
                     yield where | {"form": "ours", "cap_gb": cap} | capped(recipe, stage, arguments, cap)
 
 
-def attempt(recipe: Recipe, stage: str, arguments: argparse.Namespace, public: bool) -> dict[str, Any]:
+def attempt(recipe: Recipe, stage: str, arguments: argparse.Namespace, form: Form) -> dict[str, Any]:
     """The measurement, or that memory was not enough, or what went wrong."""
     found: dict[str, Any] = {"checkpointing": recipe.memory.checkpointing, "precision": recipe.precision}
     try:
-        found |= measure(recipe, stage, arguments.device, public, arguments.repeats)
+        found |= measure(recipe, stage, arguments.device, form, arguments.repeats)
     except torch.OutOfMemoryError:
         found["out_of_memory"] = True
-    except RuntimeError as error:  # the other rows count all the same
+    except (RuntimeError, InputError) as error:  # the other rows count all the same
         found["error"] = str(error).splitlines()[0]
     gc.collect()  # first: what a failed step leaves may hold itself alive
     if arguments.device == "cuda":
@@ -271,7 +290,7 @@ def capped(recipe: Recipe, stage: str, arguments: argparse.Namespace, cap: float
     try:
         for policy in POLICIES:
             one = replace(recipe, memory=replace(recipe.memory, checkpointing=policy))
-            found = attempt(one, stage, arguments, public=False)
+            found = attempt(one, stage, arguments, Form(recipe.precision))
             if "images_per_s" in found:
                 break
     finally:
@@ -318,19 +337,21 @@ def main() -> None:
 
 def table(document: dict[str, Any]) -> str:
     """A line for each row: images per second, milliseconds of each part, and the peak of the tensors."""
-    header = ("target", "batch", "stage", "form", "checkpointing", "images/s", *PARTS, "MiB")
-    return harness.table(header, [cells(row) for row in document["rows"]])
+    rows = document["rows"]
+    parts = [part for part in PARTS if any(part in row.get("parts_ms", ()) for row in rows)]
+    header = ("target", "batch", "stage", "form", "checkpointing", "images/s", *parts, "MiB")
+    return harness.table(header, [cells(row, parts) for row in rows])
 
 
-def cells(row: dict[str, Any]) -> list[object]:
+def cells(row: dict[str, Any], parts: list[str]) -> list[object]:
     """One line of the table."""
     height, width = row["target"]
     form = f"{row['form']}, {row['cap_gb']:g} GB" if "cap_gb" in row else row["form"]
     start = [f"{width}×{height}", row["batch_size"], row["stage"], form, row["checkpointing"]]
     if "images_per_s" not in row:
-        return [*start, row.get("error", "out of memory"), *[""] * (len(PARTS) + 1)]
+        return [*start, row.get("error", "out of memory"), *[""] * (len(parts) + 1)]
     memory = row.get("allocated_mib", row.get("tensors_mib"))
-    return [*start, row["images_per_s"], *row["parts_ms"].values(), memory]
+    return [*start, row["images_per_s"], *(row["parts_ms"].get(part, "") for part in parts), memory]
 
 
 if __name__ == "__main__":

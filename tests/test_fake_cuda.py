@@ -92,7 +92,8 @@ def test_options_stay_on_the_device(settings: list[str], guard: Path) -> None:
 
 LINES = {
     "loss * torch.ones(3).sum()": "ok",  # a scalar of the CPU may join
-    "loss + batch.image.new_tensor([1.0]).sum()": "a copy to cuda that waits",
+    "loss + batch.image.new_tensor([1.0]).sum()": "a copy from the host that a CUDA graph cannot hold",
+    "loss + torch.ones(3).to(loss.device, non_blocking=True).sum()": "a copy from the host that a CUDA graph",
     "loss + (batch.image[0, 0, 0].float() * torch.ones(96)).sum()": "device",
     "loss * float(loss)": "_local_scalar_dense",
     "loss + batch.label[batch.label < 3].sum()": "nonzero",

@@ -3,67 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from loops import SIZE, loop_of, tiny
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from udas_fast import TrainedModel, Trainer, evaluation
-from udas_fast.data import Batch, open_dataset
+from udas_fast.data import open_dataset
+from udas_fast.engine.graph import CudaCapture
 from udas_fast.engine.interrupt import Interrupted
-from udas_fast.engine.loop import Loop, Phase
-from udas_fast.engine.precision import build_amp, memory_format
-from udas_fast.models import build_model
-from udas_fast.recipes import Recipe, get_recipe, override, recipes, small
+from udas_fast.engine.loop import Loop
+from udas_fast.errors import InputError
+from udas_fast.recipes import override, recipes
 from udas_fast.recipes.domains import DataConfig
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
-CLASSES, BATCH, SIZE = 5, 2, (64, 96)
 GPU = torch.device("cuda", 0)
-
-
-class Still:
-    """The same batch in every step."""
-
-    global_batch = BATCH
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        image = torch.randint(0, 256, (BATCH, 3, *SIZE), dtype=torch.uint8, generator=generator)
-        label = torch.randint(0, CLASSES, (BATCH, *SIZE), dtype=torch.uint8, generator=generator)
-        self.batch = Batch(image, label, [""] * BATCH).to(device)
-
-    def batches(self, start_step: int, device: torch.device) -> Iterator[Batch]:
-        while True:
-            yield self.batch
-
-
-def tiny(name: str, *settings: str) -> Recipe:
-    return override(small(get_recipe(name), size=SIZE, steps=12, batch_size=BATCH), settings)
-
-
-def loop_of(recipe: Recipe, index: int = 0, device: torch.device = GPU) -> Loop:
-    """A loop of one stage with all streams, from the same weights on every device."""
-    stage = recipe.stages[index]
-    torch.manual_seed(0)
-    model = build_model(recipe.model, CLASSES)
-    amp = build_amp(recipe.precision, device)
-    model = model.to(device, memory_format=memory_format(amp, model))
-    objective = stage.objective.build(CLASSES)
-    for module in (model, objective):
-        recipe.memory.apply(module)
-    objective.networks = {s.network: build_model(recipe.model, CLASSES).to(device) for s in recipe.stages}
-    objective.start(model)
-    objective.to(device)
-    names = (*stage.objective.needs, *stage.objective.uses)
-    streams = {name: Still(i, device) for i, name in enumerate(names)}
-    phase = Phase(stage.name, stage.steps, stage.optimizer)
-    return Loop(phase, model, objective, streams, amp, 0, ema=recipe.ema)
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp16"])
@@ -71,7 +33,7 @@ def loop_of(recipe: Recipe, index: int = 0, device: torch.device = GPU) -> Loop:
 def test_no_step_waits_and_memory_does_not_grow(name: str, precision: str) -> None:
     recipe = tiny(name, f"precision={precision}")
     for index, stage in enumerate(recipe.stages):
-        loop = loop_of(recipe, index)
+        loop = loop_of(recipe, index, GPU)
         loop.done = stage.steps - 4 if stage.steps > 4 else 0
         losses: list[dict[str, Tensor]] = []
         allocated: list[int] = []
@@ -91,12 +53,75 @@ def test_no_step_waits_and_memory_does_not_grow(name: str, precision: str) -> No
         assert allocated[-1] <= allocated[min(1, len(allocated) - 1)]
 
 
+def close(found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float) -> None:
+    """Scalars and weights by name; cuDNN and cuBLAS may choose other kernels in a graph."""
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert (found[name] - value).norm() <= tolerance * max(value.norm(), 1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, []) for name in recipes() if name != "cyclegan"),
+        ("udas", ["memory.checkpointing=all"]),
+        ("ddm", ["memory.micro_batch_size=1", "model.norm=frozen", "model.dropout=0"]),
+    ],
+    ids=str,
+)
+def test_a_step_by_cuda_graph_is_the_step(name: str, settings: list[str]) -> None:
+    # With plain SGD a rounding stays one; dropout tells whether each replay has random numbers of its own.
+    recipe = tiny(name, "precision=fp32", "model.dropout=0.1", *settings)
+    torch.backends.cudnn.allow_tf32 = False
+    for index, stage in enumerate(recipe.stages):
+        plain_sgd = [f"stages.{stage.name}.optimizer.{k}" for k in ("name=sgd", "momentum=0.0", "lr=1e-4")]
+        one = override(recipe, [*plain_sgd, f"stages.{stage.name}.steps=12"])
+        found: list[tuple[Loop, list[dict[str, Tensor]]]] = []
+        for capture in (None, CudaCapture(GPU)):
+            loop, losses = loop_of(one, index, GPU, capture), []
+            loop.run(losses.append)
+            found.append((loop, losses))
+        (plain, wanted), (graph, losses) = found
+        assert graph.graph.replays > 0
+        for a, b in zip(losses, wanted, strict=True):
+            close(a, b, 0.01)
+        close(dict(graph.model.named_parameters()), dict(plain.model.named_parameters()), 0.01)
+
+
+def test_dropout_that_runs_again_cannot_be_recorded() -> None:
+    recipe = tiny("cycada", "memory.checkpointing=all")
+    recipe = override(recipe, [f"stages.{recipe.stages[1].name}.steps=12"])
+    with pytest.raises(InputError, match="cuda_graphs: found a step that cannot be recorded"):
+        loop_of(recipe, 1, GPU, CudaCapture(GPU)).run(lambda _: None)
+
+
+def test_replays_do_not_wait_and_follow_fp16s_scale() -> None:
+    recipe = tiny("udas", "precision=fp16", "stages.adaptation.steps=12")
+    loop = loop_of(recipe, 0, GPU, CudaCapture(GPU))
+    allocated: list[int] = []
+
+    def after_step(found: dict[str, Tensor]) -> None:
+        if loop.graph.replays == 2:
+            torch.cuda.set_sync_debug_mode("error")
+            loop.amp.scaler._scale.fill_(2.0**15)
+        if loop.graph.replays >= 2:
+            allocated.append(torch.cuda.memory_allocated())
+
+    try:
+        loop.run(after_step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(allocated) > 2
+    assert allocated[-1] <= allocated[0]
+    assert loop.weights_are_finite()
+
+
 def test_fp16_from_the_largest_scale_learns() -> None:
     # At 2^24 the first steps have gradients that are not finite; SGD's momentum has to begin after them.
     recipe = tiny(
         "no_adaptation", "precision=fp16", "stages.source.optimizer.name=sgd", "stages.source.steps=40"
     )
-    loop = loop_of(recipe)
+    loop = loop_of(recipe, device=GPU)
     loop.amp.scaler._init_scale = 2.0**24
     losses: list[Tensor] = []
     loop.run(lambda found: losses.append(found["seg"]))
@@ -108,7 +133,7 @@ def test_fp16_from_the_largest_scale_learns() -> None:
 def test_a_run_that_a_cpu_began_goes_on_as_it_would_there() -> None:
     # Contiguous weights and momentum there, channels_last here.
     recipe = tiny("no_adaptation", "precision=fp32", "stages.source.optimizer.name=sgd")
-    cpu, gpu = loop_of(recipe, device=torch.device("cpu")), loop_of(recipe)
+    cpu, gpu = loop_of(recipe), loop_of(recipe, device=GPU)
     weights: list[Tensor] = []
 
     def after_step(_: dict[str, Tensor]) -> None:
@@ -126,7 +151,11 @@ def test_a_run_that_a_cpu_began_goes_on_as_it_would_there() -> None:
     assert (found - wanted).norm() < 0.02 * (wanted - before).norm()
 
 
-@pytest.mark.parametrize("settings", [[], ["precision=fp16"], ["memory.checkpointing=all"]], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [[], ["precision=fp16"], ["memory.checkpointing=all"], ["cuda_graphs=true", "ema=0.9"]],
+    ids=str,
+)
 def test_a_run_stops_goes_on_and_scores_as_on_a_cpu(
     settings: list[str], camvid_folder, tmp_path: Path
 ) -> None:

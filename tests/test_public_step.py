@@ -297,7 +297,12 @@ def public_loop(stage: str, name: str, first: int = 0) -> Found:
             optimizer.zero_grad()
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 - i / STEPS * 150 / 250) ** 0.9  # stopped at 150,000 of 250,000
-        step = Step(i / STEPS, seed_step(0, stage, i), Tensor.backward, normalize)
+        step = Step(
+            progress=i / STEPS,
+            generator=seed_step(0, stage, i),
+            backward=Tensor.backward,
+            normalize=normalize,
+        )
         losses = objective.step(model, three(), step)
         for optimizer in optimizers:
             optimizer.step()

@@ -77,7 +77,12 @@ def label(root: Path, folder: Path) -> dict[str, bytes]:
 def gradients() -> list[torch.Tensor]:
     """Of a loss whose labels are ignored unevenly, through batch norm over four images; and the statistics."""
     model, generator = network().train(), torch.Generator().manual_seed(3)
-    step = Step(0.0, generator, lambda loss: loss.backward(), lambda image: image.float() / 255)
+    step = Step(
+        progress=0.0,
+        generator=generator,
+        backward=lambda loss: loss.backward(),
+        normalize=lambda image: image.float() / 255,
+    )
     share = 4 // distributed.world()
     image = step.draw(
         lambda n: torch.randint(256, (n, 3, 32, 48), dtype=torch.uint8, generator=generator), share

@@ -158,7 +158,8 @@ def test_a_teacher_looks_in_half_precision_and_keeps_no_graph(
     objective, step = SelfTrainingConfig().build(4), make_step()
     objective.start(tiny_net)
     with torch.autocast("cpu", torch.bfloat16):
-        views, _ = objective.look(batches["unlabelled"], step.augment, step.normalize)
+        photometric = objective.photometric_views(batches["unlabelled"], step.augment)
+        views, _ = objective.look(photometric, step.normalize)
     assert len(views) == 3
     for logits in (logits for view in views for logits in view):
         assert logits.dtype == torch.bfloat16

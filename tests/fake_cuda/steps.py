@@ -15,6 +15,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -30,7 +31,7 @@ from udas_fast.data import Batch
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.models import CycleGenerators, build_model
-from udas_fast.objectives import Step
+from udas_fast.objectives import Learning
 from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.objectives.supervised import Supervised, segmentation_loss
 from udas_fast.ops import _library
@@ -59,6 +60,17 @@ class Stream:
 class Gpu(TorchDispatchMode):
     """What a GPU would refuse, or wait for, beside what fake tensors themselves refuse."""
 
+    learning = False
+    """Whether the operations are those that a CUDA graph may hold."""
+
+    def learn(self, loop: Loop, inputs: Any) -> dict[str, Tensor]:
+        """``Loop._learn``, told of."""
+        self.learning = True
+        try:
+            return Loop._learn(loop, inputs)
+        finally:
+            self.learning = False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func._schema.name, kwargs or {}
         if (
@@ -66,6 +78,11 @@ class Gpu(TorchDispatchMode):
             and args[0].device.type != torch.device(kwargs.get("device") or args[0].device).type
         ):
             onto = torch.device(kwargs["device"]).type
+            if onto == "cuda" and self.learning:
+                # A graph would read the same place in the host's memory again.
+                raise RuntimeError(
+                    f"a copy from the host that a CUDA graph cannot hold, {list(args[0].shape)}"
+                )
             if not (onto == "cuda" and kwargs.get("non_blocking")):
                 raise RuntimeError(f"a copy to {onto} that waits, {list(args[0].shape)}")
         if name == "aten::copy_" and args[0].device.type != args[1].device.type:
@@ -124,7 +141,8 @@ def run(recipe: Recipe, stage: Stage, networks: dict[str, nn.Module], labelled: 
     )
     loop.done = stage.steps - 1  # the last step has every term
     seen: list[dict[str, Tensor]] = []
-    with _Host(), Gpu():
+    with _Host(), Gpu() as gpu:
+        loop._learn = partial(gpu.learn, loop)
         loop.run(seen.append)
         for losses in seen:
             wrong = {
@@ -157,16 +175,18 @@ def run_recipe(name: str, settings: list[str]) -> None:
 
 
 def changed(expression: str) -> Any:
-    """Supervised's step whose loss is ``expression`` of it and its batch."""
+    """Supervised's learning whose loss is ``expression`` of it and its batch."""
 
-    def step(self: Supervised, model: nn.Module, batches: dict[str, Batch], step: Step) -> dict[str, Tensor]:
-        batch = batches["source"]
+    def learn(
+        self: Supervised, model: nn.Module, inputs: dict[str, Batch], step: Learning
+    ) -> dict[str, Tensor]:
+        batch = inputs["seg"]
         loss = segmentation_loss(model(step.normalize(batch.image)), batch.label, 0.0)
         loss = eval(expression, {"torch": torch, "loss": loss, "batch": batch})
         step.backward(loss)
         return {"seg": loss.detach()}
 
-    return step
+    return learn
 
 
 def main() -> None:
@@ -186,8 +206,8 @@ def main() -> None:
             stack.enter_context(patch.object(target, attribute, value, create=True))
         for line in lines or [None]:
             for name in names.split(","):
-                own = Supervised.step if line is None else changed(line)
-                with patch.object(Supervised, "step", own), FakeTensorMode(allow_non_fake_inputs=True):
+                own = Supervised.learn if line is None else changed(line)
+                with patch.object(Supervised, "learn", own), FakeTensorMode(allow_non_fake_inputs=True):
                     print(line or name, answer(name, settings), sep=": ", flush=True)
 
 

@@ -121,7 +121,7 @@ def test_teachers_label_with_aligned_corners(
 
     student = SelfTrainingConfig(views=1).build(4)
     student.start(aligned)
-    found = student.label(*student.look(target, step.augment, step.normalize), SIZE, 0.0)
+    found = student.label(*student.look([target.image], step.normalize), SIZE, 0.0)
     _close(found.confidence, want.max(1).values)
 
     mixing = DomainMixingConfig(labeller="student").build(4)

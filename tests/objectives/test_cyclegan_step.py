@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_gradients_go_where_they_should(
         calls.append((set(_gradients(networks)), {n.split(".")[1] for n in _gradients(objective)}))
 
     step = make_step()
-    objective.step(networks, batches, Step(0.0, step.generator, backward, step.normalize))
+    objective.step(networks, batches, replace(step, backward=backward))
     everything = {name for name, _ in networks.named_parameters()}
     assert calls == [(everything, set()), (everything, set()), (set(), {"source"}), (set(), {"target"})]
     assert {id(p) for p in objective.optimized()} == {id(p) for p in objective.discriminators.parameters()}
@@ -100,7 +101,7 @@ def test_the_weights_are_those_of_the_terms(
         sums.append(loss.item())
         loss.backward()
 
-    out = objective.step(networks, batches, Step(0.0, step.generator, backward, step.normalize))
+    out = objective.step(networks, batches, replace(step, backward=backward))
     for here, there, total in (("source", "target", sums[0]), ("target", "source", sums[1])):
         want = out[f"gan_{there}"] + 7 * out[f"cycle_{here}"] + 3 * out[f"identity_{there}"]
         assert total == pytest.approx(want.item(), rel=1e-6)
@@ -114,7 +115,7 @@ def test_semantic_consistency_is_the_cross_entropy_with_what_the_frozen_network_
     objective = CycleGAN(CycleGANConfig(**TINY), tiny_net)
     before = {k: v.clone() for k, v in tiny_net.state_dict().items()}
     plain = make_step()
-    step = Step(0.0, plain.generator, plain.backward, normalize)
+    step = replace(plain, normalize=normalize)
     losses = objective.step(networks, batches, step)
     assert not tiny_net.inputs  # never in training mode
     assert all(torch.equal(v, before[k]) for k, v in tiny_net.state_dict().items())
@@ -138,12 +139,18 @@ def _numbered(first: int, n: int = 1) -> Tensor:
     return torch.arange(first, first + n, dtype=torch.float32).view(n, 1, 1, 1).expand(n, 3, 2, 2)
 
 
+def _draws(generator: torch.Generator, n: int = 1) -> list[tuple[float, float]]:
+    return torch.rand(n, 2, generator=generator).tolist()
+
+
 def test_a_full_pool_returns_half_old_images() -> None:
     pool, generator = ImagePool(10), torch.Generator().manual_seed(0)
-    filling = [pool(_numbered(i), generator) for i in range(10)]
+    filling = [pool(_numbered(i), _draws(generator)) for i in range(10)]
     assert [x[0, 0, 0, 0].item() for x in filling] == list(range(10))
     n = 2000
-    returned = torch.cat([pool(_numbered(10 + 2 * i, 2), generator) for i in range(n // 2)])[:, 0, 0, 0]
+    returned = torch.cat([pool(_numbered(10 + 2 * i, 2), _draws(generator, 2)) for i in range(n // 2)])[
+        :, 0, 0, 0
+    ]
     age = torch.arange(10, 10 + n) - returned
     old = (age > 0).float().mean().item()
     assert old == pytest.approx(0.5, abs=5 * 0.5 / n**0.5)  # five standard errors
@@ -155,16 +162,16 @@ def test_a_full_pool_returns_half_old_images() -> None:
 def test_no_pool_returns_what_it_gets() -> None:
     pool, generator = ImagePool(0), torch.Generator().manual_seed(0)
     for i in range(5):
-        assert torch.equal(pool(_numbered(i), generator), _numbered(i))
+        assert torch.equal(pool(_numbered(i), _draws(generator)), _numbered(i))
 
 
 def test_a_pool_goes_on_from_its_state() -> None:
     one, generator = ImagePool(4), torch.Generator().manual_seed(0)
     for i in range(9):
-        one(_numbered(i), generator)
+        one(_numbered(i), _draws(generator))
     other = ImagePool(4)
     other.load_state_dict(one.state_dict())
     state = generator.get_state()
-    expected = [one(_numbered(20 + i), generator) for i in range(9)]
+    expected = [one(_numbered(20 + i), _draws(generator)) for i in range(9)]
     generator.set_state(state)
-    assert all(torch.equal(other(_numbered(20 + i), generator), x) for i, x in enumerate(expected))
+    assert all(torch.equal(other(_numbered(20 + i), _draws(generator)), x) for i, x in enumerate(expected))

@@ -45,7 +45,9 @@ def _labels(config: SelfTrainingConfig, step: Step) -> tuple[torch.Tensor, torch
     objective.start(_pointwise())
     batch = _smooth()
     pseudo = objective.label(
-        *objective.look(batch, step.augment, step.normalize), batch.image.shape[-2:], 0.0
+        *objective.look(objective.photometric_views(batch, step.augment), step.normalize),
+        batch.image.shape[-2:],
+        0.0,
     )
     return pseudo.label, pseudo.confidence
 
@@ -69,7 +71,8 @@ def test_views_are_counted(
     objective = SelfTrainingConfig(views=2, flip_view=True, scales=(1.25,)).build(4)
     objective.start(tiny_net)
     step = make_step()
-    logits, flips = objective.look(batches["unlabelled"], step.augment, step.normalize)
+    photometric = objective.photometric_views(batches["unlabelled"], step.augment)
+    logits, flips = objective.look(photometric, step.normalize)
     assert flips == [
         False,
         False,
@@ -88,7 +91,8 @@ def test_the_teacher_sees_photometric_views_and_the_student_augmented_images(
     objective = SelfTrainingConfig(views=2, mixing=NO_MIXING).build(4)
     objective.start(tiny_net)
     step, target = make_step(), batches["unlabelled"]
-    (plain, negative), _ = objective.look(target, lambda image: 255 - image, step.normalize)
+    photometric = objective.photometric_views(target, lambda image: 255 - image)
+    (plain, negative), _ = objective.look(photometric, step.normalize)
     assert torch.equal(plain.primary, objective.teacher(step.normalize(target.image))[0])
     assert torch.equal(negative.primary, objective.teacher(step.normalize(255 - target.image))[0])
 

@@ -178,7 +178,7 @@ def test_teacher_is_frozen_and_labels_what_it_is_sure_of(
     away = (confidence - threshold).abs() > 1e-5
     assert away.float().mean() > 0.9
     step = make_step()
-    views = objective.look(batches["unlabelled"], step.augment, step.normalize)
+    views = objective.look([batches["unlabelled"].image], step.normalize)
     assert torch.equal(objective.label(*views, (32, 48), threshold).label[away].long(), label[away])
 
 

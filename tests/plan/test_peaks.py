@@ -14,7 +14,7 @@ from udas_fast.data import Batch
 from udas_fast.engine.tracker import BLOCK, MemoryTracker
 from udas_fast.errors import InputError
 from udas_fast.models import CHECKPOINTING, build_model
-from udas_fast.objectives import Step
+from udas_fast.objectives import Learning
 from udas_fast.objectives.supervised import Supervised
 from udas_fast.plan import predict
 from udas_fast.plan.predict import _forwards_make_activations, _stage_peak
@@ -121,15 +121,15 @@ def test_self_training_on_labels_made_beforehand_needs_no_views() -> None:
 
 
 def test_a_step_that_reads_a_value_is_told() -> None:
-    def step(
-        self: Supervised, model: nn.Module, batches: Mapping[str, Batch], step: Step
+    def learn(
+        self: Supervised, model: nn.Module, inputs: Mapping[str, Batch], step: Learning
     ) -> dict[str, Tensor]:
-        if batches["source"].label.sum() > 0:
+        if inputs["seg"].label.sum() > 0:
             return {}
         raise AssertionError
 
     with (
-        patch.object(Supervised, "step", step),
+        patch.object(Supervised, "learn", learn),
         pytest.raises(InputError, match="stage source: found a step that waits for the GPU"),
     ):
         predict(tiny("no_adaptation"))

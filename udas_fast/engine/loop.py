@@ -15,6 +15,7 @@ from udas_fast.data import Faults, LoaderStream, Stream
 from udas_fast.engine.distributed import average_buffers, average_gradients, same_everywhere
 from udas_fast.engine.ema import WeightAverage
 from udas_fast.engine.fault import BadSteps
+from udas_fast.engine.graph import Capture, StepGraph
 from udas_fast.engine.optim import (
     MakeOptimizer,
     OptimizerConfig,
@@ -26,7 +27,7 @@ from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import bad
 from udas_fast.models import normalize
-from udas_fast.objectives import Objective, Step
+from udas_fast.objectives import Learning, Objective, Step
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Loop:
         optimizer: the user's own for the model; None: what the phase says.
         bad_steps: counts the steps that are left out; by default none is.
         faults: counts the bad files of ``streams``.
+        capture: records steps as CUDA graphs; None: they run as they are.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Loop:
         optimizer: MakeOptimizer | None = None,
         bad_steps: BadSteps | None = None,
         faults: Faults | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self.phase, self.model, self.objective, self.streams = phase, model, objective, streams
         self.amp, self.seed = amp, seed
@@ -79,6 +82,9 @@ class Loop:
         self.average = None if ema is None else WeightAverage(model, ema)
         self.bad_steps = bad_steps or BadSteps()
         self.faults = faults or Faults()
+        self.graph = (
+            None if capture is None else StepGraph(self._learn, _parameters(self.optimizers), capture)
+        )
         self.done = 0
         self.skipped = False
         """Whether the last step was left out."""
@@ -129,7 +135,8 @@ class Loop:
         may_skip = self.bad_steps.found < self.bad_steps.limit
         buffers = [(b, b.clone()) for b in (*self.model.buffers(), *self.objective.buffers()) if may_skip]
         with self.amp.autocast():
-            losses = self.objective.step(self.model, batches, step)
+            inputs = self.objective.inputs(batches, step)
+        losses = (self.graph or self._learn)(inputs)
         average_gradients(_parameters(self.optimizers))
         self.skipped = may_skip and self.bad_steps.undo(losses, self._gradients(), buffers)
         if self.skipped:
@@ -137,6 +144,12 @@ class Loop:
         self.amp.step(self.optimizers.values())
         average_buffers(self.model)
         return losses | {"scaler_skips": self.amp.skips.clone()} if self.amp.scaler.is_enabled() else losses
+
+    def _learn(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        with self.amp.autocast():
+            return self.objective.learn(
+                self.model, inputs, Learning(backward=self._backward, normalize=self._input)
+            )
 
     def _seed_step(self) -> torch.Generator:
         """The step's generator is the same in all processes; torch's own, of dropout, is not."""

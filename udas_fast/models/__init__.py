@@ -1,7 +1,12 @@
 """Networks: segmentation, discriminators, and what connects them to weights, recipes and optimisers."""
 
 from udas_fast.models.adapter import AlignedLogits, Logits, ensemble, heads
-from udas_fast.models.checkpointing import CHECKPOINTING, set_checkpointing, set_micro_batch_size
+from udas_fast.models.checkpointing import (
+    CHECKPOINTING,
+    has_dropout,
+    set_checkpointing,
+    set_micro_batch_size,
+)
 from udas_fast.models.config import ModelConfig, build_model
 from udas_fast.models.cyclegan import (
     SHORTEST_PATCH,
@@ -47,6 +52,7 @@ __all__ = [
     "WeightsReport",
     "build_model",
     "ensemble",
+    "has_dropout",
     "heads",
     "load_weights",
     "normalize",

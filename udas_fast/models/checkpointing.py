@@ -74,4 +74,11 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Any:
         again = True
         return block(x)
 
-    return checkpoint(run, x, use_reentrant=False)
+    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=has_dropout(block))
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Whether what runs again draws random numbers: only then torch keeps its generators' states, which takes time
+    and cannot be done while a CUDA graph is recorded.
+    """
+    return any(isinstance(part, (nn.Dropout, nn.Dropout2d)) and part.p > 0 for part in module.modules())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Round, Step
+from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Round, Step
 
-__all__ = ["STRICT", "Objective", "ObjectiveConfig", "Round", "Step", "objective_configs"]
+__all__ = ["STRICT", "Learning", "Objective", "ObjectiveConfig", "Round", "Step", "objective_configs"]
 
 
 def objective_configs() -> tuple[type[ObjectiveConfig], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from udas_fast.data import Batch
 from udas_fast.errors import bad
 from udas_fast.models import set_domain
 from udas_fast.objectives.adversarial import Gan, OutputAdversary, Space
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step, Weight
+from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.discrepancy import head_discrepancy
 from udas_fast.objectives.entropy import target_entropy
 from udas_fast.objectives.mixing import MixingConfig, labelled_batches
@@ -97,14 +97,20 @@ class Adaptation(Objective):
     def optimized(self) -> Sequence[nn.Parameter]:
         return [] if self.adversary is None else list(self.adversary.parameters())
 
-    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
-        config, target = self.config, batches["unlabelled"]
+    def inputs(self, batches: Mapping[str, Batch], step: Step) -> dict[str, Any]:
+        return {
+            "labelled": labelled_batches(batches, self.config.mixing, step),
+            "target": batches["unlabelled"],
+            "agree": bool(self.config.kl_weight) and step.progress >= self.config.kl_start,
+        }
+
+    def learn(self, model: nn.Module, inputs: Mapping[str, Any], step: Learning) -> dict[str, Tensor]:
+        config, labelled, target = self.config, inputs["labelled"], inputs["target"]
 
         # Labelled images, translated and mixed: L_seg. Each forward goes backward on its own (memory).
         set_domain(model, "source")
         losses: dict[str, Tensor] = {}
         outputs = {}
-        labelled = labelled_batches(batches, config.mixing, step)
         for name, batch in labelled.items():
             outputs[name] = model(step.normalize(batch.image))
             losses[name] = segmentation_loss(outputs[name], batch.label, config.auxiliary_weight)
@@ -121,7 +127,7 @@ class Adaptation(Objective):
         if any(config.entropy_weights):
             losses["ent"] = target_entropy(target_out, size, config.entropy_weights, config.entropy_robust)
             weighted.append(losses["ent"])
-        if config.kl_weight and step.progress >= config.kl_start:
+        if inputs["agree"]:
             losses["kl"] = head_discrepancy(target_out, size, config.kl)
             weighted.append(config.kl_weight * losses["kl"])
         if weighted:

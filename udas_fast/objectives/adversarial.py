@@ -19,6 +19,7 @@ from udas_fast.models import (
     MultiScaleDiscriminator,
     PixelDiscriminator,
     ensemble,
+    has_dropout,
     heads,
 )
 
@@ -178,7 +179,7 @@ class OutputAdversary(nn.Module):
         if "discriminators" in self.checkpointed or len(parts) > 1:
             # Keeps the low-resolution logits and the answers. torch sees by the logits, an argument, whose generator
             # it has to put back for dropout.
-            judge = partial(checkpoint, judge, use_reentrant=False)
+            judge = partial(checkpoint, judge, use_reentrant=False, preserve_rng_state=has_dropout(self))
         answers = [judge(part) for part in parts]
         return answers[0] if len(parts) == 1 else [torch.cat(scale) for scale in zip(*answers, strict=True)]
 

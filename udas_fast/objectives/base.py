@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field
@@ -24,20 +24,26 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Weight: TypeAlias = Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True)
-class Step:
-    """What the engine lends an objective for one optimisation step."""
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What the engine lends :meth:`Objective.learn`: nothing that differs from step to step."""
 
-    progress: float
-    """Share of the stage's steps that are done, in [0, 1)."""
-    generator: torch.Generator
-    """CPU generator seeded by (seed, stage, round, step): the only source of randomness of a step.
-
-    It is the same in all processes: numbers for single images come through :meth:`draw`."""
     backward: Callable[[Tensor], None]
     """Adds the gradient of a loss (scaled in mixed precision); call it once per forward to free activations."""
     normalize: Callable[[Tensor], Tensor]
     """uint8 ``[N, 3, H, W]`` to the network's floating input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Learning):
+    """What the engine lends :meth:`Objective.inputs`: where the run is, and chance."""
+
+    progress: float
+    """Share of the stage's steps that are done, in [0, 1)."""
+    generator: torch.Generator
+    """CPU generator seeded by (seed, stage, round, step): the only source of randomness of a step beside dropout.
+
+    It is the same in all processes: numbers for single images come through :meth:`draw`."""
 
     def draw(self, numbers: Callable[[int], Rows], n: int) -> Rows:
         """Random numbers for each of ``n`` images: this process's rows of ``numbers(m)``, m the images of all.
@@ -77,7 +83,8 @@ class Round:
 class Objective(nn.Module):
     """What one step optimises; sub-modules (discriminators, a teacher) are saved with every checkpoint.
 
-    A method is one subclass with one :meth:`step`, built by its configuration (:class:`ObjectiveConfig`).
+    A method is one subclass with one :meth:`learn`, and :meth:`inputs` where it draws or mixes, built by its
+    configuration (:class:`ObjectiveConfig`).
     """
 
     #: The run's networks by name (``Stage.network``), lent by the trainer: those that are not trained may teach.
@@ -99,9 +106,25 @@ class Objective(nn.Module):
     def finish(self, round: Round) -> None:
         """Called after the last step, and again where the run was stopped before the next round's checkpoint."""
 
+    def inputs(self, batches: Mapping[str, Batch], step: Step) -> Mapping[str, Any]:
+        """What :meth:`learn` looks at, made of a step's ``batches``: all that chance or progress have a say in.
+
+        Values are tensors and batches on the device, sequences and mappings of them, or plain values that seldom
+        change.
+        """
+        return batches
+
+    def learn(self, model: nn.Module, inputs: Mapping[str, Any], step: Learning) -> dict[str, Tensor]:
+        """Run forward and backward passes; return detached scalar losses by name, left on the device.
+
+        Which operations run may follow from the plain values and the shapes of ``inputs``, and from nothing else: a
+        CUDA graph of them stands for all later steps.
+        """
+        raise TypeError(f"{type(self).__name__} has no learn()")
+
     def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
-        """Run forward and backward passes; return detached scalar losses by name, left on the device."""
-        raise TypeError(f"{type(self).__name__} has no step()")
+        """:meth:`learn` from :meth:`inputs`."""
+        return self.learn(model, self.inputs(batches, step), step)
 
     def scored(self) -> Mapping[str, nn.Module]:
         """Networks beside the trained one that are scored when the round ends, by name."""

@@ -15,7 +15,7 @@ from udas_fast import distributed, ops
 from udas_fast.data import Batch
 from udas_fast.models import PatchDiscriminator, heads, normalize_signed, to_signed
 from udas_fast.objectives.adversarial import least_squares
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step, Weight
+from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.supervised import segmentation_loss
 
 REAL, FAKE = 1.0, 0.0  # what the discriminators are to answer
@@ -64,9 +64,15 @@ class CycleGAN(Objective):
     def optimized(self) -> Sequence[nn.Parameter]:
         return list(self.discriminators.parameters())
 
-    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
-        config = self.config
+    def inputs(self, batches: Mapping[str, Batch], step: Step) -> dict[str, Any]:
         images = {"source": batches["source"].image, "target": batches["unlabelled"].image}
+        count = distributed.world() * len(images["source"])
+        # Of each domain's pool; the numbers are the host's, and so no CUDA graph can stand for a step.
+        draws = {domain: torch.rand(count, 2, generator=step.generator).tolist() for domain in images}
+        return {"images": images, "draws": draws}
+
+    def learn(self, model: nn.Module, inputs: Mapping[str, Any], step: Learning) -> dict[str, Tensor]:
+        config, images = self.config, inputs["images"]
         real = {domain: to_signed(image) for domain, image in images.items()}
         fake: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
@@ -89,7 +95,7 @@ class CycleGAN(Objective):
         # Discriminators: real images against this step's translated ones and older ones.
         self.discriminators.requires_grad_(True)
         for domain, discriminator in self.discriminators.items():
-            old = self.pools[domain](fake[domain], step.generator)
+            old = self.pools[domain](fake[domain], inputs["draws"][domain])
             losses[f"dis_{domain}"] = loss = 0.5 * (
                 least_squares(discriminator(real[domain]), REAL) + least_squares(discriminator(old), FAKE)
             )
@@ -119,14 +125,13 @@ class ImagePool(nn.Module):
         self.size = size
         self.images: list[Tensor] = []
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """``[N, 3, H, W]``, detached; draws two numbers of the CPU ``generator`` for each image.
+    def forward(self, images: Tensor, draws: Sequence[tuple[float, float]]) -> Tensor:
+        """``[N, 3, H, W]``, detached; ``draws`` are two random numbers of [0, 1) for each image of all processes.
 
         The pool takes the images of all processes, and so is the same in each of them.
         """
         out = []
-        for image in distributed.all_rows(images.detach()).unbind():
-            coin, place = torch.rand(2, generator=generator).tolist()
+        for image, (coin, place) in zip(distributed.all_rows(images.detach()).unbind(), draws, strict=True):
             if len(self.images) < self.size:
                 self.images.append(image.clone())
             elif self.size and coin < 0.5:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from udas_fast import ops
 from udas_fast.data import Batch
 from udas_fast.models import MeanNetwork, heads, set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step, Weight
+from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Weight
 from udas_fast.objectives.supervised import segmentation_loss
 
 
@@ -45,12 +45,12 @@ class Distillation(Objective):
     def scored(self) -> Mapping[str, nn.Module]:
         return {"teachers": MeanNetwork(self._teachers())}
 
-    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
+    def learn(self, model: nn.Module, inputs: Mapping[str, Batch], step: Learning) -> dict[str, Tensor]:
         config = self.config
         set_domain(model, "target")
 
         # Unlabelled target images: what both teachers think on average.
-        image = step.normalize(batches["unlabelled"].image)
+        image = step.normalize(inputs["unlabelled"].image)
         with torch.no_grad():
             opinions = [heads(teacher.eval()(image))[0] for teacher in self._teachers()]
         student = heads(model(image))
@@ -60,7 +60,7 @@ class Distillation(Objective):
         step.backward(config.distillation_weight * distilled)
 
         # Labelled target images.
-        labelled = batches["labelled"]
+        labelled = inputs["labelled"]
         loss = segmentation_loss(
             model(step.normalize(labelled.image)), labelled.label, config.auxiliary_weight
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from udas_fast.data import Batch, SegmentationDataset
 from udas_fast.models import set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Round, Step, Weight
+from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Round, Step, Weight
 from udas_fast.objectives.mixing import MixingConfig, domain_cutmix, translated_source
 from udas_fast.objectives.self_training import SelfTraining, SelfTrainingConfig
 from udas_fast.objectives.supervised import segmentation_loss
@@ -80,10 +80,10 @@ class DomainMixing(Objective):
         """``target`` with the labeller's class-balanced pseudo-labels."""
         if self.config.labels == "disk":
             return target
-        views, flips = self.labelling.look(target, step.augment, step.normalize)
+        views, flips = self.labelling.look([target.image], step.normalize)
         return replace(target, label=self.labelling.label_online(views, flips, target.image.shape[-2:]))
 
-    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
+    def inputs(self, batches: Mapping[str, Batch], step: Step) -> dict[str, Batch]:
         config = self.config
         source = translated_source(batches, config.mixing.translate, config.mixing.fda_beta)
 
@@ -94,13 +94,15 @@ class DomainMixing(Objective):
             target = self.label(batches["unlabelled"], step)
 
         if config.level == "region":
-            # The target's statistics are those that score it, and these are all the images that teach them.
-            mixed = {"seg_mixed": ("target", domain_cutmix(source, target, config.mixing, step))}
-        else:
-            mixed = {"seg": ("source", source), "seg_target": ("target", target)}
+            return {"seg_mixed": domain_cutmix(source, target, config.mixing, step)}
+        return {"seg": source, "seg_target": target}
+
+    def learn(self, model: nn.Module, inputs: Mapping[str, Batch], step: Learning) -> dict[str, Tensor]:
+        config = self.config
         losses = {}
-        for name, (domain, batch) in mixed.items():
-            set_domain(model, domain)
+        for name, batch in inputs.items():
+            # The target's statistics are those that score it, and mixed images are all that teach them.
+            set_domain(model, "source" if name == "seg" else "target")
             loss = segmentation_loss(model(step.normalize(batch.image)), batch.label, config.auxiliary_weight)
             step.backward(loss)
             losses[name] = loss.detach()

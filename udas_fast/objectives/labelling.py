@@ -61,9 +61,9 @@ def label_image(
     pixels = resize(sample.image, round.size, Image.Resampling.BILINEAR)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
     generator = round.generator("views", index)
-    views, flips = teacher.look(
-        Batch(image, None, [sample.id]), lambda views: auto_augment(views, generator), round.normalize
-    )
+    batch = Batch(image, None, [sample.id])
+    photometric = teacher.photometric_views(batch, lambda images: auto_augment(images, generator))
+    views, flips = teacher.look(photometric, round.normalize)
     if isinstance(threshold, Tensor):
         threshold = threshold.to(device)
     return teacher.label(views, flips, sample.image.shape[:2], threshold)

@@ -16,7 +16,7 @@ from udas_fast import ops
 from udas_fast.data import Batch
 from udas_fast.errors import InputError
 from udas_fast.models import Logits, ensemble, heads, set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step, Weight
+from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Weight
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,8 +86,8 @@ class Rectification(Objective):
             align_corners=logits.align_corners,
         ).label
 
-    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
-        image = step.normalize(batches["unlabelled"].image)
+    def learn(self, model: nn.Module, inputs: Mapping[str, Batch], step: Learning) -> dict[str, Tensor]:
+        image = step.normalize(inputs["unlabelled"].image)
         label = self.label(image)
         set_domain(model, "target")
         loss = rectified_loss(model(image), label, self.config.auxiliary_weight)

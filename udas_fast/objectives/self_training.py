@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import field
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -16,7 +16,7 @@ from udas_fast import distributed, ops
 from udas_fast.data import Batch, SegmentationDataset
 from udas_fast.data.types import IGNORE
 from udas_fast.models import Logits, heads, set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Round, Step, Weight
+from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Round, Step, Weight
 from udas_fast.objectives.labelling import label_to_disk, report_round
 from udas_fast.objectives.mixing import MixingConfig, labelled_batches
 from udas_fast.objectives.supervised import segmentation_loss
@@ -123,17 +123,22 @@ class SelfTraining(Objective):
             return balanced_thresholds(histogram, config.portion, config.cap)
         return config.threshold
 
+    def photometric_views(self, target: Batch, augment: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The images of ``target`` and their augmented versions, each uint8 ``[N, 3, H, W]``."""
+        if target.views is not None:
+            return [target.image, *target.views.unbind(1)]
+        return [target.image] + [augment(target.image) for _ in range(self.config.views - 1)]
+
     @torch.no_grad()
     def look(
-        self, target: Batch, augment: Callable[[Tensor], Tensor], normalize: Callable[[Tensor], Tensor]
+        self, photometric: Sequence[Tensor], normalize: Callable[[Tensor], Tensor]
     ) -> tuple[list[Logits], list[bool]]:
-        """The teacher's logits ``[N, C, h, w]`` of each of its K views of ``target``; whether a view is mirrored."""
+        """The teacher's logits ``[N, C, h, w]`` of each of its K views; whether a view is mirrored.
+
+        ``photometric`` are :meth:`photometric_views`, of whose first one the geometric views are.
+        """
         self.teacher.eval()
-        config, image = self.config, target.image
-        if target.views is not None:
-            photometric = [image, *target.views.unbind(1)]
-        else:
-            photometric = [image] + [augment(image) for _ in range(config.views - 1)]
+        config = self.config
         views = [(normalize(view), False) for view in photometric]
         views += geometric_views(views[0][0], config.scales, config.flip_view)
         return [heads(self.teacher(view)) for view, _ in views], [mirrored for _, mirrored in views]
@@ -157,21 +162,35 @@ class SelfTraining(Objective):
         self.histogram += distributed.all_sum(pseudo.histogram)
         return pseudo.label
 
-    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
+    def inputs(self, batches: Mapping[str, Batch], step: Step) -> dict[str, Any]:
         config, target = self.config, batches["unlabelled"]
-        size = target.image.shape[-2:]
+
+        def augmented(images: Tensor) -> Tensor:
+            return step.augment(images) if config.augment else images
+
+        found: dict[str, Any] = {"label": target.label}
+        if config.labels == "online" or config.consistency_weight:
+            found["views"] = self.photometric_views(target, step.augment)
+        found["image"] = augmented(target.image)
+        found["mixed"] = labelled_batches(batches, config.mixing, step)
+        if "labelled" in batches:
+            labelled = batches["labelled"]
+            found["labelled"] = replace(labelled, image=augmented(labelled.image))
+        return found
+
+    def learn(self, model: nn.Module, inputs: Mapping[str, Any], step: Learning) -> dict[str, Tensor]:
+        config, label = self.config, inputs["label"]
+        size = inputs["image"].shape[-2:]
 
         # Teacher: sure labels of its K views, now or before the round.
-        label = target.label
-        if config.labels == "online" or config.consistency_weight:
-            views, flips = self.look(target, step.augment, step.normalize)
+        if "views" in inputs:
+            views, flips = self.look(inputs["views"], step.normalize)
         if config.labels == "online":
             label = self.label_online(views, flips, size)
 
         # Student: the same images, strongly augmented.
         set_domain(model, "target")
-        image = step.augment(target.image) if config.augment else target.image
-        output = model(step.normalize(image))
+        output = model(step.normalize(inputs["image"]))
         losses = {"pseudo": segmentation_loss(output, label, config.auxiliary_weight)}
         total = config.pseudo_weight * losses["pseudo"]
         if config.consistency_weight:
@@ -190,17 +209,16 @@ class SelfTraining(Objective):
 
         # Labelled images: translated source, and its Domain CutMix with labelled target images.
         set_domain(model, "source")
-        for name, batch in labelled_batches(batches, config.mixing, step).items():
+        for name, batch in inputs["mixed"].items():
             loss = segmentation_loss(model(step.normalize(batch.image)), batch.label, config.auxiliary_weight)
             step.backward(loss)
             losses[name] = loss
 
         # Labelled target images themselves, augmented: the student agrees with the ground truth.
-        if "labelled" in batches:
+        if "labelled" in inputs:
             set_domain(model, "target")
-            labelled = batches["labelled"]
-            image = step.augment(labelled.image) if config.augment else labelled.image
-            loss = segmentation_loss(model(step.normalize(image)), labelled.label, config.auxiliary_weight)
+            batch = inputs["labelled"]
+            loss = segmentation_loss(model(step.normalize(batch.image)), batch.label, config.auxiliary_weight)
             step.backward(loss)
             losses["seg_labelled"] = loss
         return {name: loss.detach() for name, loss in losses.items()}

@@ -13,7 +13,7 @@ from udas_fast.data import Batch
 from udas_fast.data.types import IGNORE
 from udas_fast.errors import bad
 from udas_fast.models import heads, set_domain
-from udas_fast.objectives.base import STRICT, Objective, ObjectiveConfig, Step, Weight
+from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.mixing import FdaBeta, Translate, translated_source
 
 
@@ -66,12 +66,14 @@ class Supervised(Objective):
         super().__init__()
         self.config = config
 
-    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
-        set_domain(model, "target")  # whose statistics score it, and no other images teach them
+    def inputs(self, batches: Mapping[str, Batch], step: Step) -> dict[str, Batch]:
         if self.config.domain == "source":
-            batch = translated_source(batches, self.config.translate, self.config.fda_beta)
-        else:
-            batch = batches["labelled"]
+            return {"seg": translated_source(batches, self.config.translate, self.config.fda_beta)}
+        return {"seg": batches["labelled"]}
+
+    def learn(self, model: nn.Module, inputs: Mapping[str, Batch], step: Learning) -> dict[str, Tensor]:
+        set_domain(model, "target")  # whose statistics score it, and no other images teach them
+        batch = inputs["seg"]
         loss = segmentation_loss(
             model(step.normalize(batch.image)), batch.label, self.config.auxiliary_weight
         )

@@ -99,11 +99,14 @@ def _threshold(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | Non
             raise bad("threshold", value, "a finite number or a tensor [C]")
         return float(value), None
     value = _check.class_values("threshold", value, like)
-    # A subclass may have no values; under torch.compile there are none yet.
-    on_host = value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
-    if on_host and not bool(value.isfinite().all()):
+    if _on_host(value) and not bool(value.isfinite().all()):
         raise bad("threshold", "a value that is not finite", "finite numbers")
     return 0.0, value
+
+
+def _on_host(value: Tensor) -> bool:
+    """Whether a look at it waits for nothing; a subclass may have no values, under torch.compile there are none yet."""
+    return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 
 
 def _flip_table(flips: Flips, views: Sequence[Tensor]) -> Tensor | None:

@@ -67,6 +67,7 @@ class Recipe:
     input: InputConfig = field(default_factory=InputConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False  # the backbones by torch.compile, which takes its time in the first steps
+    cuda_graphs: bool = False  # forwards, losses and backwards of a step recorded once and replayed
     # Decay of an average of the weights, begun anew in every round: what is scored, saved and the next round's
     # teacher and start; Mean Teacher and DACS: 0.99. None: the last weights. Costs one more copy of the network.
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -81,6 +82,9 @@ class Recipe:
             raise ValueError(f"stages: found two of the name {twice[0]!r}, wanted names that differ")
         if len({stage.objective.trains for stage in self.stages}) > 1:
             raise ValueError("stages: found segmentation and translation, wanted one of them")
+        for name in ("compile", "cuda_graphs"):
+            if getattr(self, name) and self.trains == "translation":
+                raise ValueError(f"{name}: found true for a translation, wanted false")
         return self
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from udas_fast import distributed
 from udas_fast.data import ClassSet
 from udas_fast.engine.compile import compile_backbones
+from udas_fast.engine.graph import check_graphs
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.engine.probe import check_network
@@ -80,6 +81,8 @@ class Networks(dict[str, nn.Module]):
         self[last] = self.trained
         for name in dict.fromkeys(stage.network for stage in recipe.stages if stage.network != last):
             self[name] = copy.deepcopy(self.trained)
+        if recipe.cuda_graphs:
+            check_graphs(amp.device)
         if recipe.compile:
             compile_backbones(self.values(), self.memory, amp.device)
         self._require_teachers()

@@ -16,6 +16,7 @@ from udas_fast.data import Faults, Loader
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.checkpoint import CheckpointFolder
 from udas_fast.engine.fault import BadSteps
+from udas_fast.engine.graph import CudaCapture
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.optim import MakeOptimizer
 from udas_fast.engine.precision import memory_format
@@ -131,10 +132,15 @@ class Phases:
             optimizer=self.optimizer,
             bad_steps=self.bad_steps,
             faults=self.faults,
+            capture=CudaCapture(networks.amp.device) if self.recipe.cuda_graphs else None,
         )
         if saved is not None:
             loop.load_state_dict(saved["loop"])
+        first = loop.done
         runner.run(loop, before, lambda: self._state(index))
+        if loop.graph is not None:
+            replays = f"{loop.graph.replays} of {phase.steps - first} steps"
+            tqdm.write(f"{phase.name}: {replays} replayed a CUDA graph", file=sys.stderr)
         with networks.amp.autocast():
             objective.finish(around)
         runner.recorder.pseudo_labels(before + phase.steps, around)

@@ -1,0 +1,290 @@
+"""A step's learning recorded and replayed, by a tape in the place of a CUDA graph: the same run to the bit."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from loops import loop_of, tiny
+from tape import TapeCapture
+from torch import Tensor, nn
+
+from udas_fast import Trainer, distributed
+from udas_fast.data import Batch, open_dataset
+from udas_fast.engine.graph import WARM_UP, Capture, CudaCapture, StepGraph, check_graphs, take_apart
+from udas_fast.engine.loop import Loop
+from udas_fast.errors import InputError
+from udas_fast.objectives import Learning
+from udas_fast.objectives.supervised import Supervised, segmentation_loss
+from udas_fast.ops import predictions
+from udas_fast.recipes import Recipe, get_recipe, override, recipes, small
+from udas_fast.recipes.domains import DataConfig, Domains
+from udas_fast.training import networks, phases
+
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def _values_are_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU's are: operators look at thresholds that lie on the host."""
+    monkeypatch.setattr(predictions, "_on_host", lambda value: False)
+
+
+def run(recipe: Recipe, index: int, capture: Capture | None) -> tuple[Loop, list[dict[str, Tensor]]]:
+    """A stage's loop after its last step, and the losses of all steps."""
+    loop = loop_of(recipe, index, capture=capture)
+    losses: list[dict[str, Tensor]] = []
+    loop.run(losses.append)
+    return loop, losses
+
+
+def check_same(found: object, wanted: object, where: str) -> None:
+    """To the bit, whatever they are made of."""
+    if isinstance(wanted, Mapping):
+        assert found.keys() == wanted.keys(), where
+        for key, value in wanted.items():
+            check_same(found[key], value, f"{where}.{key}")
+    elif isinstance(wanted, Tensor):
+        assert torch.equal(found.nan_to_num(-1.5), wanted.nan_to_num(-1.5)), where
+    elif isinstance(wanted, (list, tuple)):
+        for i, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            check_same(one, other, f"{where}[{i}]")
+    else:
+        assert found == wanted, where
+
+
+def check(recipe: Recipe, *replays: int) -> None:
+    """Each stage replays so many of its steps, and ends with the losses and the state of a run that does not."""
+    for index, (stage, count) in enumerate(zip(recipe.stages, replays, strict=True)):
+        plain, wanted = run(recipe, index, None)
+        loop, losses = run(recipe, index, TapeCapture())
+        assert loop.graph.replays == count, stage.name
+        check_same(losses, wanted, stage.name)
+        check_same(loop.state_dict(), plain.state_dict(), stage.name)
+
+
+def every_step(name: str) -> Recipe:
+    recipe = tiny(name)
+    return override(recipe, [f"stages.{stage.name}.steps={STEPS}" for stage in recipe.stages])
+
+
+# A delayed term is in all steps but the first ones.
+DELAYED = {"udas", "uda", "seg_uncertainty"}
+
+
+@pytest.mark.parametrize("name", [name for name in recipes() if name != "cyclegan"])
+def test_every_recipe_runs_as_it_does_without(name: str) -> None:
+    recipe = every_step(name)
+    replays = [STEPS - WARM_UP] * len(recipe.stages)
+    if name in DELAYED:
+        replays[0] -= min(WARM_UP, ceil(recipe.stages[0].objective.kl_start * STEPS))
+    check(recipe, *replays)
+
+
+ADAPTATION, SELF_TRAINING = "stages.adaptation.objective", "stages.self_training.objective"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["memory.checkpointing=all", "ema=0.9", "precision=bf16"],
+        ["memory.micro_batch_size=1", "model.norm=frozen", f"{SELF_TRAINING}.consistency_weight=1"],
+        [
+            "model.name=deeplabv3plus",
+            "model.dropout=0.3",
+            f"{ADAPTATION}.discriminator=pixel",
+            f"{ADAPTATION}.gate=0.5",
+            f"{ADAPTATION}.mixing.translate=fda",
+            f"{SELF_TRAINING}.threshold=balanced",
+            f"{SELF_TRAINING}.flip_view=true",
+            f"{SELF_TRAINING}.scales=[1.25]",
+        ],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_options_run_as_they_do_without(settings: list[str]) -> None:
+    check(override(every_step("udas"), settings), STEPS - WARM_UP - 2, STEPS - WARM_UP)
+
+
+def test_dropout_that_runs_again_cannot_be_recorded() -> None:
+    # As CUDA's random state cannot be read meanwhile. The discriminators are CyCADA's.
+    settings = [f"{ADAPTATION}.discriminator=pixel", "memory.checkpointing=all"]
+    with pytest.raises(RuntimeError, match="current_seed"):
+        run(override(every_step("udas"), settings), 0, TapeCapture())
+
+
+def test_another_term_is_recorded_anew() -> None:
+    # The first steps' graph has five replays less the three that warm it up, and so has the last ones'.
+    check(override(every_step("uda"), [f"{ADAPTATION}.kl_start=0.5"]), STEPS - 2 * WARM_UP)
+
+
+def test_a_run_goes_on_from_the_midst_of_replays() -> None:
+    recipe = override(every_step("udas"), ["ema=0.9", "model.dropout=0.5"])
+    whole = loop_of(recipe, capture=TapeCapture())
+    states, rest = [], []
+
+    def after_step(losses: dict[str, Tensor]) -> None:
+        if whole.done == 8:
+            states.append(copy.deepcopy(whole.state_dict()))
+
+    whole.run(after_step)
+    again = loop_of(recipe, capture=TapeCapture())
+    again.load_state_dict(states[0])
+    again.run(rest.append)
+    assert len(rest) == STEPS - 8
+    check_same(again.state_dict(), whole.state_dict(), "udas")
+
+
+def changed(line: str) -> Callable[..., dict[str, Tensor]]:
+    """Supervised's learning with ``line`` of its loss, and of how often the host was asked for one."""
+    asked = []
+
+    def learn(
+        self: Supervised, model: nn.Module, inputs: Mapping[str, Batch], step: Learning
+    ) -> dict[str, Tensor]:
+        batch = inputs["seg"]
+        asked.append(0)
+        loss = segmentation_loss(model(step.normalize(batch.image)), batch.label, 0.0)
+        loss = eval(line, {"loss": loss, "count": len(asked), "batch": batch, "step": step})
+        step.backward(loss)
+        return {"seg": loss.detach()}
+
+    return learn
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("loss", None),
+        ("loss * count", "source"),  # the host's number is that of the recording
+        ("loss * float(loss)", "_local_scalar_dense waits"),
+        ("loss * batch.label.unique().numel()", "_unique2 waits"),
+        ("loss * step.progress", "no attribute 'progress'"),
+    ],
+)
+def test_a_step_that_a_graph_cannot_stand_for_is_seen(line: str, told: str | None) -> None:
+    plain, recorded = changed(line), changed(line)
+    with patch.object(Supervised, "inputs", lambda self, batches, step: {"seg": batches["source"]}):
+
+        def both() -> None:
+            with patch.object(Supervised, "learn", plain):
+                _, wanted = run(every_step("no_adaptation"), 0, None)
+            with patch.object(Supervised, "learn", recorded):
+                _, losses = run(every_step("no_adaptation"), 0, TapeCapture())
+            check_same(losses, wanted, "source")
+
+        if told is None:
+            both()
+        else:
+            with pytest.raises((AssertionError, RuntimeError, AttributeError), match=told):
+                both()
+
+
+def test_inputs_of_another_outline_are_recorded_anew_and_losses_are_the_callers() -> None:
+    weight = nn.Parameter(torch.tensor(2.0))
+
+    def learn(inputs: dict[str, Any]) -> dict[str, Tensor]:
+        loss = (weight * inputs["x"].image.float()).mean() * (2 if inputs["twice"] else 1)
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    graph = StepGraph(learn, [weight], TapeCapture())
+    seen = []
+    shapes = [(2, 2)] * 6 + [(3, 2)] * 5 + [(2, 2), (3, 2)] * 4
+    for i, shape in enumerate(shapes):
+        weight.grad = None
+        batch = Batch(torch.full(shape, i, dtype=torch.uint8), None, [str(i)])
+        seen.append(graph({"x": batch, "twice": i == 5})["loss"])
+        assert weight.grad.item() == pytest.approx(i * (2 if i == 5 else 1))
+    wanted = [2.0 * i * (2 if i == 5 else 1) for i in range(len(shapes))]
+    assert [x.item() for x in seen] == pytest.approx(wanted)
+    # Of the first six, two after three to warm up and one with another value; of the next five, two; then none.
+    assert graph.replays == 4
+
+
+def test_an_outline_is_of_shapes_and_values_but_not_of_ids() -> None:
+    def inputs(ids: list[str], size: int, kind: torch.dtype, flag: bool) -> dict[str, Any]:
+        image = torch.zeros(1, 3, size, size, dtype=kind)
+        return {"a": Batch(image, None, ids), "b": [image, {"c": (image,)}], "flag": flag}
+
+    base = ["x"], 4, torch.uint8, True
+    outline, tensors = take_apart(inputs(*base))
+    assert len(tensors) == 3
+    assert take_apart(inputs(["y"], *base[1:]))[0] == outline
+    others = (["x"], 5, *base[2:]), (*base[:2], torch.float32, True), (*base[:3], False)
+    assert all(take_apart(inputs(*other))[0] != outline for other in others)
+
+
+def test_what_has_no_graphs_is_told(camvid_root: Path, tmp_path: Path) -> None:
+    data = Domains(source=open_dataset(f"camvid:{camvid_root}", "train"))
+    recipe = override(small(get_recipe("no_adaptation"), size=(32, 48), steps=2), ["cuda_graphs=true"])
+    with pytest.raises(
+        InputError, match="cuda_graphs: found device cpu, wanted a CUDA device, or cuda_graphs"
+    ):
+        Trainer(None, recipe, data, run=tmp_path / "run", device="cpu")
+    with (
+        patch.object(distributed, "world", lambda: 2),
+        pytest.raises(InputError, match="cuda_graphs: found 2 processes, wanted one process"),
+    ):
+        check_graphs(torch.device("cuda"))
+    for name in ("cuda_graphs", "compile"):
+        with pytest.raises(InputError, match=f"{name}: found true for a translation, wanted false"):
+            override(get_recipe("cyclegan"), [f"{name}=true"])
+
+
+def test_a_whole_run_has_the_losses_and_scores_of_one_without(
+    camvid_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(phases, "CudaCapture", lambda device: TapeCapture())
+    monkeypatch.setattr(networks, "check_graphs", lambda device: None)
+    root = f"camvid:{camvid_root}"
+    recipe = small(get_recipe("udas"), size=(32, 48), steps=24, batch_size=2)
+    for graphs in ("false", "true"):
+        settings = [f"cuda_graphs={graphs}", "model.width=4", "ema=0.9"]
+        data = DataConfig(root, root, labels=2)
+        Trainer(None, override(recipe, settings), data, run=tmp_path / graphs, device="cpu").fit()
+    told = dict(re.findall(r"(\w\S*): (\d+ of \d+) steps replayed a CUDA graph", capsys.readouterr().err))
+    assert told == {"adaptation": "11 of 16", "self_training.1": "1 of 4", "self_training.2": "1 of 4"}
+    for name in ("metrics.jsonl", "scores.json"):
+        found, wanted = ((tmp_path / graphs / name).read_text() for graphs in ("true", "false"))
+        assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("Cannot call CUDAGeneratorImpl::current_seed\nmore"),
+            "that cannot be recorded .Cannot call",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+        (InputError("label: found 7"), "label: found 7"),
+    ],
+)
+def test_why_a_step_cannot_be_recorded_is_told(error: Exception, told: str) -> None:
+    @contextmanager
+    def graph(*_: object, **__: object) -> Iterator[None]:
+        try:
+            yield
+        finally:  # as torch does
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def learn() -> None:
+        raise error
+
+    capture = CudaCapture.__new__(CudaCapture)
+    capture._stream = None
+    with (
+        patch.object(torch.cuda, "CUDAGraph", object),
+        patch.object(torch.cuda, "graph", graph),
+        pytest.raises((InputError, torch.OutOfMemoryError), match=told),
+    ):
+        capture.record(learn)

@@ -1,0 +1,157 @@
+"""A step's learning as a CUDA graph: recorded once and replayed, without the host's time for each kernel.
+
+What a graph holds is :meth:`udas_fast.objectives.Objective.learn`: forwards, losses and backwards. Loading, mixing and
+augmentation come before it, as chance decides which kernels they run; clipping, optimisers and averages come after it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from udas_fast import distributed
+from udas_fast.data import Batch
+from udas_fast.errors import InputError, bad, first_line
+
+Result = TypeVar("Result")
+Losses = dict[str, Tensor]
+
+WARM_UP = 3  # steps that run as they are before one is recorded: libraries load, and cuDNN chooses
+
+
+class Capture(Protocol):
+    """What records; :class:`CudaCapture`, or a test's stand-in for it."""
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        """``function()`` as it will be recorded later."""
+        ...
+
+    def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+        """What ``function()`` returns, and what does its work; nothing is done and the result is empty until then."""
+        ...
+
+
+class CudaCapture:
+    """CUDA's own, on a stream of its own that the steps before it run on as well: autograd's nodes belong to one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        outside = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(outside)
+        with torch.cuda.stream(self._stream):
+            result = function()
+        outside.wait_stream(self._stream)
+        return result
+
+    def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Threads that read ahead may allocate and wait meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                result = function()
+        except RuntimeError as error:
+            first = _first(error)
+            if isinstance(first, (torch.OutOfMemoryError, InputError)):
+                raise first from None
+            found = f"a step that cannot be recorded ({first_line(first):.200})"
+            raise bad("cuda_graphs", found, "cuda_graphs: false") from error
+        return result, graph.replay
+
+
+class StepGraph:
+    """``learn``, whose work is recorded after :data:`WARM_UP` steps of one outline and replayed from then on.
+
+    Inputs of another outline (other shapes or plain values) warm up and are recorded anew in its place.
+
+    Args:
+        learn: inputs → losses; it adds to the gradients of ``parameters``, which are None before every call.
+        parameters: whose gradients are the recorded tensors after a replay.
+        capture: what records.
+    """
+
+    def __init__(
+        self, learn: Callable[[Any], Losses], parameters: Iterable[nn.Parameter], capture: Capture
+    ) -> None:
+        self._learn, self._parameters, self._capture = learn, list(parameters), capture
+        self._outline: object = None
+        self._warmed = 0
+        self._recorded: _Recorded | None = None
+        self.replays = 0
+        """Steps that were replayed."""
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Losses:
+        """The losses; their tensors are the caller's."""
+        outline, tensors = take_apart(inputs)
+        if outline != self._outline:
+            self._outline, self._warmed, self._recorded = outline, 0, None
+        if self._warmed < WARM_UP:
+            self._warmed += 1
+            return self._capture.run(lambda: self._learn(inputs))
+        if self._recorded is None:
+            self._recorded = _Recorded(self._learn, inputs, self._parameters, self._capture)
+        self.replays += 1
+        return self._recorded.replay(tensors)
+
+
+class _Recorded:
+    """One graph with the tensors that it reads and writes, wherever the step's own may lie."""
+
+    def __init__(
+        self,
+        learn: Callable[[Any], Losses],
+        inputs: Mapping[str, Any],
+        parameters: Sequence[nn.Parameter],
+        capture: Capture,
+    ) -> None:
+        own = copy.deepcopy(inputs)
+        _, self._inputs = take_apart(own)
+        self._losses, self._run = capture.record(lambda: learn(own))
+        self._gradients = [(p, p.grad) for p in parameters if p.grad is not None]
+
+    def replay(self, tensors: Sequence[Tensor]) -> Losses:
+        for own, new in zip(self._inputs, tensors, strict=True):
+            own.copy_(new)
+        self._run()
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        return {name: loss.clone() for name, loss in self._losses.items()}
+
+
+def take_apart(inputs: object) -> tuple[object, list[Tensor]]:
+    """(what one graph holds for, the tensors) of an objective's inputs; images' ids and places are neither."""
+    tensors: list[Tensor] = []
+
+    def outline(value: object) -> object:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+            return value.shape, value.dtype
+        if isinstance(value, Batch):
+            return [outline(part) for part in (value.image, value.label, value.views)]
+        if isinstance(value, Mapping):
+            return {key: outline(part) for key, part in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [outline(part) for part in value]
+        return value
+
+    return outline(inputs), tensors
+
+
+def check_graphs(device: torch.device) -> None:
+    """Raise InputError where no step can be recorded: on a CPU, or among several processes."""
+    if device.type != "cuda":
+        raise bad("cuda_graphs", f"device {device.type}", "a CUDA device, or cuda_graphs: false")
+    if (world := distributed.world()) > 1:
+        raise bad("cuda_graphs", f"{world} processes", "one process, or cuda_graphs: false")
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that made a recording end, which ends with others."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
