@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from take_step import take_step
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
@@ -111,7 +112,7 @@ def test_every_term_and_view(
     for objective in pair(TERMS[terms]):
         objective.start(tiny_net)
         tiny_net.train().zero_grad()
-        losses = objective.step(tiny_net, batches, make_step(seed=3))
+        losses = take_step(objective, tiny_net, batches, make_step(seed=3))
         found.append((losses, gradients(tiny_net, objective)))
     assert_same(*found)
 
@@ -176,7 +177,7 @@ def public(stage: str, norm: str, align_corners: bool) -> Found:
     objective = smooth(pair(CONFIGS[stage])[1])
     model = public_network(norm, align_corners=align_corners)
     objective.start(model)
-    losses = objective.step(model, three(), one_step(Tensor.backward, torch.contiguous_format))
+    losses = take_step(objective, model, three(), one_step(Tensor.backward, torch.contiguous_format))
     return losses, gradients(model, objective)
 
 
@@ -199,7 +200,7 @@ def ours(
         compile_backbones([model], memory, CPU)
     kept: list[Tensor] = []
     step = one_step(kept.append if together else Tensor.backward, layout)
-    losses = objective.step(model, three(), step)
+    losses = take_step(objective, model, three(), step)
     if together:
         sum(kept).backward()
     return losses, gradients(model, objective)
@@ -303,7 +304,7 @@ def public_loop(stage: str, name: str, first: int = 0) -> Found:
             backward=Tensor.backward,
             normalize=normalize,
         )
-        losses = objective.step(model, three(), step)
+        losses = take_step(objective, model, three(), step)
         for optimizer in optimizers:
             optimizer.step()
     return losses, moved.now()

@@ -85,7 +85,7 @@ def _same(a: object, b: object) -> bool:
 def test_an_interrupted_run_goes_on_to_the_bit(
     finished: Path, roots: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    calls, step = [], CycleGAN.step
+    calls, learn = [], CycleGAN.learn
 
     def interrupted(self: CycleGAN, *arguments: object) -> dict[str, Tensor]:
         calls.append(1)
@@ -93,10 +93,10 @@ def test_an_interrupted_run_goes_on_to_the_bit(
             if end == "killed":
                 raise MemoryError
             signal.raise_signal(signal.SIGINT)
-        return step(self, *arguments)
+        return learn(self, *arguments)
 
     out = tmp_path / "run"
-    monkeypatch.setattr(CycleGAN, "step", interrupted)
+    monkeypatch.setattr(CycleGAN, "learn", interrupted)
     with pytest.raises(MemoryError if end == "killed" else Interrupted):
         _start(*roots, out).fit()
     monkeypatch.undo()

@@ -24,7 +24,13 @@ from udas_fast.inference import TrainedModel
 from udas_fast.recipes import Recipe
 from udas_fast.recipes.domains import DataConfig, Domains
 from udas_fast.recipes.run_config import RunConfig, require_objects
-from udas_fast.recipes.run_file import read_run_file, require_same_run, write_run_file
+from udas_fast.recipes.run_file import (
+    begin_run,
+    read_run_file,
+    require_same_run,
+    require_unused,
+    write_run_file,
+)
 from udas_fast.training import Networks, Phases, Results
 
 
@@ -87,18 +93,9 @@ class Trainer:
             max_bad_steps,
         )
         self._set_up(model, recipe, domains, Path(run), config, optimizer, callbacks)
-        distributed.on_main(self._require_new)  # not only after every file has been read
+        distributed.on_main(lambda: require_unused(self.run))  # not only after every file has been read
         self.domains.verify()
-        distributed.on_main(self._begin)
-
-    def _begin(self) -> None:
-        with locked(self.run):
-            self._require_new()
-            write_run_file(self.run, self.recipe, self.config)
-
-    def _require_new(self) -> None:
-        if self.checkpoints.newest() is not None or self.complete:
-            raise bad(f"run folder {self.run}", "an earlier run", "a new folder, or --resume")
+        distributed.on_main(lambda: begin_run(self.run, self.recipe, self.config))
 
     @classmethod
     @distributed.stopping_all()

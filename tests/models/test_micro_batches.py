@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from take_step import take_step
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
@@ -53,7 +54,7 @@ def test_a_step_in_parts_has_the_losses_and_gradients_of_the_whole(
         for module in (model, objective):
             set_micro_batch_size(module, size)
         objective.start(model)
-        losses = objective.step(model, five(batches), make_step(progress=0.7))
+        losses = take_step(objective, model, five(batches), make_step(progress=0.7))
         gradients = [p.grad for p in (*model.parameters(), *objective.optimized()) if p.grad is not None]
         found.append((losses, gradients))
     (losses, gradients), *others = found

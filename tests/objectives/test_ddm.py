@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from take_step import take_step
 from torch import nn
 
 from udas_fast import ops
@@ -47,7 +48,7 @@ def test_sample_teacher_learns_both_domains_one_to_one(
 ) -> None:
     objective = DomainMixingConfig(level="sample", mixing=PLAIN).build(4)
     reference = copy.deepcopy(tiny_net)
-    losses = objective.step(tiny_net, batches, make_step())
+    losses = take_step(objective, tiny_net, batches, make_step())
     source, target = (
         _cross_entropy(reference, batches[n].image, batches[n].label) for n in ("source", "labelled")
     )
@@ -67,7 +68,7 @@ def test_region_teacher_sees_a_rectangle_of_the_target_in_the_source(
     batches["source"].label.zero_()
     batches["labelled"].label.fill_(3)
     reference = copy.deepcopy(tiny_net)
-    loss = objective.step(tiny_net, batches, make_step(seed=3))["seg_mixed"]
+    loss = take_step(objective, tiny_net, batches, make_step(seed=3))["seg_mixed"]
     (image,) = tiny_net.inputs
     inside = image[:, 0] == 1
     for rectangle in inside:
@@ -91,7 +92,7 @@ def test_pseudo_labels_of_the_student_join_the_labelled_target_images(
     for _ in range(2):  # thresholds are those of the confidences so far
         seen = objective.labelling.histogram.clone()
         tiny_net.inputs.clear()
-        objective.step(tiny_net, batches, make_step())
+        take_step(objective, tiny_net, batches, make_step())
     image = batches["unlabelled" if share else "labelled"].image
     assert torch.equal(tiny_net.inputs[1], image.float() / 255)
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
@@ -115,7 +116,7 @@ def test_pseudo_labels_from_disk_are_taken_as_they_are(
     objective.start(tiny_net)
     read = replace(batches["unlabelled"], label=batches["labelled"].label)
     reference = copy.deepcopy(tiny_net)
-    losses = objective.step(tiny_net, batches | {"unlabelled": read}, make_step())
+    losses = take_step(objective, tiny_net, batches | {"unlabelled": read}, make_step())
     want = _cross_entropy(reference, read.image, read.label)
     torch.testing.assert_close(losses["seg_target"].double(), want, rtol=1e-5, atol=1e-7)
     assert not objective.labelling.histogram.any()
@@ -128,7 +129,7 @@ def test_student_loss_is_half_the_kl_of_the_teachers_mean_plus_labelled_cross_en
     objective = DistillationConfig().build(4)
     objective.networks = _teachers(tiny_net)
     reference = copy.deepcopy(tiny_net)
-    losses = objective.step(tiny_net, batches, make_step())
+    losses = take_step(objective, tiny_net, batches, make_step())
     image = batches["unlabelled"].image.float() / 255
     with torch.no_grad():
         mean = sum(_up(t.eval()(image)[0]).softmax(1) for t in objective.networks.values()) / 2
@@ -164,7 +165,7 @@ def test_the_same_step_draws_the_same_numbers(
         net, objective = copy.deepcopy(tiny_net), config.build(4)
         objective.networks = {"student": copy.deepcopy(tiny_net)}
         objective.start(net)
-        objective.step(net, batches, make_step(seed=seed))
+        take_step(objective, net, batches, make_step(seed=seed))
         gradients.append(net.body.weight.grad)
     assert torch.equal(gradients[0], gradients[1])
     assert not torch.equal(gradients[0], gradients[2])

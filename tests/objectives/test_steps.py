@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from take_step import take_step
 from torch import nn
 
 from udas_fast.data import Batch
@@ -30,7 +31,7 @@ def test_no_adaptation_sees_source_images_only(
     config = SupervisedConfig(domain="source")
     assert config.needs == ("source",)
     assert config.uses == ()
-    config.build(4).step(tiny_net, batches, make_step())
+    take_step(config.build(4), tiny_net, batches, make_step())
     assert len(tiny_net.inputs) == 1
     assert torch.equal(tiny_net.inputs[0], batches["source"].image.float() / 255)
 
@@ -45,7 +46,7 @@ def test_supervised_on_translated_source_sees_it_in_the_targets_look(
 ) -> None:
     config = SupervisedConfig(translate=translate)
     assert config.needs == ("source", "unlabelled")
-    config.build(4).step(tiny_net, batches, make_step())
+    take_step(config.build(4), tiny_net, batches, make_step())
     (seen,) = tiny_net.inputs  # the target itself is never trained on
     beta = (config.fda_beta,) if translate == "fda" else ()
     expected = translated(batches["source"].image, batches["unlabelled"].image, *beta)
@@ -58,7 +59,7 @@ def test_ignored_pixels_teach_nothing(
     tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
 ) -> None:
     batches["source"].label[:] = 255
-    losses = SupervisedConfig().build(4).step(tiny_net, batches, make_step())
+    losses = take_step(SupervisedConfig().build(4), tiny_net, batches, make_step())
     assert losses["seg"] == 0
     assert all(p.grad is None or not p.grad.any() for p in tiny_net.parameters())
 
@@ -67,7 +68,7 @@ def test_adaptation_updates_network_and_discriminators(
     tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
 ) -> None:
     objective = AdaptationConfig(mixing=PLAIN, discriminator_width=4).build(4)
-    losses = objective.step(tiny_net, batches, make_step())
+    losses = take_step(objective, tiny_net, batches, make_step())
     assert set(losses) == {"seg", "seg_mixed", "adv", "kl", "dis"}
     assert all(not loss.requires_grad for loss in losses.values())
     assert all(p.grad is not None for p in objective.optimized())
@@ -92,7 +93,7 @@ def test_discriminators_see_predictions_at_their_stride(
     sizes = []
     for discriminator in (objective.adversary.primary, objective.adversary.auxiliary):
         discriminator.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
-    objective.step(tiny_net, batches, make_step())
+    take_step(objective, tiny_net, batches, make_step())
     assert sizes == [seen] * 6  # two levels, each sees target, source and target
 
 
@@ -113,7 +114,7 @@ def test_recipes_of_adaptation_have_their_terms_and_no_other(
     config = replace(get_recipe(name).stages[0].objective, discriminator_width=4)
     assert "labelled" not in config.uses
     objective = config.build(4)
-    losses = objective.step(tiny_net, batches, make_step(progress=0.7))
+    losses = take_step(objective, tiny_net, batches, make_step(progress=0.7))
     assert set(losses) == terms
     assert len(tiny_net.inputs) == 2  # source and target
     assert bool(objective.optimized()) == ("dis" in terms)
@@ -142,7 +143,7 @@ def test_every_objective_takes_every_network(
     built = config.build(4)
     built.networks = {name: copy.deepcopy(model) for name in config.teachers}
     built.start(model)
-    losses = built.step(model, batches, make_step(progress=0.7))
+    losses = take_step(built, model, batches, make_step(progress=0.7))
     assert all(loss.isfinite() for loss in losses.values())
     assert model.primary[-1].weight.grad.any()
 
@@ -151,8 +152,8 @@ def test_agreement_begins_at_its_share_of_the_stage(
     tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
 ) -> None:
     objective = AdaptationConfig(mixing=PLAIN, discriminator_width=4).build(4)
-    assert "kl" not in objective.step(tiny_net, batches, make_step(progress=0.0999))
-    assert "kl" in objective.step(tiny_net, batches, make_step(progress=0.1))
+    assert "kl" not in take_step(objective, tiny_net, batches, make_step(progress=0.0999))
+    assert "kl" in take_step(objective, tiny_net, batches, make_step(progress=0.1))
 
 
 def test_teacher_is_frozen_and_labels_what_it_is_sure_of(
@@ -168,7 +169,7 @@ def test_teacher_is_frozen_and_labels_what_it_is_sure_of(
     objective = SelfTrainingConfig(views=1, threshold=threshold, mixing=PLAIN).build(4)
     objective.start(tiny_net)
     before = {k: v.clone() for k, v in objective.teacher.state_dict().items()}
-    losses = objective.step(tiny_net.train(), batches, make_step())
+    losses = take_step(objective, tiny_net.train(), batches, make_step())
     assert set(losses) == {"pseudo", "kept", "seg", "seg_mixed", "seg_labelled"}
     assert all(torch.equal(v, before[k]) for k, v in objective.teacher.state_dict().items())
     assert all(p.grad is None for p in objective.teacher.parameters())
@@ -205,7 +206,7 @@ def test_the_same_step_draws_the_same_numbers(
     for seed in (7, 7, 8):
         tiny_net.load_state_dict(state)
         tiny_net.zero_grad()
-        objective.step(tiny_net, batches, make_step(seed=seed))
+        take_step(objective, tiny_net, batches, make_step(seed=seed))
         runs.append(tiny_net.body.weight.grad.clone())
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
@@ -216,7 +217,7 @@ def test_balanced_rounds_start_without_a_past(
 ) -> None:
     objective = SelfTrainingConfig(threshold="balanced", mixing=PLAIN).build(4)
     objective.start(tiny_net)
-    first = objective.step(tiny_net, batches, make_step())
-    second = objective.step(tiny_net, batches, make_step())
+    first = take_step(objective, tiny_net, batches, make_step())
+    second = take_step(objective, tiny_net, batches, make_step())
     assert first["kept"] < second["kept"]
     assert objective.state_dict()["histogram"].sum() == 2 * 2 * 32 * 48

@@ -122,10 +122,6 @@ class Objective(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has no learn()")
 
-    def step(self, model: nn.Module, batches: Mapping[str, Batch], step: Step) -> dict[str, Tensor]:
-        """:meth:`learn` from :meth:`inputs`."""
-        return self.learn(model, self.inputs(batches, step), step)
-
     def scored(self) -> Mapping[str, nn.Module]:
         """Networks beside the trained one that are scored when the round ends, by name."""
         return {}

@@ -66,7 +66,8 @@ def reduce_loss(loss: Tensor, count: Tensor | float, reduction: str) -> Tensor:
     total = loss.sum()
     if reduction == "sum":
         return total
-    count = torch.as_tensor(count, dtype=loss.dtype, device=loss.device)
+    if not isinstance(count, Tensor):
+        count = loss.new_full((), count)  # filled there: a copy from the host waits
     return torch.where(count > 0, total / torch.where(count > 0, count, torch.ones_like(count)), 0 * total)
 
 

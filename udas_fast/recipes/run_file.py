@@ -11,7 +11,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from udas_fast.atomic import atomic_write, make_folder
+from udas_fast.engine.checkpoint import CheckpointFolder
+from udas_fast.engine.lock import locked
 from udas_fast.errors import InputError, bad, first_problem
+from udas_fast.inference import MODEL_FILE
 from udas_fast.recipes.recipe import Recipe, recipe_from_dict
 
 Config = TypeVar("Config")
@@ -64,6 +67,23 @@ def write_run_file(run: Path, recipe: Recipe, config: Any) -> None:
     """
     make_folder(run)
     atomic_write(yaml.safe_dump(run_document(recipe, config), sort_keys=False), run / "run.yaml")
+
+
+def require_unused(run: Path) -> None:
+    """Raise InputError where folder ``run`` has a checkpoint or the model of an earlier run."""
+    if CheckpointFolder(run / "checkpoints").newest() is not None or (run / MODEL_FILE).is_file():
+        raise bad(f"run folder {run}", "an earlier run", "a new folder, or --resume")
+
+
+def begin_run(run: Path, recipe: Recipe, config: Any) -> None:
+    """:func:`write_run_file` into a folder that no other run has used, nor uses now.
+
+    Raises:
+        InputError: an earlier run, or another command that is at work there; or the folder cannot be written.
+    """
+    with locked(run):
+        require_unused(run)
+        write_run_file(run, recipe, config)
 
 
 def read_run_file(run: Path, kind: type[Config]) -> tuple[Recipe, Config]:

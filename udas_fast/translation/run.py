@@ -34,7 +34,7 @@ from udas_fast.objectives import STRICT
 from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.recipes import Recipe
 from udas_fast.recipes.domains import DataConfig, Domains
-from udas_fast.recipes.run_file import read_run_file, require_same_run, write_run_file
+from udas_fast.recipes.run_file import begin_run, read_run_file, require_same_run, require_unused
 from udas_fast.translation.sheet import write_sheet
 from udas_fast.translation.write import absolute, is_complete, write_images
 
@@ -109,20 +109,11 @@ class Translation:
         self, recipe: Recipe, config: TranslationConfig, *, run: str | os.PathLike[str], device: str = "auto"
     ) -> None:
         self._set_up(recipe, config, Path(run), device)
-        distributed.on_main(self._require_new)  # not only after every file has been read
+        distributed.on_main(lambda: require_unused(self.run))  # not only after every file has been read
         self.domains.verify()
         chosen = replace(config.data, engine=self.domains.chosen_engine)
         self.config = replace(config, data=chosen)
-        distributed.on_main(self._begin)
-
-    def _begin(self) -> None:
-        with locked(self.run):
-            self._require_new()
-            write_run_file(self.run, self.recipe, self.config)
-
-    def _require_new(self) -> None:
-        if self.checkpoints.newest() is not None:
-            raise bad(f"run folder {self.run}", "an earlier run", "a new folder, or --resume")
+        distributed.on_main(lambda: begin_run(self.run, self.recipe, self.config))
 
     @classmethod
     @distributed.stopping_all()
