@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -53,11 +51,11 @@ def test_no_step_waits_and_memory_does_not_grow(name: str, precision: str) -> No
         assert allocated[-1] <= allocated[min(1, len(allocated) - 1)]
 
 
-def close(found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float) -> None:
-    """Scalars and weights by name; cuDNN and cuBLAS may choose other kernels in a graph."""
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        assert (found[name] - value).norm() <= tolerance * max(value.norm(), 1e-3), name
+def tensors(loop: Loop) -> dict[str, Tensor]:
+    """All floating state of networks and objective."""
+    found = {f"model.{k}": v for k, v in loop.model.state_dict().items()}
+    found |= {f"objective.{k}": v for k, v in loop.objective.state_dict().items() if isinstance(v, Tensor)}
+    return {k: v.detach().clone() for k, v in found.items() if v.is_floating_point()}
 
 
 @pytest.mark.parametrize(
@@ -76,16 +74,27 @@ def test_a_step_by_cuda_graph_is_the_step(name: str, settings: list[str]) -> Non
     for index, stage in enumerate(recipe.stages):
         plain_sgd = [f"stages.{stage.name}.optimizer.{k}" for k in ("name=sgd", "momentum=0.0", "lr=1e-4")]
         one = override(recipe, [*plain_sgd, f"stages.{stage.name}.steps=12"])
-        found: list[tuple[Loop, list[dict[str, Tensor]]]] = []
+        losses: list[list[dict[str, Tensor]]] = []
+        moved: list[dict[str, Tensor]] = []
         for capture in (None, CudaCapture(GPU)):
-            loop, losses = loop_of(one, index, GPU, capture), []
-            loop.run(losses.append)
-            found.append((loop, losses))
-        (plain, wanted), (graph, losses) = found
-        assert graph.graph.replays > 0
-        for a, b in zip(losses, wanted, strict=True):
-            close(a, b, 0.01)
-        close(dict(graph.model.named_parameters()), dict(plain.model.named_parameters()), 0.01)
+            loop = loop_of(one, index, GPU, capture)
+            before = tensors(loop)
+            losses.append([])
+            loop.run(losses[-1].append)
+            moved.append({k: v - before[k] for k, v in tensors(loop).items()})
+        assert loop.graph.replays > 0
+        # A rounding of 1e-6 in the weights grows to 2e-6 in losses and 8e-5 in what has moved; gradients of the first
+        # replay alone would be 3e-3 off.
+        for wanted, found in zip(*losses, strict=True):
+            assert found.keys() == wanted.keys()
+            for name, value in wanted.items():
+                assert (found[name] - value).abs() <= 1e-3 * max(value.abs().item(), 1e-2), name
+        for name, value in moved[0].items():
+            far = (moved[1][name] - value).nan_to_num().norm()
+            tolerance = (
+                1e-3 if name.startswith("model.") else 0.05
+            )  # the discriminators' Adam divides small by small
+            assert far <= tolerance * max(value.nan_to_num().norm().item(), 1e-4), name
 
 
 def test_dropout_that_runs_again_cannot_be_recorded() -> None:
@@ -99,20 +108,22 @@ def test_replays_do_not_wait_and_follow_fp16s_scale() -> None:
     recipe = tiny("udas", "precision=fp16", "stages.adaptation.steps=12")
     loop = loop_of(recipe, 0, GPU, CudaCapture(GPU))
     allocated: list[int] = []
+    skips: list[Tensor] = []
 
     def after_step(found: dict[str, Tensor]) -> None:
         if loop.graph.replays == 2:
             torch.cuda.set_sync_debug_mode("error")
-            loop.amp.scaler._scale.fill_(2.0**15)
+            loop.amp.scaler._scale.fill_(2.0**100)  # the next gradients cannot be finite
         if loop.graph.replays >= 2:
             allocated.append(torch.cuda.memory_allocated())
+            skips.append(found["scaler_skips"])
 
     try:
         loop.run(after_step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(allocated) > 2
-    assert allocated[-1] <= allocated[0]
+    assert allocated[-1] <= allocated[1]
+    assert skips[1] == skips[0] + 1
     assert loop.weights_are_finite()
 
 

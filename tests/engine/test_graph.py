@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -196,18 +199,33 @@ def test_inputs_of_another_outline_are_recorded_anew_and_losses_are_the_callers(
         loss.backward()
         return {"loss": loss.detach()}
 
-    graph = StepGraph(learn, [weight], TapeCapture())
+    graph = StepGraph([weight], TapeCapture())
     seen = []
     shapes = [(2, 2)] * 6 + [(3, 2)] * 5 + [(2, 2), (3, 2)] * 4
     for i, shape in enumerate(shapes):
         weight.grad = None
         batch = Batch(torch.full(shape, i, dtype=torch.uint8), None, [str(i)])
-        seen.append(graph({"x": batch, "twice": i == 5})["loss"])
+        seen.append(graph.step(learn, {"x": batch, "twice": i == 5})["loss"])
         assert weight.grad.item() == pytest.approx(i * (2 if i == 5 else 1))
     wanted = [2.0 * i * (2 if i == 5 else 1) for i in range(len(shapes))]
     assert [x.item() for x in seen] == pytest.approx(wanted)
     # Of the first six, two after three to warm up and one with another value; of the next five, two; then none.
     assert graph.replays == 4
+
+
+def test_a_recorded_loop_dies_with_its_last_name() -> None:
+    # Left to the garbage collector a graph might die while the next one is recorded, which ends that.
+    gc.disable()
+    try:
+        loop, _ = run(every_step("no_adaptation"), 0, TapeCapture())
+        assert loop.graph.replays > 0
+        loop.release()
+        assert all(p.grad is None for p in loop.model.parameters())
+        gone = weakref.ref(loop)
+        del loop
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_an_outline_is_of_shapes_and_values_but_not_of_ids() -> None:
@@ -218,6 +236,9 @@ def test_an_outline_is_of_shapes_and_values_but_not_of_ids() -> None:
     base = ["x"], 4, torch.uint8, True
     outline, tensors = take_apart(inputs(*base))
     assert len(tensors) == 3
+    others = inputs(*base)
+    others["b"][0] = others["b"][0].clone()  # no longer the batch's own image
+    assert take_apart(others)[0] != outline
     assert take_apart(inputs(["y"], *base[1:]))[0] == outline
     others = (["x"], 5, *base[2:]), (*base[:2], torch.float32, True), (*base[:3], False)
     assert all(take_apart(inputs(*other))[0] != outline for other in others)
@@ -267,6 +288,7 @@ def test_a_whole_run_has_the_losses_and_scores_of_one_without(
         ),
         (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
         (InputError("label: found 7"), "label: found 7"),
+        (AttributeError("no attribute"), "no attribute"),
     ],
 )
 def test_why_a_step_cannot_be_recorded_is_told(error: Exception, told: str) -> None:
@@ -281,10 +303,11 @@ def test_why_a_step_cannot_be_recorded_is_told(error: Exception, told: str) -> N
         raise error
 
     capture = CudaCapture.__new__(CudaCapture)
-    capture._stream = None
+    capture._stream = SimpleNamespace(device=None)
     with (
         patch.object(torch.cuda, "CUDAGraph", object),
         patch.object(torch.cuda, "graph", graph),
-        pytest.raises((InputError, torch.OutOfMemoryError), match=told),
+        patch.object(torch.cuda, "current_stream", lambda device: None),
+        pytest.raises((InputError, torch.OutOfMemoryError, AttributeError), match=told),
     ):
         capture.record(learn)

@@ -66,8 +66,9 @@ def test_running_statistics_move_once_a_step() -> None:
     assert {int(b) for name, b in model.named_buffers() if name.endswith("batches_tracked")} == {1}
 
 
-def test_dropout_draws_the_same_numbers_again() -> None:
-    block = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Dropout2d(0.5), nn.Conv2d(3, 3, 1))
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
+def test_dropout_draws_the_same_numbers_again(kind: type[nn.Module]) -> None:
+    block = nn.Sequential(nn.Conv2d(3, 3, 3), kind(0.5), nn.Conv2d(3, 3, 1))
     x = torch.randn(2, 3, 8, 8)
     grads = []
     for checkpointed in (False, True):

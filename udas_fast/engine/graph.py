@@ -1,12 +1,13 @@
 """A step's learning as a CUDA graph: recorded once and replayed, without the host's time for each kernel.
 
 What a graph holds is :meth:`udas_fast.objectives.Objective.learn`: forwards, losses and backwards. Loading, mixing and
-augmentation come before it, as chance decides which kernels they run; clipping, optimisers and averages come after it.
+augmentation come before it, as chance decides which kernels they run; optimisers and averages come after it.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from udas_fast import distributed
 from udas_fast.data import Batch
-from udas_fast.errors import InputError, bad, first_line
+from udas_fast.errors import bad, first_line
 
 Result = TypeVar("Result")
 Losses = dict[str, Tensor]
@@ -50,53 +51,61 @@ class CudaCapture:
         return result
 
     def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-        graph = torch.cuda.CUDAGraph()
+        gc.collect()  # a graph that dies while another is recorded ends that
+        graph, failure = torch.cuda.CUDAGraph(), None
+        outside = torch.cuda.stream(torch.cuda.current_stream(self._stream.device))  # also after a failure
+        # Threads that read ahead may allocate and wait meanwhile.
+        recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
         try:
-            # Threads that read ahead may allocate and wait meanwhile.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                result = function()
-        except RuntimeError as error:
-            first = _first(error)
-            if isinstance(first, (torch.OutOfMemoryError, InputError)):
-                raise first from None
-            found = f"a step that cannot be recorded ({first_line(first):.200})"
-            raise bad("cuda_graphs", found, "cuda_graphs: false") from error
+            with outside, recording:
+                try:
+                    result = function()
+                except Exception as error:
+                    failure = error  # the recording may end with another
+                    raise
+        except Exception as error:
+            failure = failure or error
+            if not isinstance(failure, RuntimeError) or isinstance(failure, torch.OutOfMemoryError):
+                raise failure from None
+            found = f"a step that cannot be recorded ({first_line(failure):.200})"
+            raise bad("cuda_graphs", found, "cuda_graphs: false") from failure
         return result, graph.replay
 
 
 class StepGraph:
-    """``learn``, whose work is recorded after :data:`WARM_UP` steps of one outline and replayed from then on.
+    """Steps of which one is recorded after :data:`WARM_UP` of one outline, and replayed from then on.
 
     Inputs of another outline (other shapes or plain values) warm up and are recorded anew in its place.
 
     Args:
-        learn: inputs → losses; it adds to the gradients of ``parameters``, which are None before every call.
-        parameters: whose gradients are the recorded tensors after a replay.
+        parameters: whose gradients a step adds to, None before it; after a replay they are the recorded tensors.
         capture: what records.
     """
 
-    def __init__(
-        self, learn: Callable[[Any], Losses], parameters: Iterable[nn.Parameter], capture: Capture
-    ) -> None:
-        self._learn, self._parameters, self._capture = learn, list(parameters), capture
+    def __init__(self, parameters: Iterable[nn.Parameter], capture: Capture) -> None:
+        self._parameters, self._capture = list(parameters), capture
         self._outline: object = None
         self._warmed = 0
         self._recorded: _Recorded | None = None
         self.replays = 0
         """Steps that were replayed."""
 
-    def __call__(self, inputs: Mapping[str, Any]) -> Losses:
-        """The losses; their tensors are the caller's."""
+    def step(self, learn: Callable[[Any], Losses], inputs: Mapping[str, Any]) -> Losses:
+        """The losses of ``learn(inputs)``, always the same ``learn``; their tensors are the caller's."""
         outline, tensors = take_apart(inputs)
         if outline != self._outline:
             self._outline, self._warmed, self._recorded = outline, 0, None
         if self._warmed < WARM_UP:
             self._warmed += 1
-            return self._capture.run(lambda: self._learn(inputs))
+            return self._capture.run(lambda: learn(inputs))
         if self._recorded is None:
-            self._recorded = _Recorded(self._learn, inputs, self._parameters, self._capture)
+            self._recorded = _Recorded(learn, inputs, self._parameters, self._capture)
         self.replays += 1
         return self._recorded.replay(tensors)
+
+    def forget(self) -> None:
+        """Give back the memory of what is recorded; the next steps warm up."""
+        self._outline = self._recorded = None
 
 
 class _Recorded:
@@ -130,7 +139,8 @@ def take_apart(inputs: object) -> tuple[object, list[Tensor]]:
     def outline(value: object) -> object:
         if isinstance(value, Tensor):
             tensors.append(value)
-            return value.shape, value.dtype
+            # One tensor in two places is one tensor of the recording.
+            return value.shape, value.dtype, next(i for i, tensor in enumerate(tensors) if tensor is value)
         if isinstance(value, Batch):
             return [outline(part) for part in (value.image, value.label, value.views)]
         if isinstance(value, Mapping):
@@ -148,10 +158,3 @@ def check_graphs(device: torch.device) -> None:
         raise bad("cuda_graphs", f"device {device.type}", "a CUDA device, or cuda_graphs: false")
     if (world := distributed.world()) > 1:
         raise bad("cuda_graphs", f"{world} processes", "one process, or cuda_graphs: false")
-
-
-def _first(error: BaseException) -> BaseException:
-    """The error that made a recording end, which ends with others."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error

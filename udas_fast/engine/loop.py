@@ -82,9 +82,7 @@ class Loop:
         self.average = None if ema is None else WeightAverage(model, ema)
         self.bad_steps = bad_steps or BadSteps()
         self.faults = faults or Faults()
-        self.graph = (
-            None if capture is None else StepGraph(self._learn, _parameters(self.optimizers), capture)
-        )
+        self.graph = None if capture is None else StepGraph(_parameters(self.optimizers), capture)
         self.done = 0
         self.skipped = False
         """Whether the last step was left out."""
@@ -112,6 +110,13 @@ class Loop:
         if self.average is not None:
             self.model.load_state_dict(self.average.model.state_dict())
 
+    def release(self) -> None:
+        """Give back the memory that nothing but further steps needs: gradients, and what is recorded of a step."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        if self.graph is not None:
+            self.graph.forget()
+
     @property
     def lr(self) -> float:
         """The rate of the model's first parameter group in the last step."""
@@ -136,7 +141,7 @@ class Loop:
         buffers = [(b, b.clone()) for b in (*self.model.buffers(), *self.objective.buffers()) if may_skip]
         with self.amp.autocast():
             inputs = self.objective.inputs(batches, step)
-        losses = (self.graph or self._learn)(inputs)
+        losses = self._learn(inputs) if self.graph is None else self.graph.step(self._learn, inputs)
         average_gradients(_parameters(self.optimizers))
         self.skipped = may_skip and self.bad_steps.undo(losses, self._gradients(), buffers)
         if self.skipped:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 from udas_fast.errors import unknown
@@ -78,7 +79,7 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Any:
 
 
 def has_dropout(module: nn.Module) -> bool:
-    """Whether what runs again draws random numbers: only then torch keeps its generators' states, which takes time
-    and cannot be done while a CUDA graph is recorded.
+    """Whether a layer of ``module`` draws random numbers: only then torch keeps its generators' states for what runs
+    again, which takes time and cannot be done while a CUDA graph is recorded.
     """
-    return any(isinstance(part, (nn.Dropout, nn.Dropout2d)) and part.p > 0 for part in module.modules())
+    return any(isinstance(part, _DropoutNd) and part.p > 0 for part in module.modules())

@@ -141,6 +141,7 @@ class Phases:
         if loop.graph is not None:
             replays = f"{loop.graph.replays} of {phase.steps - first} steps"
             tqdm.write(f"{phase.name}: {replays} replayed a CUDA graph", file=sys.stderr)
+        loop.release()
         with networks.amp.autocast():
             objective.finish(around)
         runner.recorder.pseudo_labels(before + phase.steps, around)
