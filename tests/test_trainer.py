@@ -230,3 +230,35 @@ def test_stages_are_named_by_round(camvid_root: Path, tmp_path: Path) -> None:
     assert all(isinstance(stage, Stage) for stage in recipe.stages)
     trainer = Trainer(None, recipe, _domains(camvid_root), run=tmp_path / "run", device="cpu")
     assert "adaptation, self_training.1, self_training.2; 9 steps" in trainer.describe()
+
+
+def test_images_too_small_for_the_discriminators_are_told_before_any_work(
+    camvid_root: Path, tmp_path: Path
+) -> None:
+    data = DataConfig(f"camvid:{camvid_root}", f"camvid:{camvid_root}")
+    recipe = override(small(get_recipe("adaptsegnet"), size=(48, 64), steps=2), ["model.width=4"])
+
+    def run(name: str, *settings: str) -> Trainer:
+        return Trainer(None, override(recipe, settings), data, run=tmp_path / name, device="cpu")
+
+    with pytest.raises(
+        InputError, match=r"size of unlabelled images: found \[24, 64\], wanted sides of 32 in stage adapt"
+    ):
+        run("small", "input.target.size=[24,64]")
+    objective = "stages.adaptation.objective"
+    with pytest.raises(
+        InputError, match=r"size of source images: found \[48, 40\], wanted sides of 63 in stage"
+    ):
+        run("stride", "input.source.crop=[48,40]", f"{objective}.discriminator_stride=2")
+    with pytest.raises(InputError, match="wanted sides of 64 in stage"):
+        run("scales", f"{objective}.discriminator_scales=4")
+    assert not any(tmp_path.iterdir())
+    run("least", "input.target.size=[32,64]").fit()
+    run("pixel", "input.target.size=[24,64]", f"{objective}.discriminator=pixel")
+
+
+def test_a_wrong_number_of_a_run_is_told(camvid_root: Path, tmp_path: Path) -> None:
+    data = DataConfig(f"camvid:{camvid_root}")
+    recipe = small(get_recipe("no_adaptation"), size=(32, 48), steps=2)
+    with pytest.raises(InputError, match=r"Trainer: seed: .* greater than or equal to 0 \(found -1\)"):
+        Trainer(None, recipe, data, run=tmp_path / "run", device="cpu", seed=-1)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 from torch import nn
 
 from udas_fast import distributed, evaluation
@@ -19,7 +20,7 @@ from udas_fast.engine.distributed import join
 from udas_fast.engine.lock import locked
 from udas_fast.engine.optim import MakeOptimizer, apex_sgd
 from udas_fast.engine.precision import build_amp
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import InputError, bad, first_problem
 from udas_fast.inference import TrainedModel
 from udas_fast.recipes import Recipe
 from udas_fast.recipes.domains import DataConfig, Domains
@@ -81,17 +82,20 @@ class Trainer:
         named = data if isinstance(data, DataConfig) else None
         domains = Domains.open(data, recipe) if isinstance(data, DataConfig) else data
         given = tuple(name for name, part in (("model", model), ("optimizer", optimizer)) if part is not None)
-        config = RunConfig(
-            named,
-            given,
-            domains.chosen_engine,
-            weights,
-            start,
-            seed,
-            log_every,
-            checkpoint_every,
-            max_bad_steps,
-        )
+        try:
+            config = RunConfig(
+                named,
+                given,
+                domains.chosen_engine,
+                weights=weights,
+                start=start,
+                seed=seed,
+                log_every=log_every,
+                checkpoint_every=checkpoint_every,
+                max_bad_steps=max_bad_steps,
+            )
+        except ValidationError as error:
+            raise InputError(f"Trainer: {first_problem(error)}") from None
         self._set_up(model, recipe, domains, Path(run), config, optimizer, callbacks)
         distributed.on_main(lambda: require_unused(self.run))  # not only after every file has been read
         self.domains.verify()

@@ -18,7 +18,12 @@ from udas_fast.models.cyclegan import (
 )
 from udas_fast.models.deeplab import ASPP, DeepLabV2
 from udas_fast.models.deeplabv3plus import DeepLabV3Plus
-from udas_fast.models.discriminator import Discriminator, MultiScaleDiscriminator, PixelDiscriminator
+from udas_fast.models.discriminator import (
+    Discriminator,
+    MultiScaleDiscriminator,
+    PixelDiscriminator,
+    shortest_side,
+)
 from udas_fast.models.fcn import FCN
 from udas_fast.models.groups import parameter_groups
 from udas_fast.models.mean import MeanNetwork
@@ -62,6 +67,7 @@ __all__ = [
     "set_checkpointing",
     "set_domain",
     "set_micro_batch_size",
+    "shortest_side",
     "to_signed",
     "to_uint8",
 ]

@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from udas_fast.errors import bad
 
 
+def shortest_side(scales: int) -> int:
+    """Of maps that :class:`Discriminator` (one scale) and :class:`MultiScaleDiscriminator` have answers for."""
+    return 32 if scales == 1 else 8 * 2 ** (scales - 1)
+
+
 class Discriminator(nn.Module):
     """Tells source from target by the segmentation alone (AdaptSegNet, Tsai et al. 2018, section 4).
 
@@ -31,8 +36,7 @@ class Discriminator(nn.Module):
 
         Raises InputError for another number of channels or a side below 32.
         """
-        if x.dim() != 4 or x.shape[1] != self.num_classes or min(x.shape[-2:]) < 32:
-            raise bad("discriminator input", list(x.shape), f"[N, {self.num_classes}, H >= 32, W >= 32]")
+        _check(x, self.num_classes, scales=1)
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             x = self.relu(conv(x))
         return self.classifier(x)
@@ -61,10 +65,7 @@ class MultiScaleDiscriminator(nn.Module):
 
         Raises InputError for another number of channels, or where the smallest map has a side below 8.
         """
-        least = 8 * 2 ** (len(self.scales) - 1)
-        if x.dim() != 4 or x.shape[1] != self.num_classes or min(x.shape[-2:]) < least:
-            wanted = f"[N, {self.num_classes}, H >= {least}, W >= {least}]"
-            raise bad("discriminator input", list(x.shape), wanted)
+        _check(x, self.num_classes, len(self.scales))
         answers = []
         for i, discriminator in enumerate(self.scales):
             if i:
@@ -97,6 +98,12 @@ class PixelDiscriminator(nn.Sequential):
         """
         source, target = super().forward(x).split(1, 1)
         return target - source
+
+
+def _check(x: Tensor, num_classes: int, scales: int) -> None:
+    least = shortest_side(scales)
+    if x.dim() != 4 or x.shape[1] != num_classes or min(x.shape[-2:]) < least:
+        raise bad("discriminator input", list(x.shape), f"[N, {num_classes}, H >= {least}, W >= {least}]")
 
 
 class _Residual(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from udas_fast.data import Batch
 from udas_fast.errors import bad
-from udas_fast.models import set_domain
+from udas_fast.models import set_domain, shortest_side
 from udas_fast.objectives.adversarial import Gan, OutputAdversary, Space
 from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.discrepancy import head_discrepancy
@@ -59,6 +59,12 @@ class AdaptationConfig(ObjectiveConfig):
     @property
     def uses(self) -> tuple[str, ...]:
         return () if self.mixing.paste == "none" else ("labelled",)
+
+    @property
+    def shortest_side(self) -> int:
+        if self.discriminator == "pixel" or not any(self.adversarial_weights):
+            return 1
+        return (shortest_side(self.discriminator_scales) - 1) * self.discriminator_stride + 1
 
     @property
     def two_heads(self) -> str | None:

@@ -148,6 +148,11 @@ class ObjectiveConfig:
         return False
 
     @property
+    def shortest_side(self) -> int:
+        """Of the images, in pixels, that its steps can take."""
+        return 1
+
+    @property
     def two_heads(self) -> str | None:
         """What needs a network with an auxiliary head; None: one head is enough."""
         return None

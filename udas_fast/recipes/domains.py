@@ -122,10 +122,15 @@ class Domains:
                 distributed.share(recipe.input.batch_size, "input.batch_size")
         if recipe.input.rare_classes is not None and isinstance(self.source, Loader):
             raise bad("input.rare_classes", "a source that is a Loader", "none, or a dataset to draw from")
+        shapes = {"source": recipe.input.source, "unlabelled": recipe.input.target}
         for stage in recipe.stages:
             if stage.objective.by_number and isinstance(self.unlabelled, Loader):
                 wanted = "a dataset, or labels: online"
                 raise bad(f"unlabelled images of stage {stage.name}", "a Loader", wanted)
+            for name in shapes.keys() & set(stage.objective.needs):
+                size, least = shapes[name].crop or shapes[name].size, stage.objective.shortest_side
+                if min(size) < least and not isinstance(getattr(self, name), Loader):
+                    raise bad(f"size of {name} images", list(size), f"sides of {least} in stage {stage.name}")
         for name in sorted({*needs, *uses, "val"}):
             if isinstance(loader := getattr(self, name), Loader):
                 loader.require_part(scored=name == "val")
