@@ -59,7 +59,7 @@ def accuracy(task: str) -> str:
     lines += [
         "",
         f"{protocol['dataset']} {protocol['split']}, {protocol['images']} images at {size} (height × width), labels "
-        f"at their own size, one view; {env['cpu']}, torch {env['torch']}; "
+        f"at their own size, one view; {env['cpu']}, {env['threads']} thread, torch {env['torch']}; "
         f"`{document['command']}` → `benchmarks/results/{task}.json`.",
     ]
     return "\n".join(lines)
