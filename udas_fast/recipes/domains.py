@@ -127,9 +127,10 @@ class Domains:
             if stage.objective.by_number and isinstance(self.unlabelled, Loader):
                 wanted = "a dataset, or labels: online"
                 raise bad(f"unlabelled images of stage {stage.name}", "a Loader", wanted)
-            for name in shapes.keys() & set(stage.objective.needs):
-                size, least = shapes[name].crop or shapes[name].size, stage.objective.shortest_side
-                if min(size) < least and not isinstance(getattr(self, name), Loader):
+            for name, shape in shapes.items():
+                size, least = shape.crop or shape.size, stage.objective.shortest_side
+                asked = name in stage.objective.needs and not isinstance(getattr(self, name), Loader)
+                if asked and min(size) < least:
                     raise bad(f"size of {name} images", list(size), f"sides of {least} in stage {stage.name}")
         for name in sorted({*needs, *uses, "val"}):
             if isinstance(loader := getattr(self, name), Loader):
