@@ -147,10 +147,10 @@ class Networks(dict[str, nn.Module]):
 
     def _require_teachers(self) -> None:
         for stage in self._recipe.stages:
-            for name in set(stage.objective.teachers) - set(self):
-                raise bad(
-                    f"stage {stage.name}", f"no network {name!r} to learn from", "a stage that trains it"
-                )
+            for name in stage.objective.teachers:
+                if name not in self:
+                    found = f"no network {name!r} to learn from"
+                    raise bad(f"stage {stage.name}", found, "a stage that trains it")
 
     def out_of_memory(self, phase: str, error: torch.OutOfMemoryError) -> InputError:
         """What to tell of ``error`` in ``phase``: where, and what to set."""
