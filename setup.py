@@ -45,7 +45,7 @@ def find_torch():
         import torch
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST_TORCH:
-        stop(f"found torch {torch.__version__}, wanted torch >= {'.'.join(map(str, OLDEST_TORCH))}")
+        stop(f"found torch {torch.__version__}, expected torch >= {'.'.join(map(str, OLDEST_TORCH))}")
     return torch
 
 
@@ -66,7 +66,7 @@ def cuda_toolkit(torch) -> tuple[str, str, str]:
     """(home, version, "") where CUDA sources are to be built, else ("", "", why not)."""
     mode = os.environ.get("UDAS_FAST_CUDA", "auto")
     if mode not in ("auto", "1", "0"):
-        stop(f"UDAS_FAST_CUDA: found {mode!r}, wanted auto, 1 or 0")
+        stop(f"UDAS_FAST_CUDA: found {mode!r}, expected auto, 1 or 0")
     home, version, why = toolkit_home(), "", ""
     if mode == "0":
         why = "UDAS_FAST_CUDA=0"

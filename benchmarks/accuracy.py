@@ -23,9 +23,9 @@ from typing import Any
 import harness
 import torch
 
-from udas_fast.study.plan import Plan, Row, Run, Task
-from udas_fast.study.results import Spread, collect
-from udas_fast.study.runner import make_runs
+from udas_fast.tools.study.plan import Plan, Row, Run, Task
+from udas_fast.tools.study.results import Spread, collect
+from udas_fast.tools.study.runner import make_runs
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -131,7 +131,7 @@ def study(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
         new = [*domains, "--out", str(translated), *task.cyclegan]
         run(["udas-fast", "translate", *(["--resume", str(translated)] if begun else new)])
         translate = f"translated:{translated}"
-    command = ["udas-fast", "study", task.study, *domains, "--labels", task.labels, "--out", str(out)]
+    command = ["udas-fast", "study", task.study, *domains, "--num-labels", task.labels, "--out", str(out)]
     command += ["--translate", translate, "--seeds", ",".join(map(str, arguments.seeds))]
     # One data engine, whatever is installed: the engines' pixels differ by a grey level.
     command += ["--engine", "torch", "--small", "{}x{}".format(*SIZE), "--steps", str(task.steps)]
@@ -171,7 +171,7 @@ def precision(study: StudyTask, arguments: argparse.Namespace, command: str) -> 
 def run(command: list[str]) -> None:
     """Run the command line of this interpreter's environment; stop at its first failure."""
     print(shlex.join(command), flush=True)
-    subprocess.run([sys.executable, "-m", "udas_fast.cli", *command[1:]], check=True)
+    subprocess.run([sys.executable, "-m", "udas_fast", *command[1:]], check=True)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from udas_fast.data import FileDataset, Geometry, Stream, augment, open_dataset
-from udas_fast.data.descriptions import DESCRIPTIONS
+from udas_fast.data import FileDataset, Geometry, TrainLoader, augment, open_dataset
+from udas_fast.data.specs import DATASETS
 from udas_fast.models import normalize
 
 # name → (size of the files, size of the batch), (H, W): AdaptSegNet's source and target.
@@ -47,7 +47,7 @@ WARM_UP = 5  # batches until memory is reused: before, most of the system's time
 def write_files(root: Path, suffix: str, size: tuple[int, int], count: int) -> FileDataset:
     """``count`` drawn street scenes in GTA5's layout: images of the given kind, palette labels."""
     scenes = open_dataset("streets:real", "train", size=size)
-    ids = np.array([i for i, train in DESCRIPTIONS["gta5"].ids.items() if train != 255], np.uint8)
+    ids = np.array([i for i, train in DATASETS["gta5"].ids.items() if train != 255], np.uint8)
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
     for i in range(count):
@@ -112,7 +112,9 @@ def batches(
         for batch in DataLoader(data, 2, sampler=order, num_workers=workers):
             yield [part.to(device) for part in batch]
         return
-    stream = Stream(files, Geometry(size=size, flip=True), 2, 0, "data", workers, engine=loader, views=views)
+    stream = TrainLoader(
+        files, Geometry(size=size, flip=True), 2, 0, "data", workers, engine=loader, views=views
+    )
     for batch in stream.batches(device=device):
         images = [batch.image] if batch.views is None else [batch.image, *batch.views.unbind(1)]
         yield [normalize(image) for image in images], batch.label
@@ -157,9 +159,9 @@ def measure(files: FileDataset, size: tuple[int, int], views: int, arguments: ar
 
 def data_wait(files: FileDataset, size: tuple[int, int]) -> dict[str, Any]:
     """The share of a training step that waits for data: no_adaptation on a GPU, full size, by engine."""
+    from udas_fast.data.domains import Domains
     from udas_fast.recipes import InputConfig, get_recipe
-    from udas_fast.recipes.domains import Domains
-    from udas_fast.trainer import Trainer
+    from udas_fast.training.trainer import Trainer
 
     found = {}
     geometry = Geometry(size=size, flip=True)
@@ -172,7 +174,7 @@ def data_wait(files: FileDataset, size: tuple[int, int]) -> dict[str, Any]:
     for engine in ("torch", "dali"):
         with tempfile.TemporaryDirectory() as run:
             domains = Domains(source=files, workers=WORKERS, engine=engine)
-            Trainer(None, recipe, domains, run=run, device="cuda").fit()
+            Trainer(recipe, domains, run_dir=run, device="cuda").fit()
             lines = [json.loads(line) for line in (Path(run) / "timing.jsonl").read_text().splitlines()][50:]
         seconds, wait = (sum(line[key] for line in lines) for key in ("seconds", "data_wait"))
         found[engine] = {"step_ms": 1e3 * seconds / len(lines), "waiting": wait / seconds}

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from udas_fast import doctor
 from udas_fast.atomic import atomic_write, make_folder
+from udas_fast.training.environment import environment as package_environment
 
 MIB = 2**20
 # With these, glibc keeps freed memory instead of giving it back to the kernel: no page faults after the first call.
@@ -35,7 +35,7 @@ def environment(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "commit": _git_commit(),
-        **doctor.environment(),
+        **package_environment(),
         "page_faults": not all(os.environ.get(k) == v for k, v in KEEP_MEMORY.items()),
     }
     if device == "cuda":

@@ -37,11 +37,11 @@ from udas_fast.engine.graph import WARM_UP, CudaCapture
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.memory import CONTEXT, GIB
 from udas_fast.engine.precision import build_amp, memory_format
-from udas_fast.engine.tracker import MemoryTracker
 from udas_fast.errors import InputError
+from udas_fast.memory import POLICIES, predict
+from udas_fast.memory.tracker import MemoryTracker
 from udas_fast.models import build_model
 from udas_fast.objectives import Step, adaptation, self_training
-from udas_fast.plan import POLICIES, predict
 from udas_fast.recipes import Recipe, get_recipe, override
 
 CLASSES = 19
@@ -313,7 +313,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.batches = arguments.batches or ([1, 2] if arguments.device == "cpu" else [1, 2, 4])
     if arguments.caps and arguments.device == "cpu":
-        parser.error("--caps: found the CPU, wanted --device cuda")
+        parser.error("--caps: found the CPU, expected --device cuda")
     output = arguments.output or Path(__file__).parent / "results" / f"step-{arguments.device}.json"
     began, rows = time.monotonic(), []
     document = {"environment": harness.environment(arguments.device), "complete": False, "rows": rows}

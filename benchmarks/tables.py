@@ -26,10 +26,10 @@ import step
 from udas_fast.atomic import atomic_write
 from udas_fast.engine.memory import GIB
 from udas_fast.evaluation import save_figure
-from udas_fast.plan.table import policy
-from udas_fast.study.plots import methods_plot
-from udas_fast.study.results import Spread, StudyTable
-from udas_fast.study.tables import note, study_tables
+from udas_fast.memory.table import policy
+from udas_fast.tools.study.plots import methods_plot
+from udas_fast.tools.study.results import Spread, StudyTable
+from udas_fast.tools.study.tables import note, study_tables
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md")

@@ -19,8 +19,8 @@ import harness
 import torch
 
 from udas_fast.recipes.ddm import ROUNDS
-from udas_fast.study.plan import Row, Run, Task
-from udas_fast.study.runner import is_complete
+from udas_fast.tools.study.plan import Row, Run, Task
+from udas_fast.tools.study.runner import is_complete
 
 ADAPTATION, SELF_TRAINING = "stages.adaptation", "stages.self_training"
 # By what is varied: the row's recipe, and the settings after those of every study.

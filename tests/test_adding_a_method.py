@@ -25,7 +25,7 @@ def test_the_example_is_found_and_trains(camvid_root: Path, tmp_path: Path) -> N
         (tmp_path / name).write_text(text, encoding="utf-8")
     data = f"camvid:{camvid_root}"
     arguments = ["--small", "32x48", "--steps", "2", "--set", "model.width=4", "--out", str(tmp_path / "run")]
-    command = [sys.executable, "-m", "udas_fast.cli", "train", "maximum_squares"]
+    command = [sys.executable, "-m", "udas_fast", "train", "maximum_squares"]
     result = subprocess.run(
         [*command, "--source", data, "--target", data, "--device", "cpu", "--engine", "torch", *arguments],
         cwd=tmp_path,

@@ -163,7 +163,7 @@ def test_forced_cuda_succeeds_or_stops(
     with pytest.raises(SystemExit, match=r"UDAS_FAST_CUDA=1 but no CUDA toolkit"):
         recipe.cuda_toolkit(Torch(cuda="13.0"))
     monkeypatch.setenv("UDAS_FAST_CUDA", "yes")
-    with pytest.raises(SystemExit, match="found 'yes', wanted auto, 1 or 0"):
+    with pytest.raises(SystemExit, match="found 'yes', expected auto, 1 or 0"):
         recipe.cuda_toolkit(Torch())
 
 
@@ -173,7 +173,7 @@ def test_torch_is_found_although_the_build_hides_it(
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert recipe.find_torch() is torch
     monkeypatch.setattr(recipe, "OLDEST_TORCH", (99, 0))
-    with pytest.raises(SystemExit, match=r"found torch .*, wanted torch >= 99\.0"):
+    with pytest.raises(SystemExit, match=r"found torch .*, expected torch >= 99\.0"):
         recipe.find_torch()
 
 

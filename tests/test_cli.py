@@ -57,8 +57,8 @@ def test_what_torchrun_would_do_several_times_is_refused_once(
     for name, value in (("WORLD_SIZE", 2), ("RANK", rank), ("TORCHELASTIC_RUN_ID", "run")):
         monkeypatch.setenv(name, str(value))
     for command in ("study", "demo", "predict", "export", "report", "recipes", "check-data"):
-        wanted = "one: start it without torchrun, as only train, translate and evaluate share their work"
-        refused = f"udas-fast: {command}: found 2 processes (WORLD_SIZE), wanted {wanted}\n"
+        expected = "one: start it without torchrun, as only train, translate and evaluate share their work"
+        refused = f"udas-fast: {command}: found 2 processes (WORLD_SIZE), expected {expected}\n"
         assert run_cli(command) == ((2, "", refused) if rank == 0 else (0, "", ""))
     assert not list(tmp_path.iterdir())
 
@@ -74,7 +74,7 @@ def test_a_refusal_is_heard_where_torchrun_has_not_started_the_process(
     for value in ("", "two", "-1"):
         monkeypatch.setenv("WORLD_SIZE", value)
         for command in ("recipes", "train"):
-            refused = f"udas-fast: WORLD_SIZE: found {value!r}, wanted the number of processes, as torchrun sets it\n"
+            refused = f"udas-fast: WORLD_SIZE: found {value!r}, expected the number of processes, as torchrun sets it\n"
             assert run_cli(command) == (2, "", refused)
 
 
@@ -89,13 +89,15 @@ def test_variables_of_torchrun_that_are_missing_are_named(
         monkeypatch.delenv(name, raising=False)
     code, _, stderr = run_cli(*_train(camvid_root, tmp_path / "run"))
     assert code == 2
-    assert re.fullmatch(r"udas-fast: torch.distributed: found .*RANK.*, wanted RANK, .* sets them\n", stderr)
+    assert re.fullmatch(
+        r"udas-fast: torch.distributed: found .*RANK.*, expected RANK, .* sets them\n", stderr
+    )
 
 
-@pytest.mark.parametrize(("interrupted", "wanted"), [(True, 130), (False, 1)])
+@pytest.mark.parametrize(("interrupted", "expected"), [(True, 130), (False, 1)])
 def test_processes_end_as_the_one_that_stopped_first(
     interrupted: bool,
-    wanted: int,
+    expected: int,
     run_cli: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -103,14 +105,14 @@ def test_processes_end_as_the_one_that_stopped_first(
         raise ProcessLost("process 1 stopped", interrupted)
 
     monkeypatch.setattr(cli, "app", lost)
-    assert run_cli("train")[0] == wanted
+    assert run_cli("train")[0] == expected
 
 
 def test_train_evaluate_predict(
     run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     root, out = camvid_folder("data", size=(40, 56)), tmp_path / "run"
-    code, stdout, stderr = run_cli(*_train(root, out, "--labels", 2, recipe="udas"))
+    code, stdout, stderr = run_cli(*_train(root, out, "--num-labels", 2, recipe="udas"))
     assert code == 0, stderr
     assert "mIoU" in stdout
     for name in (
@@ -145,7 +147,7 @@ def test_train_evaluate_predict(
     (root / "classes.txt").write_text("\n".join(["building", "sky", *CAMVID.names[2:]]))
     code, _, stderr = run_cli("evaluate", out, "--data", f"folder:{root}")
     assert code == 2
-    assert "found 11 classes for the model's 11, number 0 is 'building' and 'sky', wanted" in stderr
+    assert "found 11 classes for the model's 11, number 0 is 'building' and 'sky', expected" in stderr
 
     code, stdout, stderr = run_cli("predict", out, root / "images/val", "--out", tmp_path / "labels")
     assert code == 0, stderr
@@ -175,11 +177,11 @@ def test_check_data_prints_frequencies_and_finds_problems(
 def test_recipes_are_listed_and_shown_as_yaml_that_trains(
     run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from udas_fast.recipes import recipes
+    from udas_fast.recipes import all_recipes
 
     code, stdout, _ = run_cli("recipes")
     assert code == 0
-    for name, recipe in recipes().items():
+    for name, recipe in all_recipes().items():
         assert f"{name}: {recipe.summary}" in stdout
     code, stdout, _ = run_cli("recipes", "show", "no_adaptation")
     assert code == 0
@@ -267,7 +269,7 @@ def test_bad_data_ends_before_training_with_one_sentence(
         (("--set", "model.wdth=3"), ["wdth", "width"]),
         (("--weights", "missing.pth"), ["missing.pth"]),
         (("--device", "cuda:99"), ["cuda:99"]),
-        (("--labels", "3"), ["--labels", "no_adaptation"]),
+        (("--num-labels", "3"), ["--num-labels", "no_adaptation"]),
         (("--small", "²x32"), ["--small", "²x32", "HEIGHTxWIDTH"]),
         (("--resume", "run"), ["--resume", "recipe", "run.yaml"]),
         (("--set", "input.source.crop=512,512"), ["input.source.crop", "[512, 512]"]),
@@ -289,7 +291,7 @@ def test_bad_settings_end_with_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "option", ["--labels=-1", "--seed=-1", "--workers=-1", "--checkpoint-every=0", "--max-bad-steps=-1"]
+    "option", ["--num-labels=-1", "--seed=-1", "--workers=-1", "--checkpoint-every=0", "--max-bad-steps=-1"]
 )
 def test_numbers_out_of_range_are_refused_by_their_option(
     option: str, run_cli: Callable[..., tuple[int, str, str]]
@@ -305,7 +307,7 @@ def test_only_what_a_run_can_take_up_stands_beside_resume(
     for command in ("train", "translate"):
         code, _, stderr = run_cli(command, "--resume", tmp_path, "--seed", 3, "--device", "cpu")
         assert code == 2
-        assert stderr.startswith("udas-fast: --resume: found --seed beside it, wanted --")
+        assert stderr.startswith("udas-fast: --resume: found --seed beside it, expected --")
         assert "no run to go on with" in run_cli(command, "--resume", tmp_path, "--device", "cpu")[2]
     assert "no run" in run_cli("train", "--resume", tmp_path, "--max-bad-files", 1, "--device", "cpu")[2]
 
@@ -373,7 +375,9 @@ def test_help_is_complete() -> None:
 def test_more_labels_than_images(
     run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    code, _, stderr = run_cli(*_train(camvid_folder("data"), tmp_path / "run", "--labels", 9, recipe="udas"))
+    code, _, stderr = run_cli(
+        *_train(camvid_folder("data"), tmp_path / "run", "--num-labels", 9, recipe="udas")
+    )
     assert code == 2
     assert "found 9" in stderr
     assert "4" in stderr
@@ -429,7 +433,17 @@ def test_recipe_from_a_file(
     recipe = small(get_recipe("supervised"), size=(32, 48), steps=2, batch_size=2)
     path.write_text(yaml.safe_dump(recipe.to_dict()))
     code, _, stderr = run_cli(
-        *("train", "--recipe", path, "--target", f"camvid:{root}", "--labels", 2, "--out", tmp_path / "run"),
+        *(
+            "train",
+            "--recipe",
+            path,
+            "--target",
+            f"camvid:{root}",
+            "--num-labels",
+            2,
+            "--out",
+            tmp_path / "run",
+        ),
         *("--device", "cpu", "--set", "model.width=4"),
     )
     assert code == 0, stderr

@@ -23,9 +23,9 @@ from torch.utils.data import Dataset
 
 import udas_fast.recipes
 from udas_fast import TrainedModel, cli
-from udas_fast.data import CITYSCAPES
+from udas_fast.data import CITYSCAPES, domains
 from udas_fast.inference import export_model
-from udas_fast.recipes import Recipe, domains, get_recipe, override, small
+from udas_fast.recipes import Recipe, get_recipe, override, small
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -172,10 +172,10 @@ def test_the_script_changes_in_five_lines() -> None:
 def _first_run_model(workplace: Path) -> None:
     """The run that the page's Python looks at."""
     from udas_fast import Trainer
-    from udas_fast.recipes.domains import DataConfig
+    from udas_fast.data.domains import DataConfig
 
     data = DataConfig("folder:DATA/sim", "folder:DATA/real", engine="torch")
-    Trainer(None, _tiny_recipe("no_adaptation"), data, run=workplace / "runs/first", device="cpu").fit()
+    Trainer(_tiny_recipe("no_adaptation"), data, run_dir=workplace / "runs/first", device="cpu").fit()
 
 
 def _rows() -> Iterator[tuple[str, str]]:
@@ -224,7 +224,7 @@ def _run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def _killed(arguments: list[str], run: Path) -> None:
     """Start the command and kill it after its first checkpoint."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "udas_fast.cli", *arguments],
+        [sys.executable, "-m", "udas_fast", *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

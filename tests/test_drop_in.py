@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from udas_fast import Trainer
-from udas_fast.data import Loader, open_dataset
+from udas_fast.data import UserLoader, open_dataset
+from udas_fast.data.domains import Domains
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, small
-from udas_fast.recipes.domains import Domains
 
 SIZE = (32, 48)
 CLASSES = ("road", "car", "sky")
@@ -73,8 +73,10 @@ class Pairs(Dataset):
 
 
 def loaders(length: int = 5, **options: object) -> Domains:
-    def loader(name: str, shuffle: bool = True) -> Loader:
-        return Loader(DataLoader(Pairs(length), 2, shuffle=shuffle, drop_last=True, **options), CLASSES, name)
+    def loader(name: str, shuffle: bool = True) -> UserLoader:
+        return UserLoader(
+            DataLoader(Pairs(length), 2, shuffle=shuffle, drop_last=True, **options), CLASSES, name
+        )
 
     return Domains(
         source=loader("mine"), labelled=loader("few"), unlabelled=loader("theirs"), val=loader("val", False)
@@ -98,7 +100,7 @@ def test_whatever_a_network_returns_every_stage_of_udas_trains_it(build, tmp_pat
     model = seeded(build)
     before = model.head.weight.detach().clone()
     trainer = Trainer(
-        model, recipe("udas", 6, NO_KL), loaders(), run=tmp_path / "run", device="cpu", log_every=1
+        recipe("udas", 6, NO_KL), loaders(), model, run_dir=tmp_path / "run", device="cpu", log_every=1
     )
     assert "source mine (loader)" in trainer.describe()
     scores = trainer.fit()
@@ -120,7 +122,7 @@ def test_transformers_segformer_is_trained_unchanged(tmp_path: Path) -> None:
     )
     model = seeded(lambda: transformers.SegformerForSemanticSegmentation(config))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    trainer = Trainer(model, recipe("udas", 6, NO_KL), loaders(), run=tmp_path / "run", device="cpu")
+    trainer = Trainer(recipe("udas", 6, NO_KL), loaders(), model, run_dir=tmp_path / "run", device="cpu")
     scores = trainer.fit()
     assert scores["adaptation"].matrix.sum() == 4 * 32 * 40
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
@@ -144,11 +146,11 @@ def test_a_run_on_loaders_goes_on_to_the_same_bits(workers: int, tmp_path: Path)
         return {"run": tmp_path / run, "device": "cpu", "log_every": 1, "checkpoint_every": 1}
 
     steps = 7  # epochs have two batches: the stop is in the middle of the third
-    Trainer(seeded(UNet), recipe(steps=steps), loaders(num_workers=workers), **options("whole")).fit()
+    Trainer(recipe(steps=steps), loaders(num_workers=workers), seeded(UNet), **options("whole")).fit()
     first = Trainer(
-        seeded(UNet),
         recipe(steps=steps),
         loaders(num_workers=workers),
+        seeded(UNet),
         callbacks=[StopAfter(6)],
         **options("cut"),
     )
@@ -173,15 +175,15 @@ def test_an_optimiser_of_the_users_own_takes_the_recipes_schedule(tmp_path: Path
 
     up = (model := seeded(UNet)).up.weight.detach().clone()
     plan = recipe(steps=4, settings=("stages.source.optimizer.warmup=0", "stages.source.optimizer.horizon=1"))
-    Trainer(model, plan, loaders(), run=tmp_path / "run", device="cpu", optimizer=make).fit()
+    Trainer(plan, loaders(), model, run_dir=tmp_path / "run", device="cpu", optimizer=make).fit()
     assert len(made) == 1
     assert torch.equal(model.up.weight, up)  # in no group
     # The last of 4 steps: (1 - 3/4)^0.9 of each group's own rate.
     rates = [group["lr"] for group in made[0].param_groups]
     assert rates == pytest.approx([1e-3 * 0.25**0.9, 1e-4 * 0.25**0.9])
-    with pytest.raises(InputError, match=r"optimizer\(model\): found list, wanted a torch.optim.Optimizer"):
+    with pytest.raises(InputError, match=r"optimizer\(model\): found list, expected a torch.optim.Optimizer"):
         Trainer(
-            UNet(), plan, loaders(), run=tmp_path / "no", device="cpu", optimizer=lambda model: [model]
+            plan, loaders(), UNet(), run_dir=tmp_path / "no", device="cpu", optimizer=lambda model: [model]
         ).fit()
 
 
@@ -203,10 +205,10 @@ class Listener(Callback):
 def test_callbacks_hear_every_step_in_order_and_the_scores(tmp_path: Path) -> None:
     listener = Listener()
     trainer = Trainer(
-        seeded(UNet),
         recipe(steps=3),
         loaders(),
-        run=tmp_path,
+        seeded(UNet),
+        run_dir=tmp_path,
         device="cpu",
         log_every=2,
         callbacks=[listener],
@@ -223,11 +225,11 @@ def test_every_part_that_was_an_object_is_asked_for_again(tmp_path: Path) -> Non
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=0.1)
 
-    Trainer(UNet(), recipe(), loaders(), run=tmp_path / "mine", device="cpu", optimizer=optimizer)
+    Trainer(recipe(), loaders(), UNet(), run_dir=tmp_path / "mine", device="cpu", optimizer=optimizer)
     with pytest.raises(InputError, match="its data and model and optimizer began as objects"):
         Trainer.resume(tmp_path / "mine", device="cpu")
-    Trainer(None, recipe(settings=("model.width=4",)), loaders(), run=tmp_path / "ours", device="cpu")
-    with pytest.raises(InputError, match="found a model to go on with, wanted none"):
+    Trainer(recipe(settings=("model.width=4",)), loaders(), run_dir=tmp_path / "ours", device="cpu")
+    with pytest.raises(InputError, match="found a model to go on with, expected none"):
         Trainer.resume(tmp_path / "ours", data=loaders(), model=UNet(), device="cpu")
 
 
@@ -243,18 +245,18 @@ class Other(nn.Module):
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        (lambda x: x[:, :2], "output of model Other: found 2 classes, wanted the data's 3"),
-        (lambda x: {"logits": x}, "model output: found dict with keys logits, wanted a tensor"),
+        (lambda x: x[:, :2], "output of model Other: found 2 classes, expected the data's 3"),
+        (lambda x: {"logits": x}, "model output: found dict with keys logits, expected a tensor"),
         (lambda x: x.view(-1, 7), r"model Other on an image \[1, 3, 32, 48\]: found shape '\[-1, 7\]'"),
         (
             lambda x: x.mean((2, 3)),
-            r"model output: found torch.float32 \[1, 3\], wanted floating-point logits",
+            r"model output: found torch.float32 \[1, 3\], expected floating-point logits",
         ),
     ],
 )
 def test_a_network_that_does_not_fit_is_told_before_any_work(output, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=sentence):
-        Trainer(Other(output), recipe(), loaders(), run=tmp_path / "run", device="cpu")
+        Trainer(recipe(), loaders(), Other(output), run_dir=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -273,7 +275,7 @@ IMAGE, LABEL = torch.zeros(2, 3, 4, 6, dtype=torch.uint8), torch.zeros(2, 4, 6, 
     ],
 )
 def test_the_forms_of_a_batch(batch: object) -> None:
-    (found,) = Loader([batch], CLASSES).epoch()
+    (found,) = UserLoader([batch], CLASSES).epoch()
     assert torch.equal(found.image, IMAGE)
     assert torch.equal(found.label, LABEL.byte())
     assert found.ids == (["a", "b"] if isinstance(batch, dict) and "id" in batch else found.ids)
@@ -282,7 +284,7 @@ def test_the_forms_of_a_batch(batch: object) -> None:
 def test_pixels_undoes_a_normalisation() -> None:
     mean = torch.tensor([104.0, 116.7, 122.7]).view(3, 1, 1)  # AdaptSegNet's, BGR
     image = torch.randint(0, 256, (2, 3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    loader = Loader(
+    loader = UserLoader(
         [(image.flip(1) - mean, LABEL)], CLASSES, pixels=lambda x: (x + mean).flip(1).round().byte()
     )
     (batch,) = loader.epoch()
@@ -292,24 +294,24 @@ def test_pixels_undoes_a_normalisation() -> None:
 @pytest.mark.parametrize(
     ("batch", "sentence"),
     [
-        ((IMAGE - 3.0, LABEL), r"images of mine, batch 0: found values from -3 to -3, wanted \[0, 1\]"),
+        ((IMAGE - 3.0, LABEL), r"images of mine, batch 0: found values from -3 to -3, expected \[0, 1\]"),
         ((IMAGE / 0.0, LABEL), r"images of mine, batch 0: found values from nan"),
-        ((IMAGE[0], LABEL), r"images of mine, batch 0: found \[3, 4, 6\], wanted \[N, 3, H, W\]|labels of"),
+        ((IMAGE[0], LABEL), r"images of mine, batch 0: found \[3, 4, 6\], expected \[N, 3, H, W\]|labels of"),
         ((IMAGE.int(), LABEL), "images of mine, batch 0: found torch.int32"),
-        ((IMAGE, LABEL + 3), "labels of mine, batch 0: found id 3, wanted 0 to 2, or 255"),
+        ((IMAGE, LABEL + 3), "labels of mine, batch 0: found id 3, expected 0 to 2, or 255"),
         ((IMAGE, LABEL - 100), "labels of mine, batch 0: found id -100"),
-        ((IMAGE, LABEL + 0.5), "labels of mine, batch 0: found the number 0.5, wanted whole train ids"),
+        ((IMAGE, LABEL + 0.5), "labels of mine, batch 0: found the number 0.5, expected whole train ids"),
         ((IMAGE, LABEL / 0.0), "labels of mine, batch 0: found the number nan"),
         ((IMAGE, LABEL > 0), "labels of mine, batch 0: found torch.bool"),
         ((IMAGE, LABEL[:, None]), r"labels of mine, batch 0: found torch.int64 \[2, 1, 4, 6\]"),
-        ((IMAGE, LABEL[:1]), "labels of mine, batch 0: found 1, wanted the 2 of its images"),
-        ({"img": IMAGE}, "batch 0 of mine: found a dict with img, wanted"),
-        ("nonsense", "batch 0 of mine: found str, wanted"),
+        ((IMAGE, LABEL[:1]), "labels of mine, batch 0: found 1, expected the 2 of its images"),
+        ({"img": IMAGE}, "batch 0 of mine: found a dict with img, expected"),
+        ("nonsense", "batch 0 of mine: found str, expected"),
     ],
 )
 def test_a_batch_that_is_none_is_named(batch: object, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        list(Loader([batch], CLASSES, "mine").epoch())
+        list(UserLoader([batch], CLASSES, "mine").epoch())
 
 
 class Endless:
@@ -319,48 +321,50 @@ class Endless:
         return iter([(IMAGE + i, LABEL) for i in range(3)])
 
 
-def _stream(loader: Loader, start: int = 0, count: int = 4) -> list[int]:
+def _stream(loader: UserLoader, start: int = 0, count: int = 4) -> list[int]:
     stream = Domains(source=loader).streams(["source"], recipe().input, mixed=False, seed=0, phase="p")
     batches = stream["source"].batches(start)
     return [int(next(batches).image[0, 0, 0, 0]) for _ in range(count)]
 
 
 def test_an_iterable_without_a_length_begins_again_and_resumes() -> None:
-    loader = Loader(Endless(), CLASSES)
+    loader = UserLoader(Endless(), CLASSES)
     assert _stream(loader) == [0, 1, 2, 0]
     assert _stream(loader, 4) == [1, 2, 0, 1]
 
 
 def test_streams_that_end_are_told() -> None:
     with pytest.raises(
-        InputError, match="found 0, wanted at least one, of an iterable that can be begun again"
+        InputError, match="found 0, expected at least one, of an iterable that can be begun again"
     ):
-        _stream(Loader(iter(Endless()), CLASSES))
-    with pytest.raises(InputError, match="batch 0 of loader: found no label, wanted labelled images"):
-        _stream(Loader([IMAGE], CLASSES))
+        _stream(UserLoader(iter(Endless()), CLASSES))
+    with pytest.raises(InputError, match="batch 0 of loader: found no label, expected labelled images"):
+        _stream(UserLoader([IMAGE], CLASSES))
 
 
 def test_what_cannot_be_is_refused_before_any_work(camvid_root: Path, tmp_path: Path) -> None:
     def start(plan: Recipe, data: Domains) -> None:
-        Trainer(UNet(), plan, data, run=tmp_path / "run", device="cpu")
+        Trainer(plan, data, UNet(), run_dir=tmp_path / "run", device="cpu")
 
-    with pytest.raises(InputError, match="data 'source': found DataLoader, wanted a SegmentationDataset, or"):
+    with pytest.raises(
+        InputError, match="data 'source': found DataLoader, expected a SegmentationDataset, or"
+    ):
         Domains(source=DataLoader(Pairs()))
-    with pytest.raises(InputError, match="unlabelled images of stage self_training: found a Loader"):
+    with pytest.raises(InputError, match="unlabelled images of stage self_training: found a UserLoader"):
         start(recipe("udas", 6, (*NO_KL, "stages.self_training.objective.labels=disk")), loaders())
-    with pytest.raises(InputError, match="input.rare_classes: found a source that is a Loader"):
+    with pytest.raises(InputError, match="input.rare_classes: found a source that is a UserLoader"):
         start(recipe(settings=("input.rare_classes={}",)), loaders())
-    with pytest.raises(InputError, match="unlabelled images of stage region_2: found a Loader"):
+    with pytest.raises(InputError, match="unlabelled images of stage region_2: found a UserLoader"):
         loaders().require(recipe("ddm", 6, ("stages.region_2.objective.labels=disk",)))
     with pytest.raises(
         InputError, match="found 3 in source mine and 11 in val camvid, number 0 is 'road' and"
     ):
         start(recipe(), Domains(loaders().source, val=open_dataset(f"camvid:{camvid_root}", "val")))
-    other = Loader([], ("road", "sky", "car"), "other")
-    with pytest.raises(InputError, match="number 1 is 'car' and 'sky', wanted the same classes in every"):
+    other = UserLoader([], ("road", "sky", "car"), "other")
+    with pytest.raises(InputError, match="number 1 is 'car' and 'sky', expected the same classes in every"):
         Domains(loaders().source, val=other).classes()
     with pytest.raises(InputError, match="classes of mine: found the class 'a' twice"):
-        Loader([], ("a", "b", "a"), "mine")
+        UserLoader([], ("a", "b", "a"), "mine")
     assert not (tmp_path / "run").exists()
 
 
@@ -369,10 +373,12 @@ def test_an_edited_run_file_is_the_truth_and_told(tmp_path: Path, capsys: pytest
     options = {"device": "cpu", "log_every": 1, "checkpoint_every": 1}
     plan = recipe(steps=6)
     with pytest.raises(Interrupted):
-        Trainer(UNet(), plan, loaders(), run=run, callbacks=[StopAfter(3)], **options).fit()
+        Trainer(plan, loaders(), UNet(), run_dir=run, callbacks=[StopAfter(3)], **options).fit()
     text = (run / "run.yaml").read_text()
     (run / "run.yaml").write_text(text.replace("steps: 6", "steps: 9"))
-    with pytest.raises(InputError, match=r"recipe.stages.0.steps in run.yaml: found 9, wanted 6, as in the"):
+    with pytest.raises(
+        InputError, match=r"recipe.stages.0.steps in run.yaml: found 9, expected 6, as in the"
+    ):
         Trainer.resume(run, model=UNet(), data=loaders(), device="cpu").fit()
     (run / "run.yaml").write_text(text.replace("momentum: 0.9", "momentum: 0.5"))
     Trainer.resume(run, model=UNet(), data=loaders(), device="cpu").fit()
@@ -381,8 +387,8 @@ def test_an_edited_run_file_is_the_truth_and_told(tmp_path: Path, capsys: pytest
 
 
 def test_the_second_of_two_trainers_in_one_folder_is_refused(tmp_path: Path) -> None:
-    first = Trainer(UNet(), recipe(steps=1), loaders(), run=tmp_path, device="cpu")
-    Trainer(UNet(), recipe(steps=2), loaders(), run=tmp_path, device="cpu")
+    first = Trainer(recipe(steps=1), loaders(), UNet(), run_dir=tmp_path, device="cpu")
+    Trainer(recipe(steps=2), loaders(), UNet(), run_dir=tmp_path, device="cpu")
     with pytest.raises(InputError, match=r"run.yaml: found another run than the one that was set up"):
         first.fit()
 
@@ -390,6 +396,6 @@ def test_the_second_of_two_trainers_in_one_folder_is_refused(tmp_path: Path) -> 
 def test_a_checkpoint_of_another_network_is_told(tmp_path: Path) -> None:
     options = {"device": "cpu", "log_every": 1, "checkpoint_every": 1}
     with pytest.raises(Interrupted):
-        Trainer(UNet(), recipe(), loaders(), run=tmp_path, callbacks=[StopAfter(2)], **options).fit()
-    with pytest.raises(InputError, match="checkpoint of source: found .*wanted network, objective and"):
+        Trainer(recipe(), loaders(), UNet(), run_dir=tmp_path, callbacks=[StopAfter(2)], **options).fit()
+    with pytest.raises(InputError, match="checkpoint of source: found .*expected network, objective and"):
         Trainer.resume(tmp_path, model=Other(lambda x: x), data=loaders(), device="cpu").fit()

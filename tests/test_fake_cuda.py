@@ -104,4 +104,4 @@ LINES = {
 def test_a_step_that_does_not_is_told(guard: Path) -> None:
     found = run(guard, "no_adaptation", *(f"loss={line}" for line in LINES))
     assert found.keys() == LINES.keys()
-    assert not {line: found[line] for line, wanted in LINES.items() if wanted not in found[line]}
+    assert not {line: found[line] for line, expected in LINES.items() if expected not in found[line]}

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from udas_fast.data import BadFile, Geometry
+from udas_fast.data.domains import DataConfig
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
-from udas_fast.engine.lock import locked
 from udas_fast.errors import InputError
 from udas_fast.objectives.self_training import SelfTraining
 from udas_fast.recipes import get_recipe, override, small
-from udas_fast.recipes.domains import DataConfig
-from udas_fast.trainer import Trainer
+from udas_fast.training.lock import locked
+from udas_fast.training.trainer import Trainer
 
 ENGINES = ["torch", pytest.param("dali", marks=pytest.mark.dali)]
 STEPS = 6
@@ -27,7 +27,7 @@ def start(root: Path, run: Path, engine: str, **options: object) -> Trainer:
     recipe = override(recipe, ["model.width=4"])
     spec = f"camvid:{root}"
     data = DataConfig(source=spec, target=None, engine=engine, **options)
-    return Trainer(None, recipe, data, run=run, device="cpu", log_every=1)
+    return Trainer(recipe, data, run_dir=run, device="cpu", log_every=1)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -108,7 +108,7 @@ def test_what_comes_before_a_phase_is_no_time_of_its_first_step(camvid_folder, t
     monkeypatch.setattr(SelfTraining, "prepare", labels_for_hours)
     monkeypatch.setattr("time.perf_counter", ticks)
     spec = f"camvid:{root}"
-    Trainer(None, recipe, DataConfig(spec, spec, engine="torch"), run=tmp_path / "run", device="cpu").fit()
+    Trainer(recipe, DataConfig(spec, spec, engine="torch"), run_dir=tmp_path / "run", device="cpu").fit()
     lines = [json.loads(line) for line in (tmp_path / "run/timing.jsonl").read_text().splitlines()]
     assert clock[0] > 10_000
     assert len(lines) == 5
@@ -121,7 +121,9 @@ def test_another_global_batch_is_refused(camvid_folder, tmp_path):
     (tmp_path / "run/model.safetensors").unlink()  # as if it were not complete
     file = tmp_path / "run/run.yaml"
     file.write_text(file.read_text().replace("batch_size: 1", "batch_size: 2"))
-    with pytest.raises(InputError, match=r"images of source in a step over all processes: found 2, wanted 1"):
+    with pytest.raises(
+        InputError, match=r"images of source in a step over all processes: found 2, expected 1"
+    ):
         Trainer.resume(tmp_path / "run", device="cpu").fit()
 
 
@@ -129,7 +131,7 @@ def test_rare_classes_are_a_setting_of_the_recipe(camvid_folder, tmp_path):
     root = camvid_folder("data", train=3)
     recipe = small(get_recipe("no_adaptation"), size=(24, 32), steps=2, batch_size=2)
     recipe = override(recipe, ["model.width=4", "input.rare_classes={temperature: 0.1, min_pixels: 8}"])
-    trainer = Trainer(None, recipe, DataConfig(source=f"camvid:{root}"), run=tmp_path / "run", device="cpu")
+    trainer = Trainer(recipe, DataConfig(source=f"camvid:{root}"), run_dir=tmp_path / "run", device="cpu")
     streams = trainer.domains.streams(["source"], recipe.input, mixed=False, seed=0, phase="p")
     assert streams["source"].sampler.rare is not None
     assert recipe.input.source == Geometry(size=(24, 32), flip=True)

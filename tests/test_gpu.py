@@ -15,19 +15,19 @@ from torch.nn.utils import parameters_to_vector
 
 from udas_fast import TrainedModel, Trainer, evaluation
 from udas_fast.data import open_dataset
+from udas_fast.data.domains import DataConfig
 from udas_fast.engine.graph import CudaCapture
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.engine.loop import Loop
 from udas_fast.errors import InputError
-from udas_fast.recipes import override, recipes
-from udas_fast.recipes.domains import DataConfig
+from udas_fast.recipes import all_recipes, override
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 GPU = torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp16"])
-@pytest.mark.parametrize("name", [name for name in recipes() if name != "cyclegan"])
+@pytest.mark.parametrize("name", [name for name in all_recipes() if name != "cyclegan"])
 def test_no_step_waits_and_memory_does_not_grow(name: str, precision: str) -> None:
     recipe = tiny(name, f"precision={precision}")
     for index, stage in enumerate(recipe.stages):
@@ -61,7 +61,7 @@ def tensors(loop: Loop) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        *((name, []) for name in recipes() if name != "cyclegan"),
+        *((name, []) for name in all_recipes() if name != "cyclegan"),
         ("udas", ["memory.checkpointing=all"]),
         ("no_adaptation", ["memory.micro_batch_size=1", "model.norm=frozen"]),
     ],
@@ -86,9 +86,9 @@ def test_a_step_by_cuda_graph_is_the_step(name: str, settings: list[str]) -> Non
         assert loop.graph.replays > 0
         # A rounding of 1e-6 in the weights grows to 2e-6 in losses and 8e-5 in what has moved; gradients of the first
         # replay alone would be 3e-3 off.
-        for wanted, found in zip(*losses, strict=True):
-            assert found.keys() == wanted.keys()
-            for name, value in wanted.items():
+        for expected, found in zip(*losses, strict=True):
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
                 assert (found[name] - value).abs() <= 1e-3 * max(value.abs().item(), 1e-2), name
         for name, value in moved[0].items():
             far = (moved[1][name] - value).nan_to_num().norm()
@@ -157,9 +157,9 @@ def test_a_run_that_a_cpu_began_goes_on_as_it_would_there() -> None:
     torch.backends.cudnn.allow_tf32 = False
     gpu.run(lambda _: None)
     found = parameters_to_vector(p.contiguous() for p in gpu.model.parameters()).cpu()
-    _, before, wanted = weights
+    _, before, expected = weights
     # A step's rounding, on the way through 20 layers of batch statistics.
-    assert (found - wanted).norm() < 0.02 * (wanted - before).norm()
+    assert (found - expected).norm() < 0.02 * (expected - before).norm()
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,11 @@ def test_a_run_stops_goes_on_and_scores_as_on_a_cpu(
     settings: list[str], camvid_folder, tmp_path: Path
 ) -> None:
     root = f"camvid:{camvid_folder('data', train=6, val=3, size=SIZE)}"
-    data = DataConfig(root, root, labels=2)
+    data = DataConfig(root, root, num_labels=2)
 
     run = tmp_path / "run"
     trainer = Trainer(
-        None, tiny("udas", *settings), data, run=run, device="cuda", checkpoint_every=3, log_every=2
+        tiny("udas", *settings), data, run_dir=run, device="cuda", checkpoint_every=3, log_every=2
     )
     original = Loop._step
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from udas_fast import ops
-from udas_fast.data.descriptions import describe_folder
+from udas_fast.data.specs import describe_folder
 from udas_fast.data.translated import read_manifest
 from udas_fast.data.types import CAMVID
 from udas_fast.errors import InputError
@@ -20,8 +20,8 @@ from udas_fast.inference import TrainedModel
 from udas_fast.models import ModelConfig, build_model, load_weights
 from udas_fast.recipes import get_recipe, override
 from udas_fast.recipes.recipe import recipe_from_dict
-from udas_fast.recipes.run_config import RunConfig
-from udas_fast.recipes.run_file import read_run_file
+from udas_fast.training.run_config import RunConfig
+from udas_fast.training.run_folder import read_run_file
 
 EACH = 180
 GROUPS = [
@@ -54,7 +54,7 @@ def test_mutated_inputs(kinds: tuple[str, ...], tmp_path: Path) -> None:
 
 
 def test_a_setting_that_is_no_yaml() -> None:
-    with pytest.raises(InputError, match=r"--set model.width: found '\[', wanted a value in YAML"):
+    with pytest.raises(InputError, match=r"--set model.width: found '\[', expected a value in YAML"):
         override(get_recipe("udas"), ["model.width=["])
 
 
@@ -99,7 +99,7 @@ def test_a_recipe_that_could_not_run(keys: tuple, value: object, sentence: str) 
 
 def test_class_names_are_printable_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_bytes(b"road\nc\x00r\n")
-    with pytest.raises(InputError, match=r"classes.txt: found 'c\\x00r', wanted class names of printable"):
+    with pytest.raises(InputError, match=r"classes.txt: found 'c\\x00r', expected class names of printable"):
         describe_folder(tmp_path)
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfroad\r\ncar\r\n")
     assert describe_folder(tmp_path).classes.names == ("road", "car")
@@ -110,15 +110,15 @@ def test_an_id_that_is_no_file_name(name: str, tmp_path: Path) -> None:
     manifest = {"source": "camvid:a", "split": "train", "size": None, "classes": ["a", "b"], "generator": "0"}
     (tmp_path / "translated").mkdir()
     (tmp_path / "translated/manifest.json").write_text(json.dumps({**manifest, "files": {name: None}}))
-    with pytest.raises(InputError, match="wanted the name of an image"):
+    with pytest.raises(InputError, match="expected the name of an image"):
         read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda value: value * torch.nan, "conv1.weight: found numbers that are not finite, wanted finite"),
-        (lambda value: value.to(torch.int8), "conv1.weight: found torch.int8, wanted torch.float32"),
+        (lambda value: value * torch.nan, "conv1.weight: found numbers that are not finite, expected finite"),
+        (lambda value: value.to(torch.int8), "conv1.weight: found torch.int8, expected torch.float32"),
     ],
 )
 def test_weights_that_are_none(change, sentence: str, tmp_path: Path) -> None:
@@ -148,23 +148,26 @@ LOGITS = torch.zeros(1, 3, 4, 4)
     [
         (
             lambda: ops.entropy(LOGITS.to_sparse(), (4, 4)),
-            "logits: found torch.sparse_coo, wanted a dense tensor",
+            "logits: found torch.sparse_coo, expected a dense tensor",
         ),
         (lambda: ops.entropy(LOGITS, ("a", "b")), "size: found"),
-        (lambda: ops.entropy(LOGITS, (4, 4), align_corners=0.5), "align_corners: found 0.5, wanted True or"),
+        (
+            lambda: ops.entropy(LOGITS, (4, 4), align_corners=0.5),
+            "align_corners: found 0.5, expected True or",
+        ),
         (
             lambda: ops.confusion_matrix(LOGITS, LOGITS[:, 0].byte(), 3, ignore_index=0.5),
             "ignore_index: found",
         ),
         (
             lambda: ops.pseudo_label([LOGITS], (4, 4), ignore_index="x"),
-            "ignore_index: found x, wanted 0 to 255",
+            "ignore_index: found x, expected 0 to 255",
         ),
-        (lambda: ops.pseudo_label([LOGITS], (4, 4), flips=3), "flips: found 3, wanted 1 booleans"),
+        (lambda: ops.pseudo_label([LOGITS], (4, 4), flips=3), "flips: found 3, expected 1 booleans"),
         (lambda: ops.pseudo_label([LOGITS], (4, 4), threshold="x"), "threshold: found x"),
         (
             lambda: ops.pseudo_label([LOGITS], (4, 4), temperature=torch.ones(2, 2)),
-            r"found tensor\(.*\), wanted",
+            r"found tensor\(.*\), expected",
         ),
         (lambda: ops.distillation_kl(LOGITS, ["x"], (4, 4)), r"teachers\[0\]: found str"),
         (lambda: ops.sample_boxes(2, (4, 4), generator=3), "generator: found int"),

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from udas_fast import Trainer
 from udas_fast.data import open_dataset
+from udas_fast.data.domains import Domains
 from udas_fast.engine.recorder import Recorder
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, select_stages, small
-from udas_fast.recipes.domains import Domains
 
 STAGES = ("region_1", "sample_1", "student_1", "region_2")
 
@@ -28,7 +28,7 @@ def _recipe(*stages: str) -> Recipe:
 def _trainer(root: Path, run: Path, recipe: Recipe) -> Trainer:
     train, val = (open_dataset(f"camvid:{root}", split) for split in ("train", "val"))
     domains = Domains(source=train, labelled=train, unlabelled=train, val=val)
-    return Trainer(None, recipe, domains, run=run, device="cpu", checkpoint_every=1)
+    return Trainer(recipe, domains, run_dir=run, device="cpu", checkpoint_every=1)
 
 
 def test_teachers_keep_their_weights_while_others_learn_and_a_killed_run_goes_on_to_the_same_bits(

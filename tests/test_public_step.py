@@ -14,18 +14,18 @@ from take_step import take_step
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
-from udas_fast.engine.compile import compile_backbones
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.engine.precision import Amp
-from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig, build_model, normalize
 from udas_fast.objectives import Objective, Step
 from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
+from udas_fast.seeding import seed_step
+from udas_fast.training.compile import compile_backbones
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from public_step import PublicAdaptation, PublicSelfTraining
@@ -54,7 +54,7 @@ def pair(config: AdaptationConfig | SelfTrainingConfig) -> tuple[Objective, Obje
 
 def groups(model: nn.Module, objective: Objective) -> list[list[nn.Parameter]]:
     """What is trained: the network and, where there are any, the discriminators."""
-    return [g for g in (list(model.parameters()), list(objective.optimized())) if g]
+    return [g for g in (list(model.parameters()), list(objective.discriminator_parameters())) if g]
 
 
 def gradients(model: nn.Module, objective: Objective) -> list[Tensor]:
@@ -289,8 +289,10 @@ def public_loop(stage: str, name: str, first: int = 0) -> Found:
         optimizers: list[torch.optim.Optimizer] = [torch.optim.SGD(parameters, momentum=0.9, **plain)]
     else:
         optimizers = [{"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](parameters, **plain)]
-    if objective.optimized():
-        optimizers.append(torch.optim.Adam(objective.optimized(), lr=1e-4, betas=(0.9, 0.99), foreach=False))
+    if objective.discriminator_parameters():
+        optimizers.append(
+            torch.optim.Adam(objective.discriminator_parameters(), lr=1e-4, betas=(0.9, 0.99), foreach=False)
+        )
     initial = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     moved = Moved(model, objective)
     for i in range(first, STEPS):

@@ -14,7 +14,7 @@ import typer
 
 from udas_fast import cli
 
-MODULE = "-m udas_fast.cli"  # as torchrun starts it
+MODULE = "-m udas_fast"  # as torchrun starts it
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

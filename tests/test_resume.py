@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from udas_fast.doctor import write_environment
+from udas_fast.data.domains import DataConfig
 from udas_fast.engine.checkpoint import read_state
 from udas_fast.errors import InputError
 from udas_fast.recipes import get_recipe
-from udas_fast.recipes.domains import DataConfig
-from udas_fast.recipes.run_config import RunConfig
-from udas_fast.recipes.run_file import write_run_file
-from udas_fast.trainer import Trainer
+from udas_fast.training.environment import write_environment
+from udas_fast.training.run_config import RunConfig
+from udas_fast.training.run_folder import write_run_file
+from udas_fast.training.trainer import Trainer
 
 STEPS = 18  # adaptation 12, then two rounds of self-training of 3
 
@@ -30,8 +30,19 @@ STEPS = 18  # adaptation 12, then two rounds of self-training of 3
 def _command(root: Path, out: Path, engine: str, steps: int = STEPS, every: int = 2) -> list[str]:
     spec = f"camvid:{root}"
     return [
-        *(sys.executable, "-m", "udas_fast.cli", "train", "udas", "--source", spec, "--target", spec),
-        *("--labels", "2", "--out", str(out), "--small", "32x48", "--steps", str(steps), "--device", "cpu"),
+        *(sys.executable, "-m", "udas_fast", "train", "udas", "--source", spec, "--target", spec),
+        *(
+            "--num-labels",
+            "2",
+            "--out",
+            str(out),
+            "--small",
+            "32x48",
+            "--steps",
+            str(steps),
+            "--device",
+            "cpu",
+        ),
         *("--engine", engine, "--workers", "0" if engine == "torch" else "2"),
         *("--checkpoint-every", str(every), "--set", "model.width=4", "--set", "input.batch_size=2"),
     ]
@@ -51,7 +62,7 @@ def _finish(command: list[str]) -> None:
 
 
 def _resumption(out: Path) -> list[str]:
-    return [sys.executable, "-m", "udas_fast.cli", "train", "--resume", str(out), "--device", "cpu"]
+    return [sys.executable, "-m", "udas_fast", "train", "--resume", str(out), "--device", "cpu"]
 
 
 def _resume(out: Path) -> None:

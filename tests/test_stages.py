@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from udas_fast import TrainedModel, Trainer
 from udas_fast.data import open_dataset
+from udas_fast.data.domains import Domains
 from udas_fast.engine.loop import Loop
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, select_stages, small
-from udas_fast.recipes.domains import Domains
 
 SIZE = (32, 48)
 
@@ -32,7 +32,7 @@ def _domains(root: Path) -> Domains:
 
 
 def _fit(recipe: Recipe, root: Path, run: Path, **options: object) -> Trainer:
-    trainer = Trainer(None, recipe, _domains(root), run=run, device="cpu", **options)
+    trainer = Trainer(recipe, _domains(root), run_dir=run, device="cpu", **options)
     trainer.fit()
     return trainer
 
@@ -78,7 +78,7 @@ def test_a_complete_run_does_nothing(adapted: Path, camvid_root: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in adapted.rglob("*") if path.is_file()} == before
     for name, value in _weights(adapted).items():
         assert torch.equal(value, again.model.state_dict()[name])
-    with pytest.raises(InputError, match="an earlier run, wanted a new folder"):
+    with pytest.raises(InputError, match="an earlier run, expected a new folder"):
         _fit(_recipe(), camvid_root, adapted)
 
 
@@ -104,7 +104,7 @@ def test_a_complete_run_without_its_model_file_writes_it_again(
 def test_a_start_that_does_not_fit_is_refused(adapted: Path, camvid_root: Path, tmp_path: Path) -> None:
     def start(path: Path, *settings: str) -> None:
         recipe = select_stages(_recipe(*settings), ["self_training"])
-        Trainer(None, recipe, _domains(camvid_root), run=tmp_path / "run", device="cpu", start=str(path))
+        Trainer(recipe, _domains(camvid_root), run_dir=tmp_path / "run", device="cpu", start=str(path))
 
     with pytest.raises(InputError, match="missing: found no such file"):
         start(tmp_path / "missing")
@@ -112,13 +112,13 @@ def test_a_start_that_does_not_fit_is_refused(adapted: Path, camvid_root: Path, 
     (tmp_path / "stopped/run.yaml").write_text("")
     with pytest.raises(InputError, match=r"stopped: found no model.safetensors, as it is not finished"):
         start(tmp_path / "stopped")
-    with pytest.raises(InputError, match="network of .*: found width 4, wanted width 6"):
+    with pytest.raises(InputError, match="network of .*: found width 4, expected width 6"):
         start(adapted, "model.width=6")
     other = TrainedModel.load(adapted)
     other.classes = replace(other.classes, names=("sea", *other.classes.names[1:]))
     other.save(tmp_path / "other.safetensors")
     with pytest.raises(
-        InputError, match=r"classes of .*other.safetensors: found 11 \(sea, .* wanted 11 \(sky"
+        InputError, match=r"classes of .*other.safetensors: found 11 \(sea, .* expected 11 \(sky"
     ):
         start(tmp_path / "other.safetensors")
     assert not (tmp_path / "run").exists()

@@ -11,14 +11,14 @@ from torch import nn
 
 from udas_fast import Trainer
 from udas_fast.data import Geometry, SegmentationDataset, open_dataset
+from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.data.types import CAMVID, Sample
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
-from udas_fast.engine.lock import locked
 from udas_fast.errors import InputError
 from udas_fast.inference import TrainedModel
 from udas_fast.models import build_model
 from udas_fast.recipes import InputConfig, Recipe, Stage, get_recipe, override, small
-from udas_fast.recipes.domains import DataConfig, Domains
+from udas_fast.training.lock import locked
 
 SIZE = (32, 48)
 
@@ -61,7 +61,7 @@ def test_a_users_network_with_one_head(camvid_root: Path, tmp_path: Path) -> Non
     model = OneHead()
     before = model.head.weight.detach().clone()
     trainer = Trainer(
-        model, _recipe("no_adaptation"), _domains(camvid_root), run=tmp_path / "run", device="cpu"
+        _recipe("no_adaptation"), _domains(camvid_root), model, run_dir=tmp_path / "run", device="cpu"
     )
     scores = trainer.fit()
     assert not torch.equal(model.head.weight, before)
@@ -83,12 +83,14 @@ def test_a_users_network_with_one_head(camvid_root: Path, tmp_path: Path) -> Non
 def test_a_recipe_that_needs_two_heads_says_so_before_any_work(camvid_root: Path, tmp_path: Path) -> None:
     for name, what in (("udas", r"agreement of the heads \(kl_weight"), ("seg_uncertainty", "agreement of")):
         with pytest.raises(
-            InputError, match=f"model OneHead: found one head, wanted an auxiliary head.*{what}"
+            InputError, match=f"model OneHead: found one head, expected an auxiliary head.*{what}"
         ):
-            Trainer(OneHead(), _recipe(name, 9), _domains(camvid_root), run=tmp_path / "run", device="cpu")
+            Trainer(
+                _recipe(name, 9), _domains(camvid_root), OneHead(), run_dir=tmp_path / "run", device="cpu"
+            )
     recipe = override(_recipe("minent"), ["stages.adaptation.objective.entropy_weights=[0, 0.001]"])
     with pytest.raises(InputError, match="entropy_weights, of which the primary head's is 0"):
-        Trainer(OneHead(), recipe, _domains(camvid_root), run=tmp_path / "run", device="cpu")
+        Trainer(recipe, _domains(camvid_root), OneHead(), run_dir=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -98,15 +100,13 @@ def test_no_adaptation_never_reads_a_target_image(camvid_root: Path, tmp_path: P
         labelled=Untouchable(),
         unlabelled=Untouchable(),
     )
-    trainer = Trainer(None, _recipe("no_adaptation"), domains, run=tmp_path / "run", device="cpu")
+    trainer = Trainer(_recipe("no_adaptation"), domains, run_dir=tmp_path / "run", device="cpu")
     assert trainer.fit() == {}
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 4
 
 
 def test_void_is_never_trained_on_nor_scored(camvid_root: Path, tmp_path: Path) -> None:
-    trainer = Trainer(
-        None, _recipe("no_adaptation"), _domains(camvid_root), run=tmp_path / "run", device="cpu"
-    )
+    trainer = Trainer(_recipe("no_adaptation"), _domains(camvid_root), run_dir=tmp_path / "run", device="cpu")
     scores = trainer.fit()["source"]
     labels = [open_dataset(f"camvid:{camvid_root}", "val")[i].label for i in range(2)]
     scored = sum(int((label != 255).sum()) for label in labels)
@@ -116,7 +116,7 @@ def test_void_is_never_trained_on_nor_scored(camvid_root: Path, tmp_path: Path) 
 
 def test_objects_have_to_be_given_again(camvid_root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    Trainer(None, _recipe("no_adaptation"), _domains(camvid_root), run=run, device="cpu").fit()
+    Trainer(_recipe("no_adaptation"), _domains(camvid_root), run_dir=run, device="cpu").fit()
     with pytest.raises(InputError, match="its data began as objects"):
         Trainer.resume(run, device="cpu")
     resumed = Trainer.resume(run, data=_domains(camvid_root), device="cpu").fit()
@@ -129,8 +129,8 @@ def test_weights_that_a_checkpoint_has_need_not_be_there_any_more(camvid_root: P
     fresh = override(_recipe("udas", 6), ["stages.self_training.objective.student=fresh"])
     torch.save(build_model(fresh.model, 11).state_dict(), start)
     plain, run = _recipe("no_adaptation", 1), tmp_path / "run"
-    Trainer(None, plain, data, run=run, weights=str(start), device="cpu").fit()
-    Trainer(None, fresh, data, run=tmp_path / "fresh", weights=str(start), device="cpu")
+    Trainer(plain, data, run_dir=run, weights=str(start), device="cpu").fit()
+    Trainer(fresh, data, run_dir=tmp_path / "fresh", weights=str(start), device="cpu")
     CheckpointFolder(tmp_path / "fresh/checkpoints").save({}, 1)
     start.unlink()
     whole = (run / "model.safetensors").read_bytes()
@@ -143,7 +143,7 @@ def test_weights_that_a_checkpoint_has_need_not_be_there_any_more(camvid_root: P
 
 def test_a_complete_run_whose_scores_were_lost_is_still_one(camvid_root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    Trainer(None, _recipe("no_adaptation", 1), _domains(camvid_root), run=run, device="cpu").fit()
+    Trainer(_recipe("no_adaptation", 1), _domains(camvid_root), run_dir=run, device="cpu").fit()
     (run / "scores.json").write_text("{")
     with pytest.raises(InputError, match="scores.json: damaged"):
         Trainer.resume(run, data=_domains(camvid_root), device="cpu").fit()
@@ -154,7 +154,7 @@ def test_a_complete_run_whose_scores_were_lost_is_still_one(camvid_root: Path, t
 def test_a_loss_that_explodes_is_named_and_never_saved(camvid_root: Path, tmp_path: Path) -> None:
     recipe = override(_recipe("no_adaptation", 8), ["stages.source.optimizer.lr=1e15"])
     trainer = Trainer(
-        None, recipe, _domains(camvid_root), run=tmp_path / "run", device="cpu", checkpoint_every=1
+        recipe, _domains(camvid_root), run_dir=tmp_path / "run", device="cpu", checkpoint_every=1
     )
     with pytest.raises(
         InputError, match=r"loss 'seg' is \S+ at step \d \(source\), on source \d{4}"
@@ -172,7 +172,7 @@ def test_a_loss_that_explodes_is_named_and_never_saved(camvid_root: Path, tmp_pa
 def test_one_process_at_a_time_in_a_folder(camvid_root: Path, tmp_path: Path) -> None:
     def start() -> Trainer:
         recipe, data = _recipe("no_adaptation", 1), _domains(camvid_root)
-        return Trainer(None, recipe, data, run=tmp_path / "run", device="cpu")
+        return Trainer(recipe, data, run_dir=tmp_path / "run", device="cpu")
 
     trainer = start()
     with locked(tmp_path / "run"):
@@ -188,9 +188,9 @@ def test_domains_of_other_classes_are_refused(camvid_root: Path, tmp_path: Path)
         source=open_dataset("streets:sim", "train", size=SIZE), unlabelled=_domains(camvid_root).unlabelled
     )
     with pytest.raises(
-        InputError, match="classes: found 19 in source streets-sim and 11 in .*, wanted the same"
+        InputError, match="classes: found 19 in source streets-sim and 11 in .*, expected the same"
     ):
-        Trainer(None, _recipe("udas", 9), domains, run=tmp_path / "run", device="cpu")
+        Trainer(_recipe("udas", 9), domains, run_dir=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -199,21 +199,21 @@ def test_domains_of_other_classes_are_refused(camvid_root: Path, tmp_path: Path)
     [
         ("udas", DataConfig(target="streets:real"), "--source: found none"),
         ("udas", DataConfig(source="streets:sim"), "--target: found none"),
-        ("supervised", DataConfig(target="streets:real"), "--labels: found 0"),
+        ("supervised", DataConfig(target="streets:real"), "--num-labels: found 0"),
     ],
 )
 def test_a_domain_that_is_missing_is_named(
     name: str, data: DataConfig, sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=sentence):
-        Trainer(None, _recipe(name, 9), data, run=tmp_path / "run", device="cpu")
+        Trainer(_recipe(name, 9), data, run_dir=tmp_path / "run", device="cpu")
 
 
 def test_an_unwritable_run_folder_is_named(camvid_root: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        Trainer(None, _recipe("no_adaptation"), _domains(camvid_root), run=blocked / "run", device="cpu")
+        Trainer(_recipe("no_adaptation"), _domains(camvid_root), run_dir=blocked / "run", device="cpu")
 
 
 def test_labelled_target_images_take_the_sources_geometry_where_they_are_mixed(camvid_root: Path) -> None:
@@ -228,7 +228,7 @@ def test_labelled_target_images_take_the_sources_geometry_where_they_are_mixed(c
 def test_stages_are_named_by_round(camvid_root: Path, tmp_path: Path) -> None:
     recipe = _recipe("udas", 9)
     assert all(isinstance(stage, Stage) for stage in recipe.stages)
-    trainer = Trainer(None, recipe, _domains(camvid_root), run=tmp_path / "run", device="cpu")
+    trainer = Trainer(recipe, _domains(camvid_root), run_dir=tmp_path / "run", device="cpu")
     assert "adaptation, self_training.1, self_training.2; 9 steps" in trainer.describe()
 
 
@@ -239,18 +239,18 @@ def test_images_too_small_for_the_discriminators_are_told_before_any_work(
     recipe = override(small(get_recipe("adaptsegnet"), size=(48, 64), steps=2), ["model.width=4"])
 
     def run(name: str, *settings: str) -> Trainer:
-        return Trainer(None, override(recipe, settings), data, run=tmp_path / name, device="cpu")
+        return Trainer(override(recipe, settings), data, run_dir=tmp_path / name, device="cpu")
 
     with pytest.raises(
-        InputError, match=r"size of unlabelled images: found \[24, 64\], wanted sides of 32 in stage adapt"
+        InputError, match=r"size of unlabelled images: found \[24, 64\], expected sides of 32 in stage adapt"
     ):
         run("small", "input.target.size=[24,64]")
     objective = "stages.adaptation.objective"
     with pytest.raises(
-        InputError, match=r"size of source images: found \[48, 40\], wanted sides of 63 in stage"
+        InputError, match=r"size of source images: found \[48, 40\], expected sides of 63 in stage"
     ):
         run("stride", "input.source.crop=[48,40]", f"{objective}.discriminator_stride=2")
-    with pytest.raises(InputError, match="wanted sides of 64 in stage"):
+    with pytest.raises(InputError, match="expected sides of 64 in stage"):
         run("scales", f"{objective}.discriminator_scales=4")
     assert not any(tmp_path.iterdir())
     run("least", "input.target.size=[32,64]").fit()
@@ -261,4 +261,4 @@ def test_a_wrong_number_of_a_run_is_told(camvid_root: Path, tmp_path: Path) -> N
     data = DataConfig(f"camvid:{camvid_root}")
     recipe = small(get_recipe("no_adaptation"), size=(32, 48), steps=2)
     with pytest.raises(InputError, match=r"Trainer: seed: .* greater than or equal to 0 \(found -1\)"):
-        Trainer(None, recipe, data, run=tmp_path / "run", device="cpu", seed=-1)
+        Trainer(recipe, data, run_dir=tmp_path / "run", device="cpu", seed=-1)

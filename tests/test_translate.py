@@ -18,17 +18,17 @@ from torch import Tensor
 
 from udas_fast import Trainer, cli
 from udas_fast.data import open_dataset
+from udas_fast.data.domains import DataConfig
 from udas_fast.data.streets import COUNTS
 from udas_fast.data.translated import read_manifest
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.engine.interrupt import Interrupted
-from udas_fast.engine.lock import locked
 from udas_fast.errors import InputError
 from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.recipes import get_recipe, override, small
 from udas_fast.recipes.cyclegan import small_cyclegan
-from udas_fast.recipes.domains import DataConfig
-from udas_fast.report import watch_run
+from udas_fast.tools.report import watch_run
+from udas_fast.training.lock import locked
 from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
 
 STEPS = 6
@@ -128,10 +128,10 @@ def test_images_are_the_generators_to_the_bit(finished: Path, roots: tuple[str, 
     source = open_dataset(roots[0], "train")[1].image
     with torch.no_grad():
         pixels = torch.from_numpy(source).permute(2, 0, 1)[None].float() / 127.5 - 1
-        wanted = (translation.model.to_target.eval()(pixels)[0] + 1) * 127.5
+        expected = (translation.model.to_target.eval()(pixels)[0] + 1) * 127.5
     found = open_dataset(f"translated:{finished}", "train")[1].image
     assert found.shape == source.shape
-    assert np.array_equal(found, wanted.round().permute(1, 2, 0).byte().numpy())
+    assert np.array_equal(found, expected.round().permute(1, 2, 0).byte().numpy())
 
 
 def test_a_complete_run_does_nothing(run: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_recipe_trains_on_translated_images(
     recipe = small(get_recipe("no_adaptation"), size=(32, 48), steps=2, batch_size=2)
     recipe = override(recipe, ["model.width=4", "input.rare_classes={min_pixels: 10}"])
     data = DataConfig(f"translated:{finished}", roots[1], engine=engine)
-    trainer = Trainer(None, recipe, data, run=tmp_path / "run", device="cpu", log_every=1)
+    trainer = Trainer(recipe, data, run_dir=tmp_path / "run", device="cpu", log_every=1)
     assert "camvid-translated (4)" in trainer.describe()
     trainer.fit()
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
@@ -218,7 +218,7 @@ def test_a_recipe_trains_on_translated_images(
 
 def test_semantic_consistency_with_a_runs_network(roots: tuple[str, str], tmp_path: Path) -> None:
     recipe = override(small(get_recipe("no_adaptation"), size=(32, 48), steps=1), ["model.width=4"])
-    Trainer(None, recipe, DataConfig(*roots), run=tmp_path / "seg", device="cpu").fit()
+    Trainer(recipe, DataConfig(*roots), run_dir=tmp_path / "seg", device="cpu").fit()
     translation = _start(*roots, tmp_path / "run", semantic=str(tmp_path / "seg"))
     translation.fit()
     line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
@@ -239,24 +239,30 @@ def test_streets_keep_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_each_refusal_is_one_sentence(roots: tuple[str, str], finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--target: found none, wanted the domain"):
+    with pytest.raises(InputError, match="--target: found none, expected the domain"):
         open_domains(DataConfig(roots[0]))
-    with pytest.raises(InputError, match="--source: found translated:.*, wanted an original dataset"):
+    with pytest.raises(InputError, match="--source: found translated:.*, expected an original dataset"):
         open_domains(DataConfig(f"translated:{finished}", roots[1]))
-    with pytest.raises(InputError, match="an earlier run, wanted a new folder, or --resume"):
+    with pytest.raises(InputError, match="an earlier run, expected a new folder, or --resume"):
         _start(*roots, finished)
     tiny = small_cyclegan(get_recipe("cyclegan"), crop=(16, 16), steps=1)
-    with pytest.raises(InputError, match=r"crop of source: found \(16, 16\), wanted sides of 32 or more"):
+    with pytest.raises(InputError, match=r"crop of source: found \(16, 16\), expected sides of 32 or more"):
         Translation(tiny, TranslationConfig(DataConfig(*roots)), run=tmp_path / "run")
-    with pytest.raises(InputError, match="recipe udas: found another one, wanted one round of kind cyclegan"):
+    with pytest.raises(
+        InputError, match="recipe udas: found another one, expected one round of kind cyclegan"
+    ):
         Translation(get_recipe("udas"), TranslationConfig(DataConfig(*roots)), run=tmp_path / "run")
-    with pytest.raises(InputError, match="recipe udas: found another one, wanted one stage of kind cyclegan"):
+    with pytest.raises(
+        InputError, match="recipe udas: found another one, expected one stage of kind cyclegan"
+    ):
         small_cyclegan(get_recipe("udas"), crop=(32, 32), steps=1)
     with pytest.raises(InputError, match="recipe cyclegan: found one that trains translation"):
-        Trainer(None, get_recipe("cyclegan"), DataConfig(*roots), run=tmp_path / "run")
+        Trainer(get_recipe("cyclegan"), DataConfig(*roots), run_dir=tmp_path / "run")
     with pytest.raises(InputError, match="no run to go on with"):
         Translation.resume(tmp_path / "nothing")
-    with pytest.raises(InputError, match="found one of translation, wanted .*`udas-fast translate --resume`"):
+    with pytest.raises(
+        InputError, match="found one of translation, expected .*`udas-fast translate --resume`"
+    ):
         Trainer.resume(finished, device="cpu")
 
 

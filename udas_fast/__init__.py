@@ -8,7 +8,7 @@ from udas_fast._build import __version__, build_info, warn_where_missing
 
 if TYPE_CHECKING:
     from udas_fast.inference import TrainedModel
-    from udas_fast.trainer import Trainer
+    from udas_fast.training.trainer import Trainer
 
 __all__ = ["TrainedModel", "Trainer", "__version__", "build_info"]
 
@@ -17,7 +17,7 @@ warn_where_missing()
 
 def __getattr__(name: str) -> Any:
     if name == "Trainer":  # late: torch and the models take a second to import
-        from udas_fast.trainer import Trainer
+        from udas_fast.training.trainer import Trainer
 
         return Trainer
     if name == "TrainedModel":

@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.replace(path)
         except BaseException:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)  # on a full disk its space is wanted
+                temporary.unlink(missing_ok=True)  # on a full disk its space is expected
             raise
 
 

@@ -35,7 +35,6 @@ from udas_fast.options import (
     parse_size,
     refuse_beside_resume,
 )
-from udas_fast.torchrun import processes
 
 if TYPE_CHECKING:
     from udas_fast.recipes import Recipe
@@ -56,14 +55,16 @@ SHARED = ("train", "translate", "evaluate")  # what the processes of torchrun do
 @app.callback()
 def refuse_copies(context: typer.Context) -> None:
     """Under torchrun every process would do the whole of a command that is not shared, into one folder."""
-    if processes() <= 1 or context.invoked_subcommand in SHARED:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or context.invoked_subcommand in SHARED:
         return
+    from udas_fast.distributed import launched_processes  # late: torch takes a second to import
+
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
         raise typer.Exit  # without a failure, for which torchrun would end the main process before it has said why
-    wanted = (
+    expected = (
         f"one: start it without torchrun, as only {', '.join(SHARED[:-1])} and {SHARED[-1]} share their work"
     )
-    raise bad(str(context.invoked_subcommand), f"{processes()} processes (WORLD_SIZE)", wanted)
+    raise bad(str(context.invoked_subcommand), f"{launched_processes()} processes (WORLD_SIZE)", expected)
 
 
 @app.command()
@@ -73,7 +74,7 @@ def train(
     recipe_file: RecipeFile = None,
     source: Annotated[str | None, typer.Option(metavar="KIND:ROOT", help="labelled source domain")] = None,
     target: Annotated[str | None, typer.Option(metavar="KIND:ROOT", help="target domain")] = None,
-    labels: Labels = 0,
+    num_labels: Labels = 0,
     out: RunFolder = None,
     small: Small = None,
     steps: Annotated[
@@ -112,10 +113,10 @@ def train(
     """
     from udas_fast import distributed
     from udas_fast.data import ENGINES
-    from udas_fast.engine.distributed import join, leave, restarted
+    from udas_fast.data.domains import DataConfig
+    from udas_fast.distributed import join, leave, restarted
     from udas_fast.recipes import select_stages
-    from udas_fast.recipes.domains import DataConfig
-    from udas_fast.trainer import Trainer
+    from udas_fast.training.trainer import Trainer
 
     if resume is not None:
         refuse_beside_resume(context, "max_bad_files", "device")
@@ -135,10 +136,9 @@ def train(
             if chosen.stages[0] is not first and start is None and weights is None:
                 raise bad("--from", "none", f"the run whose model stage {chosen.stages[0].name} starts from")
         trainer = Trainer(
-            None,
             chosen,
-            DataConfig(source, target, labels, workers, engine, max_bad_files),
-            run=out,
+            DataConfig(source, target, num_labels, workers, engine, max_bad_files),
+            run_dir=out,
             weights=weights,
             start=start,
             seed=seed,
@@ -147,11 +147,11 @@ def train(
             max_bad_steps=max_bad_steps,
         )
     if distributed.is_main():
-        print(f"already complete: {trainer.run}" if trainer.complete else trainer.describe())
+        print(f"already complete: {trainer.run_dir}" if trainer.complete else trainer.describe())
     scores = trainer.fit()
     if distributed.is_main():
         _print_scores(scores, trainer.classes)
-        print(f"run folder: {trainer.run}; next: udas-fast report {shlex.quote(str(trainer.run))}")
+        print(f"run folder: {trainer.run_dir}; next: udas-fast report {shlex.quote(str(trainer.run_dir))}")
     leave()
 
 
@@ -184,7 +184,7 @@ def plan(
     settings: Settings = None,
     batches: Annotated[str, typer.Option(help="batch sizes: N[,N]")] = "1,2,4",
     classes: Annotated[int, typer.Option(min=2, max=255, help="classes of the data")] = 19,
-    labels: Labels = 0,
+    num_labels: Labels = 0,
     json_file: Json = None,
 ) -> None:
     """Predict which cards a recipe fits, without a GPU.
@@ -193,8 +193,8 @@ def plan(
     """
     from tqdm import tqdm
 
-    from udas_fast.plan import plan as predict_all
-    from udas_fast.plan import plan_table
+    from udas_fast.memory import plan as predict_all
+    from udas_fast.memory import plan_table
 
     # The length of a run is not its memory; --small only has to be given one.
     steps = None if small is None else 600
@@ -204,7 +204,7 @@ def plan(
             chosen,
             batch_sizes=numbers("--batches", batches, least=1),
             num_classes=classes,
-            labelled=labels > 0,
+            labelled=num_labels > 0,
             progress=bar.update,
         )
     print(plan_table(rows))
@@ -243,10 +243,10 @@ def translate(
     It is trained, then it translates every training image of the source; `train --source translated:OUT` uses these.
     """
     from udas_fast import distributed
-    from udas_fast.engine.distributed import join, leave
+    from udas_fast.data.domains import DataConfig
+    from udas_fast.distributed import join, leave
     from udas_fast.recipes import get_recipe, load_recipe, override
     from udas_fast.recipes.cyclegan import small_cyclegan
-    from udas_fast.recipes.domains import DataConfig
     from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
 
     if resume is not None:
@@ -292,7 +292,7 @@ def evaluate(
     """
     from udas_fast import distributed
     from udas_fast.data import open_dataset
-    from udas_fast.engine.distributed import join, leave
+    from udas_fast.distributed import join, leave
     from udas_fast.evaluation import evaluate_dataset
     from udas_fast.inference import TrainedModel
 
@@ -333,7 +333,7 @@ def predict(
 
     Train ids, colours and more as PNG files, at each image's own size.
     """
-    from udas_fast.engine.precision import resolve_device
+    from udas_fast.distributed import resolve_device
     from udas_fast.inference import TrainedModel, media_files, predict_files
 
     files, parts = media_files(images), None if tile is None else parse_size(tile, "--tile")
@@ -368,7 +368,7 @@ def report(
 
     Curves, scores, pictures and speed, with several runs side by side; the page needs no network.
     """
-    from udas_fast.report import write_report
+    from udas_fast.tools.report import write_report
 
     print(write_report(runs, out))
 
@@ -382,7 +382,7 @@ def watch(
 
     Step, losses, rate, time left, scores and images, until the run is complete or Ctrl-C.
     """
-    from udas_fast.report import watch_run
+    from udas_fast.tools.report import watch_run
 
     watch_run(run, once=once)
 
@@ -396,7 +396,7 @@ def compare(
 
     With their differences to the first, and whether they compare.
     """
-    from udas_fast.report import compare_runs
+    from udas_fast.tools.report import compare_runs
 
     text, document = compare_runs(runs)
     print(text)
@@ -411,7 +411,7 @@ def study(
     target: Annotated[str, typer.Option(metavar="KIND:ROOT", help="target domain")],
     out: Annotated[Path, typer.Option(help="folder of the runs and tables; studies may share one")],
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
-    labels: Annotated[
+    num_labels: Annotated[
         str, typer.Option(help="numbers of labelled target images; the ablation takes the first")
     ] = "50,20,0",
     translate: Annotated[str, typer.Option(help="lab, fda, none, or translated:DIR")] = "lab",
@@ -439,7 +439,7 @@ def study(
     Complete runs are kept and cut ones go on, so the same command continues a study.
     """
     from udas_fast.data import ENGINES
-    from udas_fast.study import Task, plan_study, run_study
+    from udas_fast.tools.study import Task, plan_study, run_study
 
     if engine not in ENGINES:
         raise unknown("--engine", engine, ENGINES)
@@ -456,7 +456,7 @@ def study(
         weights=weights,
         device=device,
     )
-    plan = plan_study(kind, task, seeds=numbers("--seeds", seeds), labels=numbers("--labels", labels))
+    plan = plan_study(kind, task, seeds=numbers("--seeds", seeds), labels=numbers("--num-labels", num_labels))
     run_study(plan, out, command=shlex.join(["udas-fast", *sys.argv[1:]]), jobs=jobs)
     print((out / kind / "table.md").read_text(encoding="utf-8"))
     print(f"tables and pictures: {out / kind}")
@@ -474,7 +474,7 @@ def demo(
 
     From sim to real: a table and a figure of what adaptation is worth.
     """
-    from udas_fast.demo import run_demo
+    from udas_fast.tools.demo import run_demo
 
     run_demo(out, seed=seed, device=device)
 
@@ -513,7 +513,7 @@ def recipes(context: typer.Context) -> None:
 
     As YAML, which `--recipe FILE` reads.
     """
-    from udas_fast.recipes import recipes as all_recipes
+    from udas_fast.recipes import all_recipes
     from udas_fast.recipes.listing import listing
 
     if context.invoked_subcommand is None:
@@ -531,7 +531,7 @@ def show_recipe(name: str) -> None:
 @app.command()
 def doctor() -> None:
     """Tell what was built, what runs here, what is missing."""
-    from udas_fast.doctor import diagnose
+    from udas_fast.tools.doctor import diagnose
 
     print(diagnose())
 

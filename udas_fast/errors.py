@@ -1,4 +1,4 @@
-"""The one error for bad input: a sentence that names the thing, what was found and what is wanted."""
+"""The one error for bad input: a sentence that names the thing, what was found and what is expected."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class InputError(ValueError):
     """The user's input is wrong; the message is for the user, the command line prints it alone."""
 
 
-def bad(thing: str, found: object, wanted: object) -> InputError:
+def bad(thing: str, found: object, expected: object) -> InputError:
     """An :class:`InputError` in the house's form, ``raise bad("--small", "12", "HEIGHTxWIDTH")``."""
-    return InputError(f"{thing}: found {_line(found)}, wanted {wanted}")
+    return InputError(f"{thing}: found {_line(found)}, expected {expected}")
 
 
 def unknown(thing: str, name: str, known: Iterable[str]) -> InputError:
@@ -25,7 +25,7 @@ def unknown(thing: str, name: str, known: Iterable[str]) -> InputError:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return InputError(f"{thing}: found {_line(repr(name))}, wanted one of {', '.join(known)}{hint}")
+    return InputError(f"{thing}: found {_line(repr(name))}, expected one of {', '.join(known)}{hint}")
 
 
 def first_problem(error: ValidationError, *place: str) -> str:

@@ -53,5 +53,5 @@ def refuse_beside_resume(context: typer.Context, *allowed: str) -> None:
         source = context.get_parameter_source(parameter.name)
         if parameter.name not in ("resume", *allowed) and source is not None and source.name == "COMMANDLINE":
             rest = " or ".join(f"--{name.replace('_', '-')}" for name in allowed)
-            wanted = f"{rest} at most: what else a run does is in its run.yaml, which may be edited"
-            raise bad("--resume", f"{parameter.opts[0]} beside it", wanted)
+            expected = f"{rest} at most: what else a run does is in its run.yaml, which may be edited"
+            raise bad("--resume", f"{parameter.opts[0]} beside it", expected)

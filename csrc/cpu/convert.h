@@ -57,7 +57,7 @@ void parallel(int64_t count, int64_t grain, const Body& body) {
 
 inline void check_bad_label(const char* name, const std::atomic<int64_t>& bad_label, int64_t classes,
                             int64_t ignored) {
-  STD_TORCH_CHECK(bad_label == kNoLabel, name, ": found label ", bad_label.load(), ", wanted 0 to ",
+  STD_TORCH_CHECK(bad_label == kNoLabel, name, ": found label ", bad_label.load(), ", expected 0 to ",
                   classes - 1, " or the ignored ", ignored);
 }
 

@@ -170,7 +170,7 @@ OneGradient distillation_kl(const Tensor& student, std::vector<Tensor> teachers,
   check_logits("student", student);
   check_size(size);
   STD_TORCH_CHECK(!teachers.empty() && teachers.size() <= kMaxViews, "teachers: found ", teachers.size(),
-                  ", wanted 1 to ", kMaxViews);
+                  ", expected 1 to ", kMaxViews);
   for (const Tensor& teacher : teachers) check_like("teachers", teacher, student);
   if (mask) check_plane("mask", *mask, student, size[0], size[1], {ScalarType::Bool});
   std::vector<Tensor> maps{student};

@@ -13,28 +13,28 @@ constexpr int64_t kRowsPerThread = 16;
 
 void check_image(const char* name, const Tensor& t, const Tensor& like) {
   STD_TORCH_CHECK(t.dim() == 4 && shape_of(t) == shape_of(like), name, ": found shape ", shape_of(t),
-                  ", wanted [N, channels, H, W], the same for both images");
+                  ", expected [N, channels, H, W], the same for both images");
   const ScalarType type = t.scalar_type();
   const bool known = type == ScalarType::Byte || type == ScalarType::Float || type == ScalarType::Half ||
                      type == ScalarType::BFloat16;
   STD_TORCH_CHECK(known && type == like.scalar_type() && t.is_cpu(), name, ": found ",
                   torch::headeronly::toString(type),
-                  ", wanted uint8, float32, float16 or bfloat16, one for both");
+                  ", expected uint8, float32, float16 or bfloat16, one for both");
 }
 
 // Boxes, class table or mask, whichever `region` is.
 void describe_region(MixTask& task, const Tensor& region, const Tensor& image) {
-  STD_TORCH_CHECK(region.is_cpu(), "region: wanted the device of the images");
+  STD_TORCH_CHECK(region.is_cpu(), "region: expected the device of the images");
   if (region.scalar_type() == ScalarType::Int) {
     STD_TORCH_CHECK(
         region.dim() == 2 && region.size(0) == task.samples && region.size(1) == 4 && region.is_contiguous(),
-        "region: found shape ", shape_of(region), ", wanted contiguous boxes [N, 4]");
+        "region: found shape ", shape_of(region), ", expected contiguous boxes [N, 4]");
     task.region = Region::box;
     task.boxes = region.const_data_ptr<int32_t>();
   } else if (region.dim() == 2) {
     STD_TORCH_CHECK(
         region.scalar_type() == ScalarType::Bool && region.size(0) == task.samples && region.is_contiguous(),
-        "region: found shape ", shape_of(region), ", wanted a contiguous bool class table [N, C]");
+        "region: found shape ", shape_of(region), ", expected a contiguous bool class table [N, C]");
     task.region = Region::classes;
     task.table = region.const_data_ptr<bool>();
     task.table_classes = region.size(1);
@@ -69,11 +69,11 @@ std::tuple<Tensor, Tensor> region_mix(const Tensor& inside, const Tensor& outsid
   check_plane("outside_label", outside_label, inside, task.height, task.width, {inside_label.scalar_type()});
   STD_TORCH_CHECK((mean.empty() || mean.size() == static_cast<size_t>(channels)) &&
                       (std.empty() || std.size() == static_cast<size_t>(channels)),
-                  "mean, std: wanted one number per channel");
+                  "mean, std: expected one number per channel");
   describe_region(task, region, inside);
   const bool from_bytes = inside.scalar_type() == ScalarType::Byte, to_bytes = out_dtype == ScalarType::Byte;
   STD_TORCH_CHECK(!to_bytes || (from_bytes && mean.empty() && std.empty()),
-                  "out_dtype: found uint8, wanted a floating dtype for floating or normalised images");
+                  "out_dtype: found uint8, expected a floating dtype for floating or normalised images");
   for (int64_t c = 0; c < channels; ++c) {
     task.affine.push_back(affine(from_bytes && !to_bytes ? 255.0 : 1.0, mean.empty() ? 0.0 : mean[c],
                                  std.empty() ? 1.0 : std[c]));

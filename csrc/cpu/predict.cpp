@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label(std::vector<Tensor> views, std::
                                                 double temperature, const std::optional<Tensor>& flips,
                                                 bool mean, bool align_corners, int64_t ignore_index) {
   STD_TORCH_CHECK(!views.empty() && views.size() <= kMaxViews, "views: found ", views.size(),
-                  ", wanted 1 to ", kMaxViews);
+                  ", expected 1 to ", kMaxViews);
   check_size(size);
   check_logits("views", views[0]);
   const int64_t samples = views[0].size(0), classes = views[0].size(1), count = views.size();
@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label(std::vector<Tensor> views, std::
   if (flips) {
     STD_TORCH_CHECK(flips->dim() == 2 && flips->size(0) == count && flips->size(1) == samples &&
                         flips->scalar_type() == ScalarType::Bool && flips->is_cpu(),
-                    "flips: wanted bool [", count, ", ", samples, "] on the device of the views");
+                    "flips: expected bool [", count, ", ", samples, "] on the device of the views");
   }
   PredictTask task(Grid(samples, size[0], size[1]));
   for (const Tensor& view : views) add_view(task, view, align_corners, flips.has_value());

@@ -70,7 +70,7 @@ inline Type type_of(const Tensor& t) {
 
 inline Map map_of(const Tensor& t) {
   STD_TORCH_CHECK(t.size(2) < kMostSide && t.size(3) < kMostSide, "found shape ", shape_of(t),
-                  ", wanted sides below 2^30");
+                  ", expected sides below 2^30");
   return {t.const_data_ptr(),
           {t.stride(0), t.stride(1), t.stride(2), t.stride(3)},
           static_cast<int32_t>(t.size(2)),
@@ -98,7 +98,7 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size, Scalar
 
 inline Tiling tiling_of(int64_t samples, const std::vector<int64_t>& size, bool align_corners) {
   STD_TORCH_CHECK(size[0] < kMostSide && size[1] < kMostSide, "size: found ", size[0], " by ", size[1],
-                  ", wanted sides below 2^30");
+                  ", expected sides below 2^30");
   Tiling tiling{};
   tiling.samples = samples;
   tiling.height = static_cast<int32_t>(size[0]);

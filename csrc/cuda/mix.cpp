@@ -9,27 +9,27 @@ namespace {
 
 void check_image(const char* name, const Tensor& t, const Tensor& like) {
   STD_TORCH_CHECK(t.dim() == 4 && shape_of(t) == shape_of(like), name, ": found shape ", shape_of(t),
-                  ", wanted [N, channels, H, W], the same for both images");
+                  ", expected [N, channels, H, W], the same for both images");
   const ScalarType type = t.scalar_type();
   const bool known = type == ScalarType::Byte || type == ScalarType::Float || type == ScalarType::Half ||
                      type == ScalarType::BFloat16;
   STD_TORCH_CHECK(known && type == like.scalar_type() && t.device() == like.device(), name, ": found ",
                   torch::headeronly::toString(type),
-                  ", wanted uint8, float32, float16 or bfloat16, one dtype and device for both");
+                  ", expected uint8, float32, float16 or bfloat16, one dtype and device for both");
 }
 
 // Boxes, class table or mask, whichever `region` is; returns what has to live until the launch.
 Tensor describe_region(MixTask& task, const Tensor& region, const Tensor& image) {
-  STD_TORCH_CHECK(region.device() == image.device(), "region: wanted the device of the images");
+  STD_TORCH_CHECK(region.device() == image.device(), "region: expected the device of the images");
   const Tensor dense = torch::stable::contiguous(region);
   if (region.scalar_type() == ScalarType::Int) {
     STD_TORCH_CHECK(region.dim() == 2 && region.size(0) == task.samples && region.size(1) == 4,
-                    "region: found shape ", shape_of(region), ", wanted boxes [N, 4]");
+                    "region: found shape ", shape_of(region), ", expected boxes [N, 4]");
     task.region = Region::box;
     task.boxes = dense.const_data_ptr<int32_t>();
   } else if (region.dim() == 2) {
     STD_TORCH_CHECK(region.scalar_type() == ScalarType::Bool && region.size(0) == task.samples,
-                    "region: found shape ", shape_of(region), ", wanted a bool class table [N, C]");
+                    "region: found shape ", shape_of(region), ", expected a bool class table [N, C]");
     task.region = Region::classes;
     task.table = dense.const_data_ptr<bool>();
     task.table_classes = region.size(1);
@@ -45,14 +45,14 @@ void describe_values(MixTask& task, const std::vector<double>& mean, const std::
                      bool from_bytes, ScalarType out_dtype) {
   const size_t channels = task.channels;
   STD_TORCH_CHECK((mean.empty() || mean.size() == channels) && (std.empty() || std.size() == channels),
-                  "mean, std: wanted one number per channel");
+                  "mean, std: expected one number per channel");
   const bool to_bytes = out_dtype == ScalarType::Byte;
   STD_TORCH_CHECK(!to_bytes || (from_bytes && mean.empty() && std.empty()),
-                  "out_dtype: found uint8, wanted a floating dtype for floating or normalised images");
+                  "out_dtype: found uint8, expected a floating dtype for floating or normalised images");
   STD_TORCH_CHECK(to_bytes || out_dtype == ScalarType::Float || out_dtype == ScalarType::Half ||
                       out_dtype == ScalarType::BFloat16,
                   "out_dtype: found ", torch::headeronly::toString(out_dtype),
-                  ", wanted uint8, float32, float16 or bfloat16");
+                  ", expected uint8, float32, float16 or bfloat16");
   for (size_t c = 0; c < channels; ++c) {
     task.affine[c] = affine(from_bytes && !to_bytes ? 255.0 : 1.0, mean.empty() ? 0.0 : mean[c],
                             std.empty() ? 1.0 : std[c]);
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> region_mix(const Tensor& inside, const Tensor& outsid
   check_image("outside", outside, inside);
   const int64_t samples = inside.size(0), channels = inside.size(1);
   const int64_t height = inside.size(2), width = inside.size(3);
-  STD_TORCH_CHECK(channels <= kMaxChannels, "inside: found ", channels, " channels, wanted at most ",
+  STD_TORCH_CHECK(channels <= kMaxChannels, "inside: found ", channels, " channels, expected at most ",
                   kMaxChannels);
   check_plane("inside_label", inside_label, inside, height, width, {ScalarType::Byte, ScalarType::Long});
   check_plane("outside_label", outside_label, inside, height, width, {inside_label.scalar_type()});

@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label(std::vector<Tensor> views, std::
                                                 double temperature, const std::optional<Tensor>& flips,
                                                 bool mean, bool align_corners, int64_t ignore_index) {
   STD_TORCH_CHECK(!views.empty() && views.size() <= kMaxViews, "views: found ", views.size(),
-                  ", wanted 1 to ", kMaxViews);
+                  ", expected 1 to ", kMaxViews);
   check_size(size);
   check_logits("views", views[0]);
   const Tensor& like = views[0];
@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label(std::vector<Tensor> views, std::
   if (flips) {
     STD_TORCH_CHECK(flips->dim() == 2 && flips->size(0) == count && flips->size(1) == samples &&
                         flips->scalar_type() == ScalarType::Bool && flips->device() == like.device(),
-                    "flips: wanted bool [", count, ", ", samples, "] on the device of the views");
+                    "flips: expected bool [", count, ", ", samples, "] on the device of the views");
   }
   const Place place(like);
   const std::optional<Tensor> limits = contiguous(class_threshold), flipped = contiguous(flips);

@@ -154,7 +154,7 @@ def test_a_pixel_never_moves():
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (1, 1, 4, 4), (2, 4, 4, 3)])
 def test_wrong_shape(shape):
-    with pytest.raises(InputError, match=r"images: found .* wanted uint8 \[N, 3, H, W\]"):
+    with pytest.raises(InputError, match=r"images: found .* expected uint8 \[N, 3, H, W\]"):
         auto_augment(torch.zeros(shape, dtype=torch.uint8), torch.Generator())
     with pytest.raises(InputError, match=r"float32"):
         auto_augment(torch.zeros(1, 3, 4, 4), torch.Generator())

@@ -11,7 +11,7 @@ from udas_fast.data import (
     Geometry,
     Sample,
     SegmentationDataset,
-    Stream,
+    TrainLoader,
     Unlabelled,
     check_dataset,
     evaluation_batches,
@@ -96,21 +96,21 @@ class Own(SegmentationDataset):
 
 def test_a_users_own_dataset_is_held_to_the_contract():
     assert check_dataset(Own(np.full((4, 5), 11, np.uint8))).problems == [
-        "label of frame: found train id 11, wanted 0 to 10, or 255"
+        "label of frame: found train id 11, expected 0 to 10, or 255"
     ]
     for label, found in (
         (np.zeros((5, 4), np.uint8), r"found uint8 \[5, 4\]"),
         (np.zeros((4, 5), np.int64), r"found int64 \[4, 5\]"),
         ([[0] * 5] * 4, "found list"),
     ):
-        sentence = rf"label of frame: {found}, wanted uint8 \[4, 5\], the size of its image"
+        sentence = rf"label of frame: {found}, expected uint8 \[4, 5\], the size of its image"
         with pytest.raises(InputError, match=sentence):
             check_dataset(Own(label)).require_clean()
         with pytest.raises(InputError, match=sentence):
-            next(Stream(Own(label), Geometry(size=(4, 5)), 1, 0, "s").batches())
+            next(TrainLoader(Own(label), Geometry(size=(4, 5)), 1, 0, "s").batches())
         with pytest.raises(InputError, match=sentence):
             next(evaluation_batches(Own(label)))
-    with pytest.raises(InputError, match=r"image of frame: found float64 \[4, 5, 3\], wanted uint8"):
+    with pytest.raises(InputError, match=r"image of frame: found float64 \[4, 5, 3\], expected uint8"):
         check_dataset(Own(None, np.zeros((4, 5, 3)))).require_clean()
 
 
@@ -120,5 +120,5 @@ def test_an_image_read_backwards_is_as_good_as_any():
     (batch,) = evaluation_batches(dataset)
     assert np.array_equal(batch.image[0].permute(1, 2, 0).numpy(), image)
     for size in ((4, 5), (8, 10)):
-        batch = next(Stream(dataset, Geometry(size=size), 1, 0, "s").batches())
+        batch = next(TrainLoader(dataset, Geometry(size=size), 1, 0, "s").batches())
         assert batch.image.shape == (1, 3, *size)

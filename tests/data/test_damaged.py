@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udas_fast.data import Faults, Geometry, Stream, open_dataset
+from udas_fast.data import BadFiles, Geometry, TrainLoader, open_dataset
 from udas_fast.errors import InputError
 
 SIZE = (40, 56)
@@ -124,8 +124,8 @@ def damaged(
 def test_each_is_named_or_read_right(damaged, engine):
     root, meant = damaged
     dataset = open_dataset(f"gta5:{root}", "train")
-    faults = Faults(limit=200)
-    stream = Stream(dataset, Geometry(size=SIZE), 5, 0, "damaged", 1, engine=engine, faults=faults)
+    faults = BadFiles(limit=200)
+    stream = TrainLoader(dataset, Geometry(size=SIZE), 5, 0, "damaged", 1, engine=engine, faults=faults)
     seen = {}
     for batch in itertools.islice(stream.batches(), 40):
         for i, name in enumerate(batch.ids):
@@ -135,10 +135,10 @@ def test_each_is_named_or_read_right(damaged, engine):
     assert named == unreadable
     assert set(seen) == set(meant) - unreadable
     for name, (image, label) in seen.items():
-        wanted = np.asarray(
+        expected = np.asarray(
             Image.fromarray(dataset.id_map.table[meant[name][0]]).resize(SIZE[::-1], Image.Resampling.NEAREST)
         )
-        assert np.array_equal(label, wanted), name
+        assert np.array_equal(label, expected), name
         original = dataset[[item.id for item in dataset.items].index(name)].image
         assert np.abs(image.astype(int) - original).max() <= 1, name
 
@@ -152,7 +152,7 @@ def test_each_alone_is_named_or_read(damaged, engine):
         if not item.id.endswith("_0"):
             continue
         alone = dataset.__class__(dataset.description, [dataset.items[index]])
-        batches = Stream(alone, Geometry(size=SIZE), 1, 0, "alone", engine=engine).batches()
+        batches = TrainLoader(alone, Geometry(size=SIZE), 1, 0, "alone", engine=engine).batches()
         if meant[item.id][1]:
             assert next(batches).ids == [item.id]
         else:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from udas_fast.data import CAMVID, CITYSCAPES, ClassSet, Unlabelled, open_dataset, subset
-from udas_fast.data.descriptions import DESCRIPTIONS
 from udas_fast.data.files import IdMap, read_ids, read_image
+from udas_fast.data.specs import DATASETS
 from udas_fast.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
@@ -66,12 +66,15 @@ def test_class_sets_are_the_published_ones():
     assert (len(CITYSCAPES), len(CAMVID)) == (19, 11)
     assert dict(zip(CITYSCAPES.names, CITYSCAPES.palette, strict=True))["car"] == (0, 0, 142)
     assert list(CITYSCAPES.names) == [CITYSCAPES_NAMES[i] for i in sorted(CITYSCAPES_NAMES)]
-    assert sum(v != 255 for v in DESCRIPTIONS["synthia"].ids.values()) == 19
+    assert sum(v != 255 for v in DATASETS["synthia"].ids.values()) == 19
 
 
 @pytest.mark.parametrize(
     ("palette", "message"),
-    [(((1, 2, 3),), "found 1 colours, wanted 2"), (((1, 2, 3), (0, 0, 256)), r"found colour \(0, 0, 256\)")],
+    [
+        (((1, 2, 3),), "found 1 colours, expected 2"),
+        (((1, 2, 3), (0, 0, 256)), r"found colour \(0, 0, 256\)"),
+    ],
 )
 def test_a_palette_is_a_colour_for_each_class(palette, message):
     with pytest.raises(InputError, match=f"palette of mine: {message}"):
@@ -82,8 +85,8 @@ def test_sample_ids(make_dataset):
     label = all_ids("cityscapes")
     root, *_ = make_dataset("cityscapes", [label] * 4)
     found = [item.id for item in open_dataset(f"cityscapes:{root}", "train").items]
-    wanted = [("aachen", 0), ("aachen", 2), ("bochum", 1), ("bochum", 3)]
-    assert found == [f"{city}_{i:06d}_000019" for city, i in wanted]
+    expected = [("aachen", 0), ("aachen", 2), ("bochum", 1), ("bochum", 3)]
+    assert found == [f"{city}_{i:06d}_000019" for city, i in expected]
 
 
 def test_segnet_layout_of_camvid(make_dataset):
@@ -129,7 +132,7 @@ def test_plain_folder_needs_class_names(make_dataset, text, message):
         ("camvit:{root}", "train", "did you mean 'camvid'"),
         ("camvid:{root}/nowhere", "train", "no folder .*nowhere"),
         ("camvid:{root}", "trian", "did you mean 'train'"),
-        ("gta5:{root}", "val", "wanted one of train"),
+        ("gta5:{root}", "val", "expected one of train"),
         ("cityscapes:{root}", "train", "no folder .*leftImg8bit/train"),
     ],
 )
@@ -177,14 +180,14 @@ def test_undeclared_id_names_file_and_id(make_dataset, kind, wrong):
     label = all_ids(kind).astype(np.uint16)
     label[2, 3] = wrong
     root, *_ = make_dataset(kind, [label if kind == "synthia" else label.astype(np.uint8)])
-    with pytest.raises(InputError, match=rf"label .*\.png: found id {wrong}, wanted ids among 0-"):
+    with pytest.raises(InputError, match=rf"label .*\.png: found id {wrong}, expected ids among 0-"):
         open_dataset(f"{kind}:{root}", "train")[0]
 
 
 def test_size_mismatch(make_dataset):
     root, *_ = make_dataset("gta5", [all_ids("gta5")])
     Image.new("RGB", (6, 5)).save(root / "images/00001.png")
-    with pytest.raises(InputError, match=r"00001.png: found 12x5 pixels, wanted the 6x5"):
+    with pytest.raises(InputError, match=r"00001.png: found 12x5 pixels, expected the 6x5"):
         open_dataset(f"gta5:{root}", "train")[0]
 
 
@@ -229,7 +232,7 @@ def test_labels_of_the_wrong_kind(tmp_path):
         with pytest.raises(InputError, match=message):
             read_ids(path)
     Image.new("L", (4, 4)).save(path)
-    with pytest.raises(InputError, match="8-bit grey PNG, wanted a 16-bit RGB PNG"):
+    with pytest.raises(InputError, match="8-bit grey PNG, expected a 16-bit RGB PNG"):
         read_ids(path, wide=True)
 
 
@@ -288,7 +291,7 @@ def test_subsets_are_nested_fixed_and_differ_by_seed(make_dataset):
     # Pinned, because published scores name only the seed and the number of labels.
     assert few.indices == [2, 7, 9, 17, 20]
     for n in (0, 31):
-        with pytest.raises(InputError, match=f"labelled images of camvid: found {n}, wanted 1 to 30"):
+        with pytest.raises(InputError, match=f"labelled images of camvid: found {n}, expected 1 to 30"):
             subset(dataset, n)
 
 

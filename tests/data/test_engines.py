@@ -18,7 +18,7 @@ from udas_fast.data import (
     Batch,
     Geometry,
     RareClasses,
-    Stream,
+    TrainLoader,
     Unlabelled,
     augment,
     check_dataset,
@@ -26,11 +26,11 @@ from udas_fast.data import (
     open_dataset,
 )
 from udas_fast.data.augment import POLICY
+from udas_fast.data.domains import Domains
 from udas_fast.data.files import IdMap
 from udas_fast.data.sampler import Sampler
 from udas_fast.errors import InputError
 from udas_fast.recipes import InputConfig
-from udas_fast.recipes.domains import Domains
 
 pytestmark = pytest.mark.dali
 
@@ -62,7 +62,7 @@ def make(make_dataset):
 
 def take(dataset, engine: str, count: int, start: int = 0, *, batch: int = 2, workers: int = 0, **options):
     geometry = options.pop("geometry", GEOMETRY)
-    stream = Stream(dataset, geometry, batch, 3, "parity", workers, engine=engine, **options)
+    stream = TrainLoader(dataset, geometry, batch, 3, "parity", workers, engine=engine, **options)
     return list(itertools.islice(stream.batches(start), count))
 
 
@@ -323,5 +323,5 @@ def test_without_dali_auto_is_torch_and_dali_says_what_to_install(make, monkeypa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     dataset = make("camvid")
     assert choose_engine("auto", [dataset]) == "torch"
-    with pytest.raises(InputError, match=r"found no DALI, wanted `pip install udas-fast\[dali\]`"):
+    with pytest.raises(InputError, match=r"found no DALI, expected `pip install udas-fast\[dali\]`"):
         choose_engine("dali", [dataset])

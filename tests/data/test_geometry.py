@@ -28,10 +28,10 @@ def test_identity():
 @pytest.mark.parametrize("size", [(4, 6), (9, 7), (20, 11), (1, 1), (60, 90), (3, 90)])
 def test_bilinear_is_pillows_within_one_grey_level(size):
     image = generator().integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    wanted = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
     found = resize(image, size, Image.Resampling.BILINEAR)
     assert found.flags.c_contiguous
-    assert np.abs(found - wanted).max() <= 1
+    assert np.abs(found - expected).max() <= 1
 
 
 def test_halving_averages_the_image_and_picks_label_pixels():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from udas_fast.data import Batch, Geometry, Stream, Unlabelled, evaluation_batches, open_dataset
-from udas_fast.data.seeding import generator
+from udas_fast.data import Batch, Geometry, TrainLoader, Unlabelled, evaluation_batches, open_dataset
 from udas_fast.errors import InputError
+from udas_fast.seeding import generator
 
 GEOMETRY = Geometry(size=(12, 16), scale=(0.8, 1.3), crop=(10, 12), flip=True)
 
@@ -23,7 +23,7 @@ def dataset(make_dataset):
     return open_dataset(f"camvid:{root}", "train")
 
 
-def take(stream: Stream, start: int, count: int) -> list[Batch]:
+def take(stream: TrainLoader, start: int, count: int) -> list[Batch]:
     return list(itertools.islice(stream.batches(start), count))
 
 
@@ -32,7 +32,7 @@ def equal(a: Batch, b: Batch) -> bool:
 
 
 def test_shapes_and_types(dataset):
-    batch = next(Stream(dataset, GEOMETRY, 3, 0, "source").batches())
+    batch = next(TrainLoader(dataset, GEOMETRY, 3, 0, "source").batches())
     assert (batch.image.shape, batch.image.dtype) == ((3, 3, 10, 12), torch.uint8)
     assert (batch.label.shape, batch.label.dtype) == ((3, 10, 12), torch.uint8)
     assert batch.image.is_contiguous()
@@ -44,13 +44,13 @@ def test_shapes_and_types(dataset):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [0, 1, 5])
 def test_resuming_at_any_step_with_any_number_of_workers(dataset, workers, start):
-    whole = take(Stream(dataset, GEOMETRY, 3, 5, "source"), 0, 9)
-    again = take(Stream(dataset, GEOMETRY, 3, 5, "source", workers), start, 9 - start)
+    whole = take(TrainLoader(dataset, GEOMETRY, 3, 5, "source"), 0, 9)
+    again = take(TrainLoader(dataset, GEOMETRY, 3, 5, "source", workers), start, 9 - start)
     assert all(equal(a, b) for a, b in zip(whole[start:], again, strict=True))
 
 
 def test_every_epoch_holds_every_image_once_in_another_order(dataset):
-    drawn = [i for batch in take(Stream(dataset, GEOMETRY, 2, 0, "source"), 0, 21) for i in batch.ids]
+    drawn = [i for batch in take(TrainLoader(dataset, GEOMETRY, 2, 0, "source"), 0, 21) for i in batch.ids]
     epochs = [tuple(drawn[i : i + 7]) for i in range(0, 42, 7)]
     assert all(Counter(epoch) == Counter(item.id for item in dataset.items) for epoch in epochs)
     assert len(set(epochs)) > 4
@@ -61,7 +61,7 @@ def test_augmentation_differs_between_epochs_seeds_and_names(dataset):
 
     def first_views(seed: int, name: str) -> dict[str, list[bytes]]:
         views: dict[str, list[bytes]] = {}
-        for batch in take(Stream(dataset, fixed, 1, seed, name), 0, 14):
+        for batch in take(TrainLoader(dataset, fixed, 1, seed, name), 0, 14):
             views.setdefault(batch.ids[0], []).append(batch.image.numpy().tobytes())
         return views
 
@@ -75,21 +75,21 @@ def test_the_global_random_state_is_left_alone(dataset):
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    take(Stream(dataset, GEOMETRY, 2, 0, "source"), 0, 3)
+    take(TrainLoader(dataset, GEOMETRY, 2, 0, "source"), 0, 3)
     list(evaluation_batches(dataset))
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
 def test_unlabelled_stream(dataset):
-    batch = next(Stream(Unlabelled(dataset), GEOMETRY, 2, 0, "target").batches())
+    batch = next(TrainLoader(Unlabelled(dataset), GEOMETRY, 2, 0, "target").batches())
     assert batch.label is None
     assert batch.to("cpu").label is None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_turns_bad_is_named(dataset, workers):
-    stream = Stream(dataset, GEOMETRY, 2, 0, "source", workers)
+    stream = TrainLoader(dataset, GEOMETRY, 2, 0, "source", workers)
     dataset.items[4].image.write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(InputError) as caught:
         take(stream, 0, 4)
@@ -117,9 +117,9 @@ def test_wrong_arguments(dataset):
     ):
         arguments = {"dataset": dataset, "geometry": GEOMETRY, "batch_size": 1, "seed": 0, "name": "s"}
         with pytest.raises(InputError, match=message):
-            Stream(**{**arguments, **options})
+            TrainLoader(**{**arguments, **options})
     with pytest.raises(InputError, match="start_step"):
-        Stream(dataset, GEOMETRY, 1, 0, "s").batches(-1)
+        TrainLoader(dataset, GEOMETRY, 1, 0, "s").batches(-1)
     with pytest.raises(InputError, match="evaluation size"):
         evaluation_batches(dataset, (0, 5))
 

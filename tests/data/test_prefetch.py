@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from udas_fast.data import BadFile, Geometry, Stream, open_dataset
+from udas_fast.data import BadFile, Geometry, TrainLoader, open_dataset
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 ENGINES = ["torch", pytest.param("dali", marks=pytest.mark.dali)]
@@ -25,7 +25,7 @@ def dataset(make_dataset):
 def test_batches_arrive_on_the_gpu_as_they_are_on_the_cpu(dataset, engine):
     def take(device: str, start: int = 0):
         geometry = Geometry(size=(40, 56), crop=(32, 64), flip=True)
-        stream = Stream(dataset, geometry, 2, 0, "gpu", 2, engine=engine, views=3)
+        stream = TrainLoader(dataset, geometry, 2, 0, "gpu", 2, engine=engine, views=3)
         return itertools.islice(stream.batches(start, device), 12 - start)
 
     for here, there in zip(take("cpu"), take("cuda"), strict=True):
@@ -41,7 +41,7 @@ def test_batches_arrive_on_the_gpu_as_they_are_on_the_cpu(dataset, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_fault_comes_at_its_own_step(dataset, engine):
-    stream = Stream(dataset, Geometry(size=(40, 56)), 1, 0, "gpu", engine=engine)
+    stream = TrainLoader(dataset, Geometry(size=(40, 56)), 1, 0, "gpu", engine=engine)
     bad = stream.sampler.index(4)
     dataset.items[bad].image.write_bytes(b"")
     batches = stream.batches(device="cuda")

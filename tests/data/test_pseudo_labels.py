@@ -15,7 +15,7 @@ from udas_fast.data import (
     Geometry,
     PseudoLabelled,
     PseudoLabels,
-    Stream,
+    TrainLoader,
     Unlabelled,
     open_dataset,
     with_labels,
@@ -101,7 +101,7 @@ def test_labels_take_the_geometry_of_their_image(
     for index in folder.missing():
         folder.add(index, *coded[index])
     folder.finish(lambda _: np.full(CLASSES, 0.5))
-    stream = Stream(
+    stream = TrainLoader(
         PseudoLabelled(dataset, tmp_path / "pseudo"),
         Geometry(size=(48, 64), crop=(40, 72), flip=True),  # twice the size, cut and padded
         batch_size=2,
@@ -117,8 +117,8 @@ def test_labels_take_the_geometry_of_their_image(
         assert (batch.image.sum(1)[~known] == 0).any()  # the padding
         truth = [PseudoLabelled(dataset, tmp_path / "pseudo")[int(i)].label for i in batch.ids]
         for label, native, placement in zip(batch.label, truth, batch.placements, strict=True):
-            _, wanted = placement.apply(np.zeros((*SHAPE, 3), np.uint8), native)
-            assert torch.equal(label, torch.from_numpy(wanted))
+            _, expected = placement.apply(np.zeros((*SHAPE, 3), np.uint8), native)
+            assert torch.equal(label, torch.from_numpy(expected))
 
 
 def test_hidden_labels_are_for_reports_alone(camvid_root: Path) -> None:

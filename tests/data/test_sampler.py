@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udas_fast.data import Geometry, RareClasses, Stream, check_dataset, open_dataset
+from udas_fast.data import Geometry, RareClasses, TrainLoader, check_dataset, open_dataset
 from udas_fast.data.sampler import Sampler, labelled_subset
 from udas_fast.errors import InputError
 
@@ -54,7 +54,7 @@ def test_wrong_numbers():
     for numbers, message in (
         ((0, 1, 0, "s"), "stream s: found no images"),
         ((5, 0, 0, "s"), "batch size of s: found 0"),
-        ((5, 1, 0, "s", 2, 2), "rank of s: found 2, wanted 0 to 1"),
+        ((5, 1, 0, "s", 2, 2), "rank of s: found 2, expected 0 to 1"),
     ):
         with pytest.raises(InputError, match=message):
             Sampler(*numbers)
@@ -67,10 +67,10 @@ PIXELS = np.array([[900, 100, 0, 0], [800, 0, 50, 3], [950, 0, 0, 2], [700, 200,
 def test_rare_classes_come_as_often_as_in_daformer(temperature):
     # Equations 5 and 6 of DAFormer; class 3 has never 10 pixels and is left out.
     share = PIXELS.sum(0)[:3] / PIXELS.sum()
-    wanted = np.exp((1 - share) / temperature) / np.exp((1 - share) / temperature).sum()
+    expected = np.exp((1 - share) / temperature) / np.exp((1 - share) / temperature).sum()
     images = np.zeros(4)
     for c, shown in enumerate(([0, 1, 2, 3], [0, 3], [1, 3])):
-        images[shown] += wanted[c] / len(shown)
+        images[shown] += expected[c] / len(shown)
     n = 4000
     sampler = Sampler(4, 1, 0, "rare", rare=RareClasses(PIXELS, temperature, min_pixels=10))
     drawn = np.array([sampler.index(draw) for draw in range(n)])
@@ -87,7 +87,7 @@ def test_rare_classes_of_a_dataset(make_dataset):
     report = check_dataset(dataset)
     assert report.pixels.shape == (6, 11)
     assert report.pixels[4, [3, 10]].tolist() == [32, 32]
-    stream = Stream(dataset, Geometry(size=(8, 8)), 2, 0, "s", rare=RareClasses(report.pixels, 0.01, 16))
+    stream = TrainLoader(dataset, Geometry(size=(8, 8)), 2, 0, "s", rare=RareClasses(report.pixels, 0.01, 16))
     drawn = Counter(i for batch in itertools.islice(stream.batches(), 30) for i in batch.ids)
     assert drawn[dataset.items[4].id] == 60  # at this temperature only the rare class is drawn
     with pytest.raises(InputError, match="no class of 65 pixels in any image"):
@@ -132,5 +132,7 @@ def test_crops_stay_as_they_are_without_a_crop_or_a_ratio():
         for geometry in (whole, cut)
     }
     assert looks == {(0, None): False, (0, (4, 4)): False, (0.5, None): False, (0.5, (4, 4)): True}
-    with pytest.raises(InputError, match="min_crop_ratio of rare-class sampling: found -1, wanted 0 or more"):
+    with pytest.raises(
+        InputError, match="min_crop_ratio of rare-class sampling: found -1, expected 0 or more"
+    ):
         RareClasses(PIXELS, min_crop_ratio=-1)

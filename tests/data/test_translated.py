@@ -64,7 +64,7 @@ def test_images_are_translated_and_labels_are_the_originals(run: Path) -> None:
 def test_missing_images_are_counted(run: Path) -> None:
     files = json.loads((run / "translated/manifest.json").read_text())["files"]
     _change(run, files=files | {"0001": None, "0002": None})
-    with pytest.raises(InputError, match="found 2 of 4 files, wanted all: `udas-fast translate --resume"):
+    with pytest.raises(InputError, match="found 2 of 4 files, expected all: `udas-fast translate --resume"):
         open_dataset(f"translated:{run}", "train")
 
 
@@ -90,7 +90,9 @@ def test_an_original_that_is_gone_or_another(run: Path) -> None:
     root = run.parent / "original"
     for kind in ("images", "labels"):
         (root / kind / "train/0003.png").unlink()
-    with pytest.raises(InputError, match="found 3 images, not those that were translated, wanted the same 4"):
+    with pytest.raises(
+        InputError, match="found 3 images, not those that were translated, expected the same 4"
+    ):
         open_dataset(f"translated:{run}", "train")
     shutil.rmtree(root)
     with pytest.raises(InputError, match="original dataset of translated:.*no folder"):
@@ -98,12 +100,12 @@ def test_an_original_that_is_gone_or_another(run: Path) -> None:
 
 
 def test_other_classes_splits_and_folders(run: Path) -> None:
-    with pytest.raises(InputError, match="split of translated:.*found 'val', wanted one of train"):
+    with pytest.raises(InputError, match="split of translated:.*found 'val', expected one of train"):
         open_dataset(f"translated:{run}", "val")
-    with pytest.raises(InputError, match="found none, wanted the folder of a run of `udas-fast translate`"):
+    with pytest.raises(InputError, match="found none, expected the folder of a run of `udas-fast translate`"):
         open_dataset(f"translated:{run.parent}", "train")
     _change(run, classes=["road", "car"])
-    with pytest.raises(InputError, match="found classes sky, building.*wanted road, car, as when"):
+    with pytest.raises(InputError, match="found classes sky, building.*expected road, car, as when"):
         open_dataset(f"translated:{run}", "train")
     _change(run, sourec="x")
     with pytest.raises(InputError, match="manifest.json: damaged"):
@@ -113,11 +115,11 @@ def test_other_classes_splits_and_folders(run: Path) -> None:
 @pytest.mark.parametrize("name", ["../../original/images/train/x", "a/b", "..", "a\0b"])
 def test_a_manifest_cannot_reach_outside_its_folder(run: Path, name: str) -> None:
     _change(run, files={name: {"bytes": 1, "sha256": "0"}})
-    with pytest.raises(InputError, match="wanted the name of an image, without a folder"):
+    with pytest.raises(InputError, match="expected the name of an image, without a folder"):
         open_dataset(f"translated:{run}", "train")
 
 
 def test_a_manifest_cannot_be_its_own_original(run: Path) -> None:
     _change(run, source=f"translated:{run}")
-    with pytest.raises(InputError, match="wanted an original dataset"):
+    with pytest.raises(InputError, match="expected an original dataset"):
         open_dataset(f"translated:{run}", "train")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from udas_fast.engine.distributed import join, leave
+from udas_fast.distributed import join, leave
 
 
 def enter(rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

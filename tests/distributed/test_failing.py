@@ -12,12 +12,12 @@ import pytest
 
 from udas_fast import Trainer, distributed
 from udas_fast.data import BadFile, SegmentationDataset, open_dataset
+from udas_fast.data.domains import Domains
 from udas_fast.data.types import Sample
-from udas_fast.engine.distributed import leave
+from udas_fast.distributed import leave
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.errors import InputError
 from udas_fast.recipes import get_recipe, override, small
-from udas_fast.recipes.domains import Domains
 
 
 class Failing(SegmentationDataset):
@@ -32,7 +32,7 @@ class Failing(SegmentationDataset):
 
     def __getitem__(self, index: int) -> Sample:
         self.read += 1
-        if self.read == 3 and distributed.rank() == 1:
+        if self.read == 3 and distributed.get_rank() == 1:
             raise self.error
         return self.dataset[index]
 
@@ -41,7 +41,7 @@ def train(root: Path, run: Path, error: Exception) -> None:
     recipe = small(get_recipe("no_adaptation"), size=(24, 32), steps=4, batch_size=2)
     recipe = override(recipe, ["model.width=4", "precision=fp32"])
     source = Failing(open_dataset(f"camvid:{root}", "train"), error)
-    Trainer(None, recipe, Domains(source=source), run=run, device="cpu", log_every=1).fit()
+    Trainer(recipe, Domains(source=source), run_dir=run, device="cpu", log_every=1).fit()
 
 
 def a_file_turns_bad(root: Path, run: Path) -> None:
@@ -65,7 +65,7 @@ def a_process_breaks(root: Path, folder: Path) -> None:
     try:
         train(root, folder / "run", RuntimeError("what nobody has foreseen"))
     except Exception as error:
-        (folder / str(distributed.rank())).write_text(f"{type(error).__name__}: {error}")
+        (folder / str(distributed.get_rank())).write_text(f"{type(error).__name__}: {error}")
         os._exit(1)
 
 
@@ -73,11 +73,11 @@ def one_is_asked_to_stop(folder: Path) -> None:
     """By a signal to it alone, where processes work by themselves for a while."""
     try:
         with distributed.stopping_all():
-            if distributed.rank() == 1:
+            if distributed.get_rank() == 1:
                 raise Interrupted("stopped between two stages or rounds")
-            distributed.all_values(None)
+            distributed.all_gather_object(None)
     except (Interrupted, distributed.ProcessLost) as error:
-        (folder / str(distributed.rank())).write_text(f"{error} {getattr(error, 'interrupted', '')}")
+        (folder / str(distributed.get_rank())).write_text(f"{error} {getattr(error, 'interrupted', '')}")
         os._exit(0)
 
 
@@ -117,7 +117,7 @@ def test_what_breaks_one_process_ends_the_others_with_its_reason(
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command += ["-m", "udas_fast.cli", "train", *arguments, "--device", "cpu"]
+    command += ["-m", "udas_fast", "train", *arguments, "--device", "cpu"]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
@@ -127,7 +127,7 @@ def test_torchrun_trains_and_tells_a_refusal_once(camvid_root: Path, tmp_path: P
     arguments += ["--set", "model.width=4", "--out", str(tmp_path / "run"), "--engine", "torch"]
     refused = torchrun(*arguments, "--set", "input.batch_size=3")
     assert refused.returncode != 0
-    sentence = "udas-fast: input.batch_size: found 3 for 2 processes, wanted a multiple of 2\n"
+    sentence = "udas-fast: input.batch_size: found 3 for 2 processes, expected a multiple of 2\n"
     assert refused.stderr.count(sentence) == 1
     assert not (tmp_path / "run").exists()
 

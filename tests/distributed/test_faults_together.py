@@ -13,14 +13,14 @@ from rounding import SGD, assert_equal_within_rounding
 from torch import Tensor, nn
 
 from udas_fast import Trainer, distributed
-from udas_fast.data import BadFile, Faults, SegmentationDataset, open_dataset
+from udas_fast.data import BadFile, BadFiles, SegmentationDataset, open_dataset
+from udas_fast.data.domains import Domains
 from udas_fast.data.sampler import Sampler
 from udas_fast.data.types import CAMVID, Sample
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.errors import InputError
 from udas_fast.models.norm import SyncBatchNorm2d
 from udas_fast.recipes import Recipe, get_recipe, override, small
-from udas_fast.recipes.domains import Domains
 
 IMAGES, STEPS = 6, 4
 
@@ -56,7 +56,11 @@ class Sick(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits = self.head(self.norm(self.body(x)).relu())
         self.calls += self.training
-        sick = self.training and self.calls in self.sick and distributed.rank() == distributed.world() - 1
+        sick = (
+            self.training
+            and self.calls in self.sick
+            and distributed.get_rank() == distributed.get_world_size() - 1
+        )
         return logits * torch.inf if sick else logits
 
 
@@ -72,7 +76,7 @@ def meet_bad_files(root: Path, folder: Path) -> None:
 
     def train(limit: int) -> None:
         domains = Domains(source=data, max_bad_files=limit)
-        Trainer(None, recipe(), domains, run=folder / f"files-{limit}", device="cpu").fit()
+        Trainer(recipe(), domains, run_dir=folder / f"files-{limit}", device="cpu").fit()
 
     # One of the two may be skipped, and each process has met one.
     with pytest.raises(BadFile, match=f"{second}; bad files that may be skipped: 1; stopped after step 1:"):
@@ -86,19 +90,19 @@ def meet_bad_files(root: Path, folder: Path) -> None:
 
 def count_together() -> None:
     """A file that both meet is one; what each has met is known to both, in one order."""
-    faults = Faults(3)
+    faults = BadFiles(3)
     with faults.shared():
-        faults.add(["both", f"of {distributed.rank()}"])
+        faults.add(["both", f"of {distributed.get_rank()}"])
     assert faults.found == ["both", "of 0", "of 1"]
     with pytest.raises(BadFile, match="one more; bad files that may be skipped: 3"), faults.shared():
-        faults.add(["one more"] if distributed.rank() == 1 else [])
+        faults.add(["one more"] if distributed.get_rank() == 1 else [])
 
 
 def meet_bad_steps(root: Path, folder: Path) -> None:
     def train(name: str, *sick: int) -> None:
         domains = Domains(source=open_dataset(f"camvid:{root}", "train"), engine="torch")
         options = {"run": folder / name, "device": "cpu", "log_every": 2, "max_bad_steps": 1}
-        Trainer(Sick(*sick), recipe(), domains, **options).fit()
+        Trainer(recipe(), domains, Sick(*sick), **options).fit()
 
     train("steps", 2)
     # All have counted the first, or they would not agree on what to do with the second.
@@ -109,7 +113,7 @@ def meet_bad_steps(root: Path, folder: Path) -> None:
 def train_all(root: Path, folder: Path) -> None:
     meet_bad_files(root, folder)
     meet_bad_steps(root, folder)
-    if distributed.world() > 1:
+    if distributed.get_world_size() > 1:
         count_together()
 
 

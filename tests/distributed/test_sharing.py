@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from udas_fast import distributed
-from udas_fast.data import Batch, Loader, open_dataset
+from udas_fast.data import Batch, UserLoader, open_dataset
 from udas_fast.data.pseudo_labels import PseudoLabels
 from udas_fast.data.types import CAMVID
-from udas_fast.engine.distributed import average_buffers, average_gradients, same_everywhere
+from udas_fast.distributed import average_buffers, average_gradients, same_everywhere
 from udas_fast.errors import InputError
 from udas_fast.evaluation import evaluate_dataset
 from udas_fast.models.norm import SyncBatchNorm2d
@@ -28,7 +28,7 @@ CLASSES = len(CAMVID)
 
 def same(value: object) -> None:
     """All processes have ``value``."""
-    assert all(other == value for other in distributed.all_values(value))
+    assert all(other == value for other in distributed.all_gather_object(value))
 
 
 def network() -> nn.Module:
@@ -46,7 +46,7 @@ def score(root: Path) -> dict:
     """Each image once, also from a loader, whose batches do not divide either."""
     dataset = open_dataset(f"camvid:{root}", "train")
     batches = [Batch(b.image, b.label, b.ids) for b in all_batches(dataset)]
-    own = evaluate_dataset(network(), Loader(batches, CAMVID), "val").to_dict()
+    own = evaluate_dataset(network(), UserLoader(batches, CAMVID), "val").to_dict()
     scores = evaluate_dataset(network(), dataset, "val", (32, 48)).to_dict()
     assert own["protocol"]["images"] == scores["protocol"]["images"] == IMAGES
     assert own["confusion_matrix"] == scores["confusion_matrix"]
@@ -65,7 +65,7 @@ def label(root: Path, folder: Path) -> dict[str, bytes]:
     dataset = open_dataset(f"camvid:{root}", "train", labelled=False)
     labels = PseudoLabels(folder, dataset, "key")
     missing = labels.missing()
-    assert sorted(i for part in distributed.all_values(missing) for i in part) == list(range(IMAGES))
+    assert sorted(i for part in distributed.all_gather_object(missing) for i in part) == list(range(IMAGES))
     for index in missing:
         labels.add(index, *predictions(index))
     # The mean confidence of each class: a threshold that all images decide.
@@ -83,7 +83,7 @@ def gradients() -> list[torch.Tensor]:
         backward=lambda loss: loss.backward(),
         normalize=lambda image: image.float() / 255,
     )
-    share = 4 // distributed.world()
+    share = 4 // distributed.get_world_size()
     image = step.draw(
         lambda n: torch.randint(256, (n, 3, 32, 48), dtype=torch.uint8, generator=generator), share
     )
@@ -96,7 +96,7 @@ def gradients() -> list[torch.Tensor]:
     step.backward(loss)
     average_gradients(list(model.parameters()))
     average_buffers(model)
-    mean = distributed.all_mean(loss.detach().clone())
+    mean = distributed.all_reduce_mean(loss.detach().clone())
     return [
         mean,
         *(p.grad for p in model.parameters()),
@@ -107,8 +107,8 @@ def gradients() -> list[torch.Tensor]:
 def parameters_that_some_lack() -> None:
     """A gradient that one process has counts as zero in the others; one that none has stays none."""
     both, one, none = (nn.Parameter(torch.zeros(3)) for _ in range(3))
-    both.grad = torch.full((3,), float(distributed.rank()))
-    if distributed.rank() == 1:
+    both.grad = torch.full((3,), float(distributed.get_rank()))
+    if distributed.get_rank() == 1:
         one.grad = torch.ones(3)
     average_gradients([both, one, none])
     assert both.grad.tolist() == [1.0] * 3  # of 0, 1, 2
@@ -117,7 +117,7 @@ def parameters_that_some_lack() -> None:
 
 
 def one_start_for_all() -> None:
-    torch.manual_seed(distributed.rank())
+    torch.manual_seed(distributed.get_rank())
     model = nn.Linear(2, 2)
     same_everywhere(model)
     same(model.weight.tolist())
@@ -136,9 +136,9 @@ def errors_are_everyones() -> None:
 
     with pytest.raises(InputError, match="no such folder"):
         distributed.on_main(refuse)
-    assert distributed.any_of([distributed.rank() == 2, False]) == [True, False]
-    with pytest.raises(InputError, match="batch: found 4 for 3 processes, wanted a multiple of 3"):
-        distributed.share(4, "batch")
+    assert distributed.all_reduce_any([distributed.get_rank() == 2, False]) == [True, False]
+    with pytest.raises(InputError, match="batch: found 4 for 3 processes, expected a multiple of 3"):
+        distributed.per_rank(4, "batch")
 
 
 def share_work(root: Path, folder: Path) -> None:

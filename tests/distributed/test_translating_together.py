@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from udas_fast.data.domains import DataConfig
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.recipes import get_recipe, override
 from udas_fast.recipes.cyclegan import small_cyclegan
-from udas_fast.recipes.domains import DataConfig
 from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
 from udas_fast.translation.write import is_complete
 

@@ -13,10 +13,10 @@ from rounding import SGD, assert_equal_within_rounding
 
 from udas_fast import Trainer, distributed
 from udas_fast.data import SegmentationDataset, open_dataset
+from udas_fast.data.domains import Domains
 from udas_fast.data.types import Sample
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.recipes import Recipe, get_recipe, override, small
-from udas_fast.recipes.domains import Domains
 
 
 def udas() -> Recipe:
@@ -45,7 +45,7 @@ class Stopped(SegmentationDataset):
 
     def __getitem__(self, index: int) -> Sample:
         self.read += 1
-        if self.read == 3 and distributed.rank() == 1:
+        if self.read == 3 and distributed.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return self.dataset[index]
 
@@ -59,14 +59,14 @@ def start(make: Callable[[], Recipe], domains: Domains, run: Path) -> Trainer:
     recipe = override(make(), ["model.norm=sync", "model.width=4"])
     stages = [replace(s, rounds=1, optimizer=replace(s.optimizer, **SGD)) for s in recipe.stages]
     recipe = replace(recipe, stages=tuple(stages))
-    return Trainer(None, recipe, domains, run=run, device="cpu", log_every=2)
+    return Trainer(recipe, domains, run_dir=run, device="cpu", log_every=2)
 
 
 def train_both(root: Path, folder: Path) -> None:
     """Both recipes, and udas once more until the process of rank 1 alone is asked to stop."""
     for make in (udas, ddm):
         start(make, open_domains(root), folder / make.__name__).fit()
-    if distributed.world() > 1:
+    if distributed.get_world_size() > 1:
         domains = open_domains(root)
         trainer = start(udas, replace(domains, source=Stopped(domains.source)), folder / "stopped")
         with pytest.raises(Interrupted, match="stopped after step 3; go on with --resume"):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Subset
 
 from udas_fast import Trainer, distributed
-from udas_fast.data import Loader
+from udas_fast.data import UserLoader
+from udas_fast.data.domains import Domains
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, small
-from udas_fast.recipes.domains import Domains
 
 CLASSES, IMAGES, BATCH = ("road", "car", "sky"), 8, 4
 SIZE = (24, 32)
@@ -34,11 +34,11 @@ class Images(Dataset):
 
 
 def sharded(shuffle: bool = True) -> DistributedSampler:
-    return DistributedSampler(Images(), distributed.world(), distributed.rank(), shuffle=shuffle)
+    return DistributedSampler(Images(), distributed.get_world_size(), distributed.get_rank(), shuffle=shuffle)
 
 
-def loader(name: str = "mine", **options: object) -> Loader:
-    return Loader(DataLoader(Images(), BATCH // distributed.world(), **options), CLASSES, name)
+def loader(name: str = "mine", **options: object) -> UserLoader:
+    return UserLoader(DataLoader(Images(), BATCH // distributed.get_world_size(), **options), CLASSES, name)
 
 
 def recipe() -> Recipe:
@@ -51,26 +51,26 @@ def train(folder: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, len(CLASSES), 1))
     domains = Domains(source=loader(sampler=sharded()), val=loader("val"))
-    trainer = Trainer(model, recipe(), domains, run=folder / "run", device="cpu", log_every=1)
+    trainer = Trainer(recipe(), domains, model, run_dir=folder / "run", device="cpu", log_every=1)
     assert trainer.fit()["source"].protocol.images == IMAGES
 
 
-def epochs(batches: Loader, count: int) -> list[list[int]]:
+def epochs(batches: UserLoader, count: int) -> list[list[int]]:
     """Which images all processes get in each of the first ``count`` epochs, by rank and place."""
     stream = Domains(source=batches).streams(["source"], recipe().input, mixed=False, seed=0, phase="p")[
         "source"
     ]
     drawn = stream.batches()
     steps = [next(drawn).image[:, 0, 0, 0].div(20, rounding_mode="floor").tolist() for _ in range(2 * count)]
-    parts = distributed.all_values(steps)
+    parts = distributed.all_gather_object(steps)
     return [[i for part in parts for step in part[2 * e : 2 * e + 2] for i in step] for e in range(count)]
 
 
 def shards() -> None:
-    by_batch = BatchSampler(sharded(), BATCH // distributed.world(), drop_last=False)
+    by_batch = BatchSampler(sharded(), BATCH // distributed.get_world_size(), drop_last=False)
     for mine in (
         loader(sampler=sharded()),
-        Loader(DataLoader(Images(), batch_sampler=by_batch), CLASSES),
+        UserLoader(DataLoader(Images(), batch_sampler=by_batch), CLASSES),
     ):
         first, second = epochs(mine, 2)
         assert sorted(first) == sorted(second) == list(range(IMAGES))
@@ -78,29 +78,27 @@ def shards() -> None:
 
 
 def refusals() -> None:
-    def require(**domains: Loader) -> None:
+    def require(**domains: UserLoader) -> None:
         Domains(**domains).require(recipe())
 
-    part = Subset(Images(), range(distributed.rank(), IMAGES, distributed.world()))
-    own = Loader(DataLoader(part, 2, shuffle=True), CLASSES)
-    generated = Loader(
-        [(torch.full((1, 3, *SIZE), distributed.rank()).byte(), torch.zeros(1, *SIZE))], CLASSES
+    part = Subset(Images(), range(distributed.get_rank(), IMAGES, distributed.get_world_size()))
+    own = UserLoader(DataLoader(part, 2, shuffle=True), CLASSES)
+    generated = UserLoader(
+        [(torch.full((1, 3, *SIZE), distributed.get_rank()).byte(), torch.zeros(1, *SIZE))], CLASSES
     )
     for good in (own, generated):
         require(source=good, val=loader())
-    unsharded = (
-        "batches of mine: found the same in several processes, wanted each one's own part.*DistributedSampler"
-    )
+    unsharded = "batches of mine: found the same in several processes, expected each one's own part.*DistributedSampler"
     for shuffle in (False, True):
         with pytest.raises(InputError, match=unsharded):
             require(source=loader(shuffle=shuffle))
     for options in ({"shuffle": True}, {"sampler": sharded(shuffle=False)}):
         with pytest.raises(
-            InputError, match="batches of val: found others in each process, wanted the same in all"
+            InputError, match="batches of val: found others in each process, expected the same in all"
         ):
             require(source=own, val=loader("val", **options))
-    with pytest.raises(InputError, match="batches of loader: found none, wanted at least one"):
-        require(source=Loader([], CLASSES))
+    with pytest.raises(InputError, match="batches of loader: found none, expected at least one"):
+        require(source=UserLoader([], CLASSES))
 
 
 def use_loaders(folder: Path) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from udas_fast import Trainer
-from udas_fast.data import Loader
+from udas_fast.data import UserLoader
+from udas_fast.data.domains import Domains
 from udas_fast.engine.checkpoint import read_state
 from udas_fast.errors import InputError
 from udas_fast.recipes import get_recipe, small
-from udas_fast.recipes.domains import Domains
 
 SIZE = (32, 48)
 
@@ -44,8 +44,8 @@ def _trainer(run: Path, model: nn.Module, steps: int, **options: object) -> Trai
     image = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8, generator=generator)
     batch = {"image": image, "label": torch.randint(0, 2, (2, *SIZE), generator=generator), "id": ["a", "b"]}
     plan = small(get_recipe("no_adaptation"), size=SIZE, steps=steps, batch_size=2)
-    data = Domains(source=Loader([batch], ("a", "b")))
-    return Trainer(model, plan, data, run=run, device="cpu", checkpoint_every=1, **options)
+    data = Domains(source=UserLoader([batch], ("a", "b")))
+    return Trainer(plan, data, model, run_dir=run, device="cpu", checkpoint_every=1, **options)
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def test_the_newest_two_and_the_milestones_are_kept(tmp_path: Path) -> None:
     assert folder.load() is None
     for step, milestone in ((2, None), (4, "adaptation"), (6, None), (8, "self_training.1"), (10, None)):
         folder.save(_state(float(step)), step, milestone)
-    wanted = ["step-00000004.adaptation.pt", "step-00000008.self_training.1.pt", "step-00000010.pt"]
-    assert _names(folder) == wanted
+    expected = ["step-00000004.adaptation.pt", "step-00000008.self_training.1.pt", "step-00000010.pt"]
+    assert _names(folder) == expected
     assert _same(folder.load(), _state(10.0))
 
 
@@ -122,7 +122,7 @@ def test_a_kill_during_the_write_leaves_the_checkpoint_before(folder: Checkpoint
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(2), 3])
 def test_what_is_no_dictionary_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(InputError, match="wanted a dictionary"):
+    with pytest.raises(InputError, match="expected a dictionary"):
         read_state(tmp_path / "x.pt")
 
 

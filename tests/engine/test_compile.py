@@ -11,12 +11,12 @@ from torch import nn
 
 from udas_fast import Trainer
 from udas_fast.data import open_dataset
-from udas_fast.engine.compile import compile_backbones
+from udas_fast.data.domains import Domains
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig, build_model
 from udas_fast.recipes import get_recipe, override, small
-from udas_fast.recipes.domains import Domains
+from udas_fast.training.compile import compile_backbones
 
 CPU = torch.device("cpu")
 NONE = MemoryConfig(checkpointing="none")
@@ -30,7 +30,8 @@ def test_what_cannot_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(InputError, match="compile: found Conv2d without a ResNet of ours"):
         compile_backbones([network(), nn.Conv2d(3, 4, 1)], NONE, CPU)
     with pytest.raises(
-        InputError, match="compile: found checkpointing 'layer3', .* wanted memory.checkpointing none and no"
+        InputError,
+        match="compile: found checkpointing 'layer3', .* expected memory.checkpointing none and no",
     ):
         compile_backbones([network()], MemoryConfig(checkpointing="layer3"), CPU)
 
@@ -39,7 +40,7 @@ def test_what_cannot_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(
-        InputError, match=r"found none that works \(No working C\+\+ compiler .*\), wanted a C\+\+"
+        InputError, match=r"found none that works \(No working C\+\+ compiler .*\), expected a C\+\+"
     ):
         compile_backbones([network()], NONE, CPU)
 
@@ -53,7 +54,7 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(camvid_root: Path, tmp_pa
         data = Domains(source=open_dataset(f"camvid:{camvid_root}", "train"))
         run = tmp_path / str(compiled)
         try:
-            trainer = Trainer(None, recipe, data, run=run, device="cpu")
+            trainer = Trainer(recipe, data, run_dir=run, device="cpu")
         except InputError as error:
             pytest.skip(str(error))
         trainer.fit()

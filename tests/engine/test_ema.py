@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from udas_fast.data import Geometry, Stream, open_dataset
+from udas_fast.data import Geometry, TrainLoader, open_dataset
 from udas_fast.engine.ema import WeightAverage
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.optim import OptimizerConfig
@@ -29,7 +29,7 @@ def _network() -> nn.Module:
 def test_average_is_the_recurrence_in_float64() -> None:
     model = _network()
     average = WeightAverage(model, DECAY)
-    wanted: dict[str, torch.Tensor] = {}
+    expected: dict[str, torch.Tensor] = {}
     for step in range(1, 9):
         with torch.no_grad():
             for value in model.state_dict().values():
@@ -37,17 +37,17 @@ def test_average_is_the_recurrence_in_float64() -> None:
         average.update(model, step)
         decay = min(DECAY, 1 - 1 / step)  # 0, 1/2, 2/3, then 0.7: the mean of the first three
         for name, value in model.state_dict().items():
-            old = wanted.get(name, torch.zeros(()))
-            wanted[name] = (
+            old = expected.get(name, torch.zeros(()))
+            expected[name] = (
                 decay * old + (1 - decay) * value.double() if value.is_floating_point() else value.clone()
             )
     for name, value in average.model.state_dict().items():
         # float32 sums of eight terms of about 1: a few rounding errors of 6e-8
-        torch.testing.assert_close(value, wanted[name].to(value.dtype), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(value, expected[name].to(value.dtype), rtol=1e-6, atol=1e-6)
 
 
 def _loop(root: Path, steps: int, ema: float | None) -> Loop:
-    stream = Stream(open_dataset(f"camvid:{root}", "train"), Geometry(size=(16, 24)), 2, 0, "source")
+    stream = TrainLoader(open_dataset(f"camvid:{root}", "train"), Geometry(size=(16, 24)), 2, 0, "source")
     phase = Phase("source", steps, OptimizerConfig(lr=0.05))
     amp = build_amp("fp32", torch.device("cpu"))
     objective = SupervisedConfig().build(11)

@@ -16,13 +16,13 @@ from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
 from udas_fast import Trainer, distributed
 from udas_fast.data import open_dataset
+from udas_fast.data.domains import Domains
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.recorder import Recorder
 from udas_fast.errors import InputError
 from udas_fast.objectives import Round
 from udas_fast.objectives.self_training import SelfTraining
 from udas_fast.recipes import get_recipe, override, small
-from udas_fast.recipes.domains import Domains
 
 ROUNDS = {4: "self_training.1", 6: "self_training.2"}  # by the step of their end; adaptation ends after two
 
@@ -57,7 +57,7 @@ def start(camvid_root: Path) -> Callable[..., Trainer]:
         recipe = override(recipe, [*steps, balanced, "model.width=4"])
         images, val = (open_dataset(f"camvid:{camvid_root}", split) for split in ("train", "val"))
         domains = Domains(source=images, labelled=images, unlabelled=images, val=val, engine="torch")
-        return Trainer(None, recipe, domains, run=run, device="cpu", checkpoint_every=1, **options)
+        return Trainer(recipe, domains, run_dir=run, device="cpu", checkpoint_every=1, **options)
 
     return make
 
@@ -133,10 +133,10 @@ def test_confidences_are_those_of_the_report(whole: Path) -> None:
             assert found.sum == pytest.approx(sum((i + 0.5) / 64 * c for i, c in enumerate(counts)))
         for quantity in ("kept_share", "accuracy"):
             found = {tag: dict(values).get(step) for tag, values in events.items() if f"_{quantity}/" in tag}
-            wanted = dict(zip(report["classes"], report[quantity], strict=True))
-            wanted["all classes"] = report[f"{quantity}_all"]
+            expected = dict(zip(report["classes"], report[quantity], strict=True))
+            expected["all classes"] = report[f"{quantity}_all"]
             assert {tag.partition("/")[2]: v for tag, v in found.items() if v is not None} == pytest.approx(
-                {key: value for key, value in wanted.items() if value is not None}
+                {key: value for key, value in expected.items() if value is not None}
             )
 
 

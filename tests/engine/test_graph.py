@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from udas_fast import Trainer, distributed
 from udas_fast.data import Batch, open_dataset
+from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.engine.graph import WARM_UP, Capture, CudaCapture, StepGraph, check_graphs, take_apart
 from udas_fast.engine.loop import Loop
 from udas_fast.errors import InputError
 from udas_fast.objectives import Learning
 from udas_fast.objectives.supervised import Supervised, segmentation_loss
 from udas_fast.ops import predictions
-from udas_fast.recipes import Recipe, get_recipe, override, recipes, small
-from udas_fast.recipes.domains import DataConfig, Domains
+from udas_fast.recipes import Recipe, all_recipes, get_recipe, override, small
 from udas_fast.training import networks, phases
 
 STEPS = 12
@@ -49,28 +49,28 @@ def run(recipe: Recipe, index: int, capture: Capture | None) -> tuple[Loop, list
     return loop, losses
 
 
-def check_same(found: object, wanted: object, where: str) -> None:
+def check_same(found: object, expected: object, where: str) -> None:
     """To the bit, whatever they are made of."""
-    if isinstance(wanted, Mapping):
-        assert found.keys() == wanted.keys(), where
-        for key, value in wanted.items():
+    if isinstance(expected, Mapping):
+        assert found.keys() == expected.keys(), where
+        for key, value in expected.items():
             check_same(found[key], value, f"{where}.{key}")
-    elif isinstance(wanted, Tensor):
-        assert torch.equal(found.nan_to_num(-1.5), wanted.nan_to_num(-1.5)), where
-    elif isinstance(wanted, (list, tuple)):
-        for i, (one, other) in enumerate(zip(found, wanted, strict=True)):
+    elif isinstance(expected, Tensor):
+        assert torch.equal(found.nan_to_num(-1.5), expected.nan_to_num(-1.5)), where
+    elif isinstance(expected, (list, tuple)):
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
             check_same(one, other, f"{where}[{i}]")
     else:
-        assert found == wanted, where
+        assert found == expected, where
 
 
 def check(recipe: Recipe, *replays: int) -> None:
     """Each stage replays so many of its steps, and ends with the losses and the state of a run that does not."""
     for index, (stage, count) in enumerate(zip(recipe.stages, replays, strict=True)):
-        plain, wanted = run(recipe, index, None)
+        plain, expected = run(recipe, index, None)
         loop, losses = run(recipe, index, TapeCapture())
         assert loop.graph.replays == count, stage.name
-        check_same(losses, wanted, stage.name)
+        check_same(losses, expected, stage.name)
         check_same(loop.state_dict(), plain.state_dict(), stage.name)
 
 
@@ -83,7 +83,7 @@ def every_step(name: str) -> Recipe:
 DELAYED = {"udas", "uda", "seg_uncertainty"}
 
 
-@pytest.mark.parametrize("name", [name for name in recipes() if name != "cyclegan"])
+@pytest.mark.parametrize("name", [name for name in all_recipes() if name != "cyclegan"])
 def test_every_recipe_runs_as_it_does_without(name: str) -> None:
     recipe = every_step(name)
     replays = [STEPS - WARM_UP] * len(recipe.stages)
@@ -179,10 +179,10 @@ def test_a_step_that_a_graph_cannot_stand_for_is_seen(line: str, told: str | Non
 
         def both() -> None:
             with patch.object(Supervised, "learn", plain):
-                _, wanted = run(every_step("no_adaptation"), 0, None)
+                _, expected = run(every_step("no_adaptation"), 0, None)
             with patch.object(Supervised, "learn", recorded):
                 _, losses = run(every_step("no_adaptation"), 0, TapeCapture())
-            check_same(losses, wanted, "source")
+            check_same(losses, expected, "source")
 
         if told is None:
             both()
@@ -207,8 +207,8 @@ def test_inputs_of_another_outline_are_recorded_anew_and_losses_are_the_callers(
         batch = Batch(torch.full(shape, i, dtype=torch.uint8), None, [str(i)])
         seen.append(graph.step(learn, {"x": batch, "twice": i == 5})["loss"])
         assert weight.grad.item() == pytest.approx(i * (2 if i == 5 else 1))
-    wanted = [2.0 * i * (2 if i == 5 else 1) for i in range(len(shapes))]
-    assert [x.item() for x in seen] == pytest.approx(wanted)
+    expected = [2.0 * i * (2 if i == 5 else 1) for i in range(len(shapes))]
+    assert [x.item() for x in seen] == pytest.approx(expected)
     # Of the first six, two after three to warm up and one with another value; of the next five, two; then none.
     assert graph.replays == 4
 
@@ -248,16 +248,16 @@ def test_what_has_no_graphs_is_told(camvid_root: Path, tmp_path: Path) -> None:
     data = Domains(source=open_dataset(f"camvid:{camvid_root}", "train"))
     recipe = override(small(get_recipe("no_adaptation"), size=(32, 48), steps=2), ["cuda_graphs=true"])
     with pytest.raises(
-        InputError, match="cuda_graphs: found device cpu, wanted a CUDA device, or cuda_graphs"
+        InputError, match="cuda_graphs: found device cpu, expected a CUDA device, or cuda_graphs"
     ):
-        Trainer(None, recipe, data, run=tmp_path / "run", device="cpu")
+        Trainer(recipe, data, run_dir=tmp_path / "run", device="cpu")
     with (
         patch.object(distributed, "world", lambda: 2),
-        pytest.raises(InputError, match="cuda_graphs: found 2 processes, wanted one process"),
+        pytest.raises(InputError, match="cuda_graphs: found 2 processes, expected one process"),
     ):
         check_graphs(torch.device("cuda"))
     for name in ("cuda_graphs", "compile"):
-        with pytest.raises(InputError, match=f"{name}: found true for a translation, wanted false"):
+        with pytest.raises(InputError, match=f"{name}: found true for a translation, expected false"):
             override(get_recipe("cyclegan"), [f"{name}=true"])
 
 
@@ -270,13 +270,13 @@ def test_a_whole_run_has_the_losses_and_scores_of_one_without(
     recipe = small(get_recipe("udas"), size=(32, 48), steps=24, batch_size=2)
     for graphs in ("false", "true"):
         settings = [f"cuda_graphs={graphs}", "model.width=4", "ema=0.9"]
-        data = DataConfig(root, root, labels=2)
-        Trainer(None, override(recipe, settings), data, run=tmp_path / graphs, device="cpu").fit()
+        data = DataConfig(root, root, num_labels=2)
+        Trainer(override(recipe, settings), data, run_dir=tmp_path / graphs, device="cpu").fit()
     told = dict(re.findall(r"(\w\S*): (\d+ of \d+) steps replayed a CUDA graph", capsys.readouterr().err))
     assert told == {"adaptation": "11 of 16", "self_training.1": "1 of 4", "self_training.2": "1 of 4"}
     for name in ("metrics.jsonl", "scores.json"):
-        found, wanted = ((tmp_path / graphs / name).read_text() for graphs in ("true", "false"))
-        assert found == wanted
+        found, expected = ((tmp_path / graphs / name).read_text() for graphs in ("true", "false"))
+        assert found == expected
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.engine.precision import Amp, build_amp
 from udas_fast.objectives import Step
-from udas_fast.objectives.adversarial import OutputAdversary
+from udas_fast.objectives.adversary import OutputAdversary
 from udas_fast.objectives.discrepancy import head_discrepancy
 from udas_fast.objectives.entropy import target_entropy
 from udas_fast.objectives.rectification import rectified_loss
@@ -57,10 +57,10 @@ def test_adversarial_losses_are_finite_at_extreme_logits(options: dict[str, obje
     adversary = OutputAdversary(4, width=4, **options)
     source, target = (extreme(0), extreme(1)), (extreme(2), extreme(3))
     with torch.autocast("cpu", torch.float16):
-        fooled = adversary.fool(target, SIZE)
+        fooled = adversary.generator_loss(target, SIZE)
     assert_finite(fooled, *target)
     with torch.autocast("cpu", torch.float16):
-        told_apart = adversary.discriminate(source, SIZE, target, SIZE)
+        told_apart = adversary.discriminator_loss(source, SIZE, target, SIZE)
     assert_finite(told_apart, *adversary.parameters())
 
 
@@ -74,8 +74,8 @@ def test_a_discriminator_that_is_too_sure_still_has_a_loss(answer: float) -> Non
         adversary = OutputAdversary(4, width=4, gan=gan)
         adversary.primary = adversary.auxiliary = Sure()
         target = (extreme(0), extreme(1))
-        assert adversary.fool(target, SIZE).isfinite()
-        assert adversary.discriminate(target, SIZE, target, SIZE).isfinite()
+        assert adversary.generator_loss(target, SIZE).isfinite()
+        assert adversary.discriminator_loss(target, SIZE, target, SIZE).isfinite()
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from udas_fast.engine.distributed import join
-from udas_fast.engine.precision import build_amp, memory_format, resolve_device
+from udas_fast.distributed import join, resolve_device
+from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.models import ModelConfig, build_model
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ def network(width: int) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("precision", "width", "wanted"),
+    ("precision", "width", "expected"),
     [
         ("bf16", 16, torch.channels_last),
         ("bf16", 8, torch.contiguous_format),  # 8 channels crash, 24 give NaN
@@ -30,9 +30,9 @@ def network(width: int) -> nn.Module:
     ],
 )
 def test_a_cpu_takes_channels_last_for_safe_bf16_networks_only(
-    precision: str, width: int, wanted: torch.memory_format
+    precision: str, width: int, expected: torch.memory_format
 ) -> None:
-    assert memory_format(build_amp(precision, CPU), network(width)) is wanted
+    assert memory_format(build_amp(precision, CPU), network(width)) is expected
 
 
 def test_bf16_in_channels_last_gives_the_gradients_of_fp32() -> None:
@@ -83,12 +83,12 @@ def test_a_chosen_gpu_is_the_current_one(gpu: list[torch.device], monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("capability", "wanted"), [((6, 1), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+    ("capability", "expected"), [((6, 1), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
 )
 def test_auto_is_bf16_where_the_card_computes_in_it(
-    capability: tuple[int, int], wanted: str, monkeypatch: pytest.MonkeyPatch
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)  # on a device that is not here
     amp = build_amp("auto", torch.device("cuda"))
-    assert amp.name == wanted
+    assert amp.name == expected

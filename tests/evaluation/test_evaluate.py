@@ -30,8 +30,8 @@ def expected_matrix(model, batches, align_corners: bool) -> np.ndarray:
 def test_matrix_is_exact_at_the_labels_own_sizes(model, batches, classes, protocol, kind):
     model.kind = kind
     scores = evaluate(model, batches, classes, protocol())
-    wanted = expected_matrix(model, batches, kind is AlignedLogits)
-    np.testing.assert_array_equal(scores.matrix.numpy(), wanted)
+    expected = expected_matrix(model, batches, kind is AlignedLogits)
+    np.testing.assert_array_equal(scores.matrix.numpy(), expected)
     assert scores.matrix.sum() == sum(int((b.label != 255).sum()) for b in batches)
     assert scores.protocol == protocol(align_corners=kind is AlignedLogits)
     assert scores.classes == classes.names
@@ -39,7 +39,7 @@ def test_matrix_is_exact_at_the_labels_own_sizes(model, batches, classes, protoc
 
 def test_corners_matter(model, batches, classes, protocol):
     plain = evaluate(model, batches, classes, protocol())
-    with pytest.raises(InputError, match="protocol.align_corners: found True, wanted False"):
+    with pytest.raises(InputError, match="protocol.align_corners: found True, expected False"):
         evaluate(model, batches, classes, protocol(align_corners=True))
     model.kind = AlignedLogits
     aligned = evaluate(model, batches, classes, protocol())
@@ -115,7 +115,7 @@ def with_label(batches, value):
 
 
 def test_an_id_outside_the_classes_is_named_with_its_image(model, batches, classes, protocol):
-    message = r"label of tiny val scene1: found id 5, wanted 0 to 4 of tiny, or 255"
+    message = r"label of tiny val scene1: found id 5, expected 0 to 4 of tiny, or 255"
     with pytest.raises(InputError, match=message):
         evaluate(model, with_label(batches, 5), classes, protocol())
 
@@ -136,9 +136,9 @@ def test_one_unlabelled_image_among_others_counts_nothing(model, batches, classe
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": 4}, "tiny val: found 3 images, wanted 4 as in the protocol"),
-        ({"input_size": (16, 32)}, r"image of tiny val scene0: found \(16, 24\), wanted \(16, 32\)"),
-        ({"num_classes": 4}, "protocol.num_classes: found 4, wanted 5 as in tiny"),
+        ({"images": 4}, "tiny val: found 3 images, expected 4 as in the protocol"),
+        ({"input_size": (16, 32)}, r"image of tiny val scene0: found \(16, 24\), expected \(16, 32\)"),
+        ({"num_classes": 4}, "protocol.num_classes: found 4, expected 5 as in tiny"),
         ({"flips": True}, "protocol: found flips True"),
         ({"scales": (1.0, 1.25)}, "protocol: found flips False, scales"),
     ],
@@ -159,7 +159,7 @@ def test_no_batches_or_no_label_are_refused(model, batches, classes, protocol):
 def test_a_model_of_other_classes_or_without_finite_answers_is_refused(
     make_model, batches, classes, protocol
 ):
-    with pytest.raises(InputError, match="model output: found 7 classes, wanted 5 as in tiny"):
+    with pytest.raises(InputError, match="model output: found 7 classes, expected 5 as in tiny"):
         evaluate(make_model(7), batches, classes, protocol())
     broken = make_model()
     broken.conv.bias.data[2] = float("nan")

@@ -16,7 +16,7 @@ def test_colours_are_the_palettes_and_grey(classes):
     for given in (label, torch.from_numpy(label)):
         np.testing.assert_array_equal(colorize(given, classes), np.array(expected, np.uint8))
     assert colorize(label[None], classes).shape == (1, 2, 3, 3)
-    with pytest.raises(InputError, match="label: found id 5, wanted 0 to 4 of tiny, or 255"):
+    with pytest.raises(InputError, match="label: found id 5, expected 0 to 4 of tiny, or 255"):
         colorize(label + 3 * (label == 2), classes)
 
 
@@ -62,7 +62,7 @@ def test_tensors_are_drawn_as_arrays(tmp_path, classes):
 def test_maps_of_another_size_are_refused(tmp_path, classes, name):
     given = arrays(None)
     given[name] = given[name][:-1]
-    with pytest.raises(InputError, match=r"found \[19, 40\], wanted \[20, 40\], the image's"):
+    with pytest.raises(InputError, match=r"found \[19, 40\], expected \[20, 40\], the image's"):
         comparison_figure(**given, classes=classes, path=tmp_path / "figure.png")
 
 

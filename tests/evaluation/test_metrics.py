@@ -86,14 +86,14 @@ def test_scores_go_through_json_and_come_back():
 def test_other_json_is_refused(spoil):
     content = scores_of([[1, 0], [0, 1]]).to_dict()
     spoil(content)
-    with pytest.raises(InputError, match=r"scores: found .*wanted what Scores\.to_dict wrote"):
+    with pytest.raises(InputError, match=r"scores: found .*expected what Scores\.to_dict wrote"):
         Scores.from_dict(content)
 
 
 @pytest.mark.parametrize("matrix", [torch.zeros(3, 2).long(), torch.zeros(3, 3), torch.zeros(2, 2).long()])
 def test_a_matrix_of_another_form_is_refused(matrix):
     protocol = Protocol(dataset="d", split="val", images=1, input_size=None, num_classes=3)
-    with pytest.raises(InputError, match=r"confusion matrix: found torch.*wanted torch.int64 \[3, 3\]"):
+    with pytest.raises(InputError, match=r"confusion matrix: found torch.*expected torch.int64 \[3, 3\]"):
         Scores(matrix, ("a", "b", "c"), protocol)
 
 

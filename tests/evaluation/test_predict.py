@@ -52,5 +52,5 @@ def test_the_models_mode_is_left_as_it_was_and_the_result_can_be_trained_on(mode
     "image", [torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8).byte(), torch.zeros(8, 8, 3).byte()]
 )
 def test_other_images_are_refused(model, image):
-    with pytest.raises(InputError, match=r"image: found torch.*wanted torch.uint8 \[3, H, W\]"):
+    with pytest.raises(InputError, match=r"image: found torch.*expected torch.uint8 \[3, H, W\]"):
         predict(model, image, (16, 24))

@@ -60,6 +60,6 @@ def test_no_scores_and_scores_of_other_classes_are_refused(rows, classes):
     with pytest.raises(InputError, match="scores table: found no scores"):
         scores_table({}, classes)
     with pytest.raises(
-        InputError, match=r"scores of good: found classes sky, road.*wanted those of cityscapes"
+        InputError, match=r"scores of good: found classes sky, road.*expected those of cityscapes"
     ):
         scores_table(rows, CITYSCAPES)

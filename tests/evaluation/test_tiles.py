@@ -95,7 +95,7 @@ def test_tiles_cover_an_axis_evenly(length: int, tile: int, stride: int) -> None
 
 def test_what_cannot_be_tiled_is_told() -> None:
     image = _image(200, 200)
-    with pytest.raises(InputError, match="tile: found 63x100, wanted 64x64 or more"):
+    with pytest.raises(InputError, match="tile: found 63x100, expected 64x64 or more"):
         tiled_logits(Near(), image, (63, 100))
     with pytest.raises(InputError, match="network for tiles: found 0 logits fewer for 32 pixels"):
         tiled_logits(lambda part: Logits(torch.zeros(1, 2, 7, 7)), image, (64, 64))

@@ -30,19 +30,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from udas_fast.data import Batch
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format
+from udas_fast.memory.predict import _copy_fake, _Host
 from udas_fast.models import CycleGenerators, build_model
 from udas_fast.objectives import Learning
 from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.objectives.supervised import Supervised, segmentation_loss
 from udas_fast.ops import _library
-from udas_fast.plan.predict import _copy_fake, _Host
 from udas_fast.recipes import Recipe, Stage, get_recipe, override, small
 from udas_fast.recipes.cyclegan import small_cyclegan
 
 CLASSES, BATCH, DEVICE = 5, 2, torch.device("cuda", 0)
 
 
-class Stream:
+class TrainLoader:
     """Endless batches on the device, as the prefetching thread leaves them."""
 
     global_batch = BATCH
@@ -135,7 +135,7 @@ def run(recipe: Recipe, stage: Stage, networks: dict[str, nn.Module], labelled: 
     for name in names:
         geometry = inputs.source if name in source_like else inputs.target
         from_disk = getattr(stage.objective, "labels", "online") == "disk"
-        streams[name] = Stream(geometry.crop or geometry.size, name != "unlabelled" or from_disk)
+        streams[name] = TrainLoader(geometry.crop or geometry.size, name != "unlabelled" or from_disk)
     loop = Loop(
         Phase(stage.name, stage.steps, stage.optimizer), model, objective, streams, amp, 0, ema=recipe.ema
     )

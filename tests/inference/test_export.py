@@ -80,9 +80,9 @@ def test_onnx_runs_at_any_size(make_trained: Make, tmp_path: Path) -> None:
     agreement = export_model(trained, tmp_path / "model.onnx", "onnx")
     assert agreement.largest_difference <= 1e-4 * agreement.largest_logit
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    (wanted,) = session.get_inputs()
-    assert (wanted.name, wanted.type) == ("image", "tensor(uint8)")
-    assert wanted.shape == ["batch", 3, "height", "width"]
+    (expected,) = session.get_inputs()
+    assert (expected.name, expected.type) == ("image", "tensor(uint8)")
+    assert expected.shape == ["batch", 3, "height", "width"]
     trained.model.double()
     for shape in ((1, 3, 32, 48), (2, 3, 61, 40)):
         image = _images(*shape)
@@ -103,7 +103,7 @@ def test_what_cannot_be_exported_is_told(
     trained = make_trained(name="fcn")
     odd = TrainedModel(Branching(), None, CAMVID, (8, 8))
     for model, name, form, words in (
-        (trained, "model.pt2", "tensorrt", "--format: found 'tensorrt', wanted one of onnx, torch"),
+        (trained, "model.pt2", "tensorrt", "--format: found 'tensorrt', expected one of onnx, torch"),
         (trained, "model.pt", "torch", "a name that ends in .pt2"),
         (odd, "model.pt2", "torch", "export: Branching cannot be exported to torch"),
     ):
@@ -111,7 +111,7 @@ def test_what_cannot_be_exported_is_told(
             export_model(model, tmp_path / name, form)
         assert "\n" not in str(caught.value)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'wanted pip install "udas-fast\[export\]"'):
+    with pytest.raises(InputError, match=r'expected pip install "udas-fast\[export\]"'):
         export_model(trained, tmp_path / "model.onnx", "onnx")
     assert not list(tmp_path.iterdir())
 

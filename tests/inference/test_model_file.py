@@ -81,7 +81,7 @@ def test_a_state_that_the_file_cannot_hold_is_refused(tmp_path: Path) -> None:
 
         def set_extra_state(self, state: dict[str, int]) -> None: ...
 
-    with pytest.raises(InputError, match="state '_extra_state' of Odd: found dict, wanted dense tensors"):
+    with pytest.raises(InputError, match="state '_extra_state' of Odd: found dict, expected dense tensors"):
         TrainedModel(Odd(3, 3, 1), None, CAMVID, (4, 4)).save(tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 

@@ -90,7 +90,7 @@ def test_images_as_opencv_and_slices_give_them(make_trained: Make, image: np.nda
     for ours, theirs in zip(trained.predict(flipped), trained.predict(flipped.copy()), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     for wrong in (image[..., 0], image.astype(np.float32), np.dstack([image, image[..., :1]])):
-        with pytest.raises(InputError, match=r"image: found .*, wanted uint8 RGB \[H, W, 3\]"):
+        with pytest.raises(InputError, match=r"image: found .*, expected uint8 RGB \[H, W, 3\]"):
             trained.predict(wrong)
 
 
@@ -101,7 +101,7 @@ def test_what_cannot_be_predicted_is_told(
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
     with pytest.raises(InputError, match=r"video .*broken.mp4: found unreadable data"):
         predict_files(trained, [tmp_path / "broken.mp4"], tmp_path / "out")
-    with pytest.raises(InputError, match="--write: found 'colours', wanted one of .*did you mean 'colour'"):
+    with pytest.raises(InputError, match="--write: found 'colours', expected one of .*did you mean 'colour'"):
         predict_files(trained, [video], tmp_path / "out", pictures=["colours"])
     with pytest.raises(InputError, match="cannot be written"):
         predict_files(trained, [video], video / "below")
@@ -110,7 +110,7 @@ def test_what_cannot_be_predicted_is_told(
     with pytest.raises(InputError, match="no such path"):
         media_files([tmp_path / "missing.mp4"])
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(InputError, match=r'no PyAV to read it, wanted pip install "udas-fast\[video\]"'):
+    with pytest.raises(InputError, match=r'no PyAV to read it, expected pip install "udas-fast\[video\]"'):
         predict_files(trained, [video], tmp_path / "out")
 
 
@@ -147,4 +147,4 @@ def test_the_command(
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"a_overlay.png", "a_ids.png", "b_overlay.png", "b_ids.png"}
     assert run("--tile", "64") == 2
-    assert "--tile: found '64', wanted HEIGHTxWIDTH" in capsys.readouterr().err
+    assert "--tile: found '64', expected HEIGHTxWIDTH" in capsys.readouterr().err

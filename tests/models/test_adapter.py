@@ -41,13 +41,13 @@ def test_a_mapping_that_also_has_logits_as_in_transformers():
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ({"logit": P}, "dict with keys logit, wanted a tensor"),
+        ({"logit": P}, "dict with keys logit, expected a tensor"),
         ({}, "dict with keys none"),
         ((P, A, A), "tuple of length 3"),
         (None, "NoneType"),
         ("logits", "found str"),
         ((P, "x"), "auxiliary model output: found str"),
-        (P[0], r"torch.float32 \[5, 4, 6\], wanted floating-point logits \[N, C, h, w\]"),
+        (P[0], r"torch.float32 \[5, 4, 6\], expected floating-point logits \[N, C, h, w\]"),
         (P.long(), r"torch.int64"),
         ((P, A[:, :4]), r"auxiliary model output: found \[2, 4, 3, 3\]"),
     ],

@@ -94,5 +94,5 @@ def test_dropout_hides_features_in_training_only() -> None:
 
 
 def test_branches_belong_to_deeplabv2() -> None:
-    with pytest.raises(InputError, match="aspp_branches of fcn: found 2, wanted 4"):
+    with pytest.raises(InputError, match="aspp_branches of fcn: found 2, expected 4"):
         build_model(ModelConfig(name="fcn", backbone="resnet18", aspp_branches=2), 5)

@@ -114,7 +114,7 @@ def test_nothing_is_checkpointed_without_gradients() -> None:
 
 
 def test_wrong_policies_and_models() -> None:
-    with pytest.raises(InputError, match="checkpointing: found 'layers', wanted one of all, layer3"):
+    with pytest.raises(InputError, match="checkpointing: found 'layers', expected one of all, layer3"):
         set_checkpointing(small_model(), "layers")
     assert set_checkpointing(small_model(), "all") == 1
     assert set_checkpointing(nn.Conv2d(3, 3, 1), "all") == 0

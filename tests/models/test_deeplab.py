@@ -106,9 +106,9 @@ def test_odd_and_tiny_images_run():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 1}, "num_classes: found 1, wanted 2 to 255"),
+        ({"num_classes": 1}, "num_classes: found 1, expected 2 to 255"),
         ({"num_classes": 256}, "num_classes: found 256"),
-        ({"num_classes": 19, "aspp_branches": 5}, "aspp_branches: found 5, wanted 1 to 4"),
+        ({"num_classes": 19, "aspp_branches": 5}, "aspp_branches: found 5, expected 1 to 4"),
         ({"num_classes": 19, "aspp_branches": 0}, "aspp_branches: found 0"),
     ],
 )
@@ -122,5 +122,5 @@ def test_output_stride_4_doubles_the_maps_and_has_the_same_parameters() -> None:
     models = [DeepLabV2(5, backbone="resnet18", width=8, output_stride=stride).eval() for stride in (8, 4)]
     assert [tuple(m(image)[0].shape[-2:]) for m in models] == [(9, 13), (16, 24)]
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
-    with pytest.raises(InputError, match="output_stride: found 16, wanted 4 or 8"):
+    with pytest.raises(InputError, match="output_stride: found 16, expected 4 or 8"):
         DeepLabV2(5, backbone="resnet18", output_stride=16)

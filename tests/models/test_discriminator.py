@@ -35,7 +35,9 @@ def test_input_and_every_parameter_receive_gradients():
 
 @pytest.mark.parametrize("shape", [(1, 4, 64, 64), (1, 5, 31, 64), (5, 64, 64)])
 def test_wrong_inputs_are_named(shape):
-    with pytest.raises(InputError, match=r"discriminator input: found \[.*wanted \[N, 5, H >= 32, W >= 32\]"):
+    with pytest.raises(
+        InputError, match=r"discriminator input: found \[.*expected \[N, 5, H >= 32, W >= 32\]"
+    ):
         Discriminator(5, width=8)(torch.randn(shape))
 
 
@@ -61,7 +63,7 @@ def test_each_scale_sees_half_the_size_of_the_one_before():
         F.pad(torch.ones_like(x), (1, 1, 1, 1)), 3, 2
     )
     torch.testing.assert_close(answers[1], model.scales[1](halved))
-    with pytest.raises(InputError, match=r"discriminator input: .*wanted \[N, 5, H >= 32, W >= 32\]"):
+    with pytest.raises(InputError, match=r"discriminator input: .*expected \[N, 5, H >= 32, W >= 32\]"):
         model(x[..., :31])
 
 

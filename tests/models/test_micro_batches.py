@@ -55,7 +55,9 @@ def test_a_step_in_parts_has_the_losses_and_gradients_of_the_whole(
             set_micro_batch_size(module, size)
         objective.start(model)
         losses = take_step(objective, model, five(batches), make_step(progress=0.7))
-        gradients = [p.grad for p in (*model.parameters(), *objective.optimized()) if p.grad is not None]
+        gradients = [
+            p.grad for p in (*model.parameters(), *objective.discriminator_parameters()) if p.grad is not None
+        ]
         found.append((losses, gradients))
     (losses, gradients), *others = found
     for other_losses, other_gradients in others:

@@ -61,5 +61,5 @@ def test_normalisation_is_imagenets():
     [torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8)],
 )
 def test_normalisation_refuses_what_is_no_image(image):
-    with pytest.raises(InputError, match=r"image: found .*wanted torch.uint8 \[..., 3, H, W\]"):
+    with pytest.raises(InputError, match=r"image: found .*expected torch.uint8 \[..., 3, H, W\]"):
         normalize(image)

@@ -169,7 +169,7 @@ def test_tensors_of_another_shape_are_listed_with_both(saved):
     before = here.backbone.layer1[0].conv1.weight.detach().clone()
     report = load_weights(here, saved(state))
     assert report.mismatched == (("backbone.layer1.0.conv1.weight", (8, 8, 1, 1), (8, 8, 3, 3)),)
-    assert "backbone.layer1.0.conv1.weight is [8, 8, 1, 1], wanted [8, 8, 3, 3]" in report.summary()
+    assert "backbone.layer1.0.conv1.weight is [8, 8, 1, 1], expected [8, 8, 3, 3]" in report.summary()
     assert torch.equal(here.backbone.layer1[0].conv1.weight, before)
     assert torch.equal(here.primary.branches[0].bias, there.primary.branches[0].bias)
 
@@ -217,7 +217,7 @@ def test_half_precision_weights_load_into_float(saved):
 def test_another_number_of_classes_is_an_error_that_names_key_and_numbers(saved, state, key):
     here = deeplab(2, num_classes=5)
     before = {k: v.clone() for k, v in here.state_dict().items()}
-    with pytest.raises(InputError, match=rf"weights.pth: found 7 classes in {key}, wanted 5 classes"):
+    with pytest.raises(InputError, match=rf"weights.pth: found 7 classes in {key}, expected 5 classes"):
         load_weights(here, saved(state(deeplab(1, num_classes=7))))
     assert same(before, here.state_dict())
 
@@ -232,7 +232,7 @@ def test_weights_of_another_width_do_not_fit_and_the_first_shape_is_shown(saved)
     [
         (
             {"encoder.weight": torch.zeros(3)},
-            "nothing that fits the model, wanted weights of the same network",
+            "nothing that fits the model, expected weights of the same network",
         ),
         ({"epoch": 3}, "no tensors"),
         ([torch.zeros(3)], "found list"),

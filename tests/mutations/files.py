@@ -14,8 +14,8 @@ from mutate import mutate_bytes, mutate_tree
 from PIL import Image
 
 from udas_fast.data import open_dataset
-from udas_fast.data.descriptions import describe_folder
 from udas_fast.data.files import read_ids, read_image
+from udas_fast.data.specs import describe_folder
 from udas_fast.data.translated import image_path, read_manifest
 
 SIZE = (24, 32)

@@ -57,7 +57,9 @@ def operator_case(folder: Path) -> Callable[[int], None]:
         try:
             found = getattr(ops, name)(*args, **options)
         except RuntimeError as error:
-            if "can't allocate memory" in str(error):  # good arguments, of which 2**40 boxes or so are wanted
+            if "can't allocate memory" in str(
+                error
+            ):  # good arguments, of which 2**40 boxes or so are expected
                 return
             raise
         _compare(name, found, args, options)
@@ -189,8 +191,8 @@ def _compare(name: str, found: Any, args: list, options: dict) -> None:
         return
     if any(t.is_meta for t in args if isinstance(t, Tensor)):
         return
-    wanted = getattr(reference, name)(*args, **options)
-    pairs = zip(found, wanted, strict=True) if isinstance(found, tuple) else [(found, wanted)]
+    expected = getattr(reference, name)(*args, **options)
+    pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
     for ours, theirs in pairs:
         assert ours.shape == theirs.shape
         if name == "pseudo_label" and not theirs.is_floating_point():

@@ -13,13 +13,13 @@ from mutate import mutate_bytes, mutate_tree
 from torch import nn
 
 from udas_fast.data import Geometry
+from udas_fast.data.domains import DataConfig
 from udas_fast.engine.optim import build_optimizers, lr_factor
 from udas_fast.models import build_model
-from udas_fast.recipes import get_recipe, load_recipe, override, recipes, small
-from udas_fast.recipes.domains import DataConfig
+from udas_fast.recipes import all_recipes, get_recipe, load_recipe, override, small
 from udas_fast.recipes.recipe import recipe_from_dict
-from udas_fast.recipes.run_config import RunConfig
-from udas_fast.recipes.run_file import read_run_file, run_document
+from udas_fast.training.run_config import RunConfig
+from udas_fast.training.run_folder import read_run_file, run_document
 
 
 def _tiny(name: str) -> dict:
@@ -41,7 +41,7 @@ def _numbers(node: object) -> list[float]:
 
 def recipe_case(folder: Path) -> Callable[[int], None]:
     """A recipe file: what is accepted round-trips, and its parts can be built."""
-    trees = [_tiny(name) for name in sorted(recipes()) if name != "cyclegan"]
+    trees = [_tiny(name) for name in sorted(all_recipes()) if name != "cyclegan"]
 
     def run(seed: int) -> None:
         rng = random.Random(seed)

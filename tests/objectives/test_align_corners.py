@@ -13,10 +13,11 @@ from torch import Tensor
 
 from udas_fast import Trainer
 from udas_fast.data import Batch, open_dataset
+from udas_fast.data.domains import Domains
 from udas_fast.inference import TrainedModel
 from udas_fast.models import AlignedLogits, Logits, MeanNetwork, ModelConfig, build_model, ensemble, heads
 from udas_fast.objectives import Step
-from udas_fast.objectives.adversarial import OutputAdversary
+from udas_fast.objectives.adversary import OutputAdversary
 from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig
 from udas_fast.objectives.discrepancy import head_discrepancy
 from udas_fast.objectives.distillation import DistillationConfig
@@ -26,7 +27,6 @@ from udas_fast.objectives.rectification import RectificationConfig, rectified_lo
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.objectives.supervised import segmentation_loss
 from udas_fast.recipes import get_recipe, override, small
-from udas_fast.recipes.domains import Domains
 
 SIZE = (32, 48)
 KINDS = pytest.mark.parametrize("kind", [Logits, AlignedLogits])
@@ -79,8 +79,8 @@ def test_discriminators_see_the_upsampled_softmax(kind: type[Logits]) -> None:
     torch.manual_seed(0)
     adversary = OutputAdversary(4, width=4, weights=(0.3, 0.2), gan="lsgan", real="ensemble")
     source, target = _pair(1), _pair(2)
-    fooled = adversary.fool(kind(*target), SIZE)
-    told = adversary.discriminate(kind(*source), SIZE, kind(*target), SIZE)
+    fooled = adversary.generator_loss(kind(*target), SIZE)
+    told = adversary.discriminator_loss(kind(*source), SIZE, kind(*target), SIZE)
     levels = [d.double() for d in (adversary.primary, adversary.auxiliary)]
     answers = [d(_up(t, kind).softmax(1)) for d, t in zip(levels, target, strict=True)]
     _close(fooled, 0.3 * (answers[0] ** 2).mean() + 0.2 * (answers[1] ** 2).mean())
@@ -177,7 +177,7 @@ def test_a_run_trains_scores_and_saves_with_aligned_corners(camvid_root: Path, t
     train, val = (open_dataset(f"camvid:{camvid_root}", split) for split in ("train", "val"))
     recipe = small(get_recipe("no_adaptation"), size=(32, 48), steps=1, batch_size=1)
     recipe = override(recipe, ["model.width=4", "model.align_corners=true"])
-    trainer = Trainer(None, recipe, Domains(source=train, val=val), run=tmp_path / "run", device="cpu")
+    trainer = Trainer(recipe, Domains(source=train, val=val), run_dir=tmp_path / "run", device="cpu")
     (scores,) = trainer.fit().values()
     assert scores.protocol.align_corners
     assert TrainedModel.load(tmp_path / "run", torch.device("cpu")).model.align_corners

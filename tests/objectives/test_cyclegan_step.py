@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from udas_fast.data import Batch
 from udas_fast.models import CycleGenerators, heads, normalize
 from udas_fast.objectives import Step
-from udas_fast.objectives.adversarial import least_squares
+from udas_fast.objectives.adversary import least_squares
 from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig, ImagePool
 
 TINY = {"width": 4, "blocks": 1, "discriminator_width": 4}
@@ -88,7 +88,9 @@ def test_gradients_go_where_they_should(
     take_step(objective, networks, batches, replace(step, backward=backward))
     everything = {name for name, _ in networks.named_parameters()}
     assert calls == [(everything, set()), (everything, set()), (set(), {"source"}), (set(), {"target"})]
-    assert {id(p) for p in objective.optimized()} == {id(p) for p in objective.discriminators.parameters()}
+    assert {id(p) for p in objective.discriminator_parameters()} == {
+        id(p) for p in objective.discriminators.parameters()
+    }
 
 
 def test_the_weights_are_those_of_the_terms(

@@ -27,14 +27,14 @@ def images(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 def reference(source: np.ndarray, target: np.ndarray, beta: float) -> np.ndarray:
     """Equation 4 as the public code computes it: full spectrum, low frequencies in the middle; float64."""
-    spectrum, wanted = (np.fft.fft2(x.astype(np.float64), axes=(-2, -1)) for x in (source, target))
+    spectrum, expected = (np.fft.fft2(x.astype(np.float64), axes=(-2, -1)) for x in (source, target))
     amplitude = np.fft.fftshift(np.abs(spectrum), axes=(-2, -1))
-    wanted = np.fft.fftshift(np.abs(wanted), axes=(-2, -1))
+    expected = np.fft.fftshift(np.abs(expected), axes=(-2, -1))
     height, width = source.shape[-2:]
     reach = int(np.floor(min(height, width) * beta))
     rows = slice(height // 2 - reach, height // 2 + reach + 1)
     columns = slice(width // 2 - reach, width // 2 + reach + 1)
-    amplitude[..., rows, columns] = wanted[..., rows, columns]
+    amplitude[..., rows, columns] = expected[..., rows, columns]
     amplitude = np.fft.ifftshift(amplitude, axes=(-2, -1))
     return np.fft.ifft2(amplitude * np.exp(1j * np.angle(spectrum)), axes=(-2, -1)).real
 
@@ -87,7 +87,7 @@ def test_the_setting_reaches_the_source_and_no_label(
 
 def test_wrong_arguments() -> None:
     good = images(2, 8, 8)
-    with pytest.raises(InputError, match="target: found 1 images, wanted 2"):
+    with pytest.raises(InputError, match="target: found 1 images, expected 2"):
         match_fda(good, good[:1])
     with pytest.raises(InputError, match="beta: found -0.1"):
         match_fda(good, good, -0.1)

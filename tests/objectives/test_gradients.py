@@ -56,10 +56,10 @@ def _gradients(loss: Tensor, parts: Parts) -> Gradients:
     return {name: grad for name, grad in zip(names, grads, strict=True) if grad is not None}
 
 
-def _same(found: Sequence[Gradients], wanted: Sequence[Gradients]) -> None:
+def _same(found: Sequence[Gradients], expected: Sequence[Gradients]) -> None:
     """Float32 against float64, whose rounding is small beside the pass's largest gradient."""
-    assert len(found) == len(wanted)
-    for got, want in zip(found, wanted, strict=True):
+    assert len(found) == len(expected)
+    for got, want in zip(found, expected, strict=True):
         assert got.keys() == want.keys()
         most = max(grad.abs().max().item() for grad in want.values())
         assert most > 0
@@ -187,14 +187,14 @@ def test_methods_that_adapt(
     model = copy.deepcopy(tiny_net).double()
     levels = [None if d is None else d.double() for d in levels] or [None, None]
 
-    wanted, outputs = [], []
+    expected, outputs = [], []
     for batch in _labelled(name, batches, make_step()):
         outputs.append(model(_image(batch.image)))
         loss = _segmentation(outputs[-1], batch.label, method.auxiliary)
-        wanted.append(_gradients(loss, {"model": model}))
+        expected.append(_gradients(loss, {"model": model}))
     out = model(_image(batches["unlabelled"].image))
     terms = _target_terms(out, levels, method, kl=progress > 0.1 and method.kl > 0)
-    wanted.append(_gradients(sum(terms), {"model": model}))
+    expected.append(_gradients(sum(terms), {"model": model}))
     if any(levels):
         real = outputs[0]
         real = [real[0] + 0.5 * real[1]] * 2 if method.ensemble else real
@@ -206,8 +206,8 @@ def test_methods_that_adapt(
         )
         named = zip(("primary", "auxiliary"), levels, strict=True)
         parts = {f"objective.adversary.{level}": d for level, d in named if d is not None}
-        wanted.append(_gradients(told, parts))
-    _same(_passes(objective, tiny_net, batches, make_step(progress)), wanted)
+        expected.append(_gradients(told, parts))
+    _same(_passes(objective, tiny_net, batches, make_step(progress)), expected)
 
 
 def test_self_training(
@@ -230,8 +230,8 @@ def test_self_training(
     losses = [0.7 * _segmentation(out, said.argmax(1), 0.3) + 0.4 * kl]
     for batch in (*labelled_batches(batches, mixing, make_step()).values(), labelled):
         losses.append(_segmentation(model(_image(batch.image)), batch.label, 0.3))
-    wanted = [_gradients(loss, {"model": model}) for loss in losses]
-    _same(_passes(objective, tiny_net, batches, make_step()), wanted)
+    expected = [_gradients(loss, {"model": model}) for loss in losses]
+    _same(_passes(objective, tiny_net, batches, make_step()), expected)
 
 
 def test_rectification(
@@ -310,7 +310,7 @@ def test_cyclegan(
     def segmented(images: Tensor) -> Tensor:
         return _up(tiny_net(((images + 1) / 2 - mean) / std)[0])
 
-    wanted = []
+    expected = []
     for here, there in (("source", "target"), ("target", "source")):
         fake = to[there](real[here]).double()  # tanh's result is float32 by design
         gan = (discriminators[there](fake) - 1).square().mean()
@@ -319,13 +319,13 @@ def test_cyclegan(
         loss = gan + 10 * cycle + 5 * identity
         if semantic:  # CyCADA: what a network of the source saw in the image, it is to see in its translation
             loss = loss + 300 * F.cross_entropy(segmented(fake), segmented(real[here]).argmax(1))
-        wanted.append(_gradients(loss, {"model": reference}))
+        expected.append(_gradients(loss, {"model": reference}))
     for domain, discriminator in discriminators.items():
         old = Older()(real[domain], torch.Generator()).double()
         loss = (discriminator(real[domain]) - 1).square().mean() / 2 + discriminator(old).square().mean() / 2
-        wanted.append(_gradients(loss, {f"objective.discriminators.{domain}": discriminator}))
+        expected.append(_gradients(loss, {f"objective.discriminators.{domain}": discriminator}))
     step = replace(make_step(), normalize=normalize)
-    _same(_passes(objective, networks, batches, step), wanted)
+    _same(_passes(objective, networks, batches, step), expected)
 
 
 @pytest.mark.parametrize(

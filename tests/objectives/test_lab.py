@@ -70,9 +70,9 @@ def test_statistics_become_the_targets():
     out = match_lab(source, target)
     assert (out.dtype, out.shape) == (torch.uint8, source.shape)
     for i in range(3):
-        found, wanted = lab_of(out)[i].reshape(-1, 3), lab_of(target)[i].reshape(-1, 3)
-        assert found.mean(0) == pytest.approx(wanted.mean(0), abs=0.05)
-        assert found.std(0) == pytest.approx(wanted.std(0), abs=0.05)
+        found, expected = lab_of(out)[i].reshape(-1, 3), lab_of(target)[i].reshape(-1, 3)
+        assert found.mean(0) == pytest.approx(expected.mean(0), abs=0.05)
+        assert found.std(0) == pytest.approx(expected.std(0), abs=0.05)
 
 
 def test_an_image_in_its_own_style_is_unchanged():
@@ -92,9 +92,9 @@ def test_a_grey_source_gets_the_targets_tint_and_no_colour_noise():
     target = images(1, 30, 30, low=60, high=140, seed=1)
     target[:, 2] = 30
     found = lab_of(match_lab(grey, target))[0].reshape(-1, 3)
-    wanted = lab_of(target)[0].reshape(-1, 3)
-    assert found[:, 1:].mean(0) == pytest.approx(wanted[:, 1:].mean(0), abs=1.5)
-    assert found[:, 1:].std(0).max() < 5 < wanted[:, 1:].std(0).max()
+    expected = lab_of(target)[0].reshape(-1, 3)
+    assert found[:, 1:].mean(0) == pytest.approx(expected[:, 1:].mean(0), abs=1.5)
+    assert found[:, 1:].std(0).max() < 5 < expected[:, 1:].std(0).max()
 
 
 def test_extremes_stay_in_range():
@@ -118,7 +118,7 @@ def test_autocast_changes_nothing():
 
 def test_wrong_arguments():
     good = images(2, 4, 4)
-    with pytest.raises(InputError, match="target: found 1 images, wanted 2"):
+    with pytest.raises(InputError, match="target: found 1 images, expected 2"):
         match_lab(good, good[:1])
     with pytest.raises(InputError, match=r"source: found torch.float32"):
         match_lab(good.float(), good)

@@ -16,6 +16,7 @@ from torch import nn
 
 from udas_fast import Trainer
 from udas_fast.data import Batch, Unlabelled, open_dataset
+from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.engine.recorder import Recorder
 from udas_fast.errors import InputError
 from udas_fast.objectives import Step, labelling
@@ -23,7 +24,6 @@ from udas_fast.objectives.labelling import quality
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
 from udas_fast.objectives.self_training import SelfTraining, SelfTrainingConfig, balanced_thresholds
 from udas_fast.recipes import Recipe, get_recipe, override, small
-from udas_fast.recipes.domains import DataConfig, Domains
 
 PLAIN = MixingConfig(translate="none", augment=False)
 
@@ -82,7 +82,7 @@ def test_views_are_counted(
         True,
     ]  # two photometric, then MRNet's three beside the identity
     assert [tuple(view.primary.shape[-2:]) for view in logits] == [(8, 12)] * 3 + [(10, 15)] * 2
-    with pytest.raises(ValueError, match="views: found 17 with scales and flips, wanted at most 16"):
+    with pytest.raises(ValueError, match="views: found 17 with scales and flips, expected at most 16"):
         SelfTrainingConfig(views=12, flip_view=True, scales=(0.5, 2.0))
 
 
@@ -110,16 +110,16 @@ def test_the_teacher_sees_photometric_views_and_the_student_augmented_images(
 def test_balanced_thresholds_equal_sorting_all_confidences(portion: float, cap: float) -> None:
     rng = np.random.default_rng(0)
     histogram = torch.zeros(4, 2, 64, dtype=torch.int64)
-    wanted = []
+    expected = []
     for c, power in enumerate((0.05, 1, 3)):
         values = np.sort(rng.random(777) ** power)[::-1]
         last_kept = values[int(np.ceil(portion * len(values))) - 1]
-        wanted.append(min(np.floor(64 * last_kept) / 64, cap))
+        expected.append(min(np.floor(64 * last_kept) / 64, cap))
         bins, kept = np.floor(64 * values).astype(int), rng.random(777) < 0.5
         for part in (0, 1):
             histogram[c, part] = torch.from_numpy(np.bincount(bins[kept == part], minlength=64))
     torch.testing.assert_close(
-        balanced_thresholds(histogram, portion, cap), torch.tensor([*wanted, cap], dtype=torch.float32)
+        balanced_thresholds(histogram, portion, cap), torch.tensor([*expected, cap], dtype=torch.float32)
     )
 
 
@@ -139,9 +139,9 @@ def test_consistency_is_zero_where_the_student_sees_what_the_teacher_saw(
     logits = model(batches["unlabelled"].image.float() / 255).double()
     teacher = objective.teacher(batches["unlabelled"].image.float() / 255).double()
     p, q = ((x / 0.5).softmax(1) for x in (teacher, logits))
-    wanted = (p * (p / q).log()).sum(1).mean()
+    expected = (p * (p / q).log()).sum(1).mean()
     moved = take_step(objective, model, batches, make_step())
-    torch.testing.assert_close(moved["consistency"].double(), wanted, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(moved["consistency"].double(), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_quality_by_hand() -> None:
@@ -175,7 +175,7 @@ DISK = (
 
 def _trainer(root: Path, run: Path, *settings: str) -> Trainer:
     data = DataConfig(f"camvid:{root}", f"camvid:{root}", engine="torch")
-    return Trainer(None, _recipe(*settings), data, run=run, device="cpu", checkpoint_every=1)
+    return Trainer(_recipe(*settings), data, run_dir=run, device="cpu", checkpoint_every=1)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_labels_made_in_each_step_are_reported_from_a_sample(camvid_root: Path, 
     reports = {}
     for name, unlabelled in (("known", Unlabelled(train)), ("unknown", hidden)):
         domains = Domains(source=train, unlabelled=unlabelled)
-        Trainer(None, _recipe(), domains, run=tmp_path / name, device="cpu").fit()
+        Trainer(_recipe(), domains, run_dir=tmp_path / name, device="cpu").fit()
         path = tmp_path / name / "pseudo_labels/self_training.2/report.json"
         reports[name] = json.loads(path.read_text())
     known, unknown = reports["known"], reports["unknown"]
@@ -274,7 +274,7 @@ def test_hidden_labels_that_cannot_be_read_end_no_run(
             (target / "labels/train" / file).write_bytes(b"no label")
         domains = Domains(source=source, unlabelled=known)
         recipe = _recipe("stages.self_training.rounds=1")
-        Trainer(None, recipe, domains, run=tmp_path / name, device="cpu").fit()
+        Trainer(recipe, domains, run_dir=tmp_path / name, device="cpu").fit()
         assert (tmp_path / name / "pictures/self_training-pseudo.png").is_file()
         return json.loads((tmp_path / name / "pseudo_labels/self_training/report.json").read_text())
 
@@ -290,7 +290,7 @@ def test_an_image_that_turned_bad_is_left_out_of_the_report(
     root = camvid_folder("data")
     recipe = _recipe("stages.self_training.rounds=1")
     data = DataConfig(f"camvid:{root}", f"camvid:{root}", engine="torch", max_bad_files=1)
-    trainer = Trainer(None, recipe, data, run=tmp_path / "run", device="cpu")
+    trainer = Trainer(recipe, data, run_dir=tmp_path / "run", device="cpu")
     (root / "images/train/0000.png").write_bytes(b"")
     trainer.fit()
     report = json.loads((tmp_path / "run/pseudo_labels/self_training/report.json").read_text())
@@ -313,9 +313,9 @@ def test_a_fresh_student_begins_from_initial_weights(camvid_root: Path, tmp_path
         InputError, match="stage self_training: found a fresh student of the user's own network"
     ):
         Trainer(
-            nn.Conv2d(3, 11, 1),
             trainer.recipe,
             trainer.domains,
-            run=tmp_path / "own",
+            nn.Conv2d(3, 11, 1),
+            run_dir=tmp_path / "own",
             device="cpu",
         )

@@ -51,7 +51,9 @@ def test_supervised_on_translated_source_sees_it_in_the_targets_look(
     beta = (config.fda_beta,) if translate == "fda" else ()
     expected = translated(batches["source"].image, batches["unlabelled"].image, *beta)
     assert torch.equal(seen, expected.float() / 255)
-    with pytest.raises(ValueError, match=f'translate: found {translate}, wanted "none", or domain "source"'):
+    with pytest.raises(
+        ValueError, match=f'translate: found {translate}, expected "none", or domain "source"'
+    ):
         SupervisedConfig(domain="labelled", translate=translate)
 
 
@@ -71,8 +73,10 @@ def test_adaptation_updates_network_and_discriminators(
     losses = take_step(objective, tiny_net, batches, make_step())
     assert set(losses) == {"seg", "seg_mixed", "adv", "kl", "dis"}
     assert all(not loss.requires_grad for loss in losses.values())
-    assert all(p.grad is not None for p in objective.optimized())
-    assert {id(p) for p in objective.optimized()} == {id(p) for p in objective.adversary.parameters()}
+    assert all(p.grad is not None for p in objective.discriminator_parameters())
+    assert {id(p) for p in objective.discriminator_parameters()} == {
+        id(p) for p in objective.adversary.parameters()
+    }
     # Source, mixed and target, each forward on its own.
     assert [len(x) for x in tiny_net.inputs] == [2, 2, 2]
     assert torch.equal(tiny_net.inputs[2], batches["unlabelled"].image.float() / 255)
@@ -117,8 +121,8 @@ def test_recipes_of_adaptation_have_their_terms_and_no_other(
     losses = take_step(objective, tiny_net, batches, make_step(progress=0.7))
     assert set(losses) == terms
     assert len(tiny_net.inputs) == 2  # source and target
-    assert bool(objective.optimized()) == ("dis" in terms)
-    assert all(p.grad is not None for p in objective.optimized())
+    assert bool(objective.discriminator_parameters()) == ("dis" in terms)
+    assert all(p.grad is not None for p in objective.discriminator_parameters())
     # A single-level method leaves the auxiliary head alone.
     single = name in ("adaptsegnet_single", "fda")
     assert (tiny_net.auxiliary.weight.grad is None) == single
@@ -173,7 +177,7 @@ def test_teacher_is_frozen_and_labels_what_it_is_sure_of(
     assert set(losses) == {"pseudo", "kept", "seg", "seg_mixed", "seg_labelled"}
     assert all(torch.equal(v, before[k]) for k, v in objective.teacher.state_dict().items())
     assert all(p.grad is None for p in objective.teacher.parameters())
-    assert objective.optimized() == ()
+    assert objective.discriminator_parameters() == ()
 
     label[confidence < threshold] = 255
     away = (confidence - threshold).abs() > 1e-5

@@ -141,10 +141,10 @@ def oracle(
     return with_gradients(loss, reference, [m.double() for m in maps], target, **options)
 
 
-def assert_close(found: Tensor, wanted: Tensor, tolerance: float, floor: float = 1e-6) -> None:
-    """‖found − wanted‖ ≤ tolerance·‖wanted‖, plus ``floor`` per element where the wanted is as good as 0."""
-    assert found.shape == wanted.shape
+def assert_close(found: Tensor, expected: Tensor, tolerance: float, floor: float = 1e-6) -> None:
+    """‖found − expected‖ ≤ tolerance·‖expected‖, plus ``floor`` per element where the expected is as good as 0."""
+    assert found.shape == expected.shape
     assert bool(found.isfinite().all())
-    error = float((found.double().cpu() - wanted.double().cpu()).norm())
-    limit = tolerance * float(wanted.double().norm()) + floor * max(found.numel(), 1) ** 0.5
+    error = float((found.double().cpu() - expected.double().cpu()).norm())
+    limit = tolerance * float(expected.double().norm()) + floor * max(found.numel(), 1) ** 0.5
     assert error <= limit, f"error {error:.3g}, allowed {limit:.3g}"

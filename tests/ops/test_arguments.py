@@ -1,4 +1,4 @@
-"""Bad arguments: each is one InputError that names the argument, what was found and what is wanted."""
+"""Bad arguments: each is one InputError that names the argument, what was found and what is expected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHT = torch.ones((2, 8, 9))
 NAN = float("nan")
 
 CASES: dict[str, tuple[Callable[[], Any], str]] = {
-    "not a tensor": (lambda: ops.cross_entropy([1.0], TARGET), "logits: found list, wanted a tensor"),
+    "not a tensor": (lambda: ops.cross_entropy([1.0], TARGET), "logits: found list, expected a tensor"),
     "three axes": (lambda: ops.cross_entropy(LOGITS[0], TARGET), r"logits: found shape \[4, 3, 5\]"),
     "one class": (lambda: ops.entropy(LOGITS[:, :1], SIZE), "logits: found shape .* C from 2 to 256"),
     "257 classes": (
@@ -48,24 +48,24 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "bool weight": (
         lambda: ops.cross_entropy(LOGITS, TARGET, pixel_weight=WEIGHT > 0),
-        "pixel_weight: found torch.bool, wanted a floating dtype",
+        "pixel_weight: found torch.bool, expected a floating dtype",
     ),
     "weight with gradient": (
         lambda: ops.cross_entropy(LOGITS, TARGET, pixel_weight=WEIGHT.clone().requires_grad_()),
-        "pixel_weight: found a tensor that requires grad, wanted a constant",
+        "pixel_weight: found a tensor that requires grad, expected a constant",
     ),
     "reduction": (
         lambda: ops.cross_entropy(LOGITS, TARGET, reduction="avg"),
-        "reduction: found 'avg', wanted one",
+        "reduction: found 'avg', expected one",
     ),
     "samples differ": (lambda: ops.symmetric_kl(LOGITS, LOGITS[:1], SIZE), "b: found shape .* of a"),
     "classes differ": (lambda: ops.ensemble_kl(LOGITS, LOGITS[:, :3], SIZE), "auxiliary: found shape"),
-    "size of one": (lambda: ops.symmetric_kl(LOGITS, LOGITS, (8,)), r"size: found \(8,\), wanted \(height"),
+    "size of one": (lambda: ops.symmetric_kl(LOGITS, LOGITS, (8,)), r"size: found \(8,\), expected \(height"),
     "size of zero": (lambda: ops.entropy(LOGITS, (0, 9)), "size: found"),
     "half a pixel": (lambda: ops.entropy(LOGITS, (8.5, 9)), "size: found"),
     "temperature": (
         lambda: ops.distillation_kl(LOGITS, [LOGITS], SIZE, temperature=0.0),
-        "temperature: found 0.0, wanted a finite number above 0",
+        "temperature: found 0.0, expected a finite number above 0",
     ),
     "one teacher, no list": (lambda: ops.distillation_kl(LOGITS, LOGITS, SIZE), "teachers: found one tensor"),
     "no teachers": (lambda: ops.distillation_kl(LOGITS, [], SIZE), "teachers: found 0 tensors"),
@@ -81,11 +81,14 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ops.distillation_kl(LOGITS, [LOGITS], SIZE, mask=WEIGHT[:1] > 0),
         "mask: found shape",
     ),
-    "17 views": (lambda: ops.pseudo_label([LOGITS] * 17, SIZE), "views: found 17 tensors, wanted .* 1 to 16"),
+    "17 views": (
+        lambda: ops.pseudo_label([LOGITS] * 17, SIZE),
+        "views: found 17 tensors, expected .* 1 to 16",
+    ),
     "a view": (lambda: ops.pseudo_label([LOGITS, LOGITS[:, 1:]], SIZE), r"views\[1\]: found shape"),
     "threshold": (
         lambda: ops.pseudo_label([LOGITS], SIZE, threshold=NAN),
-        "threshold: found nan, wanted a finite",
+        "threshold: found nan, expected a finite",
     ),
     "thresholds": (
         lambda: ops.pseudo_label([LOGITS], SIZE, threshold=torch.tensor([0.5, NAN, 0.5, 0.5])),
@@ -103,28 +106,31 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "reduce": (
         lambda: ops.pseudo_label([LOGITS], SIZE, reduce="min"),
-        "reduce: found 'min', wanted one of max",
+        "reduce: found 'min', expected one of max",
     ),
     "ignored byte": (lambda: ops.pseudo_label([LOGITS], SIZE, ignore_index=300), "ignore_index: found 300"),
     "num_classes": (lambda: ops.confusion_matrix(LOGITS, TARGET, 5), "logits: found .* num_classes = 5"),
     "activation": (
         lambda: ops.upsample(LOGITS, SIZE, activation="sofmax"),
-        r"activation: found 'sofmax', wanted one of .* \(did you mean 'softmax'\?\)",
+        r"activation: found 'sofmax', expected one of .* \(did you mean 'softmax'\?\)",
     ),
     "no activation": (
         lambda: ops.upsample(LOGITS, SIZE, activation=None),
-        "activation: found None, wanted one of none, softmax, self_information",
+        "activation: found None, expected one of none, softmax, self_information",
     ),
     "reduction in a list": (
         lambda: ops.entropy(LOGITS, SIZE, reduction=["mean"]),
-        r"reduction: found \['mean'\], wanted one of none, mean, sum",
+        r"reduction: found \['mean'\], expected one of none, mean, sum",
     ),
-    "upsampled size": (lambda: ops.upsample(LOGITS, (8, 9, 1)), r"size: found \(8, 9, 1\), wanted \(height"),
+    "upsampled size": (
+        lambda: ops.upsample(LOGITS, (8, 9, 1)),
+        r"size: found \(8, 9, 1\), expected \(height",
+    ),
     "upsampled one class": (lambda: ops.upsample(LOGITS[:, :1], SIZE), "logits: found shape .* C from 2 to"),
     "upsampled float64": (lambda: ops.upsample(LOGITS.double(), SIZE), "logits: found torch.float64"),
     "corners": (
         lambda: ops.upsample(LOGITS, SIZE, align_corners=1),
-        "align_corners: found 1, wanted True or False",
+        "align_corners: found 1, expected True or False",
     ),
     "boxes": (lambda: ops.sample_boxes(-1, SIZE), "n: found -1"),
     "alpha": (lambda: ops.sample_boxes(1, SIZE, alpha=float("inf")), "alpha: found inf"),
@@ -175,7 +181,7 @@ def test_bad_mix(name: str) -> None:
 def test_devices_must_agree() -> None:
     with pytest.raises(InputError, match="^target: found device"):
         ops.cross_entropy(LOGITS, TARGET.to("meta"))
-    with pytest.raises(InputError, match="^b: found device meta, wanted the device of a, cpu"):
+    with pytest.raises(InputError, match="^b: found device meta, expected the device of a, cpu"):
         ops.symmetric_kl(LOGITS, LOGITS.to("meta"), SIZE)
 
 
@@ -184,7 +190,7 @@ def test_the_kernels_check_for_themselves() -> None:
     kernel = torch.ops.udas_fast.cross_entropy
     with pytest.raises(RuntimeError, match="target: found shape"):
         kernel(LOGITS, TARGET[:1], None, None, 255, False, 1, False)
-    with pytest.raises(RuntimeError, match="weight: wanted float32"):
+    with pytest.raises(RuntimeError, match="weight: expected float32"):
         kernel(LOGITS, TARGET, torch.ones(2), None, 255, False, 1, False)
     with pytest.raises(RuntimeError, match="pixel_weight: found shape"):
         kernel(LOGITS, TARGET, None, WEIGHT[:, 1:], 255, False, 1, False)
@@ -192,5 +198,5 @@ def test_the_kernels_check_for_themselves() -> None:
         torch.ops.udas_fast.upsample(LOGITS, SIZE, 3, False)
     back = torch.ops.udas_fast.upsample_backward
     for gradient in (LOGITS[:1], LOGITS[:, 1:], LOGITS[0], LOGITS.double()):
-        with pytest.raises(RuntimeError, match=r"gradient: found .*, wanted float32 \[2, 4, H, W\]"):
+        with pytest.raises(RuntimeError, match=r"gradient: found .*, expected float32 \[2, 4, H, W\]"):
             back(gradient, LOGITS, 1, False)

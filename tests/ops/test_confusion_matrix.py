@@ -39,14 +39,14 @@ def test_matches_float64(
     logits = random_map((n, classes, *low), 5, dtype=dtype, layout=layout).to(device)
     target = random_labels((n, *full), classes, 6, dtype=label_dtype).to(device)
     found = ops.confusion_matrix(logits, target, classes, align_corners=aligned)
-    wanted = reference.confusion_matrix(logits.double(), target, classes, align_corners=aligned)
+    expected = reference.confusion_matrix(logits.double(), target, classes, align_corners=aligned)
     assert found.dtype == torch.int64
     assert int(found.sum()) == int((target != 255).sum())
-    assert torch.equal(found.sum(1), wanted.sum(1))
+    assert torch.equal(found.sum(1), expected.sum(1))
     if n:
         best = reference.interpolate(logits.double(), full, aligned).topk(2, dim=1).values
         tied = int((best[:, 0] - best[:, 1] < 1e-5).sum())
-        assert int((found - wanted).abs().sum()) <= 2 * tied
+        assert int((found - expected).abs().sum()) <= 2 * tied
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -54,9 +54,9 @@ def test_rows_are_the_truth_and_ties_go_to_the_lowest_class(device: str) -> None
     logits = torch.zeros((1, 4, 2, 2), device=device)
     logits[:, 3] = 1.0
     target = torch.tensor([[[1, 1], [2, 255]]], dtype=torch.uint8, device=device)
-    wanted = torch.zeros((4, 4), dtype=torch.int64, device=device)
-    wanted[1, 3], wanted[2, 3] = 2, 1
-    assert torch.equal(ops.confusion_matrix(logits, target, 4), wanted)
+    expected = torch.zeros((4, 4), dtype=torch.int64, device=device)
+    expected[1, 3], expected[2, 3] = 2, 1
+    assert torch.equal(ops.confusion_matrix(logits, target, 4), expected)
     flat = ops.confusion_matrix(torch.zeros_like(logits), target, 4)
     assert int(flat[:, 0].sum()) == 3
 
@@ -67,7 +67,7 @@ def test_a_label_out_of_range(device: str) -> None:
     target = random_labels((1, 40, 70), 4, 1, ignored=0).to(device)
     target[0, 39, 69] = 9
     if device == "cpu":
-        with pytest.raises(InputError, match="^target: found label 9, wanted 0 to 3"):
+        with pytest.raises(InputError, match="^target: found label 9, expected 0 to 3"):
             ops.confusion_matrix(logits, target, 4)
     else:
         assert int(ops.confusion_matrix(logits, target, 4).sum()) == 40 * 70 - 1

@@ -217,8 +217,8 @@ def test_losses_and_gradients(ops: SimpleNamespace, name: str) -> None:
     for seed in range(24):
         ops.order(seed % 5)
         arguments = loss_arguments(name, Draw(100 * seed), seed % 3, with_grad=seed % 4 != 3)
-        found, wanted = getattr(ops.emulated, name)(*arguments), getattr(ops.cpu, name)(*arguments)
-        for ours, theirs in zip(found, wanted, strict=True):
+        found, expected = getattr(ops.emulated, name)(*arguments), getattr(ops.cpu, name)(*arguments)
+        for ours, theirs in zip(found, expected, strict=True):
             assert ours.dtype == theirs.dtype
             assert_close(ours, theirs, 2e-5)
 
@@ -231,10 +231,10 @@ def test_upsampling_and_its_gradient(ops: SimpleNamespace) -> None:
             ("upsample", upsample_arguments(draw)),
             ("upsample_backward", gradient_arguments(draw)),
         ):
-            found, wanted = getattr(ops.emulated, name)(*arguments), getattr(ops.cpu, name)(*arguments)
+            found, expected = getattr(ops.emulated, name)(*arguments), getattr(ops.cpu, name)(*arguments)
             assert found.dtype == torch.float32
             assert found.is_contiguous()
-            assert_close(found, wanted, 2e-5)
+            assert_close(found, expected, 2e-5)
 
 
 def test_pseudo_labels(ops: SimpleNamespace) -> None:
@@ -242,12 +242,12 @@ def test_pseudo_labels(ops: SimpleNamespace) -> None:
         ops.order(seed % 5)
         draw = Draw(100 * seed)
         arguments = prediction_arguments(draw)
-        found, wanted = ops.emulated.pseudo_label(*arguments), ops.cpu.pseudo_label(*arguments)
+        found, expected = ops.emulated.pseudo_label(*arguments), ops.cpu.pseudo_label(*arguments)
         pixels = found[0].numel()
-        assert_close(found[1], wanted[1], 2e-5)
-        assert int((found[0] != wanted[0]).sum()) <= 2 + pixels // 1000  # at ties and thresholds
+        assert_close(found[1], expected[1], 2e-5)
+        assert int((found[0] != expected[0]).sum()) <= 2 + pixels // 1000  # at ties and thresholds
         assert int(found[2].sum()) == pixels
-        assert int((found[2] - wanted[2]).abs().sum()) <= 8 + pixels // 250  # the same, and edges of bins
+        assert int((found[2] - expected[2]).abs().sum()) <= 8 + pixels // 250  # the same, and edges of bins
 
 
 def test_confusion_matrices(ops: SimpleNamespace) -> None:
@@ -255,19 +255,19 @@ def test_confusion_matrices(ops: SimpleNamespace) -> None:
         ops.order(seed % 5)
         draw = Draw(100 * seed, classes=100 if seed == 0 else None)
         arguments = (draw.logits(), draw.labels(), 255, draw.align_corners)
-        found, wanted = ops.emulated.confusion_matrix(*arguments), ops.cpu.confusion_matrix(*arguments)
+        found, expected = ops.emulated.confusion_matrix(*arguments), ops.cpu.confusion_matrix(*arguments)
         assert int(found.sum()) == int((arguments[1] != 255).sum())
-        assert int((found - wanted).abs().sum()) <= 2 + int(wanted.sum()) // 500
+        assert int((found - expected).abs().sum()) <= 2 + int(expected.sum()) // 500
 
 
 def test_region_mixes(ops: SimpleNamespace) -> None:
     for seed in range(60):
         draw = Draw(100 * seed)
         arguments = mix_arguments(draw)
-        found, wanted = ops.emulated.region_mix(*arguments), ops.cpu.region_mix(*arguments)
-        assert torch.equal(found[1], wanted[1])
-        assert found[0].stride() == wanted[0].stride()
-        assert_close(found[0].float(), wanted[0].float(), 1e-6 if found[0].dtype == torch.float32 else 4e-3)
+        found, expected = ops.emulated.region_mix(*arguments), ops.cpu.region_mix(*arguments)
+        assert torch.equal(found[1], expected[1])
+        assert found[0].stride() == expected[0].stride()
+        assert_close(found[0].float(), expected[0].float(), 1e-6 if found[0].dtype == torch.float32 else 4e-3)
 
 
 @pytest.mark.parametrize("name", [*LOSSES, "upsample_backward", "pseudo_label", "region_mix"])
@@ -294,13 +294,13 @@ def test_sixteen_views(ops: SimpleNamespace, classes: int) -> None:
     """The most that shared memory has to hold."""
     views = [random_map((1, classes, 2 + k, 3), k) for k in range(16)]
     arguments = (views[0], views, [20, 150], 1.5, None, None, False, 1, True)
-    found, wanted = ops.emulated.distillation_kl(*arguments), ops.cpu.distillation_kl(*arguments)
-    for ours, theirs in zip(found, wanted, strict=True):
+    found, expected = ops.emulated.distillation_kl(*arguments), ops.cpu.distillation_kl(*arguments)
+    for ours, theirs in zip(found, expected, strict=True):
         assert_close(ours, theirs, 2e-5)
     for mean in (False, True):
         arguments = (views, [20, 150], 0.3, None, 1.5, None, mean, False, 255)
-        found, wanted = ops.emulated.pseudo_label(*arguments), ops.cpu.pseudo_label(*arguments)
-        assert_close(found[1], wanted[1], 2e-5)
+        found, expected = ops.emulated.pseudo_label(*arguments), ops.cpu.pseudo_label(*arguments)
+        assert_close(found[1], expected[1], 2e-5)
 
 
 @pytest.mark.parametrize("label", [19, 200, -1, 2**40])

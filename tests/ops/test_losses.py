@@ -70,9 +70,9 @@ def test_loss_and_gradient_match_float64(loss: Loss, device: str, s: dict[str, A
     if classes == 256 and loss.labelled:
         options["ignore_index"] = 255 if s["label_dtype"] == torch.uint8 else 300
     found, gradients = with_gradients(loss, ops, maps, target, **options)
-    wanted, wanted_gradients = oracle(loss, maps, target, **options)
+    expected, wanted_gradients = oracle(loss, maps, target, **options)
     assert found.dtype == torch.float32
-    assert_close(found, wanted, 1e-5)
+    assert_close(found, expected, 1e-5)
     crowd = s["size"][0] * s["size"][1] / (h * w) + 1  # pixels that add up in one low-resolution gradient
     floor = 1e-6 * (crowd if s["reduction"] != "mean" else 1)
     for gradient, want, leaf in zip(gradients, wanted_gradients, maps, strict=True):
@@ -86,8 +86,8 @@ def test_real_size(loss: Loss, device: str) -> None:
     maps = [random_map((2, 19, 45, 80), i).to(device) for i in range(loss.maps)]
     target = random_labels((2, 360, 640), 19, 3).to(device)
     found, gradients = with_gradients(loss, ops, maps, target)
-    wanted, wanted_gradients = oracle(loss, maps, target)
-    assert_close(found, wanted, 1e-6)
+    expected, wanted_gradients = oracle(loss, maps, target)
+    assert_close(found, expected, 1e-6)
     for gradient, want in zip(gradients, wanted_gradients, strict=True):
         assert_close(gradient, want, 1e-5, floor=0)
 
@@ -98,9 +98,9 @@ def test_extreme_logits_stay_finite(loss: Loss, device: str) -> None:
     maps = [random_map((1, 5, 4, 6), i).sign().mul(1e4).to(device) for i in range(loss.maps)]
     target = random_labels((1, 13, 21), 5, 0).to(device)
     found, gradients = with_gradients(loss, ops, maps, target)
-    wanted, wanted_gradients = oracle(loss, maps, target)
+    expected, wanted_gradients = oracle(loss, maps, target)
     # Interpolating 1e4 in float32 is off by 1e-3, and so is the logarithm of a probability.
-    assert_close(found, wanted, 1e-3, floor=1e-3)
+    assert_close(found, expected, 1e-3, floor=1e-3)
     for gradient, want in zip(gradients, wanted_gradients, strict=True):
         assert_close(gradient, want, 1e-2, floor=1e-2)
 
@@ -143,8 +143,8 @@ def test_the_ignored_index_may_be_a_class(device: str) -> None:
     target = random_labels((1, 7, 9), 4, 1, ignored=0).to(device)
     found = ops.cross_entropy(logits, target, ignore_index=0)
     full = torch.nn.functional.interpolate(logits, (7, 9), mode="bilinear")
-    wanted = torch.nn.functional.cross_entropy(full, target.long(), ignore_index=0)
-    torch.testing.assert_close(found, wanted)
+    expected = torch.nn.functional.cross_entropy(full, target.long(), ignore_index=0)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -182,7 +182,7 @@ def test_a_label_out_of_range_is_found(device: str, bad_label: int) -> None:
     for name in ("cross_entropy", "rectified_cross_entropy"):
         maps = [logits] * (1 if name == "cross_entropy" else 2)
         if device == "cpu":
-            with pytest.raises(InputError, match=rf"^target: found label {bad_label}, wanted 0 to 3"):
+            with pytest.raises(InputError, match=rf"^target: found label {bad_label}, expected 0 to 3"):
                 getattr(ops, name)(*maps, target)
         else:
             assert bool(getattr(ops, name)(*maps, target.to(device)).isnan())

@@ -40,15 +40,15 @@ def certain(p: Tensor, options: dict[str, Any]) -> Tensor:
 
 def check(views: list[Tensor], size: tuple[int, int], **options: Any) -> None:
     found = ops.pseudo_label(views, size, **options)
-    wanted = reference.pseudo_label([v.double() for v in views], size, **options)
+    expected = reference.pseudo_label([v.double() for v in views], size, **options)
     assert found.label.dtype == torch.uint8
     assert found.confidence.dtype == torch.float32
-    torch.testing.assert_close(found.confidence.double(), wanted.confidence, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.confidence.double(), expected.confidence, rtol=1e-5, atol=1e-6)
     safe = certain(probabilities(views, size, options), options)
-    assert torch.equal(found.label[safe], wanted.label[safe])
+    assert torch.equal(found.label[safe], expected.label[safe])
     # A pixel whose confidence rounds across the border of a bin, or whose label is not safe, moves one count.
-    edge = (wanted.confidence * 64 - (wanted.confidence * 64).round()).abs() < 64 * MARGIN
-    moved = int((found.histogram - wanted.histogram).abs().sum())
+    edge = (expected.confidence * 64 - (expected.confidence * 64).round()).abs() < 64 * MARGIN
+    moved = int((found.histogram - expected.histogram).abs().sum())
     assert moved <= 2 * int((edge | ~safe).sum())
     assert int(found.histogram.sum()) == found.label.numel()
 

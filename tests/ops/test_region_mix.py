@@ -66,16 +66,16 @@ def test_matches_the_reference(
     if normalise:
         options |= {"mean": MEAN, "std": STD}
     image, label = ops.region_mix(inside, outside, *labels, region, **options)
-    wanted, wanted_label = reference.region_mix(inside, outside, *labels, region, **options)
+    expected, wanted_label = reference.region_mix(inside, outside, *labels, region, **options)
     assert torch.equal(label, wanted_label)
-    assert image.dtype == wanted.dtype
+    assert image.dtype == expected.dtype
     layout_of = torch.channels_last if channels_last else torch.contiguous_format
     assert image.is_contiguous(memory_format=layout_of)
     if image.dtype == torch.uint8 or (image.dtype == dtype and not normalise):
-        assert torch.equal(image, wanted)
+        assert torch.equal(image, expected)
     else:
         tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[image.dtype]
-        torch.testing.assert_close(image, wanted, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(image, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -96,7 +96,7 @@ def test_a_label_outside_the_table_is_found() -> None:
     image = images(1, (4, 6), torch.uint8, "contiguous", 0)
     label = torch.full((1, 4, 6), 19, dtype=torch.uint8)
     table = torch.ones((1, 19), dtype=torch.bool)
-    with pytest.raises(InputError, match="^inside_label: found label 19, wanted 0 to 18"):
+    with pytest.raises(InputError, match="^inside_label: found label 19, expected 0 to 18"):
         ops.region_mix(image, image, label, label, table)
 
 

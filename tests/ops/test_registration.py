@@ -164,8 +164,8 @@ def test_heads_of_two_dtypes(loss: Loss) -> None:
     a, b = random_map((1, 4, 3, 5), 0), random_map((1, 4, 3, 5), 1).bfloat16()
     target = random_labels((1, 8, 9), 4, 0)
     found, gradients = with_gradients(loss, ops, [a, b], target)
-    wanted, wanted_gradients = oracle(loss, [a, b], target)
-    torch.testing.assert_close(found.double(), wanted)
+    expected, wanted_gradients = oracle(loss, [a, b], target)
+    torch.testing.assert_close(found.double(), expected)
     assert [g.dtype for g in gradients] == [torch.float32, torch.bfloat16]
     torch.testing.assert_close(gradients[1].double(), wanted_gradients[1], rtol=1e-2, atol=1e-4)
 

@@ -43,12 +43,12 @@ def test_values_and_gradient_match_float64(activation: str, device: str, s: dict
     incoming = random_map((n, classes, *s["size"]), s["seed"] + 1, layout=s["incoming_layout"]).to(device)
     options = {"activation": activation, "align_corners": s["align_corners"]}
     found, gradient = upsampled_with_gradient(ops, logits, incoming, **options)
-    wanted, wanted_gradient = upsampled_with_gradient(
+    expected, wanted_gradient = upsampled_with_gradient(
         reference, logits.double(), incoming.double(), **options
     )
     assert found.dtype == torch.float32
     assert found.is_contiguous()
-    assert_close(found, wanted, 1e-5)
+    assert_close(found, expected, 1e-5)
     assert gradient.dtype == logits.dtype
     crowd = s["size"][0] * s["size"][1] / (h * w) + 1  # pixels that add up in one low-resolution gradient
     assert_close(gradient, wanted_gradient, TOLERANCE[s["dtype"]], 1e-6 * crowd)
@@ -60,10 +60,10 @@ def test_real_size(activation: str, device: str) -> None:
     logits = random_map((1, 19, 23, 40), 0).to(device)
     incoming = random_map((1, 19, 180, 320), 1, layout="channels_last").to(device)
     found, gradient = upsampled_with_gradient(ops, logits, incoming, activation=activation)
-    wanted, wanted_gradient = upsampled_with_gradient(
+    expected, wanted_gradient = upsampled_with_gradient(
         reference, logits.double(), incoming.double(), activation=activation
     )
-    assert_close(found, wanted, 1e-6, floor=0)
+    assert_close(found, expected, 1e-6, floor=0)
     assert_close(gradient, wanted_gradient, 1e-5, floor=0)
 
 
@@ -74,11 +74,11 @@ def test_it_is_what_pytorch_composes(device: str) -> None:
     full = F.interpolate(logits, (7, 9), mode="bilinear", align_corners=True)
     p = full.softmax(1)
     information = -torch.mul(p, torch.log2(p + 1e-30)) / math.log2(5)
-    for activation, wanted in (("none", full), ("softmax", p), ("self_information", information)):
+    for activation, expected in (("none", full), ("softmax", p), ("self_information", information)):
         for module, tolerance in ((ops, 1e-6), (reference, 1e-12)):
             given = (logits.float() if module is ops else logits).to(device)
             found = module.upsample(given, (7, 9), activation=activation, align_corners=True)
-            torch.testing.assert_close(found.double().cpu(), wanted, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(found.double().cpu(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -101,8 +101,8 @@ def test_a_sure_prediction_has_finite_values_and_gradients(activation: str, devi
     incoming[:, 0] = 2
     found, gradient = upsampled_with_gradient(ops, logits, incoming, activation=activation)
     sure = [1.0, 0.0, 0.0] if activation == "softmax" else [0.0, 0.0, 0.0]
-    wanted = torch.tensor(sure, device=device).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-30)
+    expected = torch.tensor(sure, device=device).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-30)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-30)
 
 

@@ -46,7 +46,7 @@ def test_parameters_groups_and_rates(name: str, stage: str) -> None:
     with torch.device("meta"):
         model = build_model(recipe.model, 19)
         objective = chosen.objective.build(19)
-        optimizers = build_optimizers(model, objective.optimized(), chosen.optimizer)
+        optimizers = build_optimizers(model, objective.discriminator_parameters(), chosen.optimizer)
     groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
     counts = [sum(p.numel() for p in group["params"]) for group in groups]
     assert counts == [BACKBONE, HEADS, *([discriminators] if discriminators else [])]
@@ -61,7 +61,7 @@ def test_cyclegan_counts_and_rates() -> None:
     with torch.device("meta"):
         model = CycleGenerators()
         objective = stage.objective.build(19)
-        optimizers = build_optimizers(model, objective.optimized(), stage.optimizer)
+        optimizers = build_optimizers(model, objective.discriminator_parameters(), stage.optimizer)
     (generators,), (discriminators,) = (optimizer.param_groups for optimizer in optimizers.values())
     assert sum(p.numel() for p in generators["params"]) == 2 * 11_378_179
     assert sum(p.numel() for p in discriminators["params"]) == 2 * 2_764_737

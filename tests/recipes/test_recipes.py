@@ -18,7 +18,7 @@ from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.domain_mixing import DomainMixingConfig
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
 from udas_fast.objectives.rectification import RectificationConfig
-from udas_fast.recipes import fda, get_recipe, load_recipe, override, recipe_from_dict, recipes, small
+from udas_fast.recipes import all_recipes, fda, get_recipe, load_recipe, override, recipe_from_dict, small
 from udas_fast.recipes.listing import listing
 
 
@@ -28,7 +28,7 @@ def test_a_copied_file_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {copied, AdaptationConfig} < set(objectives.objective_configs())
     monkeypatch.setattr(fda, "COPIED", replace(get_recipe("udas"), summary="mine"), raising=False)
     with pytest.raises(ValueError, match=r"\.py: another recipe has the name 'udas'"):
-        recipes()
+        all_recipes()
 
 
 def test_udas_holds_the_published_numbers() -> None:
@@ -83,7 +83,7 @@ def test_the_methods_beside_udas_hold_their_published_numbers() -> None:
     assert (cycada.objective.discriminator, cycada.objective.discriminator_width) == ("pixel", 512)
     assert lr_factor(0.9, cycada.optimizer) == 1
     with pytest.raises(
-        ValueError, match='discriminator_scales: found 3, wanted 1 with discriminator "pixel"'
+        ValueError, match='discriminator_scales: found 3, expected 1 with discriminator "pixel"'
     ):
         AdaptationConfig(discriminator="pixel", discriminator_scales=3)
     first, second = get_recipe("seg_uncertainty").stages
@@ -219,7 +219,7 @@ def test_the_defaults_are_those_of_the_papers() -> None:
     assert get_recipe("seg_uncertainty").input.source == mrnet
 
 
-@pytest.mark.parametrize("name", sorted(recipes()))
+@pytest.mark.parametrize("name", sorted(all_recipes()))
 def test_yaml_and_back(name: str, tmp_path: Path) -> None:
     recipe = get_recipe(name)
     path = tmp_path / "recipe.yaml"
@@ -227,7 +227,7 @@ def test_yaml_and_back(name: str, tmp_path: Path) -> None:
     assert load_recipe(path) == recipe
 
 
-@pytest.mark.parametrize("name", sorted(recipes()))
+@pytest.mark.parametrize("name", sorted(all_recipes()))
 def test_listing_tells_stages_and_needs(name: str) -> None:
     recipe = get_recipe(name)
     text = " ".join(listing([recipe]).split())  # however it is wrapped
@@ -238,7 +238,7 @@ def test_listing_tells_stages_and_needs(name: str) -> None:
         assert f"{stage.name}" in text
         assert f"{stage.steps:,} steps" in text
     assert ("labelled source" in text) == ("source" in recipe.streams[0])
-    assert ("--labels" in text) == ("labelled" in recipe.streams[0] | recipe.streams[1])
+    assert ("--num-labels" in text) == ("labelled" in recipe.streams[0] | recipe.streams[1])
 
 
 def test_small_shares_the_steps_over_stages_and_rounds() -> None:
@@ -247,7 +247,7 @@ def test_small_shares_the_steps_over_stages_and_rounds() -> None:
     assert [s.steps for s in small(get_recipe("no_adaptation"), size=(96, 192), steps=100).stages] == [100]
     ddm = small(get_recipe("ddm"), size=(96, 192), steps=40)  # of each network
     assert {stage.steps for stage in ddm.stages} == {10}
-    with pytest.raises(InputError, match="steps: found 5, wanted at least 6"):
+    with pytest.raises(InputError, match="steps: found 5, expected at least 6"):
         small(get_recipe("udas"), size=(96, 192), steps=5)
 
 
@@ -283,14 +283,14 @@ def test_override_reaches_every_level() -> None:
         ("stages.adaptation.objective.kl=max", "stages.*objective.kl.*'mean' or 'symmetric'"),
         ("stages.adaptation.steps=0", "stages.*steps.*greater than 0"),
         ("stages.adaptation.objective.kl_weight=-1", "kl_weight.*greater than or equal to 0"),
-        ("model.width", "found 'model.width', wanted KEY=VALUE"),
+        ("model.width", "found 'model.width', expected KEY=VALUE"),
         (
             "input.source.size.0=9",
-            "found input.source.size, which has no keys, wanted input.source.size=VALUE",
+            "found input.source.size, which has no keys, expected input.source.size=VALUE",
         ),
         (
             "input.rare_classes.min_pixels=9",
-            "found input.rare_classes, which has no keys, wanted input.rare_cl",
+            "found input.rare_classes, which has no keys, expected input.rare_cl",
         ),
         ("precision=fp8", "precision.*found 'fp8'"),
     ],

@@ -1,6 +1,7 @@
 """Datasets, geometry, loaders and photometric augmentation."""
 
 from udas_fast.data.augment import auto_augment
+from udas_fast.data.bad_files import BadFile, BadFiles
 from udas_fast.data.check import DatasetReport, check_dataset
 from udas_fast.data.datasets import (
     FileDataset,
@@ -11,14 +12,13 @@ from udas_fast.data.datasets import (
     subset,
     with_labels,
 )
-from udas_fast.data.faults import BadFile, Faults
 from udas_fast.data.files import IMAGE_SUFFIXES, read_image
 from udas_fast.data.geometry import Geometry, resize
-from udas_fast.data.loader import ENGINES, Stream, choose_engine, evaluation_batches
+from udas_fast.data.loader import ENGINES, TrainLoader, choose_engine, evaluation_batches
 from udas_fast.data.pseudo_labels import PseudoLabelled, PseudoLabels
 from udas_fast.data.sampler import RareClasses
 from udas_fast.data.types import CAMVID, CITYSCAPES, IGNORE, Batch, ClassSet, Sample, SegmentationDataset
-from udas_fast.data.user_loader import Loader, LoaderStream
+from udas_fast.data.user_loader import UserLoader, UserTrainLoader
 
 __all__ = [
     "CAMVID",
@@ -27,22 +27,22 @@ __all__ = [
     "IGNORE",
     "IMAGE_SUFFIXES",
     "BadFile",
+    "BadFiles",
     "Batch",
     "ClassSet",
     "DatasetReport",
-    "Faults",
     "FileDataset",
     "Geometry",
-    "Loader",
-    "LoaderStream",
     "PseudoLabelled",
     "PseudoLabels",
     "RareClasses",
     "Sample",
     "SegmentationDataset",
-    "Stream",
     "Subset",
+    "TrainLoader",
     "Unlabelled",
+    "UserLoader",
+    "UserTrainLoader",
     "auto_augment",
     "check_dataset",
     "choose_engine",

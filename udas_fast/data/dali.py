@@ -17,9 +17,9 @@ from nvidia.dali.data_node import DataNode
 from PIL import Image
 
 from udas_fast.data import augment, dali_augment
+from udas_fast.data.bad_files import read_or_replace
 from udas_fast.data.datasets import check_sizes
 from udas_fast.data.encoded import encoded_ids, encoded_image
-from udas_fast.data.faults import read_or_replace
 from udas_fast.data.files import IdMap, read_ids
 from udas_fast.data.geometry import Geometry, Placement, resize
 from udas_fast.data.prefetch import Loaded
@@ -53,12 +53,12 @@ class DaliEngine:
     """Feeds files to a pipeline and takes batches out; ``batches`` starts at any step.
 
     Args:
-        dataset: files that a :class:`~udas_fast.data.descriptions.Description` tells how to read.
-        geometry, sampler: as in :class:`udas_fast.data.Stream`.
+        dataset: files that a :class:`~udas_fast.data.specs.DatasetSpec` tells how to read.
+        geometry, sampler: as in :class:`udas_fast.data.TrainLoader`.
         views: K; K - 1 of them are made here.
         threads: that read files and decode.
         limit: bad files that may be skipped.
-        device: where the batches are wanted; on a GPU everything but the decoding of PNGs runs there.
+        device: where the batches are expected; on a GPU everything but the decoding of PNGs runs there.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class DaliEngine:
             names = ", ".join(str(self.dataset.item(draw.files.index).image) for draw in draws)
             reason = " ".join(str(error).split())
             raise InputError(
-                f"DALI cannot use one of {names}, which are not damaged: wanted the engine 'torch' ({reason})"
+                f"DALI cannot use one of {names}, which are not damaged: expected the engine 'torch' ({reason})"
             ) from error
 
     def _inputs(self, draws: list[_Draw]) -> tuple[list[np.ndarray], ...]:

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from udas_fast.data.descriptions import DESCRIPTIONS, Description, Layout, describe_folder
 from udas_fast.data.files import IMAGE_SUFFIXES, LABEL_SUFFIX, IdMap, read_ids, read_image
 from udas_fast.data.sampler import labelled_subset
+from udas_fast.data.specs import DATASETS, DatasetSpec, Layout, describe_folder
 from udas_fast.data.types import Item, Sample, SegmentationDataset
 from udas_fast.errors import InputError, bad, unknown
 
-KINDS = (*DESCRIPTIONS, "folder", "streets", "translated")
+KINDS = (*DATASETS, "folder", "streets", "translated")
 
 
 class FileDataset(SegmentationDataset):
-    """Images and labels on disk as a :class:`Description` tells; files are opened when a sample is read."""
+    """Images and labels on disk as a :class:`DatasetSpec` tells; files are opened when a sample is read."""
 
     on_disk = True
 
-    def __init__(self, description: Description, items: Sequence[Item]) -> None:
+    def __init__(self, description: DatasetSpec, items: Sequence[Item]) -> None:
         self.name = description.name
         self.classes = description.classes
         self.description = description
@@ -52,8 +52,8 @@ class FileDataset(SegmentationDataset):
 def check_sizes(path: Path, label: tuple[int, int], image: tuple[int, int]) -> None:
     """Raise InputError where the label at ``path`` has not the (H, W) of its image."""
     if label != image:
-        found, wanted = (f"{width}x{height}" for height, width in (label, image))
-        raise bad(f"label {path}", f"{found} pixels", f"the {wanted} of its image")
+        found, expected = (f"{width}x{height}" for height, width in (label, image))
+        raise bad(f"label {path}", f"{found} pixels", f"the {expected} of its image")
 
 
 class Subset(SegmentationDataset):
@@ -153,7 +153,7 @@ def open_dataset(
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise bad(f"root of {kind}", f"no folder {folder}", "the dataset's folder")
-    description = DESCRIPTIONS[kind] if kind in DESCRIPTIONS else describe_folder(folder)
+    description = DATASETS[kind] if kind in DATASETS else describe_folder(folder)
     if description.splits and split not in description.splits:
         raise unknown(f"split of {kind}", split, description.splits)
     items = _find(description, folder, description.parts.get(split, split), labelled)
@@ -173,7 +173,7 @@ def has_labels(spec: str, split: str) -> bool:
     folder = Path(root).expanduser()
     if kind not in KINDS or not folder.is_dir():
         open_dataset(spec, split)  # which tells what is wrong
-    description = DESCRIPTIONS[kind] if kind in DESCRIPTIONS else describe_folder(folder)
+    description = DATASETS[kind] if kind in DATASETS else describe_folder(folder)
     if description.splits and split not in description.splits:
         return False
     on_disk = description.parts.get(split, split)
@@ -189,7 +189,7 @@ def _open_streets(
     return streets if labelled else Unlabelled(streets)
 
 
-def _find(description: Description, root: Path, split: str, labelled: bool) -> list[Item]:
+def _find(description: DatasetSpec, root: Path, split: str, labelled: bool) -> list[Item]:
     """The items of a split, sorted by id."""
     layout = _choose_layout(description, root, split)
     folder = root / layout.images.format(split=split)
@@ -228,7 +228,7 @@ def _listed(items: list[Item], name: str) -> list[Item]:
     return [by_id[i] for i in ids]
 
 
-def _choose_layout(description: Description, root: Path, split: str) -> Layout:
+def _choose_layout(description: DatasetSpec, root: Path, split: str) -> Layout:
     for layout in description.layouts:
         if (root / layout.images.format(split=split)).is_dir():
             return layout

@@ -36,9 +36,11 @@ class Geometry:
     def _check(self) -> Geometry:
         low, high = self.scale
         if low > high:
-            raise ValueError(f"scale: found ({low:g}, {high:g}), wanted (lowest, highest)")
+            raise ValueError(f"scale: found ({low:g}, {high:g}), expected (lowest, highest)")
         if self.crop is None and low != high:
-            raise ValueError("crop: found None, wanted (H, W), as a random scale gives images of many sizes")
+            raise ValueError(
+                "crop: found None, expected (H, W), as a random scale gives images of many sizes"
+            )
         return self
 
     def place(self, rng: np.random.Generator) -> Placement:
@@ -100,9 +102,9 @@ class Placement:
             steps = np.full(size, have / size)
             steps[0] *= 0.5
             source = steps.cumsum().astype(np.int32) if size != have else np.arange(size, dtype=np.int32)
-            wanted = np.arange(start, start + crop)
-            inside = (wanted >= 0) & (wanted < size)
-            tables.append(np.where(inside, source[wanted.clip(0, size - 1)], np.int32(have)))
+            expected = np.arange(start, start + crop)
+            inside = (expected >= 0) & (expected < size)
+            tables.append(np.where(inside, source[expected.clip(0, size - 1)], np.int32(have)))
         return tables[0], tables[1]
 
     def count(self, mask: np.ndarray) -> int:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from udas_fast import distributed
 from udas_fast.data import augment
-from udas_fast.data.faults import BadFile, Faults, read_or_replace
+from udas_fast.data.bad_files import BadFile, BadFiles, read_or_replace
 from udas_fast.data.geometry import Geometry, Placement, resize
 from udas_fast.data.prefetch import Loaded, prefetch
 from udas_fast.data.sampler import RareClasses, Sampler
@@ -42,7 +42,7 @@ def choose_engine(engine: AnyEngine, datasets: Sequence[SegmentationDataset]) ->
     return engine
 
 
-class Stream:
+class TrainLoader:
     """An endless, shuffled, augmented stream of batches from ``dataset``.
 
     Draw n is the image that :class:`~udas_fast.data.sampler.Sampler` tells, augmented with a generator seeded by
@@ -77,7 +77,7 @@ class Stream:
         rare: RareClasses | None = None,
         rank: int = 0,
         world: int = 1,
-        faults: Faults | None = None,
+        faults: BadFiles | None = None,
     ) -> None:
         if workers < 0:
             raise bad("workers", workers, "0 or more")
@@ -89,7 +89,7 @@ class Stream:
         self.workers = workers
         self.engine = choose_engine(engine, [dataset])
         self.views = views
-        self.faults = faults or Faults()
+        self.faults = faults or BadFiles()
 
     def batches(self, start_step: int = 0, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """The batches of steps ``start_step``, ``start_step`` + 1, …, without end, on ``device``.
@@ -150,7 +150,7 @@ def evaluation_batches(
 
 def _in_order(dataset: SegmentationDataset, size: tuple[int, int] | None, workers: int) -> Iterator[Batch]:
     for batch, faults in _load(
-        _InOrder(dataset, size), [[i] for i in distributed.own(len(dataset))], workers
+        _InOrder(dataset, size), [[i] for i in distributed.shard_indices(len(dataset))], workers
     ):
         if batch is None:
             raise InputError(faults[0])
@@ -184,7 +184,7 @@ class _Steps:
 class _Draws(Dataset):
     """Draw number → augmented sample, of another image where the draw's own turned bad."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: TrainLoader) -> None:
         self.stream = stream
 
     def __getitem__(self, draw: int) -> _Item:
@@ -242,7 +242,7 @@ def _collate(items: list[_Item]) -> Loaded:
 
 def _load(items: Dataset, steps: Iterable[list[int]], workers: int) -> Iterator[Loaded]:
     """Read ``items`` in the order of ``steps``, in this process or in workers that read ahead."""
-    # Faults come as values: torch would wrap a worker's exception in a traceback.
+    # BadFiles come as values: torch would wrap a worker's exception in a traceback.
     loader = DataLoader(
         items,
         batch_sampler=steps,

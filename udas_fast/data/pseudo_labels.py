@@ -56,7 +56,7 @@ class PseudoLabels:
     def missing(self) -> list[int]:
         """The images that this process has still to :meth:`add`."""
         distributed.on_main(self._begin)
-        return [index for index in distributed.own(self.length) if self._read(index) is None]
+        return [index for index in distributed.shard_indices(self.length) if self._read(index) is None]
 
     def _begin(self) -> None:
         """Make the folder, anew where it holds the labels of another key."""
@@ -78,14 +78,14 @@ class PseudoLabels:
         threshold is rounded up to a 256th, the step of the confidences on disk.
         """
         histogram = np.zeros((self.classes, LEVELS), np.int64)
-        for index in distributed.own(self.length):
+        for index in distributed.shard_indices(self.length):
             label, level = self._whole(index)
             pairs = label.astype(np.int64) * LEVELS + level
             histogram += np.bincount(pairs.ravel(), minlength=histogram.size).reshape(histogram.shape)
-        histogram = distributed.all_sum(torch.from_numpy(histogram)).numpy()
+        histogram = distributed.all_reduce_sum(torch.from_numpy(histogram)).numpy()
         lowest = np.ceil(choose(histogram.reshape(self.classes, BINS, -1).sum(2)) * LEVELS)
         lowest = lowest.clip(0, LEVELS - 1).astype(np.int64)
-        for index in distributed.own(self.length):
+        for index in distributed.shard_indices(self.length):
             label, level = self._whole(index)
             _write_png(
                 label_file(self.folder, index), np.where(level >= lowest[label], label, np.uint8(IGNORE))
@@ -98,7 +98,7 @@ class PseudoLabels:
             "threshold": (lowest / LEVELS).tolist(),
             "histogram": parts.reshape(self.classes, 2, BINS, -1).sum(3).tolist(),
         }
-        distributed.all_values(None)  # every label is written
+        distributed.all_gather_object(None)  # every label is written
         distributed.on_main(lambda: self._close(summary))
 
     def _close(self, summary: dict[str, Any]) -> None:

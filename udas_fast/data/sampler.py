@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 
 from udas_fast.data.geometry import Geometry, Placement
-from udas_fast.data.seeding import generator
 from udas_fast.errors import bad
+from udas_fast.seeding import generator
 
 TRIES = 10  # crops that are drawn anew for a rare class; DAFormer's code
 

@@ -15,8 +15,8 @@ import torch
 from udas_fast.errors import bad
 
 if TYPE_CHECKING:
-    from udas_fast.data.descriptions import Description
     from udas_fast.data.geometry import Placement
+    from udas_fast.data.specs import DatasetSpec
 
 IGNORE = 255
 """The train id of pixels that are never trained on and never scored."""
@@ -130,7 +130,7 @@ class SegmentationDataset(ABC):
     classes: ClassSet
     on_disk: bool = False
     """Whether samples come from files, which may be damaged and are read once before training."""
-    description: Description | None = None
+    description: DatasetSpec | None = None
     """How the files are to be read, where :meth:`item` knows them."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Batches from a user's own loader, brought to the form and to the promise of :class:`udas_fast.data.Stream`."""
+"""Batches from a user's own loader, brought to the form and to the promise of :class:`udas_fast.data.TrainLoader`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from udas_fast import distributed
-from udas_fast.data.descriptions import class_set
-from udas_fast.data.seeding import generator
+from udas_fast.data.specs import class_set
 from udas_fast.data.types import IGNORE, Batch, ClassSet
 from udas_fast.errors import bad
+from udas_fast.seeding import generator
 
 IMAGE_KEYS = ("image", "pixel_values")  # the second is transformers'
 LABEL_KEYS = ("label", "labels", "mask")
 
 
 @dataclass(frozen=True, eq=False)
-class Loader:
+class UserLoader:
     """A user's own batches, such as a ``torch.utils.data.DataLoader``, in the place of a dataset.
 
     Any iterable that can be begun again. A batch is a tuple or list (image, label, …), an image alone, a dict with
@@ -77,18 +77,20 @@ class Loader:
         Raises:
             InputError: they are not, or there is none.
         """
-        if distributed.world() == 1:
+        if distributed.get_world_size() == 1:
             return
-        _seed_global(0, "part", *([distributed.rank()] if scored else []))
+        _seed_global(0, "part", *([distributed.get_rank()] if scored else []))
         if (first := next(self.epoch(labelled=False), None)) is None:
             raise bad(f"batches of {self.name}", "none", "at least one")
-        different = len(set(distributed.all_values(zlib.crc32(first.image.cpu().contiguous().numpy()))))
-        if not scored and different < distributed.world():
-            wanted = "each one's own part, for example by torch's DistributedSampler"
-            raise bad(f"batches of {self.name}", "the same in several processes", wanted)
+        different = len(
+            set(distributed.all_gather_object(zlib.crc32(first.image.cpu().contiguous().numpy())))
+        )
+        if not scored and different < distributed.get_world_size():
+            expected = "each one's own part, for example by torch's DistributedSampler"
+            raise bad(f"batches of {self.name}", "the same in several processes", expected)
         if scored and different > 1:
-            wanted = "the same in all, which take turns to score them: no shuffling, no DistributedSampler"
-            raise bad(f"batches of {self.name}", "others in each process", wanted)
+            expected = "the same in all, which take turns to score them: no shuffling, no DistributedSampler"
+            raise bad(f"batches of {self.name}", "others in each process", expected)
 
     def _batch(self, raw: object, number: int, labelled: bool) -> Batch:
         batch = raw if isinstance(raw, Batch) else self._unpack(raw, number, labelled)
@@ -117,28 +119,28 @@ class Loader:
             found = (
                 f"a dict with {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else type(raw).__name__
             )
-            wanted = "(image, label) tensors, or a dict with 'image' and 'label'"
-            raise bad(f"batch {number} of {self.name}", found, wanted)
+            expected = "(image, label) tensors, or a dict with 'image' and 'label'"
+            raise bad(f"batch {number} of {self.name}", found, expected)
         if names is None:
             names = [f"batch {number} image {i}" for i in range(len(image))]
         return Batch(image, label, [str(name) for name in names])
 
 
-class LoaderStream:
-    """The endless batches of a :class:`Loader`, of which a batch is a function of (seed, name, step)."""
+class UserTrainLoader:
+    """The endless batches of a :class:`UserLoader`, of which a batch is a function of (seed, name, step)."""
 
-    def __init__(self, loader: Loader, seed: int, name: str, *, labelled: bool) -> None:
+    def __init__(self, loader: UserLoader, seed: int, name: str, *, labelled: bool) -> None:
         self.loader, self.labelled = loader, labelled
-        self.place = (seed, name) if distributed.is_main() else (seed, name, distributed.rank())
+        self.place = (seed, name) if distributed.is_main() else (seed, name, distributed.get_rank())
         # Images of one step over all processes, as far as the loader tells: a run can only go on with the same.
-        self.global_batch = distributed.world() * (getattr(loader.batches, "batch_size", None) or 0)
+        self.global_batch = distributed.get_world_size() * (getattr(loader.batches, "batch_size", None) or 0)
 
     def batches(self, start_step: int = 0, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """The batches of steps ``start_step``, ``start_step`` + 1, …, without end, on ``device``.
 
         Raises:
             InputError: an epoch without a batch or of another length than the loader says, or a batch that is none
-                or, where labels are wanted, has none.
+                or, where labels are expected, has none.
         """
         length = self._length()
         skipped, start = divmod(start_step, length) if length else (0, start_step)
@@ -148,12 +150,12 @@ class LoaderStream:
                 if drawn > start:
                     yield batch.to(device)
             if drawn == 0 or (length and drawn != length):
-                wanted = (
+                expected = (
                     f"{length}, its len()"
                     if length
                     else "at least one, of an iterable that can be begun again"
                 )
-                raise bad(f"batches of {self.loader.name} in epoch {epoch + 1}", drawn, wanted)
+                raise bad(f"batches of {self.loader.name} in epoch {epoch + 1}", drawn, expected)
             start = max(0, start - drawn)
 
     def _length(self) -> int | None:
@@ -202,8 +204,8 @@ def _rgb(name: str, image: Tensor) -> Tensor:
         raise bad(f"images of {name}", image.dtype, "torch.uint8, or floats in [0, 1]")
     low, high = torch.stack(image.aminmax()).tolist()
     if not (low >= 0 and high <= 1):  # NaN is neither
-        wanted = "[0, 1]: leave normalisation to the trainer, or undo it with `pixels`"
-        raise bad(f"images of {name}", f"values from {low:.3g} to {high:.3g}", wanted)
+        expected = "[0, 1]: leave normalisation to the trainer, or undo it with `pixels`"
+        raise bad(f"images of {name}", f"values from {low:.3g} to {high:.3g}", expected)
     return image.mul(255).round().to(torch.uint8)
 
 

@@ -67,7 +67,7 @@ class CheckpointFolder:
         """
         make_folder(self.folder)
         path = self.folder / f"step-{step:08d}{f'.{milestone}' if milestone else ''}.pt"
-        for torn in self.folder.glob("step-*.pt.tmp"):  # of a kill at another step; its space is wanted
+        for torn in self.folder.glob("step-*.pt.tmp"):  # of a kill at another step; its space is expected
             if torn.name != f"{path.name}.tmp":
                 torn.unlink()
         atomic_save(state, path)

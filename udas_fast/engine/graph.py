@@ -156,5 +156,5 @@ def check_graphs(device: torch.device) -> None:
     """Raise InputError where no step can be recorded: on a CPU, or among several processes."""
     if device.type != "cuda":
         raise bad("cuda_graphs", f"device {device.type}", "a CUDA device, or cuda_graphs: false")
-    if (world := distributed.world()) > 1:
+    if (world := distributed.get_world_size()) > 1:
         raise bad("cuda_graphs", f"{world} processes", "one process, or cuda_graphs: false")

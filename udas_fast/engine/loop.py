@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from udas_fast import distributed
-from udas_fast.data import Faults, LoaderStream, Stream
-from udas_fast.engine.distributed import average_buffers, average_gradients, same_everywhere
+from udas_fast.data import BadFiles, TrainLoader, UserTrainLoader
+from udas_fast.distributed import average_buffers, average_gradients, same_everywhere
 from udas_fast.engine.ema import WeightAverage
-from udas_fast.engine.fault import BadSteps
+from udas_fast.engine.faults import BadSteps
 from udas_fast.engine.graph import Capture, StepGraph
 from udas_fast.engine.optim import (
     MakeOptimizer,
@@ -24,10 +24,10 @@ from udas_fast.engine.optim import (
     set_learning_rates,
 )
 from udas_fast.engine.precision import Amp, memory_format
-from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import bad
 from udas_fast.models import normalize
 from udas_fast.objectives import Learning, Objective, Step
+from udas_fast.seeding import seed_step
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Loop:
         phase: Phase,
         model: nn.Module,
         objective: Objective,
-        streams: dict[str, Stream | LoaderStream],
+        streams: dict[str, TrainLoader | UserTrainLoader],
         amp: Amp,
         seed: int,
         ema: float | None = None,
         optimizer: MakeOptimizer | None = None,
         bad_steps: BadSteps | None = None,
-        faults: Faults | None = None,
+        faults: BadFiles | None = None,
         capture: Capture | None = None,
     ) -> None:
         self.phase, self.model, self.objective, self.streams = phase, model, objective, streams
@@ -78,10 +78,12 @@ class Loop:
         self.memory_format = memory_format(amp, model)
         same_everywhere(model)  # a user's network need not have been made with one seed
         same_everywhere(objective)
-        self.optimizers = build_optimizers(model, objective.optimized(), phase.optimizer, optimizer)
+        self.optimizers = build_optimizers(
+            model, objective.discriminator_parameters(), phase.optimizer, optimizer
+        )
         self.average = None if ema is None else WeightAverage(model, ema)
         self.bad_steps = bad_steps or BadSteps()
-        self.faults = faults or Faults()
+        self.faults = faults or BadFiles()
         self.graph = None if capture is None else StepGraph(_parameters(self.optimizers), capture)
         self.done = 0
         self.skipped = False
@@ -161,7 +163,7 @@ class Loop:
         place = (self.seed, self.phase.name, self.done)
         generator = seed_step(*place)
         if not distributed.is_main():
-            seed_step(*place, "rank", distributed.rank())
+            seed_step(*place, "rank", distributed.get_rank())
         return generator
 
     def _gradients(self) -> list[Tensor]:
@@ -218,8 +220,8 @@ class Loop:
             self.amp.skips.fill_(state.get("scaler_skips", 0))  # older checkpoints do not say
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             found = str(error).splitlines()[-1].strip()
-            wanted = "network, objective and optimiser of that run"
-            raise bad(f"checkpoint of {self.phase.name}", found, wanted) from error
+            expected = "network, objective and optimiser of that run"
+            raise bad(f"checkpoint of {self.phase.name}", found, expected) from error
 
 
 def _parameters(optimizers: Mapping[str, torch.optim.Optimizer]) -> list[nn.Parameter]:

@@ -23,7 +23,7 @@ FRAGMENTATION = 0.15
 def _as_cards_are_sold(budget: object) -> object:
     if budget is None or (isinstance(budget, str) and re.fullmatch(r"\d{1,6}(\.\d+)?GB", budget)):
         return budget
-    raise PydanticCustomError("budget", "wanted a card's size such as 11GB")
+    raise PydanticCustomError("budget", "expected a card's size such as 11GB")
 
 
 @dataclass(frozen=True, config=STRICT)

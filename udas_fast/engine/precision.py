@@ -10,38 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is the current CUDA device where torch sees one, else the CPU. On CUDA it turns TF32 off.
-
-    Raises:
-        InputError: the device does not exist here, or its name is not one.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise bad("device", repr(name), "auto, cpu, cuda or cuda:INDEX") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        reason = "a CPU-only torch" if torch.version.cuda is None else "no GPU that torch can use"
-        raise bad(
-            f"device {name!r}",
-            reason,
-            "a CUDA torch and a GPU (`udas-fast doctor` tells more), or --device cpu",
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise bad(f"device {name!r}", f"{torch.cuda.device_count()} GPUs", "the index of one of them")
-    if device.type == "cuda":
-        # fp32 is fp32: torch's own choice for convolutions is TF32, with a tenth of a percent of rounding. By the older
-        # of torch's two names, after which both can be read.
-        torch.backends.cudnn.allow_tf32 = False
-    return device
 
 
 @dataclass(frozen=True)
@@ -79,7 +51,7 @@ def build_amp(precision: Precision, device: torch.device) -> Amp:
     if precision == "auto":
         precision = "fp32" if device.type == "cpu" else "bf16" if _has_bf16(device) else "fp16"
     if precision == "fp16" and device.type == "cpu":
-        raise InputError("precision fp16 is unusable on a CPU: wanted bf16 or fp32")
+        raise InputError("precision fp16 is unusable on a CPU: expected bf16 or fp32")
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     return Amp(device, precision, scaler, torch.zeros((), dtype=torch.int64, device=device))
 

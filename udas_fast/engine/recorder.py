@@ -23,7 +23,7 @@ from udas_fast import distributed
 from udas_fast.atomic import atomic_write, writing
 from udas_fast.data import read_image
 from udas_fast.engine.callbacks import Callback
-from udas_fast.engine.fault import check_losses, describe_fault
+from udas_fast.engine.faults import check_losses, describe_fault
 from udas_fast.errors import bad, first_line
 from udas_fast.objectives import Round
 
@@ -91,7 +91,7 @@ class Recorder:
         """Read what is pending, check it and write it.
 
         Raises:
-            InputError: a loss is not finite (:func:`udas_fast.engine.fault.check_losses`), or the disk is full.
+            InputError: a loss is not finite (:func:`udas_fast.engine.faults.check_losses`), or the disk is full.
         """
         with writing(self._folder / "metrics.jsonl"):
             records = self._write()
@@ -125,7 +125,7 @@ class Recorder:
             return []
         values = torch.stack([v.float() for _, losses, *_ in self._pending for v in losses.values()])
         counts = [len(losses) for _, losses, *_ in self._pending]
-        return [part.tolist() for part in distributed.all_mean(values).cpu().split(counts)]
+        return [part.tolist() for part in distributed.all_reduce_mean(values).cpu().split(counts)]
 
     def scores(self, step: int, values: Mapping[str, float]) -> None:
         """Add evaluation results to the events."""

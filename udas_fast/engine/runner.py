@@ -67,7 +67,7 @@ class Runner:
                 step, loop.phase.name, loop.lr, losses, loop.samples, loop.data_wait, skipped=loop.skipped
             )
             last = loop.done == loop.phase.steps
-            (stopping,) = distributed.any_of([self.stop.requested])
+            (stopping,) = distributed.all_reduce_any([self.stop.requested])
             if stopping or loop.done % self.checkpoint_every == 0 or last:
                 checkpoint()
             if stopping:

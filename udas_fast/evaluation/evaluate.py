@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from udas_fast import distributed, ops
 from udas_fast.data.loader import evaluation_batches
 from udas_fast.data.types import IGNORE, Batch, ClassSet, SegmentationDataset
-from udas_fast.data.user_loader import Loader
+from udas_fast.data.user_loader import UserLoader
 from udas_fast.errors import bad
 from udas_fast.evaluation.metrics import Protocol, Scores
 from udas_fast.models import heads, normalize
@@ -54,9 +54,9 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
             finite &= logits.isfinite().all()
             matrix += ops.confusion_matrix(logits, batch.label, len(classes), align_corners=corners)
             images += len(batch.ids)
-    matrix = distributed.all_sum(matrix.cpu())
+    matrix = distributed.all_reduce_sum(matrix.cpu())
     counts = torch.tensor([images, corners, not finite], dtype=torch.int64)
-    images, corners, broken = distributed.all_sum(counts).tolist()
+    images, corners, broken = distributed.all_reduce_sum(counts).tolist()
     if protocol.images not in (None, images):
         raise bad(
             f"{protocol.dataset} {protocol.split}",
@@ -74,7 +74,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
 
 def evaluate_dataset(
     model: nn.Module,
-    dataset: SegmentationDataset | Loader,
+    dataset: SegmentationDataset | UserLoader,
     split: str,
     size: tuple[int, int] | None = None,
     *,
@@ -84,7 +84,7 @@ def evaluate_dataset(
 
     A user's own loader is scored as it comes: what its images' sizes are is its own to say.
     """
-    own = isinstance(dataset, Loader)
+    own = isinstance(dataset, UserLoader)
     protocol = Protocol(
         dataset=dataset.name,
         split=split,
@@ -94,7 +94,7 @@ def evaluate_dataset(
         precision=precision,
     )
     if own:
-        batches = islice(dataset.epoch(), distributed.rank(), None, distributed.world())
+        batches = islice(dataset.epoch(), distributed.get_rank(), None, distributed.get_world_size())
     else:
         batches = evaluation_batches(dataset, size)
     return evaluate(model, batches, dataset.classes, protocol)

@@ -107,8 +107,8 @@ def _video(file: Path) -> Iterator[np.ndarray]:
     try:
         import av
     except ModuleNotFoundError:
-        wanted = 'pip install "udas-fast[video]", or a folder of its frames as images'
-        raise bad(f"video {file}", "no PyAV to read it", wanted) from None
+        expected = 'pip install "udas-fast[video]", or a folder of its frames as images'
+        raise bad(f"video {file}", "no PyAV to read it", expected) from None
     try:
         with av.open(str(file)) as container:
             if not container.streams.video:

@@ -97,8 +97,8 @@ class TrainedModel:
         if path.is_dir():
             run, path = path, path / MODEL_FILE
             if not path.is_file() and (run / "run.yaml").is_file():
-                wanted = f"a finished run (--resume {run})"
-                raise bad(f"run {run}", f"no {MODEL_FILE}, as it is not finished", wanted)
+                expected = f"a finished run (--resume {run})"
+                raise bad(f"run {run}", f"no {MODEL_FILE}, as it is not finished", expected)
         tensors, metadata = read_tensors("model", path)
         header = _header(path, metadata)
         if _checksum(tensors) != header.checksum:

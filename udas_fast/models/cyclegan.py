@@ -101,8 +101,8 @@ class PatchDiscriminator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Raises InputError for another number of channels or a side below 32."""
         if x.dim() != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < SHORTEST_PATCH:
-            wanted = f"[N, 3, H >= {SHORTEST_PATCH}, W >= {SHORTEST_PATCH}]"
-            raise bad("discriminator input", list(x.shape), wanted)
+            expected = f"[N, 3, H >= {SHORTEST_PATCH}, W >= {SHORTEST_PATCH}]"
+            raise bad("discriminator input", list(x.shape), expected)
         return self.layers(x)
 
 

@@ -94,14 +94,14 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         """Normalise ``x`` [N, channels, H, W]; in a program that is alone as ``nn.BatchNorm2d`` does."""
         if x.device.type != "cpu":
             return super().forward(x)
-        if self.training and distributed.world() > 1:
+        if self.training and distributed.get_world_size() > 1:
             return self._by_all(x)
         return super(nn.SyncBatchNorm, self).forward(x)
 
     def _by_all(self, x: Tensor) -> Tensor:
         """Two sums over all processes that gradients pass: of x, then of the squares around the mean."""
         wide = x.double()  # what torch's CPU kernels add up in
-        n = x.numel() // x.shape[1] * distributed.world()
+        n = x.numel() // x.shape[1] * distributed.get_world_size()
         mean = _SumOverAll.apply(wide.sum((0, 2, 3))) / n
         centred = wide - mean[:, None, None]
         var = _SumOverAll.apply(centred.square().sum((0, 2, 3))) / n
@@ -118,11 +118,11 @@ class _SumOverAll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
-        return distributed.all_sum(x.clone())
+        return distributed.all_reduce_sum(x.clone())
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return distributed.all_sum(gradient.clone())
+        return distributed.all_reduce_sum(gradient.clone())
 
 
 def set_domain(model: nn.Module, domain: str) -> None:

@@ -18,11 +18,11 @@ def read_tensors(thing: str, path: Path) -> tuple[dict[str, Tensor], dict[str, s
     Raises:
         InputError: no such file, or one that is damaged or another; it begins with ``thing`` and the path.
     """
-    wanted = f"a {SUFFIX} file"
+    expected = f"a {SUFFIX} file"
     if not path.is_file():
-        raise bad(f"{thing} {path}", "no such file", wanted)
+        raise bad(f"{thing} {path}", "no such file", expected)
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise bad(f"{thing} {path}", f"unreadable data ({str(error).splitlines()[0]})", wanted) from error
+        raise bad(f"{thing} {path}", f"unreadable data ({str(error).splitlines()[0]})", expected) from error

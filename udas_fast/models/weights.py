@@ -17,7 +17,7 @@ from udas_fast.models.tensor_file import SUFFIX, read_tensors
 
 WRAPPERS = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
-CLASSIFIERS = ("fc.", adaptsegnet.OTHER_HEAD)  # heads of another task, never wanted
+CLASSIFIERS = ("fc.", adaptsegnet.OTHER_HEAD)  # heads of another task, never expected
 WANTED = "a file with a torch state dict"
 Shape = tuple[int, ...]
 
@@ -46,8 +46,8 @@ class WeightsReport:
             lines.append("  conv1 and bn1 converted from BGR of 0 to 255 (AdaptSegNet) to normalised RGB")
         if self.missing:
             lines.append(f"  not in the file, left as they were: {_collapse(self.missing, model_keys)}")
-        for name, found, wanted in self.mismatched:
-            lines.append(f"  other shape, left as it was: {name} is {list(found)}, wanted {list(wanted)}")
+        for name, found, expected in self.mismatched:
+            lines.append(f"  other shape, left as it was: {name} is {list(found)}, expected {list(expected)}")
         if self.unexpected:
             lines.append(f"  not in the model: {_collapse(self.unexpected, self.file_keys)}")
         if self.ignored:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from udas_fast.data import Batch
 from udas_fast.errors import bad
 from udas_fast.models import set_domain, shortest_side
-from udas_fast.objectives.adversarial import Gan, OutputAdversary, Space
+from udas_fast.objectives.adversary import Gan, OutputAdversary, Space
 from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.discrepancy import head_discrepancy
 from udas_fast.objectives.entropy import target_entropy
@@ -100,7 +100,7 @@ class Adaptation(Objective):
                 gate=config.gate,
             )
 
-    def optimized(self) -> Sequence[nn.Parameter]:
+    def discriminator_parameters(self) -> Sequence[nn.Parameter]:
         return [] if self.adversary is None else list(self.adversary.parameters())
 
     def inputs(self, batches: Mapping[str, Batch], step: Step) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Adaptation(Objective):
         target_out = model(step.normalize(target.image))
         weighted = []
         if self.adversary is not None:
-            losses["adv"] = self.adversary.fool(target_out, self._seen(target))
+            losses["adv"] = self.adversary.generator_loss(target_out, self._seen(target))
             weighted.append(losses["adv"])
         if any(config.entropy_weights):
             losses["ent"] = target_entropy(target_out, size, config.entropy_weights, config.entropy_robust)
@@ -142,7 +142,7 @@ class Adaptation(Objective):
         # Discriminators: source 0, target 1.
         if self.adversary is not None:
             source = next(iter(outputs))  # the plain source, unless the mixed batch replaces it
-            losses["dis"] = self.adversary.discriminate(
+            losses["dis"] = self.adversary.discriminator_loss(
                 outputs[source], self._seen(labelled[source]), target_out, self._seen(target)
             )
             step.backward(losses["dis"])

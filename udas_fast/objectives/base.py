@@ -50,8 +50,8 @@ class Step(Learning):
 
         So what happens to an image does not depend on how many processes share the batch.
         """
-        first = distributed.rank() * n
-        return numbers(distributed.world() * n)[first : first + n]
+        first = distributed.get_rank() * n
+        return numbers(distributed.get_world_size() * n)[first : first + n]
 
     def augment(self, images: Tensor) -> Tensor:
         """:func:`udas_fast.data.auto_augment` of uint8 ``[N, 3, H, W]``, by numbers of the step."""
@@ -126,7 +126,7 @@ class Objective(nn.Module):
         """Networks beside the trained one that are scored when the round ends, by name."""
         return {}
 
-    def optimized(self) -> Sequence[nn.Parameter]:
+    def discriminator_parameters(self) -> Sequence[nn.Parameter]:
         """Parameters beside the model's own that the second optimiser updates (the discriminators')."""
         return ()
 
@@ -144,7 +144,7 @@ class ObjectiveConfig:
 
     @property
     def by_number(self) -> bool:
-        """Whether unlabelled images are read one by one before a round, which needs a dataset and not a Loader."""
+        """Whether unlabelled images are read one by one before a round, which needs a dataset and not a UserLoader."""
         return False
 
     @property

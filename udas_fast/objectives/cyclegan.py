@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from udas_fast import distributed, ops
 from udas_fast.data import Batch
 from udas_fast.models import PatchDiscriminator, heads, normalize_signed, to_signed
-from udas_fast.objectives.adversarial import least_squares
+from udas_fast.objectives.adversary import least_squares
 from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.supervised import segmentation_loss
 
@@ -61,12 +61,12 @@ class CycleGAN(Objective):
         )
         self.pools = nn.ModuleDict({d: ImagePool(config.pool) for d in domains})
 
-    def optimized(self) -> Sequence[nn.Parameter]:
+    def discriminator_parameters(self) -> Sequence[nn.Parameter]:
         return list(self.discriminators.parameters())
 
     def inputs(self, batches: Mapping[str, Batch], step: Step) -> dict[str, Any]:
         images = {"source": batches["source"].image, "target": batches["unlabelled"].image}
-        count = distributed.world() * len(images["source"])
+        count = distributed.get_world_size() * len(images["source"])
         # Of each domain's pool; the numbers are the host's, and so no CUDA graph can stand for a step.
         draws = {domain: torch.rand(count, 2, generator=step.generator).tolist() for domain in images}
         return {"images": images, "draws": draws}
@@ -131,14 +131,14 @@ class ImagePool(nn.Module):
         The pool takes the images of all processes, and so is the same in each of them.
         """
         out = []
-        for image, (coin, place) in zip(distributed.all_rows(images.detach()).unbind(), draws, strict=True):
+        for image, (coin, place) in zip(distributed.all_gather(images.detach()).unbind(), draws, strict=True):
             if len(self.images) < self.size:
                 self.images.append(image.clone())
             elif self.size and coin < 0.5:
                 index = int(place * self.size)
                 image, self.images[index] = self.images[index].to(image.device), image.clone()
             out.append(image)
-        first = distributed.rank() * len(images)
+        first = distributed.get_rank() * len(images)
         return torch.stack(out[first : first + len(images)])
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -28,10 +28,10 @@ def match_fda(source: torch.Tensor, target: torch.Tensor, beta: float = 0.01) ->
     style = target.float()
     if target.shape[-2:] != size:
         style = F.interpolate(style, size, mode="bilinear", antialias=True)
-    spectrum, wanted = torch.fft.rfft2(source.float()), torch.fft.rfft2(style)
+    spectrum, expected = torch.fft.rfft2(source.float()), torch.fft.rfft2(style)
     reach = int(beta * min(height, width))
     # rfft2 keeps the rows of frequency 0, 1, …, -1 and the columns of frequency 0 up only: two corners.
     for rows in (slice(0, reach + 1), slice(height - reach, height)):
         window = (..., rows, slice(0, reach + 1))
-        spectrum[window] = torch.polar(wanted[window].abs(), spectrum[window].angle())
+        spectrum[window] = torch.polar(expected[window].abs(), spectrum[window].angle())
     return torch.fft.irfft2(spectrum, s=size).round_().clamp_(0, 255).to(torch.uint8)

@@ -55,7 +55,7 @@ class SelfTrainingConfig(ObjectiveConfig):
     def _check(self) -> SelfTrainingConfig:
         count = self.views + (1 + len(self.scales)) * (1 + self.flip_view) - 1
         if count > MOST_VIEWS:
-            raise ValueError(f"views: found {count} with scales and flips, wanted at most {MOST_VIEWS}")
+            raise ValueError(f"views: found {count} with scales and flips, expected at most {MOST_VIEWS}")
         return self
 
     @property
@@ -159,7 +159,7 @@ class SelfTraining(Objective):
     def label_online(self, views: list[Logits], flips: list[bool], size: tuple[int, int]) -> Tensor:
         """uint8 ``[N, H, W]`` at the thresholds of the round so far, which these confidences join."""
         pseudo = self.label(views, flips, size, self.thresholds(self.histogram))
-        self.histogram += distributed.all_sum(pseudo.histogram)
+        self.histogram += distributed.all_reduce_sum(pseudo.histogram)
         return pseudo.label
 
     def inputs(self, batches: Mapping[str, Batch], step: Step) -> dict[str, Any]:

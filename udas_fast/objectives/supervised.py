@@ -31,7 +31,11 @@ def segmentation_loss(output: object, label: Tensor, auxiliary_weight: float) ->
     if auxiliary is not None and auxiliary_weight:
         second = ops.cross_entropy(auxiliary, label, align_corners=logits.align_corners)
         loss = loss + auxiliary_weight * second
-    return loss if distributed.world() == 1 else loss * distributed.balance(label != IGNORE)
+    return (
+        loss
+        if distributed.get_world_size() == 1
+        else loss * distributed.loss_scale_for_valid_pixels(label != IGNORE)
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

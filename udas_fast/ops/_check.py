@@ -23,10 +23,10 @@ def shape(t: Tensor) -> str:
     return f"shape {list(t.shape)}"
 
 
-def tensor(name: str, value: object, wanted: str) -> None:
+def tensor(name: str, value: object, expected: str) -> None:
     """``value`` is a tensor."""
     if not isinstance(value, Tensor):
-        raise bad(name, type(value).__name__, wanted)
+        raise bad(name, type(value).__name__, expected)
     if value.layout is not torch.strided:
         raise bad(name, value.layout, "a dense tensor")
 

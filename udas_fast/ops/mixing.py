@@ -137,8 +137,10 @@ def _check_region(region: Tensor, image: Tensor) -> None:
     table = region.dtype == torch.bool and region.dim() == 2 and region.shape[0] == n and region.shape[1] >= 1
     mask = region.dtype == torch.bool and region.shape == (n, height, width)
     if not (boxes or table or mask):
-        wanted = f"int32 boxes [{n}, 4], a bool class table [{n}, C] or a bool mask [{n}, {height}, {width}]"
-        raise bad("region", f"{region.dtype} {list(region.shape)}", wanted)
+        expected = (
+            f"int32 boxes [{n}, 4], a bool class table [{n}, C] or a bool mask [{n}, {height}, {width}]"
+        )
+        raise bad("region", f"{region.dtype} {list(region.shape)}", expected)
     _check.same_device("region", region, "inside", image)
 
 

@@ -1,4 +1,4 @@
-"""Which objectives, in which stages, with which numbers; one file a method, found by :func:`recipes`."""
+"""Which objectives, in which stages, with which numbers; one file a method, found by :func:`all_recipes`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pkgutil
 from udas_fast.errors import unknown
 from udas_fast.recipes.recipe import (
     InputConfig,
+    Phase,
     Recipe,
     Stage,
     load_recipe,
@@ -19,19 +20,21 @@ from udas_fast.recipes.small import small
 
 __all__ = [
     "InputConfig",
+    "Phase",
     "Recipe",
     "Stage",
+    "all_recipes",
     "get_recipe",
+    "list_recipes",
     "load_recipe",
     "override",
     "recipe_from_dict",
-    "recipes",
     "select_stages",
     "small",
 ]
 
 
-def recipes() -> dict[str, Recipe]:
+def all_recipes() -> dict[str, Recipe]:
     """Every recipe of the package by name: a new file in this folder is all that a new recipe needs.
 
     Raises:
@@ -51,7 +54,12 @@ def get_recipe(name: str) -> Recipe:
     Raises:
         InputError: there is none, with the nearest name.
     """
-    known = recipes()
+    known = all_recipes()
     if name not in known:
         raise unknown("recipe", name, known)
     return known[name]
+
+
+def list_recipes() -> list[str]:
+    """Return the names of all recipes, sorted."""
+    return sorted(all_recipes())

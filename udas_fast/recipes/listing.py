@@ -10,7 +10,7 @@ from udas_fast.recipes.recipe import Recipe, Stage
 STREAMS = {
     "source": "labelled source",
     "unlabelled": "unlabelled target",
-    "labelled": "labelled target (--labels)",
+    "labelled": "labelled target (--num-labels)",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from functools import reduce
 from operator import or_
@@ -56,6 +57,22 @@ class Stage:
     network: str = "main"
 
 
+@plain_dataclass(frozen=True)
+class Phase:
+    """One round of one stage: the unit that is trained, checkpointed at its end and scored."""
+
+    name: str
+    stage: Stage
+    round: int
+    first_step: int
+    """Number of optimisation steps of the run before this phase."""
+
+    @property
+    def steps(self) -> int:
+        """Number of optimisation steps of this phase."""
+        return self.stage.steps
+
+
 @dataclass(frozen=True, config=STRICT)
 class Recipe:
     """Which objectives, in which stages, with which numbers."""
@@ -71,6 +88,7 @@ class Recipe:
     # Decay of an average of the weights, begun anew in every round: what is scored, saved and the next round's
     # teacher and start; Mean Teacher and DACS: 0.99. None: the last weights. Costs one more copy of the network.
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    title: str = ""  # the method's name in tables; empty: the recipe's name
     paper: str = ""  # where the method comes from
     published: str = ""  # the score that its authors report, with the task
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -79,12 +97,12 @@ class Recipe:
     def _check(self) -> Recipe:
         names = [stage.name for stage in self.stages]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"stages: found two of the name {twice[0]!r}, wanted names that differ")
+            raise ValueError(f"stages: found two of the name {twice[0]!r}, expected names that differ")
         if len({stage.objective.trains for stage in self.stages}) > 1:
-            raise ValueError("stages: found segmentation and translation, wanted one of them")
+            raise ValueError("stages: found segmentation and translation, expected one of them")
         for name in ("compile", "cuda_graphs"):
             if getattr(self, name) and self.trains == "translation":
-                raise ValueError(f"{name}: found true for a translation, wanted false")
+                raise ValueError(f"{name}: found true for a translation, expected false")
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +112,22 @@ class Recipe:
     def to_yaml(self) -> str:
         """What :func:`load_recipe` reads back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the rounds of all stages in order; the only source of their names and of step counts."""
+        found: list[Phase] = []
+        first_step = 0
+        for stage in self.stages:
+            for index in range(stage.rounds):
+                name = stage.name if stage.rounds == 1 else f"{stage.name}.{index + 1}"
+                found.append(Phase(name, stage, index, first_step))
+                first_step += stage.steps
+        return tuple(found)
+
+    @property
+    def steps(self) -> int:
+        """Number of optimisation steps of the whole run."""
+        return sum(stage.steps * stage.rounds for stage in self.stages)
 
     @property
     def trains(self) -> str:
@@ -166,11 +200,11 @@ def select_stages(recipe: Recipe, names: Iterable[str]) -> Recipe:
         InputError: a name that no stage has.
     """
     stages = {stage.name: stage for stage in recipe.stages}
-    wanted = list(names)
-    for name in wanted:
+    expected = list(names)
+    for name in expected:
         if name not in stages:
             raise unknown(f"stage of {recipe.name}", name, stages)
-    return replace(recipe, stages=tuple(stage for stage in recipe.stages if stage.name in wanted))
+    return replace(recipe, stages=tuple(stage for stage in recipe.stages if stage.name in expected))
 
 
 def _assign(data: dict[str, Any], key: str, value: object) -> None:

@@ -11,18 +11,18 @@ from torch import nn
 
 from udas_fast import distributed
 from udas_fast.data import ClassSet
-from udas_fast.engine.compile import compile_backbones
 from udas_fast.engine.graph import check_graphs
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.precision import Amp, memory_format
-from udas_fast.engine.probe import check_network
-from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import TrainedModel, check_state
+from udas_fast.memory import advice, choose_memory
 from udas_fast.models import ModelConfig, WeightsReport, build_model, load_weights
-from udas_fast.plan import advice, choose_memory
 from udas_fast.recipes import Recipe
-from udas_fast.recipes.run_config import RunConfig
+from udas_fast.seeding import seed_step
+from udas_fast.training.compile import compile_backbones
+from udas_fast.training.probe import check_network
+from udas_fast.training.run_config import RunConfig
 
 
 class Networks(dict[str, nn.Module]):
@@ -116,7 +116,7 @@ class Networks(dict[str, nn.Module]):
     def _share(self) -> Recipe:
         """The recipe with this process's part of a batch, which is what its memory is taken for."""
         inputs = self._recipe.input
-        batch_size = max(1, inputs.batch_size // distributed.world())
+        batch_size = max(1, inputs.batch_size // distributed.get_world_size())
         return replace(self._recipe, input=replace(inputs, batch_size=batch_size))
 
     def _apply_memory(self, model: nn.Module) -> None:
@@ -125,23 +125,23 @@ class Networks(dict[str, nn.Module]):
         if not checkpoints and memory.checkpointing != "none":
             raise bad(f"checkpointing {memory.checkpointing!r}", f"{name} without a ResNet of ours", "'none'")
         if not in_parts and memory.micro_batch_size is not None:
-            wanted = "a smaller input.batch_size in its place"
-            raise bad("memory.micro_batch_size", f"{name}, a network of the user's own", wanted)
+            expected = "a smaller input.batch_size in its place"
+            raise bad("memory.micro_batch_size", f"{name}, a network of the user's own", expected)
 
     def _start_from(self, path: Path) -> None:
         """Take over the model of a finished run; normalisation and dropout may differ, the rest may not."""
-        model, wanted = self.trained, self.model_config
-        trained = TrainedModel.load(path, self.amp.device, model if wanted is None else None)
+        model, expected = self.trained, self.model_config
+        trained = TrainedModel.load(path, self.amp.device, model if expected is None else None)
         if trained.classes.names != self._classes.names:
             found, named = (
                 f"{len(classes)} ({', '.join(classes.names):.60})"
                 for classes in (trained.classes, self._classes)
             )
             raise bad(f"classes of {path}", found, f"{named}, as in this run's data")
-        if wanted is not None:
-            found = replace(trained.config, norm=wanted.norm, dropout=wanted.dropout)
-            if found != wanted:
-                raise bad(f"network of {path}", _difference(found, wanted), _difference(wanted, found))
+        if expected is not None:
+            found = replace(trained.config, norm=expected.norm, dropout=expected.dropout)
+            if found != expected:
+                raise bad(f"network of {path}", _difference(found, expected), _difference(expected, found))
             weights = model.state_dict().keys()
             model.load_state_dict({k: v for k, v in trained.model.state_dict().items() if k in weights})
 

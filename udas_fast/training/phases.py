@@ -12,24 +12,24 @@ import torch
 from tqdm import tqdm
 
 from udas_fast import distributed
-from udas_fast.data import Faults, Loader
+from udas_fast.data import BadFiles, UserLoader
+from udas_fast.data.domains import Domains
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.checkpoint import CheckpointFolder
-from udas_fast.engine.fault import BadSteps
+from udas_fast.engine.faults import BadSteps
 from udas_fast.engine.graph import CudaCapture
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.optim import MakeOptimizer
 from udas_fast.engine.precision import memory_format
 from udas_fast.engine.runner import Runner, open_runner
-from udas_fast.engine.seeding import seed_step
 from udas_fast.models import normalize
 from udas_fast.objectives import Objective, Round
 from udas_fast.recipes import Recipe, Stage
-from udas_fast.recipes.domains import Domains
-from udas_fast.recipes.run_config import RunConfig
-from udas_fast.recipes.run_file import changed_since, run_document
+from udas_fast.seeding import seed_step
 from udas_fast.training.networks import Networks
 from udas_fast.training.results import Results
+from udas_fast.training.run_config import RunConfig
+from udas_fast.training.run_folder import changed_since, run_document
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Phases:
     callbacks: tuple[Callback, ...]
 
     def __post_init__(self) -> None:
-        self.faults = Faults(self.domains.max_bad_files)
+        self.faults = BadFiles(self.domains.max_bad_files)
         self.bad_steps = BadSteps(self.config.max_bad_steps)
         self._all = [
             (stage, Phase(_phase_name(stage, r), stage.steps, stage.optimizer))
@@ -166,7 +166,7 @@ class Phases:
         layout = memory_format(networks.amp, networks.trained)
         return Round(
             name=phase.name,
-            unlabelled=None if isinstance(unlabelled, Loader) else unlabelled,
+            unlabelled=None if isinstance(unlabelled, UserLoader) else unlabelled,
             size=self.recipe.input.target.size,
             folder=self.folder / "pseudo_labels" / phase.name,
             picture=self.folder / "pictures" / f"{phase.name}-pseudo.png",

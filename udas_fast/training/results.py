@@ -11,7 +11,7 @@ from torch import nn
 
 from udas_fast import evaluation
 from udas_fast.atomic import atomic_write
-from udas_fast.data import ClassSet, Loader, SegmentationDataset
+from udas_fast.data import ClassSet, SegmentationDataset, UserLoader
 from udas_fast.inference import MODEL_FILE, TrainedModel
 from udas_fast.models import ModelConfig
 from udas_fast.recipes import Recipe
@@ -35,7 +35,7 @@ class Results:
     seed: int
     classes: ClassSet
     model_config: ModelConfig | None
-    val: SegmentationDataset | Loader | None
+    val: SegmentationDataset | UserLoader | None
     scores: dict[str, evaluation.Scores] = field(default_factory=dict)
 
     @property

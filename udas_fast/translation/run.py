@@ -17,24 +17,24 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from udas_fast import distributed
-from udas_fast.data import Faults, Geometry, SegmentationDataset, Unlabelled, open_dataset
+from udas_fast.data import BadFiles, Geometry, SegmentationDataset, Unlabelled, open_dataset
+from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.data.translated import Manifest
-from udas_fast.doctor import write_environment
+from udas_fast.distributed import join
 from udas_fast.engine.checkpoint import CheckpointFolder
-from udas_fast.engine.distributed import join
-from udas_fast.engine.lock import locked
 from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.engine.runner import open_runner
-from udas_fast.engine.seeding import seed_step
 from udas_fast.errors import bad
 from udas_fast.inference import TrainedModel
 from udas_fast.models import SHORTEST_PATCH, CycleGenerators, Generator, to_signed, to_uint8
 from udas_fast.objectives import STRICT
 from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.recipes import Recipe
-from udas_fast.recipes.domains import DataConfig, Domains
-from udas_fast.recipes.run_file import begin_run, read_run_file, require_same_run, require_unused
+from udas_fast.seeding import seed_step
+from udas_fast.training.environment import write_environment
+from udas_fast.training.lock import locked
+from udas_fast.training.run_folder import begin_run, read_run_file, require_same_run, require_unused
 from udas_fast.translation.sheet import write_sheet
 from udas_fast.translation.write import absolute, is_complete, write_images
 
@@ -139,7 +139,7 @@ class Translation:
         self.recipe, self.config, self.run = recipe, config, run
         self.stage = recipe.stages[0]
         self.device = join(device)
-        distributed.share(recipe.input.batch_size, "input.batch_size")
+        distributed.per_rank(recipe.input.batch_size, "input.batch_size")
         self.amp = build_amp(recipe.precision, self.device)
         self.domains = open_domains(config.data)
         self.checkpoints = CheckpointFolder(run / "checkpoints")
@@ -190,7 +190,7 @@ class Translation:
         phase = Phase(stage.name, stage.steps, stage.optimizer)
         seed_step(config.seed, phase.name, "objective")
         objective = CycleGAN(stage.objective, self._segmenter()).to(self.device)
-        faults = Faults(config.data.max_bad_files)
+        faults = BadFiles(config.data.max_bad_files)
         streams = self.domains.streams(
             stage.objective.needs,
             self.recipe.input,

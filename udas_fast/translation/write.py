@@ -72,7 +72,7 @@ def write_images(
         atomic_write(buffer.getvalue(), path)
         return name, FileRecord(len(buffer.getvalue()), hashlib.sha256(buffer.getbuffer()).hexdigest()), True
 
-    mine = distributed.own(len(source))
+    mine = distributed.shard_indices(len(source))
     made, written, fresh, stopped = 0, time.monotonic(), {}, False
     bar = tqdm(
         total=len(mine), desc="translating", unit="image", disable=None if distributed.is_main() else True
@@ -90,13 +90,13 @@ def write_images(
                     break
         finally:
             pool.shutdown(cancel_futures=True)
-            for part in distributed.all_values(fresh):
+            for part in distributed.all_gather_object(fresh):
                 files |= part
             distributed.on_main(lambda: _write_manifest(replace(manifest, files=files), run))
-    if any(distributed.any_of([stopped])):
+    if any(distributed.all_reduce_any([stopped])):
         done = sum(record is not None for record in files.values())
         raise Interrupted(f"stopped after {done} of {len(files)} images; go on with --resume {run}")
-    return sum(distributed.all_values(made))
+    return sum(distributed.all_gather_object(made))
 
 
 def _intact(run: Path, name: str, record: FileRecord) -> bool:

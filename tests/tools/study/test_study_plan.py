@@ -1,0 +1,253 @@
+"""Plans of studies are data: rows of the paper and of all methods, equal steps, one folder for one run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import typer
+
+from udas_fast import cli
+from udas_fast.errors import InputError
+from udas_fast.recipes import get_recipe
+from udas_fast.tools.study import Plan, Task, plan_study
+from udas_fast.tools.study import plan as plan_module
+
+TASK = Task("camvid:day", "camvid:dusk", size=(32, 48), steps=100)
+
+
+def _plan(study: str, *, task: Task = TASK, seeds: tuple[int, ...] = (0, 1), **changes: object) -> Plan:
+    labels = changes.pop("labels", (50, 20, 0))
+    return plan_study(study, dataclasses.replace(task, **changes), seeds=seeds, labels=labels)
+
+
+def test_ablation_has_the_papers_rows() -> None:
+    plan = _plan("ablation", seeds=(0,))
+    assert [row.title for row in plan.rows] == [
+        "No adaptation",
+        "UDA",
+        "ST",
+        "ST + UDA",
+        "ST + DA + SSL, 0 labels",
+        "ST + DA + SSL, 50 labels",
+    ]
+    runs = {run.row.title: run for run in plan.runs}
+    assert runs["No adaptation"].recipe().streams[0] == {"source"}  # the target is never seen
+    assert runs["ST"].recipe().streams[0] == {"source", "unlabelled"}
+    objectives = {title: [stage.objective for stage in run.recipe().stages] for title, run in runs.items()}
+    assert objectives["ST"][0].translate == "lab"
+    for title, translate in (("UDA", "none"), ("ST + UDA", "lab")):
+        (adaptation,) = objectives[title]
+        assert (adaptation.mixing.translate, adaptation.mixing.augment) == (translate, False)
+        assert adaptation.adversarial_weights[0] > 0
+        assert adaptation.kl_weight > 0
+    assert [o.mixing.translate for o in objectives["ST + DA + SSL, 0 labels"]] == ["lab", "lab"]
+    assert {title: run.data.labels for title, run in runs.items() if run.data.labels} == {
+        "ST + DA + SSL, 50 labels": 50
+    }
+
+
+def test_labels_study_has_no_supervised_row_without_labels() -> None:
+    plan = _plan("labels", labels=(0, 20, 50))
+    assert [(row.recipe, row.labels) for row in plan.rows] == [
+        *(("supervised", 50), ("supervised", 20)),
+        *(("udas", 50), ("udas", 20), ("udas", 0)),
+    ]
+    assert all(run.data.source is None for run in plan.runs if run.row.recipe == "supervised")
+
+
+METHODS = ("no_adaptation", "adaptsegnet_single", "adaptsegnet", "minent", "advent", "seg_uncertainty", "fda")
+
+
+def test_methods_study_has_every_method_without_labels_and_three_with() -> None:
+    plan = _plan("methods", labels=(0, 20, 50))
+    assert [(row.recipe, row.labels) for row in plan.rows] == [
+        *((name, 0) for name in (*METHODS, "uda", "udas")),
+        *((name, n) for n in (50, 20) for name in ("supervised", "udas", "ddm")),
+    ]
+    assert "CyCADA is left out" in plan.left_out
+    translated = _plan("methods", translate="translated:runs/gan")
+    assert [row.recipe for row in translated.rows][7] == "cycada"
+    assert translated.runs[7].data.source == "translated:runs/gan"
+    assert not translated.left_out
+    labelled = _plan("methods", labels=(20,))
+    assert [row.recipe for row in labelled.rows] == ["supervised", "udas", "ddm"]
+    assert not labelled.left_out
+
+
+def test_recipes_in_files_join_the_methods(tmp_path: Path) -> None:
+    files = []
+    for name, base in (("mine", "uda"), ("mine too", "udas"), ("taught", "supervised")):
+        files.append(tmp_path / f"{name}.yaml")
+        files[-1].write_text(get_recipe(base).to_yaml().replace(f"name: {base}", f"name: {name}", 1))
+    joined = _plan("methods", labels=(20, 0), recipes=tuple(map(str, files)), settings=("mine:ema=0.9",))
+    before = _plan("methods", labels=(20, 0)).rows
+    assert joined.rows[: len(before)] == before
+    titles = ["mine", "mine too, 20 labels", "mine too", "taught, 20 labels"]
+    assert [row.title for row in joined.rows[len(before) :]] == titles
+    run = joined.runs[len(before)]
+    assert (run.folder, run.recipe().name, run.recipe().ema) == ("mine-seed-0", "mine", 0.9)
+    assert run.recipe().stages[0].steps == 100
+    given = typer.main.get_command(cli.app).commands["train"].make_context("train", run.command("out")[2:])
+    assert (given.params["recipe"], given.params["recipe_file"]) == (None, files[0])
+    assert len({run.folder for run in joined.runs}) == len(joined.runs)
+
+
+@pytest.mark.parametrize(
+    ("study", "base", "sentence"),
+    [
+        ("methods", "udas", "found the name 'udas' of another recipe, expected a `name` of its own"),
+        ("methods", "cyclegan", "found one that trains translation"),
+        ("labels", "udas", "found the labels study, expected methods"),
+    ],
+)
+def test_recipes_in_files_that_cannot_join(tmp_path: Path, study: str, base: str, sentence: str) -> None:
+    (tmp_path / "mine.yaml").write_text(get_recipe(base).to_yaml())
+    with pytest.raises(InputError, match=f"--recipe .*mine.yaml: {sentence}"):
+        _plan(study, recipes=(str(tmp_path / "mine.yaml"),))
+
+
+def test_a_recipe_of_the_package_needs_no_entry_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = plan_module.recipes()
+    new = dataclasses.replace(known["uda"], name="new")
+    monkeypatch.setattr(plan_module, "recipes", lambda: {**known, "new": new})
+    rows = plan_module._methods((20, 0), (), cycada=False)
+    assert rows[-1] == plan_module.Row("new", "new", 0, None)
+
+
+def test_methods_study_shares_runs_with_the_others() -> None:
+    methods = {run.folder: run for run in _plan("methods").runs}
+    others = {run.folder: run for study in ("ablation", "labels") for run in _plan(study).runs}
+    shared = methods.keys() & others.keys()
+    names = ["no_adaptation", "uda", "udas-lab"]
+    names += [f"{name}-{n}-labels" for name in ("supervised", "udas-lab") for n in (20, 50)]
+    assert shared == {f"{name}-seed-{seed}" for name in names for seed in (0, 1)}
+    for folder in shared:
+        assert methods[folder].command("out") == others[folder].command("out")
+    assert len(methods) == len(_plan("methods").runs)
+
+
+@pytest.mark.parametrize("translate", ["lab", "none"])
+def test_methods_keep_their_own_numbers(translate: str) -> None:
+    plan = _plan(
+        "methods",
+        translate=translate,
+        settings=(
+            "stages.adaptation.objective.discriminator_width=4",
+            "uda,udas:stages.adaptation.objective.kl_weight=0",
+            "ddm:stages.student_2.optimizer.lr=0.5",
+        ),
+    )
+    recipes = {run.row.title: run.recipe() for run in plan.runs}
+    first = {title: recipe.stages[0].objective for title, recipe in recipes.items()}
+    assert {first[title].kl_weight for title in ("UDA", "UDAS", "UDAS, 20 labels")} == {0}
+    assert first["Seg-Uncertainty"].kl_weight == 0.1
+    assert {first[title].discriminator_width for title in ("AdvEnt", "UDA", "Seg-Uncertainty")} == {4}
+    assert first["FDA"].mixing.translate == "fda"
+    assert first["DDM, 20 labels"].mixing.translate == "lab"
+    assert first["UDAS"].mixing.translate == translate
+    assert [stage.optimizer.lr == 0.5 for stage in recipes["DDM, 50 labels"].stages].index(True) == 5
+
+
+def test_every_network_of_ddm_takes_the_steps_of_a_row() -> None:
+    plan = _plan("methods", labels=(20,), steps=101)  # not a multiple of its four rounds
+    (ddm,) = (run.recipe() for run in plan.runs if (run.row.recipe, run.seed) == ("ddm", 0))
+    for network in ("region", "sample", "student"):
+        assert sum(stage.steps for stage in ddm.stages if stage.network == network) == 101
+    assert plan.steps == 101
+
+
+def test_at_full_size_every_method_takes_its_published_steps() -> None:
+    assert _plan("methods", size=None, steps=None).steps is None
+
+
+@pytest.mark.parametrize("study", ["ablation", "labels"])
+def test_every_run_takes_the_same_steps(study: str) -> None:
+    plan = _plan(study)
+    totals = {sum(stage.steps * stage.rounds for stage in run.recipe().stages) for run in plan.runs}
+    assert totals == {plan.steps} == {100}
+    full = _plan(study, size=None, steps=None)
+    assert full.steps == 250_000
+    with pytest.raises(InputError, match="optimisation steps: found .*expected the same number in every row"):
+        _plan(study, settings=("stages.self_training.steps=7",))
+
+
+def test_studies_share_the_runs_that_are_the_same() -> None:
+    ablation = {run.folder: run for run in _plan("ablation").runs}
+    labels = {run.folder: run for run in _plan("labels").runs}
+    shared = ablation.keys() & labels.keys()
+    assert shared == {f"udas-lab{n}-seed-{seed}" for n in ("", "-50-labels") for seed in (0, 1)}
+    for folder in shared:
+        assert ablation[folder].command("out") == labels[folder].command("out")
+    assert len(ablation) == len(_plan("ablation").runs)  # no two runs of a plan share a folder
+
+
+def test_settings_reach_the_recipes_that_have_their_stage() -> None:
+    settings = ("model.width=4", "stages.source.optimizer.lr=0.5", "stages.self_training.rounds=1")
+    plan = plan_study(
+        "ablation",
+        dataclasses.replace(TASK, settings=(*settings, "stages.self_training.steps=32")),
+        seeds=(0,),
+        labels=(20,),
+    )
+    recipes = {run.row.title: run.recipe() for run in plan.runs}
+    assert {recipe.model.width for recipe in recipes.values()} == {4}
+    assert recipes["ST"].stages[0].optimizer.lr == 0.5
+    assert recipes["UDA"].stages[0].optimizer.lr != 0.5
+    assert recipes["ST + DA + SSL, 20 labels"].stages[1].rounds == 1
+
+
+def test_a_translated_folder_replaces_the_source_of_translated_rows() -> None:
+    plan = _plan("ablation", translate="translated:runs/gan", seeds=(0,))
+    sources = {run.row.title: run.data.source for run in plan.runs}
+    assert sources["No adaptation"] == sources["UDA"] == "camvid:day"
+    assert (
+        sources["ST"] == sources["ST + UDA"] == sources["ST + DA + SSL, 50 labels"] == "translated:runs/gan"
+    )
+    assert all("translate=none" in setting for run in plan.runs for setting in run.settings)
+    assert len({run.folder for run in plan.runs}) == 6
+
+
+def test_commands_are_the_command_lines_own() -> None:
+    from udas_fast.recipes import get_recipe, override, small
+
+    train = typer.main.get_command(cli.app).commands["train"]
+    for run in _plan("ablation", settings=("model.width=4",)).runs:
+        _, _, *arguments = run.command("out")
+        given = train.make_context("train", arguments).params
+        recipe = small(get_recipe(given["recipe"]), size=cli.parse_size(given["small"]), steps=given["steps"])
+        assert override(recipe, given["settings"]) == run.recipe()
+        assert (given["source"], given["target"], given["labels"], given["seed"]) == (
+            *(run.data.source, run.data.target, run.data.labels),
+            run.seed,
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"translate": "lba"}, "--translate: found 'lba'.*did you mean 'lab'"),
+        ({"translate": "none"}, "--translate: found none.*rows ST"),
+        ({"steps": None}, "--small and --steps: found one of them"),
+        ({"labels": (-1,)}, "--num-labels: found -1"),
+        ({"seeds": (1, 1)}, "--seeds: found 1,1"),
+        ({"seeds": ()}, "--seeds: found none"),
+        ({"settings": ("stages.self_trainig.steps=3",)}, "stage of the ablation.*mean 'self_training'"),
+        ({"settings": ("model.widht=3",)}, "did you mean 'width'"),
+        ({"settings": ("uads:model.width=3",)}, "recipe: found 'uads'.*did you mean 'udas'"),
+        ({"settings": ("ddm,fda:model.width=3",)}, "recipe of the ablation study: found 'ddm'"),
+        (
+            {"settings": ("no_adaptation:stages.self_training.steps=3",)},
+            "key of stages: found 'self_training', expected one of source",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        _plan("ablation", **changes)
+
+
+def test_unknown_study() -> None:
+    with pytest.raises(InputError, match="found 'lables', expected one of ablation, labels, methods"):
+        _plan("lables")

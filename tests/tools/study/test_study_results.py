@@ -1,0 +1,187 @@
+"""Tables of made-up scores: means, spreads and gaps by hand, and the paper's figures where they belong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from udas_fast.data import CITYSCAPES
+from udas_fast.errors import InputError
+from udas_fast.tools.study import Plan, Task, paper, plan_study
+from udas_fast.tools.study.plots import labels_plot, methods_plot
+from udas_fast.tools.study.results import Spread, StudyTable, collect
+from udas_fast.tools.study.tables import csv_text, gaps, markdown
+
+PROTOCOL = {"dataset": "made up", "split": "val", "images": 3, "input_size": [32, 48], "num_classes": 3}
+
+
+def _write(folder: Path, iou: dict[str, float | None], protocol: dict[str, object] = PROTOCOL) -> None:
+    known = [v for v in iou.values() if v is not None]
+    score = {"miou": sum(known) / len(known), "iou": iou, "protocol": protocol}
+    folder.mkdir(parents=True, exist_ok=True)
+    phases = {"adaptation": score | {"miou": 0.01}, "self_training": score}
+    (folder / "scores.json").write_text(json.dumps({"phases": phases}))
+
+
+def _plan(study: str = "labels", target: str = "camvid:b", source: str = "camvid:a") -> Plan:
+    return plan_study(study, Task(source, target, size=(32, 48), steps=60), seeds=(0, 1), labels=(20, 0))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> StudyTable:
+    """Two seeds: supervised-20 40 and 50 %, udas-20 60 and 64 %, udas-0 30 and 30 %; "sky" as below."""
+    plan = _plan()
+    scores = {"supervised": {20: (0.4, 0.5)}, "udas": {20: (0.6, 0.64), 0: (0.3, 0.3)}}
+    for run in plan.runs:
+        value = scores[run.row.recipe][run.row.labels][run.seed]
+        sky = None if (run.row.recipe, run.seed) == ("supervised", 1) else value  # does not occur there
+        _write(tmp_path / run.folder, {"sky": sky, "road": value, "car": value})
+    return collect(plan, tmp_path, "udas-fast study labels")
+
+
+def test_mean_and_standard_deviation_over_seeds(table: StudyTable) -> None:
+    supervised, ours, none = table.rows
+    assert (supervised.miou.mean, supervised.miou.std) == (45, pytest.approx(50**0.5))  # (5² + 5²) / (2 − 1)
+    assert (ours.miou.mean, ours.miou.std) == (pytest.approx(62), pytest.approx(8**0.5))
+    assert none.miou == Spread([30, 30], 30, 0)
+    assert supervised.iou["sky"] == Spread([40, None], 40, None)
+    assert [phase["adaptation"] for phase in ours.phases] == [1, 1]
+    assert str(Spread.of([None])) == "–"
+
+
+def test_the_environment_is_that_of_the_runs(table: StudyTable, tmp_path: Path) -> None:
+    plan = _plan()
+    for run in plan.runs:
+        recorded = {"cpu": "A", "torch": "2.13", "threads": 1 + run.seed}
+        (tmp_path / run.folder / "environment.json").write_text(json.dumps(recorded))
+    expected = {"cpu": "A", "torch": "2.13", "threads": "1 and 2"}
+    assert collect(plan, tmp_path, "command").environment == expected
+    assert "A, torch 2.13; `command`" in markdown(collect(plan, tmp_path, "command"))
+
+
+def test_gap_is_the_spread_of_the_differences_by_seed(table: StudyTable) -> None:
+    gap = gaps(table)["UDAS"]
+    assert gap[20].by_seed == pytest.approx([20, 14])
+    assert (gap[20].mean, gap[20].std) == (pytest.approx(17), pytest.approx(18**0.5))
+    assert list(gap) == [20]
+
+
+def test_json_and_back(table: StudyTable) -> None:
+    assert StudyTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+
+
+def test_markdown_as_the_papers_tables(table: StudyTable) -> None:
+    text = markdown(table)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == "| Labelled target images | 20 | 0 |"
+    assert lines[2:5] == [
+        "| Supervised | 45.0 ± 7.1 | – |",
+        "| UDAS | 62.0 ± 2.8 | 30.0 ± 0.0 |",
+        "| UDAS − Supervised | +17.0 ± 4.2 | – |",
+    ]
+    assert lines[5] == "| Model | sky | road | car | mIoU |"
+    assert lines[7] == "| Supervised, 20 labels | 40.0 | 45.0 ± 7.1 | 45.0 ± 7.1 | **45.0 ± 7.1** |"
+    assert "paper" not in text
+    assert "made up val, 3 images" in text
+    assert "`udas-fast study labels`" in text
+
+
+@pytest.fixture
+def methods(tmp_path: Path) -> StudyTable:
+    """Two seeds; every row at 40 and 50 %, DDM at 60 and 70 % after two rounds that rise from 30 % by 10 % a phase."""
+    plan = _plan("methods")
+    for run in plan.runs:
+        first = 0.4 + 0.1 * run.seed
+        _write(tmp_path / run.folder, {"sky": first, "road": first, "car": first})
+        if run.row.recipe == "ddm":
+            phases = [f"{name}_{n}" for n in (1, 2) for name in ("region", "sample", "mean", "student")]
+            names = [name.replace("mean_1", "student_1.teachers") for name in phases]
+            names = [name.replace("mean_2", "student_2.teachers") for name in names]
+            path = tmp_path / run.folder / "scores.json"
+            score = json.loads(path.read_text())["phases"]["self_training"]
+            by_phase = {name: score | {"miou": first - 0.1 + 0.01 * i} for i, name in enumerate(names)}
+            path.write_text(json.dumps({"phases": by_phase | {"student_2": score | {"miou": first + 0.2}}}))
+    return collect(plan, tmp_path, "udas-fast study methods")
+
+
+def test_methods_by_labels_and_ddm_by_round(methods: StudyTable) -> None:
+    text = markdown(methods)
+    by_labels, by_round, by_class = (
+        [line for line in block.splitlines() if line.startswith("|")] for block in text.split("\n\n")[:3]
+    )
+    assert by_labels[0] == "| Labelled target images | 20 | 0 |"
+    assert "| AdaptSegNet (one level) | – | 45.0 ± 7.1 |" in by_labels
+    assert by_labels[-4:] == [
+        "| Supervised | 45.0 ± 7.1 | – |",
+        "| DDM | 65.0 ± 7.1 | – |",
+        "| UDAS − Supervised | +0.0 ± 0.0 | – |",
+        "| DDM − Supervised | +20.0 ± 0.0 | – |",
+    ]
+    assert by_round[0] == "| DDM, 20 labels | round 1 | round 2 |"
+    assert by_round[2:] == [
+        "| Region-level teacher | 35.0 ± 7.1 | 39.0 ± 7.1 |",
+        "| Sample-level teacher | 36.0 ± 7.1 | 40.0 ± 7.1 |",
+        "| Both teachers' mean | 37.0 ± 7.1 | 41.0 ± 7.1 |",
+        "| Student | 38.0 ± 7.1 | 65.0 ± 7.1 |",
+    ]
+    assert len(by_class) == 2 + len(methods.rows)
+    assert "60 steps in every row, of each of DDM's three networks" in text
+    assert "CyCADA is left out" in text
+    assert StudyTable.from_dict(json.loads(json.dumps(methods.to_dict()))) == methods
+
+
+def test_bars_are_drawn(methods: StudyTable, tmp_path: Path) -> None:
+    methods_plot(methods, tmp_path / "methods.png")
+    assert (tmp_path / "methods.png").stat().st_size > 10_000
+
+
+def test_csv_holds_every_seed_and_the_spread(table: StudyTable) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(table))))
+    assert [row["seed"] for row in rows[:4]] == ["0", "1", "mean", "std"]
+    assert rows[1]["sky"] == ""
+    assert float(rows[2]["mIoU"]) == 45
+    assert [row["labels"] for row in rows[4::4]] == ["20", "0"]
+
+
+def test_plot_is_drawn(table: StudyTable, tmp_path: Path) -> None:
+    labels_plot(table, tmp_path / "labels.png")
+    assert (tmp_path / "labels.png").stat().st_size > 10_000
+
+
+def test_runs_under_different_protocols_make_no_table(table: StudyTable, tmp_path: Path) -> None:
+    run = _plan().runs[0]
+    _write(tmp_path / run.folder, dict.fromkeys(["sky", "road", "car"], 0.5), PROTOCOL | {"images": 4})
+    with pytest.raises(InputError, match="2 protocols"):
+        collect(_plan(), tmp_path, "command")
+    (tmp_path / run.folder / "scores.json").write_text("{")
+    with pytest.raises(InputError, match="scores.json: damaged"):
+        collect(_plan(), tmp_path, "command")
+
+
+@pytest.mark.parametrize("study", ["ablation", "labels"])
+def test_the_papers_figures_stand_beside_its_own_task_only(study: str, tmp_path: Path) -> None:
+    plan = _plan(study, "cityscapes:b", "gta5:a")
+    for run in plan.runs:
+        _write(tmp_path / run.folder, dict.fromkeys(CITYSCAPES.names, 0.5), PROTOCOL | {"num_classes": 19})
+    text = markdown(collect(plan, tmp_path, "command"))
+    if study == "ablation":
+        assert text.count("UDAS paper") == 5
+        line = next(line for line in text.splitlines() if line.startswith("| *ST + UDA, UDAS paper*"))
+        assert line.endswith("| 44.4 |")
+        assert "| *ST + DA + SSL, UDAS paper* | 95.4 |" in text
+    else:
+        assert "| *UDAS, UDAS paper* | – | 43.9 |" in text  # the paper has no 20
+    synthia = collect(_plan(study, "cityscapes:b", "synthia:a"), tmp_path, "command")
+    assert "paper" not in markdown(synthia)
+
+
+def test_the_papers_means_are_those_of_its_classes() -> None:
+    for iou, miou in paper.ABLATION.values():
+        assert len(iou) == len(CITYSCAPES)
+        assert statistics.mean(iou) == pytest.approx(miou, abs=0.051)  # printed to one decimal
+    assert paper.ABLATION["ST + DA + SSL"][1] == paper.LABELS["udas"][2975]

@@ -1,0 +1,90 @@
+"""The page's sections on scores: mIoU by phase, IoU by class, confusion, protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from udas_fast.evaluation import Scores
+from udas_fast.tools.report.markup import Element, element, legend, percent, table
+from udas_fast.tools.report.plots import Line, bar_chart, confusion, line_chart
+from udas_fast.tools.report.read import Run
+
+
+def by_phase(runs: dict[str, Run]) -> list[Element]:
+    """mIoU after each phase, where there is more than one."""
+    phases = list(dict.fromkeys(phase for run in runs.values() for phase in run.scores))
+    if len(phases) < 2:
+        return []
+    rows, lines = [], []
+    for index, (name, run) in enumerate(runs.items()):
+        scores = {phase: score.miou for phase, score in run.scores.items()}
+        rows.append([name, *(percent(scores.get(phase)) for phase in phases)])
+        points = [(float(i), 100 * scores[p]) for i, p in enumerate(phases) if scores.get(p, -1.0) >= 0]
+        if points:  # no class at all makes a mean of none, NaN
+            lines.append(Line(name, index, points))
+    chart = [line_chart("mIoU after each phase, %", lines, names=phases)] if lines else []
+    keys = [legend(runs)] if len(runs) > 1 else []
+    return [table(("Run", *phases), rows), *keys, element("div", *chart, class_="charts")]
+
+
+def by_class(runs: dict[str, Run]) -> list[Element]:
+    """Bars of the last phase of each run, or of all phases of a single run; a table of all phases."""
+    parts: list[Element] = []
+    for classes, members in _by_classes(runs):
+        columns = {
+            f"{name} {phase}" if len(members) > 1 else phase: score
+            for name, run in members.items()
+            for phase, score in run.scores.items()
+        }
+        bars = {name: run.final for name, run in members.items()} if len(members) > 1 else columns
+        values = {name: score.iou.tolist() for name, score in bars.items()}
+        parts.append(legend(bars))
+        parts.append(element("div", bar_chart("IoU by class, %", classes, values), class_="charts"))
+        parts.append(_class_table(classes, columns))
+    return parts
+
+
+def _by_classes(runs: dict[str, Run]) -> Iterator[tuple[tuple[str, ...], dict[str, Run]]]:
+    """(class names, the scored runs on them)."""
+    scored = {name: run for name, run in runs.items() if run.final is not None}
+    for classes in dict.fromkeys(run.final.classes for run in scored.values()):
+        yield classes, {name: run for name, run in scored.items() if run.final.classes == classes}
+
+
+def _class_table(classes: tuple[str, ...], columns: Mapping[str, Scores]) -> Element:
+    all_scores = list(columns.values())
+    ious = [score.iou.tolist() for score in all_scores]
+    rows = [[name, *map(percent, values)] for name, *values in zip(classes, *ious, strict=True)]
+    rows.append(["mIoU", *(percent(score.miou) for score in all_scores)])
+    for subset in all_scores[0].subset_means:
+        rows.append([f"mIoU {subset}", *(percent(score.subset_means[subset]) for score in all_scores)])
+    rows.append(["pixel accuracy", *(percent(score.pixel_accuracy) for score in all_scores)])
+    return table(("IoU, %", *columns), rows)
+
+
+def confusions(runs: dict[str, Run]) -> list[Element]:
+    """The matrix after the last phase of each run."""
+    drawings = [
+        confusion(f"{name}, {list(run.scores)[-1]}", run.final.matrix.numpy(), run.final.classes)
+        for name, run in runs.items()
+        if run.final is not None
+    ]
+    if not drawings:
+        return []
+    text = "Rows: the true class; columns: the prediction; numbers: percent of the row's pixels."
+    return [element("p", text, class_="soft"), element("div", *drawings)]
+
+
+def protocols(runs: dict[str, Run]) -> list[Element]:
+    """How the scores were measured; whether they compare."""
+    found: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        for phase, score in run.scores.items():
+            found.setdefault(str(score.protocol), []).append(f"{name} {phase}")
+    if not found:
+        return []
+    if len(found) == 1:
+        return [element("p", next(iter(found)), class_="soft")]
+    lines = [element("li", f"{', '.join(names)}: {protocol}") for protocol, names in found.items()]
+    warning = "These scores were measured under different protocols and do not compare:"
+    return [element("p", warning), element("ul", *lines, class_="notes")]

@@ -1,0 +1,158 @@
+"""What the runs of a plan scored, read from their scores.json alone: the content of table.json."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from udas_fast.errors import InputError, bad, first_line
+from udas_fast.objectives import STRICT
+from udas_fast.tools.study.plan import Plan, Row, Study
+from udas_fast.training.environment import environment
+
+
+@dataclass(frozen=True, config=STRICT)
+class Spread:
+    """Values by seed in percent, their mean and sample standard deviation."""
+
+    by_seed: list[float | None]  # None: the class does not occur under that seed, and is left out
+    mean: float | None  # None without values
+    std: float | None  # None with fewer than two
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Spread:
+        """The spread of ``values``."""
+        known = [v for v in values if v is not None]
+        mean = statistics.mean(known) if known else None
+        return cls(list(values), mean, statistics.stdev(known) if len(known) > 1 else None)
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return "–"
+        return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
+
+
+@dataclass(frozen=True, config=STRICT)
+class RowScores:
+    """A row after its last phase."""
+
+    name: str
+    recipe: str
+    labels: int
+    translated: bool | None
+    settings: list[str]
+    miou: Spread
+    iou: dict[str, Spread]  # by class
+    phases: list[dict[str, float]]  # mIoU after each phase, by seed
+    commands: list[str]  # by seed
+
+
+@dataclass(frozen=True, config=STRICT)
+class StudyTable:
+    """``table.json``: everything that the tables show and what it takes to judge and repeat them."""
+
+    study: Study
+    command: str
+    source: str
+    target: str
+    translate: str
+    steps: int | None  # of the network that is scored; None: each recipe's own number
+    seeds: list[int]
+    environment: dict[str, Any]
+    protocol: dict[str, Any]
+    rows: list[RowScores]
+    left_out: str = ""  # what a reader would look for, and why it is not there
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return _ADAPTER.dump_python(self, mode="json")
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> StudyTable:
+        """What :meth:`to_dict` wrote; raises pydantic's ValidationError for anything else."""
+        return _ADAPTER.validate_python(content)
+
+
+_ADAPTER: TypeAdapter[StudyTable] = TypeAdapter(StudyTable)
+
+
+def collect(plan: Plan, folder: Path, command: str) -> StudyTable:
+    """Read the scores of every run of ``plan`` under ``folder``; ``command`` made them.
+
+    Raises:
+        InputError: a run has no scores, they are damaged, or they were measured in different ways.
+    """
+    phases = {run.folder: _phases(folder / run.folder / "scores.json") for run in plan.runs}
+    last = [list(p.values())[-1] for p in phases.values()]
+    protocols = {json.dumps(s["protocol"]): s["protocol"] for s in last}
+    if len(protocols) > 1:
+        raise bad(f"runs in {folder}", f"{len(protocols)} protocols: {' and '.join(protocols)}", "one")
+    return StudyTable(
+        study=plan.study,
+        command=command,
+        source=plan.task.source,
+        target=plan.task.target,
+        translate=plan.task.translate,
+        steps=plan.steps,
+        seeds=list(dict.fromkeys(run.seed for run in plan.runs)),
+        environment=_environment([folder / run.folder for run in plan.runs]),
+        protocol=next(iter(protocols.values())),
+        rows=[_row(plan, row, phases) for row in plan.rows],
+        left_out=plan.left_out,
+    )
+
+
+def _row(plan: Plan, row: Row, phases: dict[str, dict[str, Any]]) -> RowScores:
+    runs = [run for run in plan.runs if run.row == row]
+    of_row = [phases[run.folder] for run in runs]
+    last = [list(p.values())[-1] for p in of_row]
+    return RowScores(
+        name=row.title,
+        recipe=row.recipe,
+        labels=row.labels,
+        translated=row.translated,
+        settings=list(runs[0].settings),
+        miou=Spread.of([_percent(s["miou"]) for s in last]),
+        iou={name: Spread.of([_percent(s["iou"][name]) for s in last]) for name in last[0]["iou"]},
+        phases=[{name: _percent(s["miou"]) for name, s in p.items()} for p in of_row],
+        commands=[shlex.join(run.command(f"runs/{run.folder}")) for run in runs],
+    )
+
+
+def _phases(path: Path) -> dict[str, Any]:
+    try:
+        return _read(path)["phases"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({first_line(error)})") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({first_line(error)})") from error
+
+
+def _environment(runs: Sequence[Path]) -> dict[str, Any]:
+    """What the runs computed on, as they recorded it; where they differ, "A and B". Of older runs: what is here."""
+    paths = [path for run in runs if (path := run / "environment.json").is_file()]
+    found = [_read(path) for path in paths] or [environment()]
+    return {key: _joined([each.get(key) for each in found]) for key in found[0]}
+
+
+def _joined(values: Sequence[object]) -> object:
+    different = [value for i, value in enumerate(values) if value not in values[:i]]
+    return different[0] if len(different) == 1 else " and ".join(map(str, different))
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share

@@ -1,0 +1,164 @@
+"""A study's tables: rows × classes as in UDAS 4.3.1, methods × labels as in 4.3.2, DDM by round; Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from udas_fast.evaluation import Protocol
+from udas_fast.tools.study import paper
+from udas_fast.tools.study.results import RowScores, Spread, StudyTable
+
+# Of DDM's phases: region_1, sample_1, student_1.teachers, student_1, region_2, …
+DDM_NETWORKS = {
+    "region_{}": "Region-level teacher",
+    "sample_{}": "Sample-level teacher",
+    "student_{}.teachers": "Both teachers' mean",
+    "student_{}": "Student",
+}
+
+
+def markdown(table: StudyTable) -> str:
+    """``table.md``: the study's own tables first, then a line of IoU by class for each row."""
+    tables = study_tables(table)
+    if table.study != "ablation":
+        tables.append(class_table(table))
+    return "\n\n".join([*tables, note(table)]) + "\n"
+
+
+def study_tables(table: StudyTable) -> list[str]:
+    """What the study is about: rows × classes, or methods × labels, and DDM's networks by round where it is in it."""
+    if table.study == "ablation":
+        return [class_table(table)]
+    return [labels_table(table), *ddm_tables(table)]
+
+
+def note(table: StudyTable) -> str:
+    """What the figures are: task, steps, seeds, labels, protocol, machine and command."""
+    several = len(table.seeds) > 1
+    seeds = ", ".join(map(str, table.seeds))
+    env = table.environment
+    steps = (
+        "each recipe's own number of steps" if table.steps is None else f"{table.steps} steps in every row"
+    )
+    if any(row.recipe == "ddm" for row in table.rows):
+        steps += ", of each of DDM's three networks"
+    left_out = f" {table.left_out}." if table.left_out else ""
+    return (
+        f"{table.source} → {table.target}, translation {table.translate.partition(':')[0]}, {steps}, "
+        f"{'mean ± standard deviation over seeds' if several else 'seed'} {seeds}, in percent; rows with "
+        f"labels train on that many labelled target images.{left_out} Protocol: {Protocol(**table.protocol)}. "
+        f"{env['cpu']}, torch {env['torch']}; `{table.command}`"
+    )
+
+
+def class_table(table: StudyTable) -> str:
+    """IoU by class and mIoU; on the paper's task with the paper's line below each of its rows."""
+    lines = []
+    for row in table.rows:
+        lines.append([row.name, *row.iou.values(), f"**{row.miou}**"])
+        if paper.is_paper_task(table.source, table.target) and (published := _published(row)):
+            iou, miou = published
+            lines.append([f"*{_paper_name(row)}, UDAS paper*", *(f"{v:.1f}" for v in iou), f"{miou:.1f}"])
+    return pipe_table(["Model", *table.rows[0].iou, "mIoU"], lines)
+
+
+def _paper_name(row: RowScores) -> str:
+    return row.name.partition(",")[0]
+
+
+def _published(row: RowScores) -> tuple[tuple[float, ...], float] | None:
+    """The paper trains its last row with labels: it has nothing to set beside ours without."""
+    if row.recipe == "udas" and not row.labels:
+        return None
+    return paper.ABLATION.get(_paper_name(row))
+
+
+def labels_table(table: StudyTable) -> str:
+    """mIoU of each method by number of labelled target images, most first, and what it has over Supervised by seed."""
+    counts = label_counts(table)
+    lines = []
+    for name, rows in methods(table).items():
+        lines.append([name, *(rows[n].miou if n in rows else "–" for n in counts)])
+    for name, by_labels in gaps(table).items():
+        cells = (by_labels.get(n) for n in counts)
+        lines.append([f"{name} − Supervised", *("–" if gap is None else _signed(gap) for gap in cells)])
+    if paper.is_paper_task(table.source, table.target):
+        for name, rows in methods(table).items():
+            recipe = next(iter(rows.values())).recipe
+            if recipe in paper.LABELS:
+                cells = (paper.LABELS[recipe].get(n) for n in counts)
+                source = "DDM" if recipe == "ddm" else "UDAS"
+                lines.append(
+                    [f"*{name}, {source} paper*", *("–" if v is None else f"{v:.1f}" for v in cells)]
+                )
+    return pipe_table(["Labelled target images", *map(str, counts)], lines)
+
+
+def label_counts(table: StudyTable) -> list[int]:
+    """Numbers of labelled target images, most first."""
+    return sorted({row.labels for row in table.rows}, reverse=True)
+
+
+def methods(table: StudyTable) -> dict[str, dict[int, RowScores]]:
+    """The rows by name without its labels, and by number of labels."""
+    found: dict[str, dict[int, RowScores]] = {}
+    for row in table.rows:
+        found.setdefault(row.name.partition(",")[0], {})[row.labels] = row
+    return found
+
+
+def gaps(table: StudyTable) -> dict[str, dict[int, Spread]]:
+    """Method − Supervised by method and number of labels: the spread of the differences at one seed."""
+    rows = methods(table)
+    base = rows.get("Supervised", {})
+    return {
+        name: {
+            n: Spread.of([a - b for a, b in zip(row.miou.by_seed, base[n].miou.by_seed, strict=True)])
+            for n, row in by_labels.items()
+            if n in base
+        }
+        for name, by_labels in rows.items()
+        if name != "Supervised" and by_labels.keys() & base.keys()
+    }
+
+
+def ddm_tables(table: StudyTable) -> list[str]:
+    """A table for each row of DDM: both teachers, their mean and the student after each round."""
+    found = []
+    for row in table.rows:
+        if row.recipe != "ddm":
+            continue
+        numbers = range(1, sum(phase.startswith("region_") for phase in row.phases[0]) + 1)
+        lines = []
+        for phase, name in DDM_NETWORKS.items():
+            by_round = ([scores[phase.format(n)] for scores in row.phases] for n in numbers)
+            lines.append([name, *map(Spread.of, by_round)])
+        found.append(pipe_table([row.name, *(f"round {n}" for n in numbers)], lines))
+    return found
+
+
+def _signed(gap: Spread) -> str:
+    return f"+{gap}" if gap.mean is not None and gap.mean >= 0 else str(gap)
+
+
+def pipe_table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; all columns but the first are right-aligned."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, rule, *lines))
+
+
+def csv_text(table: StudyTable) -> str:
+    """``table.csv``: a line for each row and seed, then each row's mean and standard deviation, in percent."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["model", "recipe", "labels", "seed", *table.rows[0].iou, "mIoU"])
+    for row in table.rows:
+        start = [row.name, row.recipe, row.labels]
+        spreads = [*row.iou.values(), row.miou]
+        for i, seed in enumerate(table.seeds):
+            writer.writerow([*start, seed, *(s.by_seed[i] for s in spreads)])
+        writer.writerow([*start, "mean", *(s.mean for s in spreads)])
+        writer.writerow([*start, "std", *(s.std for s in spreads)])
+    return out.getvalue()
