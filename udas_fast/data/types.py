@@ -105,6 +105,13 @@ class Batch:
     views: torch.Tensor | None = None
     placements: list[Placement] = field(default_factory=list)
 
+    @property
+    def required_label(self) -> torch.Tensor:
+        """The label; raises InputError where the images have none."""
+        if self.label is None:
+            raise bad(f"images {', '.join(self.ids[:4])}", "no label", "labelled images")
+        return self.label
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``; from pinned memory the copy does not wait."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))

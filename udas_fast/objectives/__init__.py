@@ -1,21 +1,36 @@
-"""What one step optimises; one file a method, found by :func:`objective_configs`."""
+"""Methods: what one training step optimises, one file each, and their shared parts."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Round, Step
+from udas_fast.objectives.base import (
+    Batches,
+    Losses,
+    Objective,
+    ObjectiveConfig,
+    PrepareContext,
+    Requirements,
+    StepContext,
+)
 
-__all__ = ["STRICT", "Learning", "Objective", "ObjectiveConfig", "Round", "Step", "objective_configs"]
+__all__ = [
+    "Batches",
+    "Losses",
+    "Objective",
+    "ObjectiveConfig",
+    "PrepareContext",
+    "Requirements",
+    "StepContext",
+    "objective_kinds",
+]
 
 
-def objective_configs() -> tuple[type[ObjectiveConfig], ...]:
-    """Every objective's configuration class: a new file in this folder is all that a new method needs."""
-    found: dict[type[ObjectiveConfig], None] = {}  # a set in order: files import each other's
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
-        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, ObjectiveConfig):
-                found[value] = None
-    del found[ObjectiveConfig]
-    return tuple(found)
+def objective_kinds() -> dict[str, type[ObjectiveConfig]]:
+    """Return every registered configuration class by kind, those of the package included."""
+    from udas_fast.objectives.base import KINDS
+
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return KINDS

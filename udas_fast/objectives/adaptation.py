@@ -2,82 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import field
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import nn
 
+from udas_fast.config import Weight, config
 from udas_fast.data import Batch
 from udas_fast.errors import bad
-from udas_fast.models import set_domain, shortest_side
-from udas_fast.objectives.adversary import Gan, OutputAdversary, Space
-from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Step, Weight
-from udas_fast.objectives.discrepancy import head_discrepancy
-from udas_fast.objectives.entropy import target_entropy
-from udas_fast.objectives.mixing import MixingConfig, labelled_batches
-from udas_fast.objectives.supervised import segmentation_loss
+from udas_fast.objectives.adversary import AdversaryConfig, OutputAdversary
+from udas_fast.objectives.base import (
+    Batches,
+    Losses,
+    Objective,
+    ObjectiveConfig,
+    PrepareContext,
+    Requirements,
+    StepContext,
+)
+from udas_fast.objectives.losses import agreement_loss, entropy_loss, segmentation_loss
+from udas_fast.objectives.mixing import (
+    FdaBeta,
+    MixingConfig,
+    Translate,
+    image_size,
+    labelled_batches,
+    translated_source,
+)
 
 
-@dataclass(frozen=True, config=STRICT)
-class AdaptationConfig(ObjectiveConfig):
-    """L = L_seg + λ_adv · L_adv + λ_ent · L_ent + λ_kl · L_kl; a term of weight 0 is left out. Defaults: UDAS."""
+@config
+class EntropyConfig:
+    """L_ent: the entropy of target predictions as a loss."""
 
-    kind: Literal["adaptation"] = "adaptation"
-    auxiliary_weight: Weight = 0.1  # λ_seg (AdaptSegNet); 0.5 in MRNet's command lines
-    adversarial_weights: tuple[Weight, Weight] = (0.001, 0.0002)  # primary, auxiliary (AdaptSegNet)
-    real: Literal["primary", "ensemble"] = "primary"
-    space: Space = "probability"  # "entropy": AdvEnt; "score": CyCADA
-    gan: Gan = "bce"  # "lsgan": MRNet
-    discriminator: Literal["patch", "pixel"] = "patch"  # "pixel": CyCADA's, of 1x1 convolutions
-    # L_adv counts while the discriminators are right more often than this; CyCADA: 0.6.
-    gate: Annotated[float, Field(gt=0, lt=1)] | None = None
-    discriminator_scales: Annotated[int, Field(ge=1)] = 1  # 3: MRNet
-    discriminator_width: Annotated[int, Field(ge=1)] = 64
-    # They see the predictions at 1/stride of the image's size; 1 is published.
-    discriminator_stride: Annotated[int, Field(ge=1)] = 1
-    entropy_weights: tuple[Weight, Weight] = (0.0, 0.0)  # primary, auxiliary; MinEnt: 0.001, 0.0002
-    # η of FDA's Charbonnier penalty; None: the plain mean.
-    entropy_robust: Annotated[float, Field(gt=0)] | None = None
-    kl: Literal["mean", "symmetric"] = "mean"
-    kl_weight: Weight = 0.1  # MRNet
-    # Share of the stage: iteration 15,000 of 150,000 (MRNet).
-    kl_start: Annotated[float, Field(ge=0, le=1)] = 0.1
-    mixing: MixingConfig = field(default_factory=MixingConfig)
+    weights: tuple[Weight, Weight] = (0.001, 0.0002)  # primary, auxiliary (MinEnt)
+    robust: Annotated[float, Field(gt=0)] | None = None  # η of FDA's Charbonnier penalty; None: the plain mean
 
     def __post_init__(self) -> None:
-        if self.discriminator == "pixel" and self.discriminator_scales != 1:
-            raise bad("discriminator_scales", self.discriminator_scales, '1 with discriminator "pixel"')
+        if not any(self.weights):
+            raise bad("weights of the entropy", list(self.weights), "one above 0, or entropy: null")
+
+
+@config
+class AgreementConfig:
+    """L_kl: the two heads agree on target images."""
+
+    kl: Literal["mean", "symmetric"] = "mean"  # see objectives.losses.agreement_loss
+    weight: Annotated[float, Field(gt=0)] = 0.1  # λ_kl (MRNet)
+    start: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of the stage: iteration 15,000 of 150,000 (MRNet)
+
+
+@config
+class AdaptationConfig(ObjectiveConfig, kind="adaptation"):
+    """L = L_seg + λ_adv · L_adv + λ_ent · L_ent + λ_kl · L_kl; a component that is None is absent.
+
+    Without any of them this is plain training on the source.
+    """
+
+    auxiliary_weight: Weight = 0.1  # λ_seg (AdaptSegNet); 0.5 in MRNet's command lines
+    translate: Translate = "none"  # the source in the target's style: LAB statistics (DDM), or FDA
+    fda_beta: FdaBeta = 0.01  # half of FDA's window, as a share of the side
+    mixing: MixingConfig | None = None
+    adversary: AdversaryConfig | None = None
+    entropy: EntropyConfig | None = None
+    agreement: AgreementConfig | None = None
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        return ("source", "unlabelled")
+    def adapts(self) -> bool:
+        """Whether there is a loss on target images."""
+        return any((self.adversary, self.entropy, self.agreement))
 
     @property
-    def uses(self) -> tuple[str, ...]:
-        return () if self.mixing.paste == "none" else ("labelled",)
+    def requirements(self) -> Requirements:
+        """Labelled source and unlabelled target images; labelled target images are mixed in where they are given."""
+        target = self.adapts or self.translate != "none"
+        return Requirements(
+            streams=("source", "unlabelled") if target else ("source",),
+            optional_streams=() if self.mixing is None else ("labelled",),
+            min_size=1 if self.adversary is None else self.adversary.min_size,
+            auxiliary_head=self._needs_auxiliary_head(),
+        )
 
-    @property
-    def shortest_side(self) -> int:
-        if self.discriminator == "pixel" or not any(self.adversarial_weights):
-            return 1
-        return (shortest_side(self.discriminator_scales) - 1) * self.discriminator_stride + 1
-
-    @property
-    def two_heads(self) -> str | None:
-        if self.kl_weight:
-            return "the agreement of the heads (kl_weight, which 0 leaves out)"
-        for name in ("adversarial_weights", "entropy_weights"):
-            primary, auxiliary = getattr(self, name)
-            if auxiliary and not primary:
-                return f"{name}, of which the primary head's is 0"
+    def _needs_auxiliary_head(self) -> str | None:
+        if self.agreement is not None:
+            return "the agreement of the heads (agreement, which null leaves out)"
+        for name, component in (("adversary", self.adversary), ("entropy", self.entropy)):
+            if component is not None and not component.weights[0]:
+                return f"{name}.weights, of which the primary head's is 0"
         return None
 
     def build(self, num_classes: int) -> Adaptation:
+        """Return the objective."""
         return Adaptation(self, num_classes)
+
+    def small(self) -> AdaptationConfig:
+        """Return this configuration with narrow discriminators."""
+        return self if self.adversary is None else replace(self, adversary=replace(self.adversary, width=8))
+
+
+@dataclass
+class AdaptationBatch:
+    """Batches of one step: the labelled ones by their loss's name, and the target's."""
+
+    labelled: dict[str, Batch]
+    target: Batch | None
+    agree: bool
 
 
 class Adaptation(Objective):
@@ -86,70 +118,57 @@ class Adaptation(Objective):
     def __init__(self, config: AdaptationConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
-        self.adversary = None
-        if any(config.adversarial_weights):
-            self.adversary = OutputAdversary(
-                num_classes,
-                width=config.discriminator_width,
-                weights=config.adversarial_weights,
-                real=config.real,
-                space=config.space,
-                gan=config.gan,
-                scales=config.discriminator_scales,
-                pixel=config.discriminator == "pixel",
-                gate=config.gate,
-            )
+        self.adversary = None if config.adversary is None else OutputAdversary(num_classes, config.adversary)
 
     def discriminator_parameters(self) -> Sequence[nn.Parameter]:
+        """Return the discriminators' parameters."""
         return [] if self.adversary is None else list(self.adversary.parameters())
 
-    def inputs(self, batches: Mapping[str, Batch], step: Step) -> dict[str, Any]:
-        return {
-            "labelled": labelled_batches(batches, self.config.mixing, step),
-            "target": batches["unlabelled"],
-            "agree": bool(self.config.kl_weight) and step.progress >= self.config.kl_start,
-        }
+    def prepare_batch(self, batch: Batches, ctx: PrepareContext) -> AdaptationBatch:
+        """Translate and mix the labelled images; the heads begin to agree after a share of the stage."""
+        config = self.config
+        source = translated_source(batch, config.translate, config.fda_beta)
+        return AdaptationBatch(
+            labelled=labelled_batches(source, batch.get("labelled"), config.mixing, ctx),
+            target=batch.unlabelled if config.adapts else None,
+            agree=config.agreement is not None and ctx.progress >= config.agreement.start,
+        )
 
-    def learn(self, model: nn.Module, inputs: Mapping[str, Any], step: Learning) -> dict[str, Tensor]:
-        config, labelled, target = self.config, inputs["labelled"], inputs["target"]
+    def training_step(self, model: nn.Module, batch: AdaptationBatch, ctx: StepContext) -> Losses:
+        """Minimise L over the network, then the discriminators' loss over theirs."""
+        config = self.config
+        losses: Losses = {}
 
         # Labelled images, translated and mixed: L_seg. Each forward goes backward on its own (memory).
-        set_domain(model, "source")
-        losses: dict[str, Tensor] = {}
         outputs = {}
-        for name, batch in labelled.items():
-            outputs[name] = model(step.normalize(batch.image))
-            losses[name] = segmentation_loss(outputs[name], batch.label, config.auxiliary_weight)
-            step.backward(losses[name])
+        for name, labelled in batch.labelled.items():
+            outputs[name] = ctx.forward(model, labelled.image, domain="source")
+            losses[name] = segmentation_loss(outputs[name], labelled.required_label, config.auxiliary_weight)
+            ctx.backward(losses[name])
 
         # Target: look like the source to the discriminators (L_adv), be sure (L_ent), let the heads agree (L_kl).
-        set_domain(model, "target")
-        size = target.image.shape[-2:]
-        target_out = model(step.normalize(target.image))
-        weighted = []
+        if (target := batch.target) is None:
+            return {name: loss.detach() for name, loss in losses.items()}
+        target_out = ctx.forward(model, target.image, domain="target")
+        terms = []
         if self.adversary is not None:
-            losses["adv"] = self.adversary.generator_loss(target_out, self._seen(target))
-            weighted.append(losses["adv"])
-        if any(config.entropy_weights):
-            losses["ent"] = target_entropy(target_out, size, config.entropy_weights, config.entropy_robust)
-            weighted.append(losses["ent"])
-        if inputs["agree"]:
-            losses["kl"] = head_discrepancy(target_out, size, config.kl)
-            weighted.append(config.kl_weight * losses["kl"])
-        if weighted:
-            step.backward(torch.stack(weighted).sum())
+            losses["adv"] = self.adversary.generator_loss(target_out, target)
+            terms.append(losses["adv"])
+        if config.entropy is not None:
+            entropy = config.entropy
+            losses["ent"] = entropy_loss(target_out, image_size(target), entropy.weights, entropy.robust)
+            terms.append(losses["ent"])
+        if config.agreement is not None and batch.agree:
+            losses["kl"] = agreement_loss(target_out, image_size(target), config.agreement.kl)
+            terms.append(config.agreement.weight * losses["kl"])
+        if terms:
+            ctx.backward(torch.stack(terms).sum())
 
-        # Discriminators: source 0, target 1.
+        # Discriminators: source 0, target 1. The plain source, unless the mixed batch replaces it, is the source.
         if self.adversary is not None:
-            source = next(iter(outputs))  # the plain source, unless the mixed batch replaces it
+            source = next(iter(outputs))
             losses["dis"] = self.adversary.discriminator_loss(
-                outputs[source], self._seen(labelled[source]), target_out, self._seen(target)
+                outputs[source], batch.labelled[source], target_out, target
             )
-            step.backward(losses["dis"])
+            ctx.backward(losses["dis"])
         return {name: loss.detach() for name, loss in losses.items()}
-
-    def _seen(self, batch: Batch) -> tuple[int, int]:
-        """(height, width) at which the discriminators see the predictions of ``batch``."""
-        stride = self.config.discriminator_stride
-        height, width = batch.image.shape[-2:]
-        return -(-height // stride), -(-width // stride)

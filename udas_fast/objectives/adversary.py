@@ -1,37 +1,76 @@
-"""Output-space adversary: a discriminator a head tells source predictions from target ones (AdaptSegNet)."""
+"""Output-space adversary: one discriminator a head separates source from target predictions (AdaptSegNet)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from udas_fast import distributed, ops
+from udas_fast.config import Weight, config
+from udas_fast.data import Batch
+from udas_fast.errors import bad
 from udas_fast.models import (
     CHECKPOINTING,
     Discriminator,
-    Logits,
     MultiScaleDiscriminator,
     PixelDiscriminator,
+    SegmentationOutput,
     ensemble,
     has_dropout,
-    heads,
+    shortest_side,
 )
 
-SOURCE, TARGET = 0.0, 1.0  # what the discriminators are to answer
+SOURCE, TARGET = 0.0, 1.0  # labels of the discriminators
 
 Judge = Callable[[Tensor], list[Tensor]]
 """A discriminator's answers, one map for each of its scales, to logits ``[N, C, h, w]`` of a batch or a part of it."""
-Space = Literal["probability", "entropy", "score"]
-Gan = Literal["bce", "lsgan"]
 
 
-# What ops.upsample makes of the logits for a discriminator.
+@config
+class AdversaryConfig:
+    """Discriminators on the predictions of both heads; the defaults are AdaptSegNet's."""
+
+    weights: tuple[Weight, Weight] = (0.001, 0.0002)  # λ_adv of (primary, auxiliary); 0: no discriminator there
+    # "primary": each head's own prediction stands for the source; "ensemble": softmax(0.5·auxiliary + primary) (MRNet).
+    real: Literal["primary", "ensemble"] = "primary"
+    # What the discriminators see: probabilities, weighted self-information (AdvEnt) or scores (CyCADA).
+    space: Literal["probability", "entropy", "score"] = "probability"
+    gan: Literal["bce", "lsgan"] = "bce"  # cross-entropy, or least squares (Mao et al. 2017; MRNet)
+    discriminator: Literal["patch", "pixel"] = "patch"  # "pixel": CyCADA's, of 1x1 convolutions
+    scales: Annotated[int, Field(ge=1)] = 1  # 3: MRNet, whose losses add up over the scales
+    width: Annotated[int, Field(ge=1)] = 64  # channels of the first layer; 32: MRNet
+    stride: Annotated[int, Field(ge=1)] = 1  # predictions are seen at 1/stride of the image's size; 1 is published
+    # The generator's loss counts while the discriminators' accuracy is above this; CyCADA: 0.6.
+    gate: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if not any(self.weights):
+            raise bad("weights of the adversary", list(self.weights), "one above 0, or adversary: null")
+        if self.discriminator == "pixel" and self.scales != 1:
+            raise bad("scales of the adversary", self.scales, '1 with discriminator "pixel"')
+
+    @property
+    def min_size(self) -> int:
+        """Shortest side of the images, in pixels, that the discriminators can take."""
+        return 1 if self.discriminator == "pixel" else (shortest_side(self.scales) - 1) * self.stride + 1
+
+    def build_discriminator(self, num_classes: int) -> nn.Module:
+        """Return a discriminator of ``num_classes`` input channels."""
+        if self.discriminator == "pixel":
+            return PixelDiscriminator(num_classes, self.width)
+        if self.scales == 1:
+            return Discriminator(num_classes, self.width)
+        return MultiScaleDiscriminator(num_classes, self.width, self.scales)
+
+
+# Activation of ops.upsample by space.
 _ACTIVATIONS = {"probability": "softmax", "entropy": "self_information", "score": "none"}
 
 
@@ -40,9 +79,9 @@ def _bce(answer: Tensor, domain: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(answer, torch.full_like(answer, domain))
 
 
-def least_squares(answer: Tensor, expected: float) -> Tensor:
-    """LSGAN's (answer − expected)², mean over the answers, in float32 (Mao et al. 2017)."""
-    return (answer.float() - expected).square().mean()
+def least_squares(answer: Tensor, target: float) -> Tensor:
+    """Return LSGAN's (answer − target)², mean over the answers, in float32 (Mao et al. 2017)."""
+    return (answer.float() - target).square().mean()
 
 
 _DISTANCES = {"bce": _bce, "lsgan": least_squares}
@@ -50,10 +89,10 @@ _MIDDLES = {"bce": 0.0, "lsgan": 0.5}  # an answer above says target
 
 
 class AccuracyGate(nn.Module):
-    """1 while the discriminators' mean accuracy over the last 100 steps is above ``threshold``, else 0.
+    """Gate that is 1 while the discriminators' mean accuracy over the last 100 steps is above ``threshold``, else 0.
 
-    There is nothing to learn from a discriminator that cannot tell the domains apart (CyCADA's code: 60 %). Closed
-    at first. Nothing waits for the device, and the accuracies are saved with every checkpoint.
+    A discriminator that cannot separate the domains has nothing to teach (CyCADA's code: 60 %). The gate is closed at
+    first. Nothing waits for the device, and the accuracies are saved with every checkpoint.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -62,12 +101,12 @@ class AccuracyGate(nn.Module):
         self.register_buffer("accuracies", torch.full((100,), torch.nan))  # NaN: no such step yet
 
     def forward(self) -> Tensor:
-        """Float32 scalar on the device."""
+        """Return 1 or 0, a float32 scalar on the device."""
         return (self.accuracies.nanmean() > self.threshold).float()
 
     @torch.no_grad()
     def record(self, right: Sequence[Tensor]) -> None:
-        """Take in a step's answers, bool maps of any shape that say where they were right."""
+        """Add a step's answers: bool maps of any shape, True where the answer was right."""
         accuracy = distributed.all_reduce_mean(
             torch.cat([answers.flatten() for answers in right]).float().mean()
         )
@@ -78,79 +117,52 @@ class OutputAdversary(nn.Module):
     """Primary and auxiliary discriminators with their two losses (L_adv, UDAS section 3.3).
 
     Args:
-        num_classes: channels of the probabilities.
-        width: channels of the discriminators' first layer; 64 is AdaptSegNet's, 32 MRNet's.
-        weights: weight of the generator's loss for (primary, auxiliary); a level of weight 0 has no
-            discriminator.
-        real: what stands for the source: each head's own prediction, or on both levels MRNet's ensemble
-            softmax(0.5·auxiliary + primary).
-        space: what the discriminators look at: probabilities, their weighted self-information (AdvEnt), or the
-            scores themselves (CyCADA).
-        gan: binary cross-entropy, or least squares (LSGAN, Mao et al. 2017).
-        scales: 1 for AdaptSegNet's discriminator; more for MRNet's, whose losses add up over the scales.
-        pixel: CyCADA's discriminator in their place.
-        gate: the generator's loss counts while the discriminators' accuracy is above this (:class:`AccuracyGate`).
+        num_classes: channels of the predictions.
+        config: discriminators, what they see, and weights; a level of weight 0 has no discriminator.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        width: int = 64,
-        weights: tuple[float, float] = (0.001, 0.0002),
-        real: Literal["primary", "ensemble"] = "primary",
-        space: Space = "probability",
-        gan: Gan = "bce",
-        scales: int = 1,
-        pixel: bool = False,
-        gate: float | None = None,
-    ) -> None:
+    def __init__(self, num_classes: int, config: AdversaryConfig) -> None:
         super().__init__()
-
-        def discriminator(weight: float) -> nn.Module | None:
-            if not weight:
-                return None
-            if pixel:
-                return PixelDiscriminator(num_classes, width)
-            if scales == 1:
-                return Discriminator(num_classes, width)
-            return MultiScaleDiscriminator(num_classes, width, scales)
-
-        self.primary, self.auxiliary = (discriminator(weight) for weight in weights)
-        self.weights = weights
-        self.real = real
-        self._activation = _ACTIVATIONS[space]
-        self._distance, self._middle = _DISTANCES[gan], _MIDDLES[gan]
-        self.gate = None if gate is None else AccuracyGate(gate)
+        primary, auxiliary = config.weights
+        self.primary = config.build_discriminator(num_classes) if primary else None
+        self.auxiliary = config.build_discriminator(num_classes) if auxiliary else None
+        self.config = config
+        self._activation = _ACTIVATIONS[config.space]
+        self._distance, self._middle = _DISTANCES[config.gan], _MIDDLES[config.gan]
+        self.gate = None if config.gate is None else AccuracyGate(config.gate)
         self.checkpointed = CHECKPOINTING["none"]
         self.micro_batch_size: int | None = None
 
-    def generator_loss(self, target: object, size: tuple[int, int]) -> Tensor:
-        """Generator's loss on the target's predictions: non-saturating, labelled as source.
+    def generator_loss(self, target: SegmentationOutput, images: Batch) -> Tensor:
+        """Return the generator's loss on the predictions of target ``images``: non-saturating, labelled as source.
 
         Gradients reach the segmentation network and never the discriminators' parameters.
         """
         self.requires_grad_(False)
         losses = [
             weight * self._loss(self._answers(judge, parts), SOURCE)
-            for weight, judge, parts in self._levels(heads(target), size)
+            for weight, judge, parts in self._levels(target, images)
         ]
         loss = torch.stack(losses).sum()
         return loss if self.gate is None else self.gate() * loss
 
     def discriminator_loss(
-        self, source: object, source_size: tuple[int, int], target: object, target_size: tuple[int, int]
+        self,
+        source: SegmentationOutput,
+        source_images: Batch,
+        target: SegmentationOutput,
+        target_images: Batch,
     ) -> Tensor:
-        """Discriminators' loss: source = 0 and target = 1, mean over both, sum over the levels.
+        """Return the discriminators' loss: source = 0 and target = 1, mean over both, sum over the levels.
 
         The predictions are detached: no gradient reaches the segmentation network.
         """
         self.requires_grad_(True)
-        source, target = _detached(source), _detached(target)
-        if self.real == "ensemble" and source.auxiliary is not None:
+        source, target = source.detach(), target.detach()
+        if self.config.real == "ensemble" and source.auxiliary is not None:
             mixed = ensemble(source)
-            source = source._replace(primary=mixed, auxiliary=mixed)
-        levels = zip(self._levels(source, source_size), self._levels(target, target_size), strict=True)
+            source = SegmentationOutput(mixed, mixed, source.align_corners)
+        levels = zip(self._levels(source, source_images), self._levels(target, target_images), strict=True)
         losses, right = [], []
         for (_, judge_s, s), (_, judge_t, t) in levels:
             s_answers, t_answers = self._answers(judge_s, s), self._answers(judge_t, t)
@@ -161,26 +173,33 @@ class OutputAdversary(nn.Module):
             self.gate.record(right)
         return torch.stack(losses).sum()
 
-    def _levels(self, both: Logits, size: tuple[int, int]) -> Iterator[tuple[float, Judge, Sequence[Tensor]]]:
-        """(weight, discriminator's answers, the logits that it judges by parts) of the heads that have all of them."""
+    def _levels(
+        self, output: SegmentationOutput, images: Batch
+    ) -> Iterator[tuple[float, Judge, Sequence[Tensor]]]:
+        """Yield (weight, discriminator, parts of the logits that it judges) of the heads that have all of them."""
+        stride = self.config.stride
+        height, width = images.image.shape[-2:]
+        see = partial(
+            ops.upsample,
+            size=(-(-height // stride), -(-width // stride)),
+            activation=self._activation,
+            align_corners=output.align_corners,
+        )
         for weight, discriminator, logits in zip(
-            self.weights, (self.primary, self.auxiliary), both, strict=True
+            self.config.weights,
+            (self.primary, self.auxiliary),
+            (output.primary, output.auxiliary),
+            strict=True,
         ):
             if discriminator is not None and logits is not None:
-                see = partial(
-                    ops.upsample, size=size, activation=self._activation, align_corners=both.align_corners
-                )
-                yield (
-                    weight,
-                    partial(_judge, discriminator, see),
-                    logits.split(self.micro_batch_size or len(logits)),
-                )
+                judge = partial(_judge, discriminator, see)
+                yield weight, judge, logits.split(self.micro_batch_size or len(logits))
 
     def _answers(self, judge: Judge, parts: Sequence[Tensor]) -> list[Tensor]:
-        """One map for each of the discriminator's scales."""
+        """Return one map for each of the discriminator's scales."""
         if "discriminators" in self.checkpointed or len(parts) > 1:
-            # Keeps the low-resolution logits and the answers. torch sees by the logits, an argument, whose generator
-            # it has to put back for dropout.
+            # Keeps the low-resolution logits and the answers. The logits, an argument, show torch whose generator it
+            # has to restore for dropout.
             judge = partial(checkpoint, judge, use_reentrant=False, preserve_rng_state=has_dropout(self))
         answers = [judge(part) for part in parts]
         return answers[0] if len(parts) == 1 else [torch.cat(scale) for scale in zip(*answers, strict=True)]
@@ -192,8 +211,3 @@ class OutputAdversary(nn.Module):
 def _judge(discriminator: nn.Module, see: Callable[[Tensor], Tensor], logits: Tensor) -> list[Tensor]:
     answers = discriminator(see(logits))
     return [answers] if isinstance(answers, Tensor) else answers
-
-
-def _detached(output: object) -> Logits:
-    logits = heads(output)
-    return logits._replace(**{name: x.detach() for name, x in logits._asdict().items() if x is not None})

@@ -1,182 +1,306 @@
-"""The interface between a method and the loop that runs it."""
+"""The interface between a method and the engine that runs its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
-from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from udas_fast import distributed
-from udas_fast.data import Batch, SegmentationDataset
+from udas_fast.data import Batch
 from udas_fast.data.augment import apply_each, draw_each
+from udas_fast.errors import InputError, bad
+from udas_fast.models import SegmentationOutput, set_domain, to_output
+
+if TYPE_CHECKING:
+    from udas_fast.objectives.pseudo_labels import PseudoLabeller
 
 Rows = TypeVar("Rows", Tensor, list)
+StreamName: TypeAlias = Literal["source", "labelled", "unlabelled"]
+Domain: TypeAlias = Literal["source", "target"]
+#: Detached scalar losses by name, on the device.
+Losses: TypeAlias = dict[str, Tensor]
 
-#: Of the configuration dataclasses: unknown keys and numbers that are not finite are errors.
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-#: Of a loss's term; 0 leaves it out.
-Weight: TypeAlias = Annotated[float, Field(ge=0)]
+STREAMS: tuple[StreamName, ...] = ("source", "labelled", "unlabelled")
+
+
+class Batches:
+    """The batches of one step: ``source`` (labelled), ``labelled`` and ``unlabelled`` target images.
+
+    A stream that the method requires is always there; an optional one is asked for by :meth:`get`.
+    """
+
+    def __init__(
+        self, source: Batch | None = None, labelled: Batch | None = None, unlabelled: Batch | None = None
+    ) -> None:
+        self._batches = {"source": source, "labelled": labelled, "unlabelled": unlabelled}
+
+    @property
+    def source(self) -> Batch:
+        """Labelled source images."""
+        return self._required("source")
+
+    @property
+    def labelled(self) -> Batch:
+        """Labelled target images."""
+        return self._required("labelled")
+
+    @property
+    def unlabelled(self) -> Batch:
+        """Unlabelled target images; their ``label`` is None, or the pseudo-labels made before the round."""
+        return self._required("unlabelled")
+
+    def get(self, name: StreamName) -> Batch | None:
+        """Return the batch of stream ``name``, None where the run does not have that stream."""
+        return self._batches[name]
+
+    def __iter__(self) -> Iterator[tuple[str, Batch]]:
+        return ((name, batch) for name, batch in self._batches.items() if batch is not None)
+
+    def _required(self, name: str) -> Batch:
+        batch = self._batches[name]
+        if batch is None:
+            there = ", ".join(name for name, _ in self) or "none"
+            raise bad("streams of the step", there, f"{name!r}: name it in the method's requirements")
+        return batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learning:
-    """What the engine lends :meth:`Objective.learn`: nothing that differs from step to step."""
+class StepContext:
+    """Services for :meth:`Objective.training_step`, the same in every step."""
 
     backward: Callable[[Tensor], None]
-    """Adds the gradient of a loss (scaled in mixed precision); call it once per forward to free activations."""
+    """Add the gradient of a loss (scaled in mixed precision); call it once a forward, so that activations are freed."""
     normalize: Callable[[Tensor], Tensor]
-    """uint8 ``[N, 3, H, W]`` to the network's floating input."""
+    """uint8 ``[N, 3, H, W]`` to the network's floating-point input."""
+
+    def forward(self, model: nn.Module, images: Tensor, *, domain: Domain = "target") -> SegmentationOutput:
+        """Return the output of ``model`` on uint8 ``images`` ``[N, 3, H, W]``, normalised first.
+
+        ``domain``: whose statistics domain-specific batch norms use and update while training; evaluation uses the
+        target's.
+        """
+        set_domain(model, domain)
+        return to_output(model(self.normalize(images)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step(Learning):
-    """What the engine lends :meth:`Objective.inputs`: where the run is, and chance."""
+class PrepareContext(StepContext):
+    """Services for :meth:`Objective.prepare_batch`: the place in the run and its random numbers."""
 
-    progress: float
-    """Share of the stage's steps that are done, in [0, 1)."""
+    step: int
+    """Number of this step in its phase, from 0."""
+    steps: int
+    """Number of steps of the phase."""
     generator: torch.Generator
-    """CPU generator seeded by (seed, stage, round, step): the only source of randomness of a step beside dropout.
+    """CPU generator seeded by (seed, phase, step): the only source of random numbers of a step beside dropout.
 
-    It is the same in all processes: numbers for single images come through :meth:`draw`."""
+    It is the same in all processes; numbers for single images come through :meth:`draw`."""
+
+    @property
+    def progress(self) -> float:
+        """Share of the phase's steps that are done, in [0, 1)."""
+        return self.step / self.steps
 
     def draw(self, numbers: Callable[[int], Rows], n: int) -> Rows:
-        """Random numbers for each of ``n`` images: this process's rows of ``numbers(m)``, m the images of all.
+        """Return random numbers for ``n`` images: this process's rows of ``numbers(m)``, m the images of all processes.
 
-        So what happens to an image does not depend on how many processes share the batch.
+        What happens to an image then does not depend on how many processes share the batch.
         """
         first = distributed.get_rank() * n
         return numbers(distributed.get_world_size() * n)[first : first + n]
 
     def augment(self, images: Tensor) -> Tensor:
-        """:func:`udas_fast.data.auto_augment` of uint8 ``[N, 3, H, W]``, by numbers of the step."""
+        """Return :func:`udas_fast.data.auto_augment` of uint8 ``images`` ``[N, 3, H, W]``, by numbers of the step."""
         return apply_each(images, self.draw(lambda n: draw_each(n, self.generator), len(images)))
 
 
-@dataclass(frozen=True)
-class Round:
-    """What the trainer lends an objective before the first step of a round and after its last."""
-
-    name: str
-    """The phase's."""
-    unlabelled: SegmentationDataset | None
-    """The target's training images, where the recipe uses them and they are a dataset."""
-    size: tuple[int, int]
-    """(H, W) that whole images have for the network."""
-    folder: Path
-    """For files of this round's pseudo-labels; it need not exist."""
-    picture: Path
-    """For a picture of them."""
-    generator: Callable[..., torch.Generator]
-    """CPU generator seeded by (seed, stage, round) and the place that it is called with."""
-    normalize: Callable[[Tensor], Tensor]
-    """uint8 ``[N, 3, H, W]`` to the network's floating input."""
-    check_stop: Callable[[], None]
-    """Ends the run where that has been asked for; to be called between the parts of what takes long."""
-
-
 class Objective(nn.Module):
-    """What one step optimises; sub-modules (discriminators, a teacher) are saved with every checkpoint.
+    """What one training step optimises.
 
-    A method is one subclass with one :meth:`learn`, and :meth:`inputs` where it draws or mixes, built by its
-    configuration (:class:`ObjectiveConfig`).
+    A method is a subclass with a :meth:`training_step`, and a :meth:`prepare_batch` where randomness or training
+    progress decides something; its configuration (:class:`ObjectiveConfig`) builds it. Submodules and buffers
+    (discriminators, a teacher, counters) are saved with every checkpoint and restored where a step is skipped.
     """
 
-    #: The run's networks by name (``Stage.network``), lent by the trainer: those that are not trained may teach.
+    #: The run's networks by name (``Stage.network``); those that are not trained now may teach.
     networks: Mapping[str, nn.Module] = MappingProxyType({})
+    #: Labels unlabelled images before the round, or in every step; None: the method has no pseudo-labels.
+    labeller: PseudoLabeller | None = None
 
-    def start(self, model: nn.Module) -> None:
-        """Called when a round begins: a teacher is taken from the student here.
+    def on_round_start(self, model: nn.Module) -> None:
+        """Set up state that depends on the network that will be trained: a teacher copied from it, for example.
 
-        A resumed round calls it too, and the checkpoint's state then replaces what it set.
+        Called when a round begins. A resumed round calls it too; the checkpoint's state then replaces what it set.
         """
 
-    def prepare(self, round: Round) -> SegmentationDataset | None:
-        """Called before the first step, and again when the round is resumed: the unlabelled images of the steps.
+    def on_round_end(self, model: nn.Module) -> None:
+        """Act on the trained network after the round's last step; called again where a finished round is resumed."""
 
-        An objective that labels them beforehand returns them with these labels.
+    def prepare_batch(self, batch: Batches, ctx: PrepareContext) -> Any:
+        """Return the ``batch`` of :meth:`training_step`: everything that depends on randomness or training progress.
+
+        Mixing, augmentation and the choice of terms belong here. Values are tensors, batches, plain values, and
+        dataclasses, sequences and mappings of them.
         """
-        return round.unlabelled
+        return batch
 
-    def finish(self, round: Round) -> None:
-        """Called after the last step, and again where the run was stopped before the next round's checkpoint."""
-
-    def inputs(self, batches: Mapping[str, Batch], step: Step) -> Mapping[str, Any]:
-        """What :meth:`learn` looks at, made of a step's ``batches``: all that chance or progress have a say in.
-
-        Values are tensors and batches on the device, sequences and mappings of them, or plain values that seldom
-        change.
-        """
-        return batches
-
-    def learn(self, model: nn.Module, inputs: Mapping[str, Any], step: Learning) -> dict[str, Tensor]:
+    def training_step(self, model: nn.Module, batch: Any, ctx: StepContext) -> Losses:
         """Run forward and backward passes; return detached scalar losses by name, left on the device.
 
-        Which operations run may follow from the plain values and the shapes of ``inputs``, and from nothing else: a
-        CUDA graph of them stands for all later steps.
+        The operations that run may depend on the shapes and plain values in ``batch`` and on nothing else: a CUDA
+        graph of them stands for all later steps.
         """
-        raise TypeError(f"{type(self).__name__} has no learn()")
+        raise NotImplementedError
+
+    def after_step(self, model: nn.Module) -> None:
+        """Follow the network after the optimiser has stepped, as a mean teacher does; not called for skipped steps."""
 
     def scored(self) -> Mapping[str, nn.Module]:
-        """Networks beside the trained one that are scored when the round ends, by name."""
+        """Return networks beside the trained one that are scored at the end of a round, by name."""
         return {}
 
     def discriminator_parameters(self) -> Sequence[nn.Parameter]:
-        """Parameters beside the model's own that the second optimiser updates (the discriminators')."""
+        """Return the parameters that the second optimiser updates."""
         return ()
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a method needs of data and network; checked before a run begins.
+
+    Attributes:
+        streams: streams that must be there.
+        optional_streams: streams that are used where they are given.
+        equal_sizes: streams whose images must have one size, as they are mixed.
+        min_size: shortest side of the images, in pixels.
+        auxiliary_head: reason for a network with an auxiliary head; None: one head is enough.
+        networks: networks of the run that the method reads, by name.
+        views: photometric views of each unlabelled image that the loader makes, the image itself among them.
+        whole_images: whether unlabelled images are read one by one before a round, which needs a dataset.
+        fresh_start: whether each round trains the network from its initial weights.
+        model: kind of the network: "segmentation", or "translation"
+            (:class:`udas_fast.models.CycleGenerators`).
+    """
+
+    streams: tuple[StreamName, ...]
+    optional_streams: tuple[StreamName, ...] = ()
+    equal_sizes: tuple[StreamName, ...] = ()
+    min_size: int = 1
+    auxiliary_head: str | None = None
+    networks: tuple[str, ...] = ()
+    views: int = 1
+    whole_images: bool = False
+    fresh_start: bool = False
+    model: Literal["segmentation", "translation"] = "segmentation"
+
+    def __post_init__(self) -> None:
+        for name in (*self.streams, *self.optional_streams, *self.equal_sizes):
+            if name not in STREAMS:
+                raise bad("stream in a method's requirements", repr(name), f"one of {', '.join(STREAMS)}")
+
+    def geometry(self, stream: StreamName) -> Domain:
+        """Return the domain whose input size ``stream`` has.
+
+        Labelled target images have the source's size where the method reads both, as it mixes them.
+        """
+        mixed = stream == "labelled" and "source" in self.streams
+        return "source" if stream == "source" or mixed else "target"
 
 
 class ObjectiveConfig:
-    """Base of the frozen dataclasses that describe an objective; ``kind`` is its name in a recipe's YAML."""
+    """Base of the configurations of methods, which register themselves under ``kind``, their name in YAML::
 
-    kind: str
-    views = 1
-    """Photometric views of each unlabelled image that a step looks at, the image itself among them."""
-    trains = "segmentation"
-    """What the model of a step is: "segmentation", or "translation" (:class:`udas_fast.models.CycleGenerators`)."""
-    teachers: tuple[str, ...] = ()
-    """Networks of the run that the objective asks for, by name."""
+        @config
+        class MyConfig(ObjectiveConfig, kind="my_method"):
+            weight: float = 0.1
+    """
 
-    @property
-    def by_number(self) -> bool:
-        """Whether unlabelled images are read one by one before a round, which needs a dataset and not a UserLoader."""
-        return False
+    kind: ClassVar[str] = ""
+    #: Learning rate of ``--small``, where AdamW trains a narrow network from random weights.
+    small_lr: ClassVar[float] = 4e-3
 
-    @property
-    def shortest_side(self) -> int:
-        """Of the images, in pixels, that its steps can take."""
-        return 1
+    def __init_subclass__(cls, *, kind: str | None = None) -> None:
+        super().__init_subclass__()
+        if kind is not None:
+            _register(cls, kind)
 
     @property
-    def two_heads(self) -> str | None:
-        """What needs a network with an auxiliary head; None: one head is enough."""
-        return None
-
-    @property
-    def stream_views(self) -> int:
-        """How many of these the data stream makes, where its engine can."""
-        return self.views
-
-    @property
-    def fresh_start(self) -> bool:
-        """Whether each round trains the network from its initial weights; an objective's :meth:`start` is before."""
-        return False
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Streams that must be there, of "source" (labelled), "labelled" (target) and "unlabelled" (target)."""
-        return ()
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Streams that are used as well when they are there."""
-        return ()
+    def requirements(self) -> Requirements:
+        """What the method needs of data and network."""
+        raise NotImplementedError
 
     def build(self, num_classes: int) -> Objective:
-        """The objective for a model of ``num_classes`` classes."""
-        raise TypeError(f"{type(self).__name__} has no build()")
+        """Return the objective for a network of ``num_classes`` classes."""
+        raise NotImplementedError
+
+    def small(self) -> ObjectiveConfig:
+        """Return the configuration for the small networks and short runs of ``--small``."""
+        return self
+
+
+#: Configuration classes by kind.
+KINDS: dict[str, type[ObjectiveConfig]] = {}
+
+
+def _register(cls: type[ObjectiveConfig], kind: str) -> None:
+    known = KINDS.get(kind)
+    if known is not None and _place(known) != _place(cls):  # the same class again: its file was loaded twice
+        raise bad(
+            f"kind of {_place(cls)}", repr(kind), f"another name, as {_place(known)} is registered under this one"
+        )
+    cls.kind = kind
+    KINDS[kind] = cls
+
+
+def _place(cls: type) -> str:
+    try:
+        return f"{cls.__qualname__} in {inspect.getfile(cls)}"
+    except (TypeError, OSError):  # defined where there is no file
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def check_config(config: ObjectiveConfig) -> None:
+    """Raise InputError unless ``config`` is of a complete, registered configuration class."""
+    cls = type(config)
+    if KINDS.get(cls.kind) is not cls:
+        raise bad(
+            f"objective {cls.__name__}",
+            "no kind of its own",
+            f'class {cls.__name__}({cls.__base__.__name__}, kind="NAME"), its name in YAML',
+        )
+    if not is_dataclass(config) or "__dataclass_fields__" not in vars(cls):
+        raise bad(f"objective {cls.__name__}", "a plain class", "one with the decorator @udas_fast.config.config")
+    for name in ("requirements", "build"):
+        if getattr(cls, name) is getattr(ObjectiveConfig, name):
+            raise bad(f"objective {cls.__name__}", f"no {name}", f"a method or property {name} of its own")
+    requirements = config.requirements
+    if not isinstance(requirements, Requirements):
+        raise bad(f"requirements of {cls.__name__}", type(requirements).__name__, "a Requirements(streams=…)")
+
+
+def build_objective(config: ObjectiveConfig, num_classes: int) -> Objective:
+    """Return ``config.build(num_classes)``.
+
+    Raises:
+        InputError: it is no :class:`Objective`, or has no ``training_step``.
+    """
+    objective = config.build(num_classes)
+    name = type(objective).__name__
+    if not isinstance(objective, Objective):
+        raise bad(f"{type(config).__name__}.build()", name, "an udas_fast.objectives.Objective")
+    if type(objective).training_step is Objective.training_step:
+        raise InputError(f"objective {name}: found no training_step, expected training_step(self, model, batch, ctx)")
+    return objective
+
+
+def parts(value: object) -> Mapping[str, object] | None:
+    """Return the fields of a dataclass instance that a method prepared, None of anything else."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return None

@@ -2,53 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from udas_fast import distributed, ops
-from udas_fast.data import Batch
-from udas_fast.models import PatchDiscriminator, heads, normalize_signed, to_signed
+from udas_fast.config import Weight, config
+from udas_fast.models import PatchDiscriminator, normalize_signed, to_output, to_signed
 from udas_fast.objectives.adversary import least_squares
-from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Step, Weight
-from udas_fast.objectives.supervised import segmentation_loss
+from udas_fast.objectives.base import (
+    Batches,
+    Losses,
+    Objective,
+    ObjectiveConfig,
+    PrepareContext,
+    Requirements,
+    StepContext,
+)
+from udas_fast.objectives.losses import segmentation_loss
 
-REAL, FAKE = 1.0, 0.0  # what the discriminators are to answer
+REAL, FAKE = 1.0, 0.0  # labels of the discriminators
 
 
-@dataclass(frozen=True, config=STRICT)
-class CycleGANConfig(ObjectiveConfig):
+@config
+class CycleGANConfig(ObjectiveConfig, kind="cyclegan"):
     """L = L_GAN + λ_cyc · L_cyc + λ_id · L_id + λ_sem · L_sem; the defaults are the published ones."""
 
-    kind: Literal["cyclegan"] = "cyclegan"
     width: Annotated[int, Field(ge=1)] = 64  # channels of the generators' first layer
     blocks: Annotated[int, Field(ge=1)] = 9  # residual blocks; 6 for images of 128 pixels (appendix 7.2)
     discriminator_width: Annotated[int, Field(ge=1)] = 64
     cycle: Weight = 10.0  # λ_cyc (section 4)
     identity: Weight = 5.0  # λ_id, half of λ_cyc (section 5.2)
     semantic: Weight = 1.0  # λ_sem (CyCADA, equation 6), where a segmentation network is given
-    # Translated images that a discriminator is shown again (section 4).
+    # Translated images of earlier steps that a discriminator sees again (section 4).
     pool: Annotated[int, Field(ge=0)] = 50
 
-    trains = "translation"
-
     @property
-    def needs(self) -> tuple[str, ...]:
-        return ("source", "unlabelled")
+    def requirements(self) -> Requirements:
+        """Images of both domains, and the two generators."""
+        return Requirements(("source", "unlabelled"), model="translation")
 
     def build(self, num_classes: int) -> CycleGAN:
+        """Return the objective, without a segmentation network."""
         return CycleGAN(self)
+
+
+@dataclass
+class CycleGANBatch:
+    """Images uint8 ``[N, 3, H, W]`` of one step by domain, and the random numbers of each domain's image pool."""
+
+    images: dict[str, Tensor]
+    draws: dict[str, list[list[float]]]
 
 
 class CycleGAN(Objective):
     """One step for :class:`udas_fast.models.CycleGenerators`, in both directions.
 
-    ``segmenter``: a network trained on the source, frozen here: translation is not to change what it sees.
+    ``segmenter``: a network trained on the source, frozen here; translation must not change its predictions.
     """
 
     def __init__(self, config: CycleGANConfig, segmenter: nn.Module | None = None) -> None:
@@ -62,20 +77,23 @@ class CycleGAN(Objective):
         self.pools = nn.ModuleDict({d: ImagePool(config.pool) for d in domains})
 
     def discriminator_parameters(self) -> Sequence[nn.Parameter]:
+        """Return the parameters of both discriminators."""
         return list(self.discriminators.parameters())
 
-    def inputs(self, batches: Mapping[str, Batch], step: Step) -> dict[str, Any]:
-        images = {"source": batches["source"].image, "target": batches["unlabelled"].image}
+    def prepare_batch(self, batch: Batches, ctx: PrepareContext) -> CycleGANBatch:
+        """Draw the pools' random numbers."""
+        images = {"source": batch.source.image, "target": batch.unlabelled.image}
         count = distributed.get_world_size() * len(images["source"])
-        # Of each domain's pool; the numbers are the host's, and so no CUDA graph can stand for a step.
-        draws = {domain: torch.rand(count, 2, generator=step.generator).tolist() for domain in images}
-        return {"images": images, "draws": draws}
+        # These numbers are the host's, so no CUDA graph can stand for a step.
+        draws = {domain: torch.rand(count, 2, generator=ctx.generator).tolist() for domain in images}
+        return CycleGANBatch(images, draws)
 
-    def learn(self, model: nn.Module, inputs: Mapping[str, Any], step: Learning) -> dict[str, Tensor]:
-        config, images = self.config, inputs["images"]
+    def training_step(self, model: nn.Module, batch: CycleGANBatch, ctx: StepContext) -> Losses:
+        """Minimise L over the generators, then the discriminators' loss over theirs."""
+        config, images = self.config, batch.images
         real = {domain: to_signed(image) for domain, image in images.items()}
         fake: dict[str, Tensor] = {}
-        losses: dict[str, Tensor] = {}
+        losses: Losses = {}
 
         # Generators: each direction goes backward on its own (memory), and no discriminator learns.
         self.discriminators.requires_grad_(False)
@@ -88,29 +106,32 @@ class CycleGAN(Objective):
                 losses[f"identity_{there}"] = same = F.l1_loss(model(real[there], there), real[there])
                 loss = loss + config.identity * same
             if self.segmenter is not None:
-                losses[f"semantic_{there}"] = seen = self._semantic(step.normalize(images[here]), fake[there])
+                losses[f"semantic_{there}"] = seen = self._semantic(
+                    self.segmenter, ctx.normalize(images[here]), fake[there]
+                )
                 loss = loss + config.semantic * seen
-            step.backward(loss)
+            ctx.backward(loss)
 
         # Discriminators: real images against this step's translated ones and older ones.
         self.discriminators.requires_grad_(True)
         for domain, discriminator in self.discriminators.items():
-            old = self.pools[domain](fake[domain], inputs["draws"][domain])
+            old = self.pools[domain](fake[domain], batch.draws[domain])
             losses[f"dis_{domain}"] = loss = 0.5 * (
                 least_squares(discriminator(real[domain]), REAL) + least_squares(discriminator(old), FAKE)
             )
-            step.backward(loss)
+            ctx.backward(loss)
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _semantic(self, original: Tensor, translated: Tensor) -> Tensor:
-        """CE of the segmentation of ``translated`` with the classes found in ``original`` (CyCADA, equation 4)."""
-        size = translated.shape[-2:]
+    def _semantic(self, segmenter: nn.Module, original: Tensor, translated: Tensor) -> Tensor:
+        """Return the CE of the segmentation of ``translated`` with the classes of ``original`` (CyCADA, equation 4)."""
+        height, width = translated.shape[-2:]
         with torch.no_grad():
-            seen = heads(self.segmenter(original))
+            seen = to_output(segmenter(original))
             label = ops.pseudo_label(
-                [seen.primary], size, threshold=0.0, align_corners=seen.align_corners
+                [seen.primary], (height, width), threshold=0.0, align_corners=seen.align_corners
             ).label
-        return segmentation_loss(self.segmenter(normalize_signed(translated)), label, auxiliary_weight=0)
+        output = to_output(segmenter(normalize_signed(translated)))
+        return segmentation_loss(output, label, auxiliary_weight=0)
 
 
 class ImagePool(nn.Module):
@@ -125,8 +146,8 @@ class ImagePool(nn.Module):
         self.size = size
         self.images: list[Tensor] = []
 
-    def forward(self, images: Tensor, draws: Sequence[tuple[float, float]]) -> Tensor:
-        """``[N, 3, H, W]``, detached; ``draws`` are two random numbers of [0, 1) for each image of all processes.
+    def forward(self, images: Tensor, draws: Sequence[Sequence[float]]) -> Tensor:
+        """Return images ``[N, 3, H, W]``, detached; ``draws``: two numbers in [0, 1) for each image of all processes.
 
         The pool takes the images of all processes, and so is the same in each of them.
         """
@@ -142,9 +163,9 @@ class ImagePool(nn.Module):
         return torch.stack(out[first : first + len(images)])
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The images, for ``state_dict``: they are as many as there are yet, which no buffer can be."""
+        """Return the images for ``state_dict``: their number grows, which no buffer's can."""
         return {"images": list(self.images)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """What :meth:`get_extra_state` returned."""
+        """Restore the result of :meth:`get_extra_state`."""
         self.images = list(state["images"])

@@ -1,0 +1,176 @@
+"""Pseudo-labels: a teacher, the views of an image that it sees, their reduction and its thresholds (UDAS 3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from udas_fast import distributed, ops
+from udas_fast.config import config
+from udas_fast.data import Batch
+from udas_fast.errors import bad
+from udas_fast.models import SegmentationOutput, ensemble, to_output
+from udas_fast.objectives.losses import both_heads
+
+Share = Annotated[float, Field(gt=0, le=1)]
+MAX_VIEWS = 16  # of ops.pseudo_label
+
+
+@config
+class PseudoLabelConfig:
+    """What the teacher sees of an image, and which of its labels are kept; the defaults are UDAS's."""
+
+    views: Annotated[int, Field(ge=1)] = 3  # the image itself and photometric views of it (UDAS 4.2.5: K = 3)
+    flip_view: bool = False  # a mirrored view as well, at every scale
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = ()  # views of these scales as well; MRNet: 1.25, flipped
+    antialias: bool = True  # of the smaller scales; MRNet's code has none
+    heads: Literal["primary", "ensemble"] = "primary"  # "ensemble": softmax(0.5·auxiliary + primary) (MRNet)
+    reduce: Literal["max", "mean"] = "max"  # maximum confidence map (UDAS 3.5); "mean": MixMatch, MRNet
+    # Confidence from which a pixel is kept (UDAS 4.2.5); "balanced": a threshold for each class.
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["balanced"] = 0.6
+    portion: Share = 0.5  # "balanced": the share of each class's pixels that is kept (DDM)
+    cap: Share = 0.9  # "balanced": no class needs more confidence than this (DDM)
+    # When labels are made: in every step, or of all images once before the round's first step.
+    labels: Literal["online", "disk"] = "online"
+
+    def __post_init__(self) -> None:
+        count = self.views + (1 + len(self.scales)) * (1 + self.flip_view) - 1
+        if count > MAX_VIEWS:
+            raise bad("views", f"{count} with scales and flips", f"at most {MAX_VIEWS}")
+
+
+def balanced_thresholds(histogram: Tensor, portion: float = 0.5, cap: float = 0.9) -> Tensor:
+    """Return a threshold a class, float32 ``[C]``: the confidence that ``portion`` of its pixels reach, at most ``cap``.
+
+    A fixed threshold drops the classes that a teacher is never sure of; this keeps the surer half of each (DDM,
+    "portion 0.5, confidence 0.9"). ``histogram`` is :func:`udas_fast.ops.pseudo_label`'s, summed over images; a
+    class without pixels gets ``cap``.
+    """
+    counts = histogram.sum(1)
+    reach = counts.flip(1).cumsum(1).flip(1)  # pixels of at least each bin's confidence
+    bins = (reach >= portion * counts.sum(1, keepdim=True)).sum(1) - 1
+    return torch.where(counts.sum(1) > 0, (bins / histogram.shape[-1]).clamp(max=cap), cap).float()
+
+
+class PseudoLabeller(nn.Module):
+    """Labels images by a teacher's view of them.
+
+    The confidences of a round are counted by class, as balanced thresholds follow from them.
+
+    Args:
+        config: views, reduction and thresholds.
+        num_classes: classes of the teacher.
+    """
+
+    histogram: Tensor
+
+    def __init__(self, config: PseudoLabelConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self._teacher: list[nn.Module] = []  # a list hides it from state_dict: its owner saves it
+        # Confidences of the round by class, [C, kept or dropped, 64 bins].
+        self.register_buffer("histogram", torch.zeros(num_classes, 2, 64, dtype=torch.int64))
+
+    @property
+    def teacher(self) -> nn.Module:
+        """Network that labels."""
+        return self._teacher[0]
+
+    @teacher.setter
+    def teacher(self, network: nn.Module) -> None:
+        self._teacher[:] = [network]
+
+    def thresholds(self, histogram: Tensor | None = None) -> float | Tensor:
+        """Return the confidence from which a pixel is kept, float32 ``[C]`` where it depends on the class.
+
+        ``histogram``: confidences that balanced thresholds follow from; None: those of the round so far.
+        """
+        config = self.config
+        if config.threshold == "balanced":
+            return balanced_thresholds(
+                self.histogram if histogram is None else histogram, config.portion, config.cap
+            )
+        return config.threshold
+
+    def photometric_views(self, images: Batch, augment: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Return the images and their augmented versions, each uint8 ``[N, 3, H, W]``; the loader's where it made them."""
+        if images.views is not None:
+            return [images.image, *images.views.unbind(1)]
+        return [images.image] + [augment(images.image) for _ in range(self.config.views - 1)]
+
+    @torch.no_grad()
+    def views(
+        self, photometric: Sequence[Tensor], normalize: Callable[[Tensor], Tensor]
+    ) -> tuple[list[SegmentationOutput], list[bool]]:
+        """Return the teacher's output for each of its K views, and whether a view is mirrored.
+
+        ``photometric`` are :meth:`photometric_views`; the geometric views are those of the first one.
+        """
+        self.teacher.eval()
+        config = self.config
+        views = [(normalize(view), False) for view in photometric]
+        views += geometric_views(views[0][0], config.scales, config.flip_view, antialias=config.antialias)
+        return [to_output(self.teacher(view)) for view, _ in views], [mirrored for _, mirrored in views]
+
+    def label(
+        self,
+        views: Sequence[SegmentationOutput],
+        flips: Sequence[bool],
+        size: tuple[int, int],
+        threshold: float | Tensor,
+    ) -> ops.PseudoLabel:
+        """Return the pseudo-labels of :meth:`views` at ``size`` (H, W)."""
+        if self.config.heads == "ensemble":
+            for view in views:
+                both_heads(view, "the uncertainty of pseudo-labels")
+            logits = [ensemble(view) for view in views]
+        else:
+            logits = [view.primary for view in views]
+        return ops.pseudo_label(
+            logits,
+            size,
+            threshold=threshold,
+            flips=list(flips),
+            reduce=self.config.reduce,
+            align_corners=views[0].align_corners,
+        )
+
+    def label_online(
+        self, views: Sequence[SegmentationOutput], flips: Sequence[bool], size: tuple[int, int]
+    ) -> Tensor:
+        """Return labels uint8 ``[N, H, W]`` at the thresholds of the round so far, and count their confidences."""
+        pseudo = self.label(views, flips, size, self.thresholds())
+        self.histogram += distributed.all_reduce_sum(pseudo.histogram)
+        return pseudo.label
+
+
+def geometric_views(
+    image: Tensor, scales: Sequence[float], flip: bool, *, antialias: bool = True
+) -> list[tuple[Tensor, bool]]:
+    """Return ``image`` at each of ``scales`` and, with ``flip``, mirrored at its own scale and at each of them.
+
+    Args:
+        image: normalised, floating ``[N, 3, H, W]``; it is not among the result itself.
+        scales: factors of height and width; the size is rounded, at least 1.
+        flip: whether there is a mirrored version of every scale (MRNet's four forwards: scales (1.25,), flip).
+        antialias: of the resizing, which matters below scale 1.
+
+    Returns:
+        (view, whether it is mirrored). Logits of a scaled view cover the same image, so upsampling them to its
+        size is the inverse; :func:`udas_fast.ops.pseudo_label` undoes the mirroring (``flips``).
+    """
+    views = []
+    for scale in (1.0, *scales):
+        size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+        scaled = image
+        if scale != 1.0:
+            scaled = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=antialias)
+            views.append((scaled, False))
+        if flip:
+            views.append((scaled.flip(-1), True))
+    return views
