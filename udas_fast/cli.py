@@ -266,7 +266,7 @@ def translate(
         translation = Translation(
             override(at_native_size(chosen, open_domains(data)), settings or ()),
             TranslationConfig(data, semantic, seed, checkpoint_every=checkpoint_every),
-            run=out,
+            run_dir=out,
             device=device,
         )
     if distributed.is_main():
@@ -274,7 +274,7 @@ def translate(
     made = translation.fit()
     if distributed.is_main():
         print(f"{made} images translated" if made else "already complete")
-        print(f"run folder: {translation.run}, for training: --source translated:{translation.run}")
+        print(f"run folder: {translation.run_dir}, for training: --source translated:{translation.run_dir}")
     leave()
 
 

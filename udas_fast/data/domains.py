@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass as plain_dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
 from udas_fast import distributed
-from udas_fast.data import (
-    BadFiles,
-    ClassSet,
-    RareClasses,
-    SegmentationDataset,
-    TrainLoader,
-    Unlabelled,
-    UserLoader,
-    UserTrainLoader,
-    check_dataset,
-    choose_engine,
-    has_labels,
-    open_dataset,
-    subset,
-)
-from udas_fast.data.loader import AnyEngine, Engine
+from udas_fast.config import config
+from udas_fast.data.bad_files import BadFiles
+from udas_fast.data.check import check_dataset
+from udas_fast.data.datasets import Unlabelled, has_labels, open_dataset, subset
+from udas_fast.data.geometry import Geometry
+from udas_fast.data.loader import AnyEngine, Engine, TrainLoader, choose_engine
+from udas_fast.data.sampler import RareClasses
+from udas_fast.data.types import ClassSet, SegmentationDataset
+from udas_fast.data.user_loader import UserLoader, UserTrainLoader
 from udas_fast.errors import InputError, bad
-from udas_fast.objectives import STRICT
-from udas_fast.recipes.recipe import InputConfig, Recipe
 
 
-@dataclass(frozen=True, config=STRICT)
+@config
+class RareClassConfig:
+    """Source images drawn by the classes that they show (:class:`udas_fast.data.RareClasses`)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.01  # DAFormer
+    min_pixels: Annotated[int, Field(gt=0)] = 3000  # DAFormer, of the 1914 × 1052 of GTA5
+    min_crop_ratio: Annotated[float, Field(ge=0)] = 0.5  # DAFormer: a crop shows more than this share of them
+
+
+@config
+class InputConfig:
+    """Images as the network sees them. Labelled target images that are mixed with the source take its geometry."""
+
+    source: Geometry = field(default_factory=lambda: Geometry(size=(720, 1280)))  # AdaptSegNet
+    target: Geometry = field(default_factory=lambda: Geometry(size=(512, 1024)))  # AdaptSegNet
+    batch_size: Annotated[int, Field(gt=0)] = 1  # of a step, over all processes
+    rare_classes: RareClassConfig | None = None  # None: each source image once an epoch
+
+
+@config
 class DataConfig:
     """Datasets by name, ``KIND:ROOT`` as :func:`udas_fast.data.open_dataset` reads it."""
 
@@ -47,9 +56,9 @@ class DataConfig:
     max_bad_files: Annotated[int, Field(ge=0)] = 0
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class Domains:
-    """The data of a run: any :class:`SegmentationDataset`, or a user's own batches (:class:`UserLoader`).
+    """The data of a run: datasets (:class:`SegmentationDataset`), or a user's own batches (:class:`UserLoader`).
 
     Raises:
         InputError: something else.
@@ -70,32 +79,35 @@ class Domains:
                 raise bad(f"data {role!r}", type(data).__name__, expected)
 
     @classmethod
-    def open(cls, config: DataConfig, recipe: Recipe) -> Domains:
-        """Open what ``recipe`` needs of ``config``; every file list is checked here.
+    def open(
+        cls, config: DataConfig, inputs: InputConfig, *, needed: Set[str], optional: Set[str], recipe: str
+    ) -> Domains:
+        """Open the datasets that a recipe uses of ``config``; every file list is checked here.
+
+        Args:
+            config: datasets by name.
+            inputs: sizes of drawn images.
+            needed: streams that must be there.
+            optional: streams that are used where they are given.
+            recipe: its name, for messages.
 
         Raises:
             InputError: a domain that the recipe needs is not given, or a dataset is not as it should be.
         """
-        needs, uses = recipe.streams
-        inputs = recipe.input
-        if "source" in needs and config.source is None:
-            raise bad("--source", "none", f"the labelled source domain of recipe {recipe.name}, as KIND:ROOT")
-        if needs & {"labelled", "unlabelled"} and config.target is None:
-            raise bad("--target", "none", f"the target domain of recipe {recipe.name}, as KIND:ROOT")
-        if "labelled" in needs and not config.num_labels:
-            raise bad(
-                "--num-labels", 0, f"the number of labelled target images, which recipe {recipe.name} needs"
-            )
-        if config.num_labels and "labelled" not in needs | uses:
-            raise bad(
-                "--num-labels", config.num_labels, f"0: recipe {recipe.name} uses no labelled target images"
-            )
+        if "source" in needed and config.source is None:
+            raise bad("--source", "none", f"the labelled source domain of recipe {recipe}, as KIND:ROOT")
+        if needed & {"labelled", "unlabelled"} and config.target is None:
+            raise bad("--target", "none", f"the target domain of recipe {recipe}, as KIND:ROOT")
+        if "labelled" in needed and not config.num_labels:
+            raise bad("--num-labels", 0, f"the number of labelled target images, which recipe {recipe} needs")
+        if config.num_labels and "labelled" not in needed | optional:
+            raise bad("--num-labels", config.num_labels, f"0: recipe {recipe} uses no labelled target images")
         source = labelled = unlabelled = val = None
-        if "source" in needs:
+        if "source" in needed and config.source is not None:
             source = open_dataset(config.source, "train", size=inputs.source.size)
-        if "unlabelled" in needs:
+        if "unlabelled" in needed and config.target is not None:
             unlabelled = _open_unlabelled(config.target, inputs.target.size)
-        if config.num_labels:
+        if config.num_labels and config.target is not None:
             pool = open_dataset(config.target, "train", size=inputs.source.size)
             labelled = subset(pool, config.num_labels)
         if config.target is not None and has_labels(config.target, "val"):
@@ -110,35 +122,6 @@ class Domains:
             InputError: ``dali`` was asked for and cannot be had.
         """
         return choose_engine(self.engine, [d for d in self._datasets() if d is not self.val])
-
-    def require(self, recipe: Recipe) -> None:
-        """Raise InputError unless every stream that ``recipe`` needs is here, and can be shared by the processes.
-
-        Collective.
-        """
-        needs, uses = recipe.streams
-        for name in sorted(needs):
-            if getattr(self, name) is None:
-                raise bad(f"data for recipe {recipe.name}", f"no {name!r} dataset", "one")
-            if not isinstance(getattr(self, name), UserLoader):
-                distributed.per_rank(recipe.input.batch_size, "input.batch_size")
-        if recipe.input.rare_classes is not None and isinstance(self.source, UserLoader):
-            raise bad(
-                "input.rare_classes", "a source that is a UserLoader", "none, or a dataset to draw from"
-            )
-        shapes = {"source": recipe.input.source, "unlabelled": recipe.input.target}
-        for stage in recipe.stages:
-            if stage.objective.by_number and isinstance(self.unlabelled, UserLoader):
-                expected = "a dataset, or labels: online"
-                raise bad(f"unlabelled images of stage {stage.name}", "a UserLoader", expected)
-            for name, shape in shapes.items():
-                size, least = shape.crop or shape.size, stage.objective.shortest_side
-                asked = name in stage.objective.needs and not isinstance(getattr(self, name), UserLoader)
-                if asked and min(size) < least:
-                    raise bad(f"size of {name} images", list(size), f"sides of {least} in stage {stage.name}")
-        for name in sorted({*needs, *uses, "val"}):
-            if isinstance(loader := getattr(self, name), UserLoader):
-                loader.require_part(scored=name == "val")
 
     def verify(self) -> None:
         """Read every file once: damage, sizes that differ and ids outside the map end a run before it starts.
@@ -209,23 +192,30 @@ class Domains:
         """Pixels of each class in each source image, as :meth:`verify` counted them or counted now."""
         return distributed.on_main(lambda: check_dataset(self.source).pixels)
 
-    def streams(
+    def loaders(
         self,
-        names: Iterable[str],
+        geometries: Mapping[str, Geometry],
         inputs: InputConfig,
         *,
-        mixed: bool,
         seed: int,
         phase: str,
         views: int = 1,
-        faults: BadFiles | None = None,
+        bad_files: BadFiles | None = None,
         unlabelled: SegmentationDataset | None = None,
     ) -> dict[str, TrainLoader | UserTrainLoader]:
-        """The endless batches of a phase. With ``mixed``, labelled target images take the source's geometry.
+        """Return the endless batches of a phase by stream, of those streams that are here.
 
-        ``unlabelled`` stands in for the unlabelled images, which may have pseudo-labels by now.
         Several processes share each batch, as many images each.
-        DALI makes the ``views`` of unlabelled images; with torch the objective does, on the device.
+
+        Args:
+            geometries: geometry of each stream that the phase may read.
+            inputs: batch size, and how source images are drawn.
+            seed: the run's seed.
+            phase: name of the phase.
+            views: photometric views of unlabelled images that DALI makes; with torch the objective makes them, on the
+                device.
+            bad_files: counts the files that turn bad.
+            unlabelled: takes the place of the unlabelled images, which may have pseudo-labels by now.
         """
         engine, rare = self.chosen_engine, None
         if inputs.rare_classes is not None and self.source is not None:
@@ -238,15 +228,14 @@ class Domains:
             "labelled": self.labelled,
             "unlabelled": unlabelled or self.unlabelled,
         }
-        source_like = {"source", "labelled"} if mixed else {"source"}
 
-        def stream(name: str) -> TrainLoader | UserTrainLoader:
-            data, place = datasets[name], f"{phase}/{name}"
+        def loader(name: str, data: SegmentationDataset | UserLoader) -> TrainLoader | UserTrainLoader:
+            place = f"{phase}/{name}"
             if isinstance(data, UserLoader):
                 return UserTrainLoader(data, seed, place, labelled=name != "unlabelled")
             return TrainLoader(
                 data,
-                inputs.source if name in source_like else inputs.target,
+                geometries[name],
                 batch_size=distributed.per_rank(inputs.batch_size, "input.batch_size"),
                 seed=seed,
                 name=place,
@@ -256,10 +245,10 @@ class Domains:
                 rare=rare if name == "source" else None,
                 rank=distributed.get_rank(),
                 world=distributed.get_world_size(),
-                faults=faults,
+                faults=bad_files,
             )
 
-        return {name: stream(name) for name in names if datasets[name] is not None}
+        return {name: loader(name, data) for name in geometries if (data := datasets[name]) is not None}
 
 
 def _open_unlabelled(spec: str, size: tuple[int, int]) -> SegmentationDataset:

@@ -1,7 +1,7 @@
-"""A step's learning as a CUDA graph: recorded once and replayed, without the host's time for each kernel.
+"""A training step as a CUDA graph: recorded once and replayed, without the host's time for each kernel.
 
-What a graph holds is :meth:`udas_fast.objectives.Objective.learn`: forwards, losses and backwards. Loading, mixing and
-augmentation come before it, as chance decides which kernels they run; optimisers and averages come after it.
+A graph holds :meth:`udas_fast.objectives.Objective.training_step`: forwards, losses and backwards. Loading, mixing and
+augmentation come before it, as random numbers decide which kernels they run; optimisers and averages come after it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from udas_fast import distributed
 from udas_fast.data import Batch
 from udas_fast.errors import bad, first_line
+from udas_fast.objectives import Batches, Losses
+from udas_fast.objectives.base import parts
 
 Result = TypeVar("Result")
-Losses = dict[str, Tensor]
 
 WARM_UP = 3  # steps that run as they are before one is recorded: libraries load, and cuDNN chooses
 
@@ -75,7 +76,7 @@ class CudaCapture:
 class StepGraph:
     """Steps of which one is recorded after :data:`WARM_UP` of one outline, and replayed from then on.
 
-    Inputs of another outline (other shapes or plain values) warm up and are recorded anew in its place.
+    A batch of another outline (other shapes or plain values) warms up and is recorded anew in its place.
 
     Args:
         parameters: whose gradients a step adds to, None before it; after a replay they are the recorded tensors.
@@ -90,16 +91,16 @@ class StepGraph:
         self.replays = 0
         """Steps that were replayed."""
 
-    def step(self, learn: Callable[[Any], Losses], inputs: Mapping[str, Any]) -> Losses:
-        """The losses of ``learn(inputs)``, always the same ``learn``; their tensors are the caller's."""
-        outline, tensors = take_apart(inputs)
+    def step(self, training_step: Callable[[Any], Losses], batch: Any) -> Losses:
+        """Return the losses of ``training_step(batch)``, always the same function; their tensors are the caller's."""
+        outline, tensors = flatten(batch)
         if outline != self._outline:
             self._outline, self._warmed, self._recorded = outline, 0, None
         if self._warmed < WARM_UP:
             self._warmed += 1
-            return self._capture.run(lambda: learn(inputs))
+            return self._capture.run(lambda: training_step(batch))
         if self._recorded is None:
-            self._recorded = _Recorded(learn, inputs, self._parameters, self._capture)
+            self._recorded = _Recorded(training_step, batch, self._parameters, self._capture)
         self.replays += 1
         return self._recorded.replay(tensors)
 
@@ -113,14 +114,14 @@ class _Recorded:
 
     def __init__(
         self,
-        learn: Callable[[Any], Losses],
-        inputs: Mapping[str, Any],
+        training_step: Callable[[Any], Losses],
+        batch: Any,
         parameters: Sequence[nn.Parameter],
         capture: Capture,
     ) -> None:
-        own = copy.deepcopy(inputs)
-        _, self._inputs = take_apart(own)
-        self._losses, self._run = capture.record(lambda: learn(own))
+        own = copy.deepcopy(batch)
+        _, self._inputs = flatten(own)
+        self._losses, self._run = capture.record(lambda: training_step(own))
         self._gradients = [(p, p.grad) for p in parameters if p.grad is not None]
 
     def replay(self, tensors: Sequence[Tensor]) -> Losses:
@@ -132,8 +133,8 @@ class _Recorded:
         return {name: loss.clone() for name, loss in self._losses.items()}
 
 
-def take_apart(inputs: object) -> tuple[object, list[Tensor]]:
-    """(what one graph holds for, the tensors) of an objective's inputs; images' ids and places are neither."""
+def flatten(batch: object) -> tuple[object, list[Tensor]]:
+    """Return (outline, tensors) of a prepared batch: one graph serves one outline; images' ids are in neither."""
     tensors: list[Tensor] = []
 
     def outline(value: object) -> object:
@@ -143,13 +144,17 @@ def take_apart(inputs: object) -> tuple[object, list[Tensor]]:
             return value.shape, value.dtype, next(i for i, tensor in enumerate(tensors) if tensor is value)
         if isinstance(value, Batch):
             return [outline(part) for part in (value.image, value.label, value.views)]
+        if isinstance(value, Batches):
+            return {name: outline(batch) for name, batch in value}
+        if (fields := parts(value)) is not None:
+            return {name: outline(part) for name, part in fields.items()}
         if isinstance(value, Mapping):
             return {key: outline(part) for key, part in value.items()}
         if isinstance(value, (list, tuple)):
             return [outline(part) for part in value]
         return value
 
-    return outline(inputs), tensors
+    return outline(batch), tensors
 
 
 def check_graphs(device: torch.device) -> None:

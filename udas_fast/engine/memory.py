@@ -6,12 +6,11 @@ import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
-from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from torch import nn
 
+from udas_fast.config import config
 from udas_fast.models import set_checkpointing, set_micro_batch_size
-from udas_fast.objectives.base import STRICT
 
 GIB = 2**30
 #: What a GPU holds beside a step's tensors, until measured: the CUDA context and cuDNN's workspace, …
@@ -26,7 +25,7 @@ def _as_cards_are_sold(budget: object) -> object:
     raise PydanticCustomError("budget", "expected a card's size such as 11GB")
 
 
-@dataclass(frozen=True, config=STRICT)
+@config
 class MemoryConfig:
     """How a step trades time for memory; the policies are :data:`udas_fast.models.CHECKPOINTING`'s.
 

@@ -25,7 +25,6 @@ from udas_fast.data import read_image
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.faults import check_losses, describe_fault
 from udas_fast.errors import bad, first_line
-from udas_fast.objectives import Round
 
 
 class Recorder:
@@ -141,14 +140,13 @@ class Recorder:
         for callback in self._callbacks:
             callback.on_picture(name, step, path)
 
-    def pseudo_labels(self, step: int, round: Round) -> None:
-        """Add what a round that has ended tells of its pseudo-labels: their picture, confidences and kept shares."""
-        self.picture("pseudo-labels", step, round.picture)
-        path = round.folder / "report.json"
-        if self._files is not None and path.is_file():
-            report = json.loads(path.read_text(encoding="utf-8"))
+    def pseudo_labels(self, step: int, picture: Path, report: Path) -> None:
+        """Add the pseudo-labels of a round that has ended: their picture, confidences and kept shares."""
+        self.picture("pseudo-labels", step, picture)
+        if self._files is not None and report.is_file():
+            content = json.loads(report.read_text(encoding="utf-8"))
             with writing(self._folder / "tensorboard"):
-                self._files.add_pseudo_labels(step, report)
+                self._files.add_pseudo_labels(step, content)
 
     def close(self) -> None:
         """Close files and bar; what is pending and could not be read is left out."""

@@ -1,4 +1,4 @@
-"""Predicts the peak memory of a recipe's stages without a GPU: real steps on tensors without values."""
+"""Predict the peak memory of a recipe's stages without a GPU: real steps on tensors without values."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from udas_fast.data import Batch
-from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.memory import needed_on_gpu
 from udas_fast.engine.precision import build_amp
+from udas_fast.engine.step import TrainStep, start_objective
 from udas_fast.errors import bad
 from udas_fast.memory.tracker import MemoryTracker
 from udas_fast.models import CycleGenerators, build_model
+from udas_fast.objectives import Batches
 from udas_fast.objectives.cyclegan import CycleGANConfig
 from udas_fast.recipes import Recipe, Stage
 
@@ -96,46 +97,43 @@ def _stage_peak(
     tracker: MemoryTracker,
 ) -> Peak:
     model = networks[stage.network]
-    objective = stage.objective.build(num_classes)
-    for module in (model, objective):
-        recipe.memory.apply(module)
-    objective.networks = networks
-    objective.start(model)
+    recipe.memory.apply(model)
     device = torch.device("cpu")
+    objective = start_objective(
+        stage.objective, model, networks, num_classes=num_classes, memory=recipe.memory, device=device
+    )
     amp = build_amp("fp32" if recipe.precision == "fp32" else "bf16", device)
-    phase = Phase(stage.name, stage.steps, stage.optimizer)
-    streams = _streams(recipe, stage, labelled, tracker)
-    loop = Loop(phase, model, objective, streams, amp, seed=0, ema=recipe.ema)
-    for network in filter(None, (*networks.values(), objective, loop.average and loop.average.model)):
+    step = TrainStep(stage.name, stage.steps, model, objective, stage.optimizer, amp, seed=0, ema=recipe.ema)
+    average = [] if step.average is None else [step.average.model]
+    for network in (*networks.values(), objective, *average):
         tracker.hold("weights", [*network.parameters(), *network.buffers()])
-    loop.done = stage.steps - 1  # the last step has every term
-    parameters = [p for o in loop.optimizers.values() for group in o.param_groups for p in group["params"]]
+    step.done = stage.steps - 1  # the last step has every term
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: tracker.hold("gradients", [p.grad]))
-        for p in parameters
+        for p in step.parameters()
     ]
-    _make_states(loop)
+    _make_states(step)
     tracker.hold(
-        "optimiser", [t for o in loop.optimizers.values() for s in o.state.values() for t in s.values()]
+        "optimiser", [t for o in step.optimizers.values() for s in o.state.values() for t in s.values()]
     )
+    model.train()
     tracker.reset_peak()
     try:
-        loop.run(lambda losses: None)
+        step(_batches(recipe, stage, labelled, tracker))
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         asked = str(error.func)
         raise bad(
             f"stage {stage.name}", f"a step that waits for the GPU ({asked})", "one that does not"
         ) from error
-    for optimizer in loop.optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
+    step.finish()
     for hook in hooks:
         hook.remove()
     return Peak(stage.name, {kind: tracker.peak_by_kind.get(kind, 0) for kind in KINDS})
 
 
-def _make_states(loop: Loop) -> None:
-    """Optimisers allocate in their first step; the step to be measured is a later one."""
-    for optimizer in loop.optimizers.values():
+def _make_states(step: TrainStep) -> None:
+    """Let the optimisers allocate, which they do in their first step; a later step is measured."""
+    for optimizer in step.optimizers.values():
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
@@ -143,33 +141,19 @@ def _make_states(loop: Loop) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-@dataclass(frozen=True)
-class _Stream:
-    """Endless batches of one shape, in place of a :class:`udas_fast.data.TrainLoader`."""
-
-    size: tuple[int, int]
-    global_batch: int
-    tracker: MemoryTracker
-
-    def batches(self, start_step: int, device: torch.device) -> Iterator[Batch]:
-        while True:
-            with self.tracker.making("inputs"):
-                shape = (self.global_batch, *self.size)
-                label = torch.zeros(shape, dtype=torch.uint8)  # unlabelled images: a round's pseudo-labels
-                image = torch.zeros((shape[0], 3, *self.size), dtype=torch.uint8)
-            yield Batch(image, label, [""] * self.global_batch)
-
-
-def _streams(recipe: Recipe, stage: Stage, labelled: bool, tracker: MemoryTracker) -> dict[str, Any]:
-    objective, inputs = stage.objective, recipe.input
-    names = (*objective.needs, *(n for n in objective.uses if labelled or n != "labelled"))
-    # As Domains.streams has it: labelled target images take the source's size where they are mixed with it.
-    source_like = {"source", "labelled"} if "source" in objective.needs else {"source"}
-    geometries = {name: inputs.source if name in source_like else inputs.target for name in names}
-    return {
-        name: _Stream(geometry.crop or geometry.size, inputs.batch_size, tracker)
-        for name, geometry in geometries.items()
-    }
+def _batches(recipe: Recipe, stage: Stage, labelled: bool, tracker: MemoryTracker) -> Batches:
+    """Return one batch of each stream in its size."""
+    count = recipe.input.batch_size
+    found = {}
+    for name, geometry in recipe.geometries(stage).items():
+        if name == "labelled" and name not in stage.objective.requirements.streams and not labelled:
+            continue
+        size = geometry.crop or geometry.size
+        with tracker.making("inputs"):
+            label = torch.zeros((count, *size), dtype=torch.uint8)  # unlabelled images: pseudo-labels
+            image = torch.zeros((count, 3, *size), dtype=torch.uint8)
+        found[name] = Batch(image, label, [""] * count)
+    return Batches(**found)
 
 
 @contextmanager

@@ -39,7 +39,9 @@ class EntropyConfig:
     """L_ent: the entropy of target predictions as a loss."""
 
     weights: tuple[Weight, Weight] = (0.001, 0.0002)  # primary, auxiliary (MinEnt)
-    robust: Annotated[float, Field(gt=0)] | None = None  # η of FDA's Charbonnier penalty; None: the plain mean
+    robust: Annotated[float, Field(gt=0)] | None = (
+        None  # η of FDA's Charbonnier penalty; None: the plain mean
+    )
 
     def __post_init__(self) -> None:
         if not any(self.weights):
@@ -52,7 +54,9 @@ class AgreementConfig:
 
     kl: Literal["mean", "symmetric"] = "mean"  # see objectives.losses.agreement_loss
     weight: Annotated[float, Field(gt=0)] = 0.1  # λ_kl (MRNet)
-    start: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of the stage: iteration 15,000 of 150,000 (MRNet)
+    start: Annotated[float, Field(ge=0, le=1)] = (
+        0.1  # share of the stage: iteration 15,000 of 150,000 (MRNet)
+    )
 
 
 @config

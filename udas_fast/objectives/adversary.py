@@ -22,7 +22,6 @@ from udas_fast.models import (
     MultiScaleDiscriminator,
     PixelDiscriminator,
     SegmentationOutput,
-    ensemble,
     has_dropout,
     shortest_side,
 )
@@ -37,7 +36,10 @@ Judge = Callable[[Tensor], list[Tensor]]
 class AdversaryConfig:
     """Discriminators on the predictions of both heads; the defaults are AdaptSegNet's."""
 
-    weights: tuple[Weight, Weight] = (0.001, 0.0002)  # λ_adv of (primary, auxiliary); 0: no discriminator there
+    weights: tuple[Weight, Weight] = (
+        0.001,
+        0.0002,
+    )  # λ_adv of (primary, auxiliary); 0: no discriminator there
     # "primary": each head's own prediction stands for the source; "ensemble": softmax(0.5·auxiliary + primary) (MRNet).
     real: Literal["primary", "ensemble"] = "primary"
     # What the discriminators see: probabilities, weighted self-information (AdvEnt) or scores (CyCADA).
@@ -46,7 +48,9 @@ class AdversaryConfig:
     discriminator: Literal["patch", "pixel"] = "patch"  # "pixel": CyCADA's, of 1x1 convolutions
     scales: Annotated[int, Field(ge=1)] = 1  # 3: MRNet, whose losses add up over the scales
     width: Annotated[int, Field(ge=1)] = 64  # channels of the first layer; 32: MRNet
-    stride: Annotated[int, Field(ge=1)] = 1  # predictions are seen at 1/stride of the image's size; 1 is published
+    stride: Annotated[int, Field(ge=1)] = (
+        1  # predictions are seen at 1/stride of the image's size; 1 is published
+    )
     # The generator's loss counts while the discriminators' accuracy is above this; CyCADA: 0.6.
     gate: Annotated[float, Field(gt=0, lt=1)] | None = None
 
@@ -160,7 +164,7 @@ class OutputAdversary(nn.Module):
         self.requires_grad_(True)
         source, target = source.detach(), target.detach()
         if self.config.real == "ensemble" and source.auxiliary is not None:
-            mixed = ensemble(source)
+            mixed = source.ensemble()
             source = SegmentationOutput(mixed, mixed, source.align_corners)
         levels = zip(self._levels(source, source_images), self._levels(target, target_images), strict=True)
         losses, right = [], []

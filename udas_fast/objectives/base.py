@@ -216,9 +216,9 @@ class Requirements:
 class ObjectiveConfig:
     """Base of the configurations of methods, which register themselves under ``kind``, their name in YAML::
 
-        @config
-        class MyConfig(ObjectiveConfig, kind="my_method"):
-            weight: float = 0.1
+    @config
+    class MyConfig(ObjectiveConfig, kind="my_method"):
+        weight: float = 0.1
     """
 
     kind: ClassVar[str] = ""
@@ -252,7 +252,9 @@ def _register(cls: type[ObjectiveConfig], kind: str) -> None:
     known = KINDS.get(kind)
     if known is not None and _place(known) != _place(cls):  # the same class again: its file was loaded twice
         raise bad(
-            f"kind of {_place(cls)}", repr(kind), f"another name, as {_place(known)} is registered under this one"
+            f"kind of {_place(cls)}",
+            repr(kind),
+            f"another name, as {_place(known)} is registered under this one",
         )
     cls.kind = kind
     KINDS[kind] = cls
@@ -275,7 +277,9 @@ def check_config(config: ObjectiveConfig) -> None:
             f'class {cls.__name__}({cls.__base__.__name__}, kind="NAME"), its name in YAML',
         )
     if not is_dataclass(config) or "__dataclass_fields__" not in vars(cls):
-        raise bad(f"objective {cls.__name__}", "a plain class", "one with the decorator @udas_fast.config.config")
+        raise bad(
+            f"objective {cls.__name__}", "a plain class", "one with the decorator @udas_fast.config.config"
+        )
     for name in ("requirements", "build"):
         if getattr(cls, name) is getattr(ObjectiveConfig, name):
             raise bad(f"objective {cls.__name__}", f"no {name}", f"a method or property {name} of its own")
@@ -295,7 +299,9 @@ def build_objective(config: ObjectiveConfig, num_classes: int) -> Objective:
     if not isinstance(objective, Objective):
         raise bad(f"{type(config).__name__}.build()", name, "an udas_fast.objectives.Objective")
     if type(objective).training_step is Objective.training_step:
-        raise InputError(f"objective {name}: found no training_step, expected training_step(self, model, batch, ctx)")
+        raise InputError(
+            f"objective {name}: found no training_step, expected training_step(self, model, batch, ctx)"
+        )
     return objective
 
 

@@ -81,7 +81,7 @@ class DomainMixing(Objective):
     def on_round_start(self, model: nn.Module) -> None:
         """Let the last student label; it learns in none of the teachers' stages."""
         if self.labeller is not None and self.config.labeller is not None:
-            self.labeller.teacher = self.networks[self.config.labeller]
+            self.labeller.set_teacher(self.networks[self.config.labeller])
 
     def prepare_batch(self, batch: Batches, ctx: PrepareContext) -> dict[str, Batch]:
         """Mix by region, or return both domains' images, by the loss's name."""

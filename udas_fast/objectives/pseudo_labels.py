@@ -14,8 +14,7 @@ from udas_fast import distributed, ops
 from udas_fast.config import config
 from udas_fast.data import Batch
 from udas_fast.errors import bad
-from udas_fast.models import SegmentationOutput, ensemble, to_output
-from udas_fast.objectives.losses import both_heads
+from udas_fast.models import SegmentationOutput, to_output
 
 Share = Annotated[float, Field(gt=0, le=1)]
 MAX_VIEWS = 16  # of ops.pseudo_label
@@ -27,7 +26,9 @@ class PseudoLabelConfig:
 
     views: Annotated[int, Field(ge=1)] = 3  # the image itself and photometric views of it (UDAS 4.2.5: K = 3)
     flip_view: bool = False  # a mirrored view as well, at every scale
-    scales: tuple[Annotated[float, Field(gt=0)], ...] = ()  # views of these scales as well; MRNet: 1.25, flipped
+    scales: tuple[
+        Annotated[float, Field(gt=0)], ...
+    ] = ()  # views of these scales as well; MRNet: 1.25, flipped
     antialias: bool = True  # of the smaller scales; MRNet's code has none
     heads: Literal["primary", "ensemble"] = "primary"  # "ensemble": softmax(0.5·auxiliary + primary) (MRNet)
     reduce: Literal["max", "mean"] = "max"  # maximum confidence map (UDAS 3.5); "mean": MixMatch, MRNet
@@ -45,7 +46,7 @@ class PseudoLabelConfig:
 
 
 def balanced_thresholds(histogram: Tensor, portion: float = 0.5, cap: float = 0.9) -> Tensor:
-    """Return a threshold a class, float32 ``[C]``: the confidence that ``portion`` of its pixels reach, at most ``cap``.
+    """Return thresholds by class, float32 ``[C]``: the confidence that ``portion`` of its pixels reach, at most cap.
 
     A fixed threshold drops the classes that a teacher is never sure of; this keeps the surer half of each (DDM,
     "portion 0.5, confidence 0.9"). ``histogram`` is :func:`udas_fast.ops.pseudo_label`'s, summed over images; a
@@ -72,7 +73,7 @@ class PseudoLabeller(nn.Module):
     def __init__(self, config: PseudoLabelConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
-        self._teacher: list[nn.Module] = []  # a list hides it from state_dict: its owner saves it
+        self._teacher: list[nn.Module] = []  # a list keeps it out of state_dict
         # Confidences of the round by class, [C, kept or dropped, 64 bins].
         self.register_buffer("histogram", torch.zeros(num_classes, 2, 64, dtype=torch.int64))
 
@@ -81,9 +82,9 @@ class PseudoLabeller(nn.Module):
         """Network that labels."""
         return self._teacher[0]
 
-    @teacher.setter
-    def teacher(self, network: nn.Module) -> None:
-        self._teacher[:] = [network]
+    def set_teacher(self, network: nn.Module) -> None:
+        """Let ``network`` label; its owner saves it."""
+        self._teacher = [network]
 
     def thresholds(self, histogram: Tensor | None = None) -> float | Tensor:
         """Return the confidence from which a pixel is kept, float32 ``[C]`` where it depends on the class.
@@ -98,7 +99,7 @@ class PseudoLabeller(nn.Module):
         return config.threshold
 
     def photometric_views(self, images: Batch, augment: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Return the images and their augmented versions, each uint8 ``[N, 3, H, W]``; the loader's where it made them."""
+        """Return the images and augmented versions, each uint8 ``[N, 3, H, W]``; the loader's where it made them."""
         if images.views is not None:
             return [images.image, *images.views.unbind(1)]
         return [images.image] + [augment(images.image) for _ in range(self.config.views - 1)]
@@ -126,9 +127,7 @@ class PseudoLabeller(nn.Module):
     ) -> ops.PseudoLabel:
         """Return the pseudo-labels of :meth:`views` at ``size`` (H, W)."""
         if self.config.heads == "ensemble":
-            for view in views:
-                both_heads(view, "the uncertainty of pseudo-labels")
-            logits = [ensemble(view) for view in views]
+            logits = [view.ensemble() for view in views]
         else:
             logits = [view.primary for view in views]
         return ops.pseudo_label(

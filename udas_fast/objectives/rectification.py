@@ -62,7 +62,7 @@ class Rectification(Objective):
     def on_round_start(self, model: nn.Module) -> None:
         """Freeze a copy of the network as the teacher."""
         self.teacher = copy.deepcopy(model).requires_grad_(False)
-        self.labelling.teacher = self.teacher
+        self.labelling.set_teacher(self.teacher)
 
     def prepare_batch(self, batch: Batches, ctx: PrepareContext) -> Batch:
         """Return the unlabelled target images."""

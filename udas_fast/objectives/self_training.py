@@ -67,7 +67,9 @@ class SelfTrainingConfig(ObjectiveConfig, kind="self_training"):
         return Requirements(
             streams=("source", "unlabelled"),
             optional_streams=("labelled",),
-            auxiliary_head=None if self.pseudo_labels.heads == "primary" else "the teacher's ensemble of heads",
+            auxiliary_head=None
+            if self.pseudo_labels.heads == "primary"
+            else "the teacher's ensemble of heads",
             views=self.pseudo_labels.views if online else 1,
             whole_images=not online,
             fresh_start=self.student == "fresh",
@@ -112,7 +114,7 @@ class SelfTraining(Objective):
     def on_round_start(self, model: nn.Module) -> None:
         """Freeze a copy of the network as the teacher."""
         self.teacher = copy.deepcopy(model).requires_grad_(False)
-        self.labeller.teacher = self.teacher
+        self.labeller.set_teacher(self.teacher)
 
     def prepare_batch(self, batch: Batches, ctx: PrepareContext) -> SelfTrainingBatch:
         """Augment the target images and mix the labelled ones."""
@@ -148,7 +150,9 @@ class SelfTraining(Objective):
         losses = {"pseudo": segmentation_loss(output, label, config.auxiliary_weight)}
         total = config.pseudo_weight * losses["pseudo"]
         if config.consistency is not None:
-            teacher = [v.primary.flip(-1) if flip else v.primary for v, flip in zip(views, flips, strict=True)]
+            teacher = [
+                v.primary.flip(-1) if flip else v.primary for v, flip in zip(views, flips, strict=True)
+            ]
             losses["consistency"] = ops.distillation_kl(
                 output.primary,
                 teacher,

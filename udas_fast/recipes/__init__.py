@@ -1,13 +1,14 @@
-"""Which objectives, in which stages, with which numbers; one file a method, found by :func:`all_recipes`."""
+"""Recipes: which objectives, in which stages, with which numbers; one file a method."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from udas_fast.errors import unknown
+from udas_fast.data.domains import InputConfig
+from udas_fast.errors import InputError, bad, unknown
+from udas_fast.recipes.methods import load_method_file, user_recipes
 from udas_fast.recipes.recipe import (
-    InputConfig,
     Phase,
     Recipe,
     Stage,
@@ -26,6 +27,7 @@ __all__ = [
     "all_recipes",
     "get_recipe",
     "list_recipes",
+    "load_method_file",
     "load_recipe",
     "override",
     "recipe_from_dict",
@@ -35,28 +37,30 @@ __all__ = [
 
 
 def all_recipes() -> dict[str, Recipe]:
-    """Every recipe of the package by name: a new file in this folder is all that a new recipe needs.
-
-    Raises:
-        ValueError: two recipes have one name.
-    """
+    """Return every recipe by name: the package's, those of method files and of installed packages."""
     found: dict[str, Recipe] = {}
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
         for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, Recipe) and found.setdefault(value.name, value) is not value:
-                raise ValueError(f"{module.name}.py: another recipe has the name {value.name!r}")
+            if isinstance(value, Recipe):
+                found[value.name] = value
+    for name, recipe in user_recipes()[0].items():
+        if name in found:
+            raise bad(f"recipe {name!r} of your own", "the name of a recipe of udas_fast", "another name")
+        found[name] = recipe
     return found
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe ``name``.
+    """Return the recipe ``name``.
 
     Raises:
         InputError: there is none, with the nearest name.
     """
     known = all_recipes()
     if name not in known:
-        raise unknown("recipe", name, known)
+        error = unknown("recipe", name, known)
+        failures = "".join(f"; {failure}" for failure in user_recipes()[1].values())
+        raise InputError(f"{error}{failures}")
     return known[name]
 
 

@@ -1,8 +1,8 @@
 """ADVENT (Vu et al., CVPR 2019): entropy minimisation, directly (MinEnt) and by an adversary (AdvEnt)."""
 
 from udas_fast.engine.optim import OptimizerConfig
-from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.mixing import NO_MIXING
+from udas_fast.objectives.adaptation import AdaptationConfig, EntropyConfig
+from udas_fast.objectives.adversary import AdversaryConfig
 from udas_fast.recipes.recipe import Recipe, Stage
 
 PAPER = "ADVENT: Adversarial Entropy Minimization for Domain Adaptation, CVPR 2019, arXiv 1811.12833"
@@ -10,11 +10,11 @@ OPTIMIZER = OptimizerConfig(horizon=250 / 120)  # decay over 250,000 steps, stop
 
 ADVENT = Recipe(
     name="advent",
-    summary="AdaptSegNet whose discriminators look at the weighted self-information of the predictions",
+    summary="AdaptSegNet whose discriminators see the weighted self-information of the predictions",
     stages=(
         Stage(
             "adaptation",
-            AdaptationConfig(space="entropy", kl_weight=0, mixing=NO_MIXING),
+            AdaptationConfig(adversary=AdversaryConfig(space="entropy")),
             steps=120_000,
             optimizer=OPTIMIZER,
         ),
@@ -29,9 +29,7 @@ MINENT = Recipe(
     stages=(
         Stage(
             "adaptation",
-            AdaptationConfig(
-                adversarial_weights=(0, 0), entropy_weights=(0.001, 0.0002), kl_weight=0, mixing=NO_MIXING
-            ),
+            AdaptationConfig(entropy=EntropyConfig(weights=(0.001, 0.0002))),
             steps=120_000,
             optimizer=OPTIMIZER,
         ),

@@ -1,4 +1,4 @@
-"""What adaptation is measured against: the source alone, and the labelled target alone."""
+"""Baselines of adaptation: the source alone, and the labelled target alone."""
 
 from udas_fast.objectives.supervised import SupervisedConfig
 from udas_fast.recipes.recipe import Recipe, Stage

@@ -1,11 +1,11 @@
 """CyCADA (Hoffman et al., ICML 2018): a translated source, then an adversary on the scores of single pixels.
 
-Its pixel level is `udas-fast translate --semantic RUN`; this trains on what that wrote, `--source translated:RUN`.
+Its pixel level is `udas-fast translate --semantic RUN`; this trains on the images it wrote, `--source translated:RUN`.
 """
 
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.mixing import NO_MIXING
+from udas_fast.objectives.adversary import AdversaryConfig
 from udas_fast.objectives.supervised import SupervisedConfig
 from udas_fast.recipes.recipe import Recipe, Stage
 
@@ -18,15 +18,15 @@ CYCADA = Recipe(
         Stage(
             "adaptation",
             AdaptationConfig(
-                auxiliary_weight=0,  # one head, as theirs
-                adversarial_weights=(0.1, 0),  # λ_g
-                space="score",
-                discriminator="pixel",
-                discriminator_width=512,
-                discriminator_stride=8,  # the scores as they are; upsampled ones say the same of each pixel
-                gate=0.6,  # their code stops L_seg as well
-                kl_weight=0,
-                mixing=NO_MIXING,
+                auxiliary_weight=0,  # one head, as in the paper
+                adversary=AdversaryConfig(
+                    weights=(0.1, 0),  # λ_g
+                    space="score",
+                    discriminator="pixel",
+                    width=512,
+                    stride=8,  # the scores as they are; upsampled ones say the same of each pixel
+                    gate=0.6,  # their code stops L_seg as well
+                ),
             ),
             steps=100_000,
             # Constant; their discriminator learns so too, here by Adam as all others.

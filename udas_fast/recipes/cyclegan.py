@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from udas_fast.data import Geometry
+from udas_fast.data.domains import InputConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.errors import bad
 from udas_fast.objectives.cyclegan import CycleGANConfig
-from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
+from udas_fast.recipes.recipe import Recipe, Stage
 
 CYCLEGAN = Recipe(
     name="cyclegan",

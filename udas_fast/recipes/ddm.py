@@ -1,10 +1,10 @@
 """DDM (Chen et al., CVPR 2021): two domain-mixed teachers and a student, four rounds."""
 
 from udas_fast.data import Geometry
+from udas_fast.data.domains import InputConfig
 from udas_fast.engine.optim import OptimizerConfig
-from udas_fast.objectives.distillation import DistillationConfig
-from udas_fast.objectives.domain_mixing import DomainMixingConfig
-from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
+from udas_fast.objectives.ddm import DistillationConfig, DomainMixingConfig
+from udas_fast.recipes.recipe import Recipe, Stage
 
 ROUNDS = 4  # GTA5; 3 for SYNTHIA, 1 with the labels of all target images
 STEPS = 40_000  # of each network in each round; the budget is ours

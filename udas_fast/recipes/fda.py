@@ -1,10 +1,7 @@
 """FDA (Yang and Soatto, CVPR 2020): low frequencies of the target in the source, and sure predictions."""
 
-from dataclasses import replace
-
 from udas_fast.engine.optim import OptimizerConfig
-from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.mixing import NO_MIXING
+from udas_fast.objectives.adaptation import AdaptationConfig, EntropyConfig
 from udas_fast.recipes.recipe import Recipe, Stage
 
 FDA = Recipe(
@@ -14,12 +11,10 @@ FDA = Recipe(
         Stage(
             "adaptation",
             AdaptationConfig(
-                auxiliary_weight=0,  # one head, as theirs
-                adversarial_weights=(0, 0),
-                entropy_weights=(0.005, 0),
-                entropy_robust=2.0,
-                kl_weight=0,
-                mixing=replace(NO_MIXING, translate="fda"),  # β = 0.01
+                auxiliary_weight=0,  # one head, as in the paper
+                translate="fda",
+                fda_beta=0.01,
+                entropy=EntropyConfig(weights=(0.005, 0), robust=2.0),
             ),
             steps=100_000,
             optimizer=OptimizerConfig(horizon=150 / 100),  # decay over 150,000 steps, stopped at 100,000

@@ -1,4 +1,4 @@
-"""What the package can do, for a reader: every recipe with its stages, paper, score and needs."""
+"""The list of recipes for a reader: stages, paper, published score and needs of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STREAMS = {
 
 
 def listing(recipes: Iterable[Recipe]) -> str:
-    """A paragraph for each recipe."""
+    """Return a paragraph for each recipe."""
     return "\n\n".join(_paragraph(recipe) for recipe in recipes)
 
 
@@ -44,6 +44,6 @@ def _stage(stage: Stage) -> str:
 
 
 def _translations(recipe: Recipe) -> list[str]:
-    """How the stages translate the source, each way once."""
-    mixings = [getattr(stage.objective, "mixing", None) for stage in recipe.stages]
-    return list(dict.fromkeys(m.translate for m in mixings if m is not None and m.translate != "none"))
+    """Return the ways in which the stages translate the source, each once."""
+    ways = [getattr(stage.objective, "translate", "none") for stage in recipe.stages]
+    return [way for way in dict.fromkeys(ways) if way != "none"]

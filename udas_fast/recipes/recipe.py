@@ -1,50 +1,67 @@
-"""What a recipe is: frozen data that names objectives, stages and numbers; and its YAML form."""
+"""Recipes: frozen tables of methods, stages and numbers, and their YAML form."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
-from functools import reduce
-from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, PlainSerializer, PlainValidator
 
+from udas_fast.config import adapter, config, from_dict
 from udas_fast.data import Geometry
+from udas_fast.data.domains import InputConfig
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.optim import OptimizerConfig
-from udas_fast.errors import InputError, bad, problem, unknown
+from udas_fast.errors import InputError, bad, unknown
 from udas_fast.models import ModelConfig
-from udas_fast.objectives import STRICT, objective_configs
-
-AnyObjective = Annotated[reduce(or_, objective_configs()), Field(discriminator="kind")]
-
-
-@dataclass(frozen=True, config=STRICT)
-class RareClassConfig:
-    """Source images by the classes that they show (:class:`udas_fast.data.RareClasses`)."""
-
-    temperature: Annotated[float, Field(gt=0)] = 0.01  # DAFormer
-    min_pixels: Annotated[int, Field(gt=0)] = 3000  # DAFormer, of the 1914 × 1052 of GTA5
-    min_crop_ratio: Annotated[float, Field(ge=0)] = 0.5  # DAFormer: a crop shows more than this share of them
+from udas_fast.objectives import ObjectiveConfig, objective_kinds
+from udas_fast.objectives.base import StreamName, check_config
 
 
-@dataclass(frozen=True, config=STRICT)
-class InputConfig:
-    """What the network is shown. Labelled target images that are mixed with the source take its geometry."""
-
-    source: Geometry = field(default_factory=lambda: Geometry(size=(720, 1280)))  # AdaptSegNet
-    target: Geometry = field(default_factory=lambda: Geometry(size=(512, 1024)))  # AdaptSegNet
-    batch_size: Annotated[int, Field(gt=0)] = 1  # of a step, over all processes
-    rare_classes: RareClassConfig | None = None  # None: each source image once an epoch
+def _objective(value: object) -> ObjectiveConfig:
+    """Return ``value``, a configuration of the package's or of a user's own method."""
+    if not isinstance(value, ObjectiveConfig):
+        raise bad("objective", type(value).__name__, "a configuration such as AdaptationConfig()")
+    check_config(value)
+    return value
 
 
-@dataclass(frozen=True, config=STRICT)
+def _objective_to_dict(objective: ObjectiveConfig) -> dict[str, Any]:
+    return {"kind": objective.kind, **adapter(type(objective)).dump_python(objective, mode="json")}
+
+
+def objective_from_dict(data: object, origin: str) -> ObjectiveConfig:
+    """Return the configuration of the registered ``kind`` in ``data``.
+
+    Raises:
+        InputError: no such kind, or a key that is unknown, missing or wrong, named after ``origin``.
+    """
+    if isinstance(data, ObjectiveConfig):
+        return data
+    if not isinstance(data, dict):
+        raise bad(origin, repr(data), "a mapping with kind and the method's own keys")
+    kinds = objective_kinds()
+    kind = data.get("kind")
+    if kind is None:
+        raise bad(f"{origin}.kind", "none", f"one of {', '.join(sorted(kinds))}")
+    if kind not in kinds:
+        hint = "; `--method-file FILE` loads a method of your own"
+        error = unknown(f"{origin}.kind", str(kind), kinds)
+        raise InputError(f"{error}{hint}")
+    return from_dict(kinds[kind], {key: value for key, value in data.items() if key != "kind"}, origin)
+
+
+# A user's own class is no part of pydantic's schema: instances are taken as they are, dicts are read by kind.
+AnyObjective = Annotated[
+    ObjectiveConfig, PlainValidator(_objective), PlainSerializer(_objective_to_dict, return_type=dict)
+]
+
+
+@config
 class Stage:
     """``rounds`` runs of ``steps`` optimisation steps of one objective, each with its own schedule."""
 
@@ -53,7 +70,7 @@ class Stage:
     steps: Annotated[int, Field(gt=0)]
     rounds: Annotated[int, Field(gt=0)] = 1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    # Which network it trains. All of a run begin with the same weights; the last stage's is the run's model.
+    # The network that it trains. All of a run begin with the same weights; the last stage's is the run's model.
     network: str = "main"
 
 
@@ -73,9 +90,9 @@ class Phase:
         return self.stage.steps
 
 
-@dataclass(frozen=True, config=STRICT)
+@config
 class Recipe:
-    """Which objectives, in which stages, with which numbers."""
+    """Objectives, stages and numbers of a method."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w .+-]*$", max_length=100)]
     summary: str
@@ -93,24 +110,22 @@ class Recipe:
     published: str = ""  # the score that its authors report, with the task
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 
-    @model_validator(mode="after")
-    def _check(self) -> Recipe:
+    def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"stages: found two of the name {twice[0]!r}, expected names that differ")
-        if len({stage.objective.trains for stage in self.stages}) > 1:
-            raise ValueError("stages: found segmentation and translation, expected one of them")
+            raise bad("stages", f"two of the name {twice[0]!r}", "names that differ")
+        if len({stage.objective.requirements.model for stage in self.stages}) > 1:
+            raise bad("stages", "segmentation and translation", "one of them")
         for name in ("compile", "cuda_graphs"):
             if getattr(self, name) and self.trains == "translation":
-                raise ValueError(f"{name}: found true for a translation, expected false")
-        return self
+                raise bad(name, "true for a translation", "false")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as YAML holds it."""
-        return _ADAPTER.dump_python(self, mode="json")
+        """Return plain data, as YAML holds it."""
+        return adapter(Recipe).dump_python(self, mode="json")
 
     def to_yaml(self) -> str:
-        """What :func:`load_recipe` reads back."""
+        """Return the YAML that :func:`load_recipe` reads."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
 
     def phases(self) -> tuple[Phase, ...]:
@@ -129,32 +144,43 @@ class Recipe:
         """Number of optimisation steps of the whole run."""
         return sum(stage.steps * stage.rounds for stage in self.stages)
 
-    @property
-    def trains(self) -> str:
-        """What its model is: "segmentation" or "translation"."""
-        return self.stages[0].objective.trains
+    def geometries(self, stage: Stage) -> dict[StreamName, Geometry]:
+        """Return the geometry of each stream that ``stage`` may read."""
+        requirements = stage.objective.requirements
+        inputs = {"source": self.input.source, "target": self.input.target}
+        names = (*requirements.streams, *requirements.optional_streams)
+        return {name: inputs[requirements.geometry(name)] for name in names}
 
     @property
-    def streams(self) -> tuple[set[str], set[str]]:
-        """(needed, used where present) over all stages."""
-        needs = {name for stage in self.stages for name in stage.objective.needs}
-        uses = {name for stage in self.stages for name in stage.objective.uses}
-        return needs, uses - needs
+    def trains(self) -> Literal["segmentation", "translation"]:
+        """Kind of the networks: "segmentation" or "translation"."""
+        return self.stages[0].objective.requirements.model
 
-
-_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+    @property
+    def streams(self) -> tuple[set[StreamName], set[StreamName]]:
+        """Streams that must be there and streams that are used where given, over all stages."""
+        requirements = [stage.objective.requirements for stage in self.stages]
+        needed = {name for each in requirements for name in each.streams}
+        optional = {name for each in requirements for name in each.optional_streams}
+        return needed, optional - needed
 
 
 def recipe_from_dict(data: object, origin: str = "recipe") -> Recipe:
-    """The recipe that ``data`` describes.
+    """Return the recipe that ``data`` describes.
 
     Raises:
         InputError: names the first key that is unknown (with the nearest valid one), missing or wrong.
     """
-    try:
-        return _ADAPTER.validate_python(data)
-    except ValidationError as error:
-        raise _sentence(error, origin) from None
+    if isinstance(data, dict) and isinstance(data.get("stages"), list):
+        stages = [_with_objective(stage, f"{origin}: stages[{i}]") for i, stage in enumerate(data["stages"])]
+        data = {**data, "stages": stages}
+    return from_dict(Recipe, data, origin)
+
+
+def _with_objective(stage: object, origin: str) -> object:
+    if not isinstance(stage, dict) or "objective" not in stage:
+        return stage
+    return {**stage, "objective": objective_from_dict(stage["objective"], f"{origin}.objective")}
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -194,7 +220,7 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
 
 
 def select_stages(recipe: Recipe, names: Iterable[str]) -> Recipe:
-    """``recipe`` with the stages ``names`` alone, in the recipe's order.
+    """Return ``recipe`` with the stages ``names`` alone, in the recipe's order.
 
     Raises:
         InputError: a name that no stage has.
@@ -223,34 +249,3 @@ def _assign(data: dict[str, Any], key: str, value: object) -> None:
             raise bad(f"--set {key}", "a whole stage", "a key inside it")
         else:
             node[name] = value
-
-
-def _sentence(error: ValidationError, origin: str) -> InputError:
-    errors = error.errors()
-    # A misspelt key that has to be there is two errors: this one says what to do.
-    first = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
-    # pydantic's path holds the objective's kind as a step of its own; the user's file has no such key.
-    kinds = {config.kind for config in objective_configs()}
-    path = [str(part) for part in first["loc"] if part not in kinds]
-    key = re.sub(r"\.(\d+)", r"[\1]", ".".join(path)) or "the whole"
-    if first["type"] == "unexpected_keyword_argument":
-        return unknown(f"{origin}: key {key}", path[-1], _fields_near(first["loc"][:-1]))
-    if first["type"] == "union_tag_invalid":
-        return unknown(f"{origin}: {key}.kind", first["ctx"]["tag"], kinds)
-    if first["type"] == "tuple_type":
-        return bad(f"{origin}: {key}", repr(first["input"]), "a list such as [512, 512]")
-    return InputError(f"{origin}: {problem(key, first)}")
-
-
-def _fields_near(loc: Sequence[int | str]) -> list[str]:
-    """Field names of the dataclass at a validation path."""
-    kinds = {config.kind: config for config in objective_configs()}
-    node: type = Recipe
-    for part in loc:
-        if part in kinds:
-            node = kinds[part]
-        elif isinstance(part, str) and part != "objective":
-            kind = node.__pydantic_fields__[part].annotation
-            # A field that may be None is a union.
-            node = Stage if part == "stages" else next(iter(get_args(kind)), kind)
-    return list(node.__pydantic_fields__)

@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 from udas_fast.data import Geometry
+from udas_fast.data.domains import InputConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.models import ModelConfig
-from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.mixing import NO_MIXING
+from udas_fast.objectives.adaptation import AdaptationConfig, AgreementConfig
+from udas_fast.objectives.adversary import AdversaryConfig
 from udas_fast.objectives.rectification import RectificationConfig
-from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
+from udas_fast.recipes.recipe import Recipe, Stage
 
 # Numbers of the authors' command lines: decay over 100,000 steps, the published networks are those of step
 # 25,000, 5,000 steps of warm-up. Not taken over: class weights, squeeze-and-excitation and group norm in the head,
@@ -23,14 +24,14 @@ SEG_UNCERTAINTY = Recipe(
             "adaptation",
             AdaptationConfig(
                 auxiliary_weight=0.5,
-                adversarial_weights=(0.002, 0.0004),  # 0.001, 0.0002 of a loss that their code doubles
-                real="ensemble",
-                gan="lsgan",
-                discriminator_scales=3,
-                discriminator_width=32,
-                kl_weight=0.1,
-                kl_start=15 / 25,
-                mixing=NO_MIXING,
+                adversary=AdversaryConfig(
+                    weights=(0.002, 0.0004),  # 0.001, 0.0002 of a loss that their code doubles
+                    real="ensemble",
+                    gan="lsgan",
+                    scales=3,
+                    width=32,
+                ),
+                agreement=AgreementConfig(weight=0.1, start=15 / 25),
             ),
             steps=25_000,
             optimizer=OPTIMIZER,

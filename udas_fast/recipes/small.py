@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from udas_fast.data import Geometry
+from udas_fast.data.domains import InputConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.errors import bad
-from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.self_training import SelfTrainingConfig
-from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
+from udas_fast.objectives import ObjectiveConfig
+from udas_fast.recipes.recipe import Recipe, Stage
 
 
 def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int = 4) -> Recipe:
@@ -50,20 +50,21 @@ def _lengths(recipe: str, stages: Sequence[Stage], steps: int) -> dict[str, int]
 
 
 def _small_stage(stage: Stage, steps: int) -> Stage:
+    # A method's own rate is for its stages alone; otherwise stages keep their proportions.
+    scale = (
+        stage.optimizer.lr / OptimizerConfig().lr
+        if stage.objective.small_lr == ObjectiveConfig.small_lr
+        else 1.0
+    )
+    lr = stage.objective.small_lr * scale
     optimizer = replace(
         stage.optimizer,
         name="adamw",
-        lr=4e-3 * (stage.optimizer.lr / OptimizerConfig().lr),
+        lr=lr,
         weight_decay=1e-2,
         head_lr_mult=1.0,
         horizon=1.0,
         warmup=0.05,
         discriminator_lr=5e-4,
     )
-    objective = stage.objective
-    if isinstance(objective, AdaptationConfig):
-        objective = replace(objective, discriminator_width=8)
-    elif isinstance(objective, SelfTrainingConfig):
-        objective = replace(objective, threshold="balanced")
-        optimizer = replace(optimizer, lr=1.5e-3)
-    return replace(stage, steps=steps, optimizer=optimizer, objective=objective)
+    return replace(stage, steps=steps, optimizer=optimizer, objective=stage.objective.small())

@@ -1,8 +1,9 @@
 """UDAS: domain adaptation, then self-training; and its adaptation alone. Comments give the paper's sections."""
 
 from udas_fast.models import ModelConfig
-from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.mixing import NO_MIXING
+from udas_fast.objectives.adaptation import AdaptationConfig, AgreementConfig
+from udas_fast.objectives.adversary import AdversaryConfig
+from udas_fast.objectives.mixing import MixingConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.recipes.recipe import Recipe, Stage
 
@@ -13,8 +14,22 @@ UDAS = Recipe(
     published="GTA5 → Cityscapes 44.4 without labels, 63.5 with all",
     model=ModelConfig(norm="domain"),
     stages=(
-        Stage("adaptation", AdaptationConfig(), steps=150_000),  # UDAS 3.2-3.4; AdaptSegNet's early stop
-        Stage("self_training", SelfTrainingConfig(), steps=50_000, rounds=2),  # UDAS 3.5; budget is ours
+        Stage(
+            "adaptation",  # UDAS 3.2-3.4
+            AdaptationConfig(
+                translate="lab",
+                mixing=MixingConfig(),
+                adversary=AdversaryConfig(),
+                agreement=AgreementConfig(),
+            ),
+            steps=150_000,  # AdaptSegNet's early stop
+        ),
+        Stage(
+            "self_training",  # UDAS 3.5
+            SelfTrainingConfig(translate="lab", mixing=MixingConfig()),
+            steps=50_000,  # the budget is ours
+            rounds=2,
+        ),
     ),
 )
 
@@ -28,7 +43,7 @@ UDA = Recipe(
     stages=(
         Stage(
             "adaptation",
-            AdaptationConfig(mixing=NO_MIXING),
+            AdaptationConfig(adversary=AdversaryConfig(), agreement=AgreementConfig()),
             steps=250_000,
         ),
     ),

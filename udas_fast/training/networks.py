@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,15 +15,15 @@ from udas_fast.data import ClassSet
 from udas_fast.engine.graph import check_graphs
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.precision import Amp, memory_format
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import InputError, bad, first_line
+from udas_fast.evaluation import evaluating
 from udas_fast.inference import TrainedModel, check_state
 from udas_fast.memory import advice, choose_memory
-from udas_fast.models import ModelConfig, WeightsReport, build_model, load_weights
+from udas_fast.models import ModelConfig, ResNet, WeightsReport, build_model, load_weights, to_output
+from udas_fast.objectives.base import build_objective
 from udas_fast.recipes import Recipe
 from udas_fast.seeding import seed_step
-from udas_fast.training.compile import compile_backbones
-from udas_fast.training.probe import check_network
-from udas_fast.training.run_config import RunConfig
+from udas_fast.training.run_folder import RunConfig
 
 
 class Networks(dict[str, nn.Module]):
@@ -33,16 +34,16 @@ class Networks(dict[str, nn.Module]):
     Args:
         model: the user's own; None builds the recipe's.
         recipe, config: the run's.
-        classes: of the data.
+        classes: classes of the data.
         amp: device and precision.
         labelled: whether the run has labelled target images, as these take memory.
-        begun: whether there is a checkpoint, so that no other run's model nor weights are needed to start from.
+        begun: whether there is a checkpoint, so that neither another run's model nor weights are needed to start.
 
     Attributes:
         trained: the network that is trained now; before the first stage the one that the last stage trains.
         model_config: how the networks are built; None: the user's own.
-        memory: what they do to need less of it.
-        weights_report: what was loaded of ``config.weights``; None where none were given, or needed any more.
+        memory: checkpointing and micro-batches that save memory.
+        weights_report: what was loaded of ``config.weights``; None where none were given, or none are needed.
 
     Raises:
         InputError: weights, network, memory or teachers are not as they should be.
@@ -63,7 +64,7 @@ class Networks(dict[str, nn.Module]):
         self._recipe, self._run, self._classes, self.amp = recipe, config, classes, amp
         self._labelled = labelled
         # A checkpoint has all weights; a fresh student begins anew with the run's first ones.
-        fresh = any(stage.objective.fresh_start for stage in recipe.stages)
+        fresh = any(stage.objective.requirements.fresh_start for stage in recipe.stages)
         self._weights = config.weights if fresh or not begun else None
         self.model_config = recipe.model if model is None else None
         self.weights_report: WeightsReport | None = None
@@ -72,9 +73,9 @@ class Networks(dict[str, nn.Module]):
         self._apply_memory(model)
         self.trained = model.to(amp.device, memory_format=memory_format(amp, model))
         if self.model_config is None:
-            needs = (stage.objective.two_heads for stage in recipe.stages)
-            two_heads = next((need for need in needs if need), None)
-            check_network(model, len(classes), recipe.input.target.size, amp, two_heads)
+            reasons = (stage.objective.requirements.auxiliary_head for stage in recipe.stages)
+            auxiliary_head = next((reason for reason in reasons if reason), None)
+            check_network(model, len(classes), recipe.input.target.size, amp, auxiliary_head)
         if config.start is not None and not begun:
             self._start_from(Path(config.start))
         last = recipe.stages[-1].network
@@ -85,18 +86,19 @@ class Networks(dict[str, nn.Module]):
             check_graphs(amp.device)
         if recipe.compile:
             compile_backbones(self.values(), self.memory, amp.device)
-        self._require_teachers()
+        self._check_methods()
 
     def build(self, *place: int | str) -> nn.Module:
-        """The recipe's network with the weights that a run begins with, random ones by the seed and ``place``."""
+        """Return the recipe's network with the run's first weights, random ones by the seed and ``place``."""
         seed_step(self._run.seed, *place)
         return self._load_weights(build_model(self._recipe.model, len(self._classes)))
 
     def _take(self, model: nn.Module) -> nn.Module:
-        """The user's own, with the run's weights."""
+        """Return the user's own network with the run's weights."""
         check_state(model)
         self._load_weights(model)
-        if fresh := [stage.name for stage in self._recipe.stages if stage.objective.fresh_start]:
+        stages = self._recipe.stages
+        if fresh := [stage.name for stage in stages if stage.objective.requirements.fresh_start]:
             raise bad(f"stage {fresh[0]}", "a fresh student of the user's own network", "student: teacher")
         return model
 
@@ -114,7 +116,7 @@ class Networks(dict[str, nn.Module]):
 
     @property
     def _share(self) -> Recipe:
-        """The recipe with this process's part of a batch, which is what its memory is taken for."""
+        """The recipe with this process's part of a batch, which is what takes its memory."""
         inputs = self._recipe.input
         batch_size = max(1, inputs.batch_size // distributed.get_world_size())
         return replace(self._recipe, input=replace(inputs, batch_size=batch_size))
@@ -145,15 +147,17 @@ class Networks(dict[str, nn.Module]):
             weights = model.state_dict().keys()
             model.load_state_dict({k: v for k, v in trained.model.state_dict().items() if k in weights})
 
-    def _require_teachers(self) -> None:
+    def _check_methods(self) -> None:
+        """Raise InputError where a method cannot be built, or asks for a network that no stage trains."""
         for stage in self._recipe.stages:
-            for name in stage.objective.teachers:
+            build_objective(stage.objective, len(self._classes))
+            for name in stage.objective.requirements.networks:
                 if name not in self:
                     found = f"no network {name!r} to learn from"
                     raise bad(f"stage {stage.name}", found, "a stage that trains it")
 
     def out_of_memory(self, phase: str, error: torch.OutOfMemoryError) -> InputError:
-        """What to tell of ``error`` in ``phase``: where, and what to set."""
+        """Return a sentence about ``error`` in ``phase``: where it arose, and what to set."""
         advise = "set a smaller input.batch_size or size"
         if self.model_config is not None:
             classes = len(self._classes)
@@ -162,6 +166,75 @@ class Networks(dict[str, nn.Module]):
 
 
 def _difference(config: ModelConfig, other: ModelConfig) -> str:
-    """What ``config`` has otherwise than ``other``."""
+    """Return the values of ``config`` that ``other`` has not."""
     pairs = ((name, value, getattr(other, name)) for name, value in asdict(config).items())
-    return ", ".join(f"{name} {value}" for name, value, theirs in pairs if value != theirs)
+    return ", ".join(f"{name} {value}" for name, value, others in pairs if value != others)
+
+
+def check_network(
+    model: nn.Module, num_classes: int, size: tuple[int, int], amp: Amp, auxiliary_head: str | None
+) -> None:
+    """Run ``model`` once on a blank image of ``size`` (H, W), in evaluation mode, and check its output.
+
+    Args:
+        model: a user's network, on the device.
+        num_classes: channels that its logits must have.
+        size: size of the images that it will see.
+        amp: device and precision.
+        auxiliary_head: reason for an auxiliary head; None where one head is enough.
+
+    Raises:
+        InputError: the forward fails, or its output is not logits of these classes, or has too few heads.
+    """
+    name = f"model {type(model).__name__}"
+    blank = torch.zeros(1, 3, *size, device=amp.device)
+    try:
+        with evaluating(model), torch.no_grad(), amp.autocast():
+            logits = to_output(model(blank))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's forward raises
+        raise bad(f"{name} on an image [1, 3, {size[0]}, {size[1]}]", first_line(error), "logits") from error
+    if logits.primary.shape[1] != num_classes:
+        raise bad(f"output of {name}", f"{logits.primary.shape[1]} classes", f"the data's {num_classes}")
+    if auxiliary_head is not None and logits.auxiliary is None:
+        raise bad(
+            name,
+            "one head",
+            f"an auxiliary head too, for {auxiliary_head}: (primary, auxiliary) or a dict with 'out' and 'aux'",
+        )
+
+
+def compile_backbones(networks: Iterable[nn.Module], memory: MemoryConfig, device: torch.device) -> None:
+    """Compile the ResNet of each of ``networks`` in its place; losses stay the same up to rounding.
+
+    It compiles in the first steps, once for each size of images. Copies of a network (teachers, averages) are not
+    compiled.
+
+    Raises:
+        InputError: a network without a ResNet of ours, checkpointing or micro-batches, or no compiler that works here.
+    """
+    backbones = []
+    for network in networks:
+        backbone = getattr(network, "backbone", None)
+        if not isinstance(backbone, ResNet):
+            raise bad("compile", f"{type(network).__name__} without a ResNet of ours", "compile: false")
+        backbones.append(backbone)
+    if memory.checkpointing != "none" or memory.micro_batch_size is not None:
+        # Parts that run again do so by closures, which torch.compile is not made for.
+        found = f"checkpointing {memory.checkpointing!r}, micro_batch_size {memory.micro_batch_size}"
+        raise bad("compile", found, "memory.checkpointing none and no micro_batch_size")
+    _try_compiler(device)
+    for backbone in backbones:
+        backbone.compile()
+
+
+def _try_compiler(device: torch.device) -> None:
+    """Compile a line, so that a missing compiler is reported before the first step."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(1, device=device))
+    except Exception as error:  # whatever inductor, Triton or the C++ compiler raise
+        needs = "a C++ compiler" if device.type == "cpu" else "Triton and a C compiler"
+        raise bad(
+            "compile", f"none that works ({first_line(error):.200})", f"{needs}, or compile: false"
+        ) from error

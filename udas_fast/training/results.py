@@ -1,10 +1,9 @@
-"""What a run comes to: its scores, a picture of the val split, and the model's file."""
+"""Results of a run: its scores, a picture of the val split, and the model's file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +11,7 @@ from torch import nn
 from udas_fast import evaluation
 from udas_fast.atomic import atomic_write
 from udas_fast.data import ClassSet, SegmentationDataset, UserLoader
+from udas_fast.errors import InputError
 from udas_fast.inference import MODEL_FILE, TrainedModel
 from udas_fast.models import ModelConfig
 from udas_fast.recipes import Recipe
@@ -22,70 +22,72 @@ class Results:
     """``scores.json``, ``pictures/val.png`` and ``model.safetensors`` in the folder of a run.
 
     Attributes:
-        folder: the run's.
-        recipe, seed: what the scores are of.
-        classes: of the data.
-        model_config: how to build the model from its file; None: the user's own.
-        val: what is scored on; None: nothing is.
-        scores: by phase, a stage's further networks as ``PHASE.NETWORK``.
+        run_dir: the run's folder.
+        recipe, seed: what was trained.
+        classes: classes of the data.
+        model_config: how to build the model from its file; None: the user's own network.
+        val: what is scored; None: nothing.
+        scores: scores by phase; those of a phase's further networks as ``PHASE.NETWORK``.
     """
 
-    folder: Path
+    run_dir: Path
     recipe: Recipe
     seed: int
     classes: ClassSet
     model_config: ModelConfig | None
     val: SegmentationDataset | UserLoader | None
-    scores: dict[str, evaluation.Scores] = field(default_factory=dict)
+    scores: dict[str, evaluation.Scores]
 
     @property
     def complete(self) -> bool:
-        """Whether the run has come to its end: its model is written last."""
-        return (self.folder / MODEL_FILE).is_file()
+        """Whether the run is complete: its model is written last."""
+        return (self.run_dir / MODEL_FILE).is_file()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images that the network sees."""
+        return self.recipe.input.target.size
 
     def score(self, network: nn.Module) -> evaluation.Scores:
-        """Score ``network`` on the val split, labels at their native size (collective)."""
-        return evaluation.evaluate_dataset(network, self.val, "val", self.recipe.input.target.size)
+        """Score ``network`` on the val split, labels at their native size (collective).
 
-    def scores_to_dict(self) -> dict[str, dict]:
-        """The scores as plain data, which :meth:`take_scores` takes."""
-        return {name: score.to_dict() for name, score in self.scores.items()}
-
-    def take_scores(self, phases: Mapping[str, dict]) -> None:
-        """Go on with scores that an earlier attempt at the run came to."""
-        self.scores.update((name, evaluation.Scores.from_dict(content)) for name, content in phases.items())
+        Raises:
+            InputError: there is no val split.
+        """
+        if self.val is None:
+            raise InputError("evaluate: found no val dataset, expected a target domain with one")
+        return evaluation.evaluate_dataset(network, self.val, "val", self.size)
 
     def read_scores(self) -> None:
-        """Take the scores in ``scores.json``, which a run without a val split does not have."""
-        self.scores.update(evaluation.read_scores(self.folder / "scores.json"))
+        """Take over the scores in ``scores.json``, which a run without a val split does not have."""
+        self.scores.update(evaluation.read_scores(self.run_dir / "scores.json"))
 
     def write_scores(self) -> None:
-        """``scores.json``: what was scored, on which classes, by phase."""
+        """Write ``scores.json``: what was scored, on which classes, by phase."""
         document = {
             "recipe": self.recipe.name,
             "seed": self.seed,
             "classes": list(self.classes.names),
-            "phases": self.scores_to_dict(),
+            "phases": {name: scores.to_dict() for name, scores in self.scores.items()},
         }
-        atomic_write(json.dumps(document, indent=2) + "\n", self.folder / "scores.json")
+        atomic_write(json.dumps(document, indent=2) + "\n", self.run_dir / "scores.json")
 
     def trained(self, model: nn.Module) -> TrainedModel:
-        """``model`` with its classes, input size and the protocol of the last scores."""
+        """Return ``model`` with its classes, input size and the protocol of the last scores."""
         scores = list(self.scores.values())
         protocol = scores[-1].protocol if scores else None
-        return TrainedModel(model, self.model_config, self.classes, self.recipe.input.target.size, protocol)
+        return TrainedModel(model, self.model_config, self.classes, self.size, protocol)
 
     @property
     def picture(self) -> Path:
-        """What :meth:`draw` drew last; a loader's val split is not drawn."""
-        return self.folder / "pictures/val.png"
+        """Picture that :meth:`draw` drew last; a loader's val split is not drawn."""
+        return self.run_dir / "pictures/val.png"
 
     def draw(self, phase: str, model: nn.Module) -> None:
-        """What the ``model`` that ``phase`` has trained makes of some images of the val split."""
+        """Draw predictions of the ``model`` that ``phase`` has trained on some images of the val split."""
         if isinstance(self.val, SegmentationDataset):
-            size = self.recipe.input.target.size
-            evaluation.validation_figure({phase: model}, model, self.val, size, self.picture)
+            evaluation.validation_figure({phase: model}, model, self.val, self.size, self.picture)
 
     def finish(self, model: nn.Module) -> None:
-        """Write ``model.safetensors``, which says that the run is complete."""
-        self.trained(model).save(self.folder / MODEL_FILE)
+        """Write ``model.safetensors``, which marks the run as complete."""
+        self.trained(model).save(self.run_dir / MODEL_FILE)

@@ -1,4 +1,4 @@
-"""The trainer: runs a recipe on a model and two domains, into a run folder that can be continued."""
+"""The trainer: runs a recipe on a model and two domains, in a run folder that can be continued."""
 
 from __future__ import annotations
 
@@ -6,29 +6,39 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
+import torch
 from torch import nn
 
-from udas_fast import distributed, evaluation
+from udas_fast import distributed
+from udas_fast.data import UserLoader
 from udas_fast.data.domains import DataConfig, Domains
-from udas_fast.distributed import join
 from udas_fast.engine.callbacks import Callback
-from udas_fast.engine.checkpoint import CheckpointFolder
 from udas_fast.engine.optim import MakeOptimizer, apex_sgd
-from udas_fast.engine.precision import build_amp
-from udas_fast.errors import InputError, bad, first_problem
+from udas_fast.engine.precision import build_amp, memory_format
+from udas_fast.engine.step import start_objective
+from udas_fast.errors import bad
+from udas_fast.evaluation import Scores
 from udas_fast.inference import TrainedModel
-from udas_fast.recipes import Recipe
-from udas_fast.training import Networks, Phases, Results
+from udas_fast.models import normalize
+from udas_fast.objectives import Objective
+from udas_fast.recipes import Phase, Recipe, get_recipe
+from udas_fast.seeding import seed_step
 from udas_fast.training.environment import write_environment
-from udas_fast.training.lock import locked
-from udas_fast.training.run_config import RunConfig, require_objects
+from udas_fast.training.fit import Attempt, Run, Saved, attempting, start_step, train_phase
+from udas_fast.training.labelling import LabelledRound, label_to_disk, report_round
+from udas_fast.training.networks import Networks
+from udas_fast.training.requirements import check_data
+from udas_fast.training.results import Results
 from udas_fast.training.run_folder import (
+    RunConfig,
     begin_run,
+    locked,
     read_run_file,
+    require_objects,
     require_same_run,
     require_unused,
     write_run_file,
@@ -36,25 +46,24 @@ from udas_fast.training.run_folder import (
 
 
 class Trainer:
-    """Trains ``model`` by ``recipe`` on ``data``; under torchrun all processes do so together.
+    """Train a network by a recipe on two domains; under torchrun all processes do so together.
 
     Args:
-        recipe: what to do.
-        data: datasets and loaders as objects, or datasets' names.
-        model: any network that :func:`udas_fast.models.heads` understands; None builds the recipe's own.
+        recipe: the recipe, or its name (:func:`udas_fast.get_recipe`).
+        data: datasets by name, or datasets and loaders as objects.
+        model: any network that :func:`udas_fast.models.to_output` understands; None builds the recipe's own.
         run_dir: the run's folder; it must be new, or hold the same run (:meth:`resume`).
-        weights: a checkpoint to start from, see :func:`udas_fast.models.load_weights`.
-        start: a finished run, or its ``model.safetensors``, whose model the first stage starts from.
-        seed: everything random follows from it.
+        weights: checkpoint to start from, see :func:`udas_fast.models.load_weights`.
+        start: finished run, or its ``model.safetensors``, whose model the first stage starts from.
+        seed: seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         log_every: steps between two reads of the losses.
         checkpoint_every: steps between two checkpoints.
-        optimizer: makes the optimiser of each network that is trained, with any parameter groups; None: the recipe's.
-            The recipe's schedule scales the rates of its groups.
-        max_bad_steps: steps with a loss or gradient that is not finite which are left out and counted; one more ends
+        optimizer: returns the optimiser of each network that is trained, with any parameter groups; None: the
+            recipe's. The recipe's schedule scales the rates of its groups.
+        max_bad_steps: steps with a loss or gradient that is not finite which are skipped and counted; one more ends
             the run. Above 0 the host waits for every step.
-        callbacks: are told of steps and phases, in the main process; see
-            :class:`udas_fast.engine.callbacks.Callback`.
+        callbacks: called for steps, pictures and phases in the main process, see :class:`udas_fast.Callback`.
 
     Raises:
         InputError: before any work, where data, weights, device or run folder are not as they should be.
@@ -63,8 +72,8 @@ class Trainer:
     @distributed.stopping_all()
     def __init__(
         self,
-        recipe: Recipe,
-        data: Domains | DataConfig,
+        recipe: Recipe | str,
+        data: DataConfig | Domains,
         model: nn.Module | None = None,
         *,
         run_dir: str | os.PathLike[str],
@@ -78,25 +87,23 @@ class Trainer:
         optimizer: MakeOptimizer | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.device = join(device)
-        named = data if isinstance(data, DataConfig) else None
-        domains = Domains.open(data, recipe) if isinstance(data, DataConfig) else data
-        given = tuple(name for name, part in (("model", model), ("optimizer", optimizer)) if part is not None)
-        try:
-            config = RunConfig(
-                named,
-                given,
-                domains.chosen_engine,
-                weights=weights,
-                start=start,
-                seed=seed,
-                log_every=log_every,
-                checkpoint_every=checkpoint_every,
-                max_bad_steps=max_bad_steps,
-            )
-        except ValidationError as error:
-            raise InputError(f"Trainer: {first_problem(error)}") from None
-        self._set_up(model, recipe, domains, Path(run_dir), config, optimizer, callbacks)
+        _check_types(recipe, data, model)
+        self.device = distributed.join(device)
+        recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+        domains = open_domains(data, recipe) if isinstance(data, DataConfig) else data
+        given = {"model": model, "optimizer": optimizer}
+        config = RunConfig(
+            data if isinstance(data, DataConfig) else None,
+            tuple(name for name, part in given.items() if part is not None),
+            domains.chosen_engine,
+            weights=weights,
+            start=start,
+            seed=seed,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+            max_bad_steps=max_bad_steps,
+        )
+        self._set_up(recipe, domains, model, Path(run_dir), config, optimizer, callbacks)
         distributed.on_main(lambda: require_unused(self.run_dir))  # not only after every file has been read
         self.domains.verify()
         distributed.on_main(lambda: begin_run(self.run_dir, self.recipe, self.config))
@@ -114,39 +121,43 @@ class Trainer:
         optimizer: MakeOptimizer | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> Trainer:
-        """Go on with the run in folder ``run``; ``model``, ``data`` and ``optimizer`` where they were given as objects.
+        """Go on with the run in ``run_dir``; pass ``model``, ``data`` and ``optimizer`` where they began as objects.
 
-        What ``run.yaml`` says now is what is done; what was edited since the checkpoint is told on standard error.
+        ``run.yaml`` says what is done; edits since the checkpoint are reported on stderr. A method of the user's own
+        is imported as ``run.yaml`` says.
 
         A ``max_bad_files`` above the run's own becomes its limit from here on, in ``run.yaml`` too; datasets
         that are objects have a limit of their own.
 
         Raises:
-            InputError: no run there, a damaged file, or objects that were given at first and are missing now.
+            InputError: no run there, a damaged file, a method that cannot be imported, or objects that were given at
+                first and are missing now.
         """
         self = cls.__new__(cls)
-        self.device = join(device)
-        recipe, config = read_run_file(Path(run_dir), RunConfig)
-        require_objects(Path(run_dir), config, model=model, data=data, optimizer=optimizer)
-        if data is None and max_bad_files > config.data.max_bad_files:
+        self.device = distributed.join(device)
+        folder = Path(run_dir)
+        recipe, config = read_run_file(folder, RunConfig)
+        require_objects(folder, config, model=model, data=data, optimizer=optimizer)
+        if data is None and config.data is not None and max_bad_files > config.data.max_bad_files:
             config = replace(config, data=replace(config.data, max_bad_files=max_bad_files))
-            distributed.on_main(lambda: cls._rewrite(Path(run_dir), recipe, config))
-        domains = Domains.open(config.data, recipe) if data is None else data
-        domains = replace(domains, engine=config.engine)
-        self._set_up(model, recipe, domains, Path(run_dir), config, optimizer, callbacks)
+            distributed.on_main(lambda: cls._rewrite(folder, recipe, config))
+        if data is None and config.data is not None:
+            data = open_domains(config.data, recipe)
+        domains = replace(data, engine=config.engine)  # type: ignore[type-var]  # require_objects: data is there
+        self._set_up(recipe, domains, model, folder, config, optimizer, callbacks)
         return self
 
     @staticmethod
-    def _rewrite(run: Path, recipe: Recipe, config: RunConfig) -> None:
-        with locked(run):  # another process may be training there
-            write_run_file(run, recipe, config)
+    def _rewrite(run_dir: Path, recipe: Recipe, config: RunConfig) -> None:
+        with locked(run_dir):  # another process may be training there
+            write_run_file(run_dir, recipe, config)
 
     def _set_up(
         self,
-        model: nn.Module | None,
         recipe: Recipe,
         domains: Domains,
-        run: Path,
+        model: nn.Module | None,
+        run_dir: Path,
         config: RunConfig,
         optimizer: MakeOptimizer | None,
         callbacks: Sequence[Callback],
@@ -159,12 +170,13 @@ class Trainer:
             )
         if any(stage.optimizer.name == "apex_sgd" for stage in recipe.stages):
             apex_sgd()  # now, and not when its stage begins
-        self.recipe, self.config, self.run_dir, self.domains = recipe, config, run, domains
-        self.callbacks = tuple(callbacks) if distributed.is_main() else ()
-        self.checkpoints = CheckpointFolder(run / "checkpoints")
+        self.recipe, self.config, self.run_dir, self.domains = recipe, config, run_dir, domains
         amp = build_amp(recipe.precision, self.device)
-        domains.require(recipe)
+        check_data(recipe, domains)
         self.classes = domains.classes()
+        self.callbacks = tuple(callbacks) if distributed.is_main() else ()
+        networks: dict[str, nn.Module] = {}
+        self._run = Run(run_dir, recipe, config, domains, networks, amp, optimizer, self.callbacks)
         self.networks = Networks(
             model,
             recipe,
@@ -172,23 +184,18 @@ class Trainer:
             self.classes,
             amp,
             labelled=domains.labelled is not None,
-            begun=self.checkpoints.newest() is not None,
+            begun=self._run.checkpoints.newest() is not None,
         )
+        self._run.networks = self.networks
         self._results = Results(
-            run, recipe, config.seed, self.classes, self.networks.model_config, domains.val
-        )
-        self._phases = Phases(
-            run,
+            run_dir,
             recipe,
-            config,
-            domains,
-            self.networks,
-            self._results,
-            self.checkpoints,
-            optimizer,
-            self.callbacks,
+            config.seed,
+            self.classes,
+            self.networks.model_config,
+            domains.val,
+            self._run.scores,
         )
-        self.scores, self.faults = self._results.scores, self._phases.faults
 
     @property
     def model(self) -> nn.Module:
@@ -196,20 +203,26 @@ class Trainer:
         return self.networks.trained
 
     @property
+    def scores(self) -> dict[str, Scores]:
+        """Scores on the target's val split by phase."""
+        return self._run.scores
+
+    @property
     def complete(self) -> bool:
-        """Whether the run has come to its end: its model is written last."""
+        """Whether the run is complete: its model is written last."""
         return self._results.complete
 
     def describe(self) -> str:
-        """What is about to run, on what, in a few lines."""
+        """Return what is about to run, on what, in a few lines."""
         parameters = sum(p.numel() for p in self.model.parameters())
-        networks, phases = self.networks, self._phases
+        networks = self.networks
         checkpointing, size = networks.memory.checkpointing, networks.memory.micro_batch_size
-        spared = f"checkpointing {checkpointing}" + (f", micro-batches of {size}" if size else "")
+        memory = f"checkpointing {checkpointing}" + (f", micro-batches of {size}" if size else "")
+        phases = ", ".join(phase.name for phase in self.recipe.phases())
         lines = [
-            f"recipe {self.recipe.name}: {', '.join(phases.names)}; {phases.steps} steps",
+            f"recipe {self.recipe.name}: {phases}; {self.recipe.steps} steps",
             f"network {type(self.model).__name__}, {parameters:,} parameters, {len(self.classes)} classes, "
-            f"{self._processes()} in {networks.amp.name}, {spared}",
+            f"{self._processes()} in {networks.amp.name}, {memory}",
             self.domains.describe(),
         ]
         report = networks.weights_report
@@ -220,8 +233,8 @@ class Trainer:
         return str(self.device) if world == 1 else f"{world} processes on {self.device.type}"
 
     @distributed.stopping_all()
-    def fit(self) -> dict[str, evaluation.Scores]:
-        """Run every phase that is left; scores on the target's val split by phase, also in ``scores.json``.
+    def fit(self) -> dict[str, Scores]:
+        """Run every phase that is left; return the scores by phase, which ``scores.json`` has too.
 
         A run that is complete does nothing and returns its scores.
 
@@ -236,31 +249,118 @@ class Trainer:
         with ExitStack() as stack:
             distributed.on_main(lambda: stack.enter_context(locked(self.run_dir)))
             require_same_run(self.run_dir, self.recipe, self.config)
-            name = self.networks.amp.name
-            distributed.on_main(lambda: write_environment(self.run_dir, self._processes(), name))
-            self._phases.run()
+            precision = self.networks.amp.name
+            distributed.on_main(lambda: write_environment(self.run_dir, self._processes(), precision))
+            phases, saved = self._run.load()
+            with attempting(self._run, phases, saved) as attempt:
+                for phase in phases:
+                    try:
+                        self._run_phase(phase, attempt, saved)
+                    except torch.OutOfMemoryError as error:
+                        raise self.networks.out_of_memory(phase.name, error) from error
+                    saved = None
             distributed.on_main(self._finish)
         return self.scores
+
+    def _run_phase(self, phase: Phase, attempt: Attempt, saved: Saved | None) -> None:
+        """Train and score one phase, from its start or from the state ``saved``."""
+        run, stage, networks = self._run, phase.stage, self.networks
+        networks.trained = networks[stage.network]
+        objective = self._start_objective(phase, saved)
+        labelled_round = self._labelled_round(phase, objective, attempt)
+        labeller = None if labelled_round is None else objective.labeller
+        unlabelled = None
+        if labelled_round is not None and labeller is not None and labeller.config.labels == "disk":
+            with networks.amp.autocast():
+                unlabelled = label_to_disk(labeller, labelled_round)
+        loaders = self.domains.loaders(
+            self.recipe.geometries(stage),
+            self.recipe.input,
+            seed=self.config.seed,
+            phase=phase.name,
+            views=stage.objective.requirements.views,
+            bad_files=run.bad_files,
+            unlabelled=unlabelled,
+        )
+        step = start_step(run, phase, objective, loaders, saved)
+
+        train_phase(run, attempt, phase, step, loaders)
+
+        objective.on_round_end(networks.trained)
+        end = phase.first_step + phase.steps
+        if labelled_round is not None and labeller is not None:
+            with networks.amp.autocast():
+                distributed.on_main(partial(report_round, labeller, labelled_round))
+            report = labelled_round.folder / "report.json"
+            attempt.recorder.pseudo_labels(end, labelled_round.picture, report)
+        self._score(phase, objective, end, attempt)
+
+    def _start_objective(self, phase: Phase, saved: Saved | None) -> Objective:
+        networks = self.networks
+        seed_step(self.config.seed, phase.name, "objective")
+        objective = start_objective(
+            phase.stage.objective,
+            networks.trained,
+            networks,
+            num_classes=len(self.classes),
+            memory=networks.memory,
+            device=self.device,
+        )
+        if phase.stage.objective.requirements.fresh_start:
+            networks.trained.load_state_dict(networks.build(phase.name, "student").state_dict())
+        if saved is not None:
+            objective.load_state_dict(saved["step"]["objective"])  # labels are made by the teacher that was
+        return objective
+
+    def _labelled_round(self, phase: Phase, objective: Objective, attempt: Attempt) -> LabelledRound | None:
+        """Return the images that the objective labels in ``phase``; None where it labels none, or a user's loader's."""
+        images = self.domains.unlabelled
+        if objective.labeller is None or images is None or isinstance(images, UserLoader):
+            return None
+        layout = memory_format(self.networks.amp, self.networks.trained)
+        return LabelledRound(
+            name=phase.name,
+            images=images,
+            size=self.recipe.input.target.size,
+            folder=self.run_dir / "pseudo_labels" / phase.name,
+            picture=self.run_dir / "pictures" / f"{phase.name}-pseudo.png",
+            generator=partial(seed_step, self.config.seed, phase.name),
+            normalize=lambda image: normalize(image).contiguous(memory_format=layout),
+            check_stop=attempt.check_stop,
+        )
+
+    def _score(self, phase: Phase, objective: Objective, step: int, attempt: Attempt) -> None:
+        """Score the networks of a phase after ``step`` steps of the run; write, draw and report the scores."""
+        networks = {f"{phase.name}.{name}": network for name, network in objective.scored().items()}
+        networks[phase.name] = self.networks.trained
+        scores = {}
+        if self._results.val is not None:
+            scores = {name: self._results.score(network) for name, network in networks.items()}
+            self.scores.update(scores)
+            attempt.recorder.scores(step, {f"{phase.name}/miou": scores[phase.name].miou})
+            distributed.on_main(self._results.write_scores)
+            distributed.on_main(lambda: self._results.draw(phase.name, self.networks.trained))
+            attempt.recorder.picture("validation", step, self._results.picture)
+        for callback in self.callbacks:
+            callback.on_phase_end(phase.name, step, {name: score.miou for name, score in scores.items()})
 
     def _finish(self) -> None:
         self._results.finish(self.model)
         for callback in self.callbacks:
             callback.on_run_end(self.run_dir)
 
-    def evaluate(self) -> evaluation.Scores:
-        """Score the model as it is on the target's val split; labels at their native size.
+    def evaluate(self) -> Scores:
+        """Score the model as it is on the target's val split, labels at their native size.
 
         Among several processes all have to call this, and all get the scores of the whole split.
 
         Raises:
             InputError: there is no val split.
         """
-        if self.domains.val is None:
-            raise InputError("evaluate: no val dataset, expected a target domain")
         return self._results.score(self.model)
 
     def predict(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(train ids uint8, confidence float32), both ``[H, W]``, of a uint8 RGB image ``[H, W, 3]``."""
+        """Return (train ids uint8, confidence float32), both ``[H, W]``, of a uint8 RGB image ``[H, W, 3]``."""
         return self._results.trained(self.model).predict(image)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -270,3 +370,21 @@ class Trainer:
         """
         if distributed.is_main():
             self._results.trained(self.model).save(Path(path))
+
+
+def open_domains(data: DataConfig, recipe: Recipe) -> Domains:
+    """Open the datasets of ``data`` that ``recipe`` uses."""
+    needed, optional = recipe.streams
+    return Domains.open(data, recipe.input, needed=needed, optional=optional, recipe=recipe.name)
+
+
+def _check_types(recipe: object, data: object, model: object) -> None:
+    """Raise InputError for arguments of the wrong kind, a network in the recipe's place among them."""
+    if not isinstance(recipe, (Recipe, str)):
+        raise bad(
+            "Trainer: recipe", type(recipe).__name__, "a Recipe or the name of one; model= takes the network"
+        )
+    if not isinstance(data, (DataConfig, Domains)):
+        raise bad("Trainer: data", type(data).__name__, "a DataConfig, or Domains with datasets as objects")
+    if model is not None and not isinstance(model, nn.Module):
+        raise bad("Trainer: model", type(model).__name__, "a torch.nn.Module")

@@ -1,4 +1,4 @@
-"""A run of `udas-fast translate`: CycleGAN by the one training loop, then every source image translated."""
+"""A run of `udas-fast translate`: CycleGAN trained by the one loop, then every source image translated."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from typing import ClassVar
 import numpy as np
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import nn
 
 from udas_fast import distributed
-from udas_fast.data import BadFiles, Geometry, SegmentationDataset, Unlabelled, open_dataset
+from udas_fast.config import config
+from udas_fast.data import Geometry, SegmentationDataset, Unlabelled, open_dataset
 from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.data.translated import Manifest
-from udas_fast.distributed import join
-from udas_fast.engine.checkpoint import CheckpointFolder
-from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format
-from udas_fast.engine.runner import open_runner
 from udas_fast.errors import bad
 from udas_fast.inference import TrainedModel
 from udas_fast.models import SHORTEST_PATCH, CycleGenerators, Generator, to_signed, to_uint8
-from udas_fast.objectives import STRICT
-from udas_fast.objectives.cyclegan import CycleGAN
+from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig
 from udas_fast.recipes import Recipe
 from udas_fast.seeding import seed_step
 from udas_fast.training.environment import write_environment
-from udas_fast.training.lock import locked
-from udas_fast.training.run_folder import begin_run, read_run_file, require_same_run, require_unused
+from udas_fast.training.fit import Run, attempting, start_step, train_phase
+from udas_fast.training.run_folder import (
+    begin_run,
+    locked,
+    read_run_file,
+    require_same_run,
+    require_unused,
+)
 from udas_fast.translation.sheet import write_sheet
 from udas_fast.translation.write import absolute, is_complete, write_images
 
@@ -42,28 +43,34 @@ SPLIT = "train"
 SAMPLES = 4  # rows of a sample sheet
 
 
-@dataclass(frozen=True, config=STRICT)
+@config
 class TranslationConfig:
-    """What a run is beside its recipe; ``run.yaml`` holds both."""
+    """Settings of a translation beside its recipe; ``run.yaml`` holds both."""
 
     trains: ClassVar[str] = "translation"
 
     data: DataConfig
-    semantic: str | None = None  # run whose segmentation network the translation is to leave alone
+    semantic: str | None = None  # run whose segmentation network must see the same before and after
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)  # steps between two reads of the losses
     checkpoint_every: int = Field(default=500, ge=1)
 
+    @property
+    def max_bad_steps(self) -> int:
+        """No step of a translation may be skipped."""
+        return 0
+
 
 def open_domains(data: DataConfig) -> Domains:
-    """Both domains' training images, without labels.
+    """Open both domains' training images, without labels.
 
     Raises:
         InputError: one is not given, or is not as it should be.
     """
-    for name, spec in (("--source", data.source), ("--target", data.target)):
-        if spec is None:
-            raise bad(name, "none", "the domain of that name, as KIND:ROOT")
+    if data.source is None:
+        raise bad("--source", "none", "the domain to translate, as KIND:ROOT")
+    if data.target is None:
+        raise bad("--target", "none", "the domain whose style the source gets, as KIND:ROOT")
     if data.source.startswith("translated:"):  # its manifest could not name the files that hold the labels
         raise bad("--source", data.source, "an original dataset")
     source, target = open_dataset(data.source, SPLIT), open_dataset(data.target, SPLIT, labelled=False)
@@ -77,7 +84,7 @@ def open_domains(data: DataConfig) -> Domains:
 
 
 def at_native_size(recipe: Recipe, domains: Domains) -> Recipe:
-    """``recipe`` with crops of images as large as each domain's first one, which is how they are translated."""
+    """Return ``recipe`` with crops of images as large as each domain's first one: the size of the translation."""
 
     def fit(geometry: Geometry, dataset: SegmentationDataset) -> Geometry:
         size = dataset.unlabelled(0).image.shape[:2]
@@ -90,14 +97,14 @@ def at_native_size(recipe: Recipe, domains: Domains) -> Recipe:
 
 
 class Translation:
-    """Trains CycleGAN by ``recipe`` and translates the source's training images, in folder ``run``.
+    """Train CycleGAN by ``recipe`` and translate the source's training images, in folder ``run_dir``.
 
     Under torchrun all processes do so together.
 
     Args:
         recipe: one stage of kind ``cyclegan``.
         config: datasets, seed and the rest.
-        run: a new folder; :meth:`resume` goes on in one.
+        run_dir: a new folder; :meth:`resume` goes on in one.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
@@ -106,54 +113,52 @@ class Translation:
 
     @distributed.stopping_all()
     def __init__(
-        self, recipe: Recipe, config: TranslationConfig, *, run: str | os.PathLike[str], device: str = "auto"
+        self,
+        recipe: Recipe,
+        config: TranslationConfig,
+        *,
+        run_dir: str | os.PathLike[str],
+        device: str = "auto",
     ) -> None:
-        self._set_up(recipe, config, Path(run), device)
-        distributed.on_main(lambda: require_unused(self.run))  # not only after every file has been read
+        self._set_up(recipe, config, Path(run_dir), device)
+        distributed.on_main(lambda: require_unused(self.run_dir))  # not only after every file has been read
         self.domains.verify()
         chosen = replace(config.data, engine=self.domains.chosen_engine)
-        self.config = replace(config, data=chosen)
-        distributed.on_main(lambda: begin_run(self.run, self.recipe, self.config))
+        self.config = self._run.settings = replace(config, data=chosen)
+        distributed.on_main(lambda: begin_run(self.run_dir, self.recipe, self.config))
 
     @classmethod
     @distributed.stopping_all()
-    def resume(cls, run: str | os.PathLike[str], *, device: str = "auto") -> Translation:
-        """Go on with the run in folder ``run``.
+    def resume(cls, run_dir: str | os.PathLike[str], *, device: str = "auto") -> Translation:
+        """Go on with the run in ``run_dir``.
 
         Raises:
             InputError: no run of translation there, or a damaged file.
         """
         self = cls.__new__(cls)
-        self._set_up(*read_run_file(Path(run), TranslationConfig), Path(run), device)
+        self._set_up(*read_run_file(Path(run_dir), TranslationConfig), Path(run_dir), device)
         return self
 
-    def _set_up(self, recipe: Recipe, config: TranslationConfig, run: Path, device: str) -> None:
-        single = len(recipe.stages) == 1 and recipe.stages[0].rounds == 1
-        if recipe.trains != "translation" or not single or recipe.ema is not None:
-            raise bad(f"recipe {recipe.name}", "another one", "one round of kind cyclegan, and no ema")
-        for name, geometry in (("source", recipe.input.source), ("target", recipe.input.target)):
-            if min(geometry.crop or geometry.size) < SHORTEST_PATCH:
-                raise bad(
-                    f"crop of {name}", geometry.crop or geometry.size, f"sides of {SHORTEST_PATCH} or more"
-                )
-        self.recipe, self.config, self.run = recipe, config, run
-        self.stage = recipe.stages[0]
-        self.device = join(device)
+    def _set_up(self, recipe: Recipe, config: TranslationConfig, run_dir: Path, device: str) -> None:
+        self.objective_config = _check_recipe(recipe)
+        self.recipe, self.config, self.run_dir = recipe, config, run_dir
+        self.device = distributed.join(device)
         distributed.per_rank(recipe.input.batch_size, "input.batch_size")
         self.amp = build_amp(recipe.precision, self.device)
         self.domains = open_domains(config.data)
-        self.checkpoints = CheckpointFolder(run / "checkpoints")
         seed_step(config.seed, "model", 0)
-        model = CycleGenerators(self.stage.objective.width, self.stage.objective.blocks)
-        self.model = model.to(self.device, memory_format=memory_format(self.amp, model))
+        self.model = CycleGenerators(self.objective_config.width, self.objective_config.blocks)
+        self.model.to(self.device, memory_format=memory_format(self.amp, self.model))
+        networks = {recipe.stages[0].network: self.model}
+        self._run = Run(run_dir, recipe, config, self.domains, networks, self.amp)
         self._threads, self._one_at_a_time = max(1, config.data.workers), threading.Lock()
 
     def describe(self) -> str:
-        """What is about to run, on what, in a few lines."""
+        """Return what is about to run, on what, in a few lines."""
         parameters = sum(p.numel() for p in self.model.to_target.parameters())
         return "\n".join(
             [
-                f"recipe {self.recipe.name}: {self.stage.steps} steps",
+                f"recipe {self.recipe.name}: {self.recipe.steps} steps",
                 f"two generators of {parameters:,} parameters, {self.device} in {self.amp.name}",
                 self.domains.describe(),
             ]
@@ -161,61 +166,47 @@ class Translation:
 
     @distributed.stopping_all()
     def fit(self) -> int:
-        """Do what is left: training, sample sheets, images; how many images were made, 0 in a complete run.
+        """Do what is left: training, sample sheets, images; return the number of images made, 0 in a complete run.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; what was done is kept.
+            Interrupted: Ctrl-C or SIGTERM; finished work is kept.
             InputError: a loss is not finite, or a file turned bad.
         """
-        if distributed.on_main(lambda: is_complete(self.run, self._threads)):
+        if distributed.on_main(lambda: is_complete(self.run_dir, self._threads)):
             return 0
         with ExitStack() as stack:
-            distributed.on_main(lambda: stack.enter_context(locked(self.run)))
-            require_same_run(self.run, self.recipe, self.config)
-            return self._train_and_write()
-
-    def _train_and_write(self) -> int:
-        distributed.on_main(lambda: write_environment(self.run, str(self.device), self.amp.name))
-        self._train()
-        return write_images(
-            self.domains.source,
-            lambda image: self._translate(self.model.to_target, image),
-            self._manifest(),
-            self.run,
-            threads=self._threads,
-        )
+            distributed.on_main(lambda: stack.enter_context(locked(self.run_dir)))
+            require_same_run(self.run_dir, self.recipe, self.config)
+            distributed.on_main(lambda: write_environment(self.run_dir, str(self.device), self.amp.name))
+            self._train()
+            return write_images(
+                self.domains.source,
+                lambda image: self._translate(self.model.to_target, image),
+                self._manifest(),
+                self.run_dir,
+                threads=self._threads,
+            )
 
     def _train(self) -> None:
-        config, stage = self.config, self.stage
-        phase = Phase(stage.name, stage.steps, stage.optimizer)
-        seed_step(config.seed, phase.name, "objective")
-        objective = CycleGAN(stage.objective, self._segmenter()).to(self.device)
-        faults = BadFiles(config.data.max_bad_files)
-        streams = self.domains.streams(
-            stage.objective.needs,
+        """Train the generators and draw samples."""
+        run, (stage,) = self._run, self.recipe.stages
+        (phase,), saved = run.load()
+        seed_step(self.config.seed, phase.name, "objective")
+        objective = CycleGAN(self.objective_config, self._segmenter()).to(self.device)
+        loaders = self.domains.loaders(
+            self.recipe.geometries(stage),
             self.recipe.input,
-            mixed=False,
-            seed=config.seed,
+            seed=self.config.seed,
             phase=phase.name,
-            faults=faults,
+            bad_files=run.bad_files,
         )
-        loop = Loop(phase, self.model, objective, streams, self.amp, config.seed, faults=faults)
-        if (saved := self.checkpoints.load()) is not None:
-            loop.load_state_dict(saved["loop"])
-            faults.found[:] = saved.get("bad_files", ())  # older checkpoints do not say
-        with open_runner(
-            self.run,
-            self.checkpoints,
-            first=loop.done,
-            total=phase.steps,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-        ) as runner:
-            runner.run(loop, 0, lambda: {"bad_files": faults.found})
+        step = start_step(run, phase, objective, loaders, saved)
+        with attempting(run, [phase], saved) as attempt:
+            train_phase(run, attempt, phase, step, loaders)
             self.model.eval()
             for name, sheet in distributed.on_main(self._write_sheets).items():
-                runner.recorder.picture(f"translation/{name}", loop.done, sheet)
-            runner.check_stop()
+                attempt.recorder.picture(f"translation/{name}", phase.steps, sheet)
+            attempt.check_stop()
 
     def _segmenter(self) -> nn.Module | None:
         if self.config.semantic is None:
@@ -236,9 +227,9 @@ class Translation:
         return out[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
     def _write_sheets(self) -> dict[str, Path]:
-        """``pictures/translation-*.png`` by domain: samples of it, translated and back."""
+        """Draw ``pictures/translation-*.png``: samples of each domain, translated and back; return them by domain."""
         there, back = self.model.to_target, self.model.to_source
-        paths = {name: self.run / "pictures" / f"translation-{name}.png" for name in ("source", "target")}
+        paths = {name: self.run_dir / "pictures" / f"translation-{name}.png" for name in ("source", "target")}
         for name, dataset, first, second in (
             ("source", self.domains.source, there, back),
             ("target", self.domains.unlabelled, back, there),
@@ -251,11 +242,11 @@ class Translation:
                 after = self._translate(first, before)
                 rows.append((before, after, self._translate(second, after)))
             other = "target" if name == "source" else "source"
-            write_sheet(rows, (name, f"in the {other}'s look", "and back"), paths[name])
+            write_sheet(rows, (name, f"in the {other}'s style", "and back"), paths[name])
         return paths
 
     def _manifest(self) -> Manifest:
-        """What is to be written, with no file yet."""
+        """Return the list of images to write, none of which is there yet."""
         source = self.domains.source
         drawn = source.description is None
         return Manifest(
@@ -269,9 +260,25 @@ class Translation:
 
 
 def _checksum(network: nn.Module) -> str:
-    """SHA-256 of the weights."""
+    """Return the SHA-256 of the weights."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode())
         digest.update(value.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _check_recipe(recipe: Recipe) -> CycleGANConfig:
+    """Return the configuration of CycleGAN in ``recipe``.
+
+    Raises:
+        InputError: it is not one round of CycleGAN, or its crops are smaller than a discriminator's patch.
+    """
+    objective = recipe.stages[0].objective
+    single = len(recipe.stages) == 1 and recipe.stages[0].rounds == 1
+    if not isinstance(objective, CycleGANConfig) or not single or recipe.ema is not None:
+        raise bad(f"recipe {recipe.name}", "another one", "one round of kind cyclegan, and no ema")
+    for name, geometry in (("source", recipe.input.source), ("target", recipe.input.target)):
+        if min(geometry.crop or geometry.size) < SHORTEST_PATCH:
+            raise bad(f"crop of {name}", geometry.crop or geometry.size, f"sides of {SHORTEST_PATCH} or more")
+    return objective

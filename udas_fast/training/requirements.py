@@ -1,0 +1,53 @@
+"""What a recipe needs of its data, checked before any work."""
+
+from __future__ import annotations
+
+from udas_fast import distributed
+from udas_fast.data import UserLoader
+from udas_fast.data.domains import Domains
+from udas_fast.errors import bad
+from udas_fast.recipes import Recipe, Stage
+
+
+def check_data(recipe: Recipe, domains: Domains) -> None:
+    """Raise InputError unless every stream that ``recipe`` needs is there and fits (collective)."""
+    needed, optional = recipe.streams
+    for name in sorted(needed):
+        if getattr(domains, name) is None:
+            raise bad(f"data for recipe {recipe.name}", f"no {name!r} dataset", "one")
+        if not isinstance(getattr(domains, name), UserLoader):
+            distributed.per_rank(recipe.input.batch_size, "input.batch_size")
+    if recipe.input.rare_classes is not None and isinstance(domains.source, UserLoader):
+        raise bad("input.rare_classes", "a source that is a UserLoader", "none, or a dataset to draw from")
+    for stage in recipe.stages:
+        _check_stage(recipe, stage, domains)
+    for name in sorted({*needed, *optional, "val"}):
+        if isinstance(loader := getattr(domains, name), UserLoader):
+            loader.require_part(scored=name == "val")
+
+
+def _check_stage(recipe: Recipe, stage: Stage, domains: Domains) -> None:
+    requirements = stage.objective.requirements
+    if requirements.whole_images and isinstance(domains.unlabelled, UserLoader):
+        raise bad(f"unlabelled images of stage {stage.name}", "a UserLoader", "a dataset, or labels: online")
+    geometries = recipe.geometries(stage)
+    sizes = {
+        name: geometry.crop or geometry.size
+        for name, geometry in geometries.items()
+        if not isinstance(getattr(domains, name), UserLoader)  # whose images have the size that they have
+    }
+    for name in requirements.streams:
+        if name in sizes and min(sizes[name]) < requirements.min_size:
+            raise bad(
+                f"size of {name} images",
+                list(sizes[name]),
+                f"sides of {requirements.min_size} in stage {stage.name}",
+            )
+    mixed = {name: sizes[name] for name in requirements.equal_sizes if name in sizes}
+    if len(set(mixed.values())) > 1:
+        found = ", ".join(f"{name} {list(size)}" for name, size in mixed.items())
+        raise bad(
+            f"sizes of the images that stage {stage.name} mixes",
+            found,
+            "one size (or crop) in input.source and input.target",
+        )
