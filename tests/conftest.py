@@ -10,69 +10,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-from udas_fast.data import Batch
-from udas_fast.objectives import Step
-
-
-class TinyNet(nn.Module):
-    """Two heads at a quarter of the resolution on one convolution; remembers how it was called."""
-
-    def __init__(self, num_classes: int = 4) -> None:
-        super().__init__()
-        self.body = nn.Conv2d(3, 8, 3, stride=4, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.primary = nn.Conv2d(8, num_classes, 1)
-        self.auxiliary = nn.Conv2d(8, num_classes, 1)
-        self.inputs: list[torch.Tensor] = []
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.training:
-            self.inputs.append(x.detach().clone())
-        features = self.norm(self.body(x)).relu()
-        return self.primary(features), self.auxiliary(features)
+from udas_fast.objectives import Batches, PrepareContext
+from udas_fast.testing import TinyNetwork, make_context, random_batches
 
 
 @pytest.fixture
-def tiny_net() -> TinyNet:
+def tiny_net() -> TinyNetwork:
     torch.manual_seed(0)
-    return TinyNet()
+    return TinyNetwork()
 
 
 @pytest.fixture
-def batches() -> dict[str, Batch]:
+def batches() -> Batches:
     """Source, labelled and unlabelled batches of two 32x48 images, four classes and some ignored pixels."""
-    generator = torch.Generator().manual_seed(1)
-
-    def images() -> torch.Tensor:
-        return torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8, generator=generator)
-
-    def labels() -> torch.Tensor:
-        label = torch.randint(0, 4, (2, 32, 48), dtype=torch.uint8, generator=generator)
-        label[:, :2] = 255
-        return label
-
-    return {
-        "source": Batch(images(), labels(), ["s0", "s1"]),
-        "labelled": Batch(images(), labels(), ["l0", "l1"]),
-        "unlabelled": Batch(images(), None, ["u0", "u1"]),
-    }
+    return random_batches()
 
 
 @pytest.fixture
-def make_step() -> Callable[..., Step]:
-    """A :class:`Step` that calls ``loss.backward()``."""
-
-    def make(progress: float = 0.5, seed: int = 0) -> Step:
-        return Step(
-            progress=progress,
-            generator=torch.Generator().manual_seed(seed),
-            backward=lambda loss: loss.backward(),
-            normalize=lambda image: image.float() / 255,
-        )
-
-    return make
+def make_step() -> Callable[..., PrepareContext]:
+    """A context that calls ``loss.backward()``: :func:`udas_fast.testing.make_context`."""
+    return make_context
 
 
 def write_camvid(root: Path, train: int = 4, val: int = 2, size: tuple[int, int] = (24, 32)) -> Path:

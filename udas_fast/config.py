@@ -23,7 +23,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def config(cls: type[T]) -> type[T]:
+def config_dataclass(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen dataclass whose values are validated.
 
     Constructing it, or :func:`dataclasses.replace`, with an unknown key or a value that does not fit raises
@@ -44,9 +44,15 @@ def config(cls: type[T]) -> type[T]:
 
 
 @functools.cache
-def adapter(cls: Any) -> TypeAdapter[Any]:
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     """Return pydantic's validator and serializer of a configuration class."""
     return TypeAdapter(cls)
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """Return the fields of a configuration as plain data, as YAML holds it."""
+    cls: Any = type(value)
+    return _adapter(cls).dump_python(value, mode="json")
 
 
 def from_dict(cls: type[T], data: object, origin: str) -> T:
@@ -57,7 +63,8 @@ def from_dict(cls: type[T], data: object, origin: str) -> T:
             ``origin``.
     """
     try:
-        return adapter(cls).validate_python(data)
+        made: Any = cls
+        return _adapter(made).validate_python(data)
     except ValidationError as error:
         raise sentence(error, origin, cls) from None
 

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +142,7 @@ def on_main(function: Callable[[], T]) -> T:
     """Call ``function`` in the main process while the others wait; return its result or raise its error in all."""
     if get_world_size() == 1:
         return function()
-    outcome: list[object] = [None, None]
+    outcome: list[Any] = [None, None]
     if is_main():
         try:
             outcome[0] = function()
@@ -150,10 +150,10 @@ def on_main(function: Callable[[], T]) -> T:
             outcome[1] = error
     with _connected():
         dist.broadcast_object_list(outcome, 0)
-    result, error = outcome
-    if isinstance(error, Exception):
-        raise error
-    return result  # type: ignore[return-value]  # broadcast_object_list has no types
+    result, failure = outcome
+    if failure is not None:
+        raise failure
+    return result
 
 
 def loss_scale_for_valid_pixels(valid: Tensor) -> Tensor:

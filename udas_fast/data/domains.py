@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
 from udas_fast import distributed
-from udas_fast.config import config
+from udas_fast.config import config_dataclass
 from udas_fast.data.bad_files import BadFiles
 from udas_fast.data.check import check_dataset
 from udas_fast.data.datasets import Unlabelled, has_labels, open_dataset, subset
@@ -24,7 +24,7 @@ from udas_fast.data.user_loader import UserLoader, UserTrainLoader
 from udas_fast.errors import InputError, bad
 
 
-@config
+@config_dataclass
 class RareClassConfig:
     """Source images drawn by the classes that they show (:class:`udas_fast.data.RareClasses`)."""
 
@@ -33,7 +33,7 @@ class RareClassConfig:
     min_crop_ratio: Annotated[float, Field(ge=0)] = 0.5  # DAFormer: a crop shows more than this share of them
 
 
-@config
+@config_dataclass
 class InputConfig:
     """Images as the network sees them. Labelled target images that are mixed with the source take its geometry."""
 
@@ -43,7 +43,7 @@ class InputConfig:
     rare_classes: RareClassConfig | None = None  # None: each source image once an epoch
 
 
-@config
+@config_dataclass
 class DataConfig:
     """Datasets by name, ``KIND:ROOT`` as :func:`udas_fast.data.open_dataset` reads it."""
 
@@ -194,7 +194,7 @@ class Domains:
 
     def loaders(
         self,
-        geometries: Mapping[str, Geometry],
+        geometries: Mapping[Literal["source", "labelled", "unlabelled"], Geometry],
         inputs: InputConfig,
         *,
         seed: int,

@@ -94,8 +94,8 @@ class CheckpointFolder:
             except InputError as error:
                 damaged.append(error)
                 continue
-            for error in damaged:
-                tqdm.write(f"{error}; going on from {path.name}", file=sys.stderr)
+            for problem in damaged:
+                tqdm.write(f"{problem}; going on from {path.name}", file=sys.stderr)
             return state
         if damaged:
             raise bad(

@@ -1,21 +1,21 @@
-"""What a run may do to need less memory."""
+"""Settings by which a run needs less memory."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from torch import nn
 
-from udas_fast.config import config
+from udas_fast.config import config_dataclass
 from udas_fast.models import set_checkpointing, set_micro_batch_size
 
 GIB = 2**30
-#: What a GPU holds beside a step's tensors, until measured: the CUDA context and cuDNN's workspace, …
+#: Memory of a GPU beside a step's tensors, until measured: the CUDA context and cuDNN's workspace …
 CONTEXT = GIB // 2
-#: … and what the caching allocator loses between its blocks, as a share of the tensors.
+#: … and the gaps between the caching allocator's blocks, as a share of the tensors.
 FRAGMENTATION = 0.15
 
 
@@ -25,17 +25,19 @@ def _as_cards_are_sold(budget: object) -> object:
     raise PydanticCustomError("budget", "expected a card's size such as 11GB")
 
 
-@config
-class MemoryConfig:
-    """How a step trades time for memory; the policies are :data:`udas_fast.models.CHECKPOINTING`'s.
+Policy: TypeAlias = Literal["auto", "none", "layer3", "layers2-4", "all"]
 
-    A budget chooses what changes no number: checkpointing and, where the network has no batch statistics,
+
+@config_dataclass
+class MemoryConfig:
+    """Ways to need less memory at the price of time; the policies are :data:`udas_fast.models.CHECKPOINTING`'s.
+
+    A budget chooses among ways that change no number: checkpointing and, where the network has no batch statistics,
     micro-batches.
     """
 
-    checkpointing: Literal["auto", "none", "layer3", "layers2-4", "all"] = (
-        "auto"  # the first that the budget holds by prediction; "none" without a budget
-    )
+    # "auto": the first that the budget holds by prediction; "none" without a budget.
+    checkpointing: Policy = "auto"
     # Images of a batch that the networks hold the activations of at once, None: all. One more forward of each; batch
     # statistics, where there are any, become those of a micro-batch.
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
@@ -47,11 +49,11 @@ class MemoryConfig:
         return None if self.budget is None else int(float(self.budget.removesuffix("GB")) * GIB)
 
     def apply(self, module: nn.Module) -> tuple[int, int]:
-        """Set up every part of ``module`` that can; how many checkpoint, and how many take micro-batches."""
+        """Set up every part of ``module`` that can; return how many checkpoint, and how many take micro-batches."""
         policy = "none" if self.checkpointing == "auto" else self.checkpointing
         return set_checkpointing(module, policy), set_micro_batch_size(module, self.micro_batch_size)
 
 
 def needed_on_gpu(tensors: int) -> int:
-    """Bytes that a GPU needs for a step whose tensors take ``tensors`` bytes at their peak."""
+    """Return the bytes that a GPU needs for a step whose tensors take ``tensors`` bytes at their peak."""
     return int(tensors * (1 + FRAGMENTATION)) + CONTEXT

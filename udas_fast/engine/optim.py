@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from udas_fast.config import config
+from udas_fast.config import config_dataclass
 from udas_fast.errors import bad
 from udas_fast.models import parameter_groups
 
@@ -22,7 +22,7 @@ MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 """A user's own choice of optimiser and parameter groups for a network."""
 
 
-@config
+@config_dataclass
 class OptimizerConfig:
     """Optimiser of the model (SGD, Adam or AdamW) and of discriminators (Adam); the defaults are AdaptSegNet's."""
 
@@ -112,7 +112,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def apex_sgd() -> type[torch.optim.Optimizer]:
+def apex_sgd() -> Callable[..., torch.optim.Optimizer]:
     """``apex.optimizers.FusedSGD``.
 
     Raises:

@@ -79,7 +79,7 @@ class Recorder:
         now = time.perf_counter()
         self._waits.append({"step": step, "seconds": now - self._before, "data_wait": data_wait})
         self._before = now
-        record = {"step": step, "phase": phase, "lr": lr}
+        record: dict[str, float | str] = {"step": step, "phase": phase, "lr": lr}
         self._pending.append((record, dict(losses), samples, skipped))
         if len(self._pending) >= self._every:
             self.flush()
@@ -111,7 +111,7 @@ class Recorder:
             check_losses(self._folder, record, named, samples)
             if self._files is not None:
                 self._files.add_losses(record, named)
-            written.append(record | named)
+            written.append({**record, **named})
         if self._files is not None:
             self._files.add_times(self._waits)
         self._pending.clear()

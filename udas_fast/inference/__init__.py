@@ -11,6 +11,10 @@ __all__ = [
     "TrainedModel",
     "check_state",
     "export_model",
+    "load",
     "media_files",
     "predict_files",
 ]
+
+#: ``udas_fast.load``: read the trained model of a run.
+load = TrainedModel.load

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from udas_fast.engine.memory import GIB, MemoryConfig
+from udas_fast.engine.memory import GIB, MemoryConfig, Policy
 from udas_fast.errors import bad
 from udas_fast.memory.predict import predict
-from udas_fast.models import CHECKPOINTING
 from udas_fast.recipes import Recipe
 
-POLICIES = tuple(CHECKPOINTING)
+#: Policies from the fastest to the one that needs least memory.
+POLICIES: tuple[Policy, ...] = ("none", "layer3", "layers2-4", "all")
 
 
 def needed(recipe: Recipe, memory: MemoryConfig, num_classes: int, labelled: bool) -> int:
@@ -59,7 +59,7 @@ def candidates(recipe: Recipe) -> Iterator[MemoryConfig]:
     A micro-batch costs one more forward whatever its size, as much as checkpointing everything.
     """
     memory = recipe.memory
-    policies: tuple[str, ...] = (memory.checkpointing,)
+    policies: tuple[Policy, ...] = (memory.checkpointing,)
     if memory.checkpointing == "auto":
         policies = POLICIES if recipe.trains == "segmentation" else ("none",)  # CycleGAN has no backbone
     for policy in policies:

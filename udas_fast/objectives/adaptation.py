@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from udas_fast.config import Weight, config
+from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
 from udas_fast.errors import bad
 from udas_fast.objectives.adversary import AdversaryConfig, OutputAdversary
@@ -34,7 +34,7 @@ from udas_fast.objectives.mixing import (
 )
 
 
-@config
+@config_dataclass
 class EntropyConfig:
     """L_ent: the entropy of target predictions as a loss."""
 
@@ -48,7 +48,7 @@ class EntropyConfig:
             raise bad("weights of the entropy", list(self.weights), "one above 0, or entropy: null")
 
 
-@config
+@config_dataclass
 class AgreementConfig:
     """L_kl: the two heads agree on target images."""
 
@@ -59,7 +59,7 @@ class AgreementConfig:
     )
 
 
-@config
+@config_dataclass
 class AdaptationConfig(ObjectiveConfig, kind="adaptation"):
     """L = L_seg + λ_adv · L_adv + λ_ent · L_ent + λ_kl · L_kl; a component that is None is absent.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from udas_fast import distributed, ops
-from udas_fast.config import Weight, config
+from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
 from udas_fast.errors import bad
 from udas_fast.models import (
@@ -32,7 +32,7 @@ Judge = Callable[[Tensor], list[Tensor]]
 """A discriminator's answers, one map for each of its scales, to logits ``[N, C, h, w]`` of a batch or a part of it."""
 
 
-@config
+@config_dataclass
 class AdversaryConfig:
     """Discriminators on the predictions of both heads; the defaults are AdaptSegNet's."""
 
@@ -98,6 +98,8 @@ class AccuracyGate(nn.Module):
     A discriminator that cannot separate the domains has nothing to teach (CyCADA's code: 60 %). The gate is closed at
     first. Nothing waits for the device, and the accuracies are saved with every checkpoint.
     """
+
+    accuracies: Tensor
 
     def __init__(self, threshold: float) -> None:
         super().__init__()

@@ -274,11 +274,13 @@ def check_config(config: ObjectiveConfig) -> None:
         raise bad(
             f"objective {cls.__name__}",
             "no kind of its own",
-            f'class {cls.__name__}({cls.__base__.__name__}, kind="NAME"), its name in YAML',
+            f'class {cls.__name__}({cls.__mro__[1].__name__}, kind="NAME"), its name in YAML',
         )
     if not is_dataclass(config) or "__dataclass_fields__" not in vars(cls):
         raise bad(
-            f"objective {cls.__name__}", "a plain class", "one with the decorator @udas_fast.config.config"
+            f"objective {cls.__name__}",
+            "a plain class",
+            "one with the decorator @udas_fast.config.config_dataclass",
         )
     for name in ("requirements", "build"):
         if getattr(cls, name) is getattr(ObjectiveConfig, name):

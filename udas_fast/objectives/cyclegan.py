@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from udas_fast import distributed, ops
-from udas_fast.config import Weight, config
+from udas_fast.config import Weight, config_dataclass
 from udas_fast.models import PatchDiscriminator, normalize_signed, to_output, to_signed
 from udas_fast.objectives.adversary import least_squares
 from udas_fast.objectives.base import (
@@ -29,7 +29,7 @@ from udas_fast.objectives.losses import segmentation_loss
 REAL, FAKE = 1.0, 0.0  # labels of the discriminators
 
 
-@config
+@config_dataclass
 class CycleGANConfig(ObjectiveConfig, kind="cyclegan"):
     """L = L_GAN + λ_cyc · L_cyc + λ_id · L_id + λ_sem · L_sem; the defaults are the published ones."""
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from udas_fast import ops
-from udas_fast.config import Weight, config
+from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
 from udas_fast.models import MeanNetwork
 from udas_fast.objectives.base import (
@@ -36,7 +36,7 @@ from udas_fast.objectives.mixing import (
 from udas_fast.objectives.pseudo_labels import PseudoLabelConfig, PseudoLabeller
 
 
-@config
+@config_dataclass
 class DomainMixingConfig(ObjectiveConfig, kind="domain_mixing"):
     """A domain-mixed teacher, learning from labelled source and labelled target images 1:1 (3.1, 3.2)."""
 
@@ -118,7 +118,7 @@ class DomainMixing(Objective):
         return losses
 
 
-@config
+@config_dataclass
 class DistillationConfig(ObjectiveConfig, kind="distillation"):
     """L = λ_kd · KL(mean of the teachers ‖ student) on unlabelled + CE on labelled target images (3.3)."""
 

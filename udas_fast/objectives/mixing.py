@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from udas_fast import ops
-from udas_fast.config import config
+from udas_fast.config import config_dataclass
 from udas_fast.data import Batch
 from udas_fast.data.style import match_fda, match_lab
 from udas_fast.objectives.base import Batches, PrepareContext
@@ -18,7 +18,7 @@ Translate: TypeAlias = Literal["none", "lab", "fda"]
 FdaBeta: TypeAlias = Annotated[float, Field(ge=0, lt=0.5)]
 
 
-@config
+@config_dataclass
 class MixingConfig:
     """Domain CutMix: a box of labelled target images in source images, or the other way round.
 
@@ -47,7 +47,9 @@ def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, ctx: Prepa
     # Drawn on the CPU, where the generator is.
     boxes = ctx.draw(sample, len(source.image)).to(source.image.device, non_blocking=True)
     inside, outside = (source, target) if config.paste == "source" else (target, source)
-    image, label = ops.region_mix(inside.image, outside.image, inside.label, outside.label, boxes)
+    image, label = ops.region_mix(
+        inside.image, outside.image, inside.required_label, outside.required_label, boxes
+    )
     if config.augment:
         image = ctx.augment(image)
     ids = [f"{s} + {t}" for s, t in zip(source.ids, target.ids, strict=True)]

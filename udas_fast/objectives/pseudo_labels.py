@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from udas_fast import distributed, ops
-from udas_fast.config import config
+from udas_fast.config import config_dataclass
 from udas_fast.data import Batch
 from udas_fast.errors import bad
 from udas_fast.models import SegmentationOutput, to_output
@@ -20,7 +20,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 MAX_VIEWS = 16  # of ops.pseudo_label
 
 
-@config
+@config_dataclass
 class PseudoLabelConfig:
     """What the teacher sees of an image, and which of its labels are kept; the defaults are UDAS's."""
 

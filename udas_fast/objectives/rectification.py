@@ -7,7 +7,7 @@ from dataclasses import field
 
 from torch import nn
 
-from udas_fast.config import Weight, config
+from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
 from udas_fast.objectives.base import (
     Batches,
@@ -34,7 +34,7 @@ MRNET_LABELS = PseudoLabelConfig(
 )
 
 
-@config
+@config_dataclass
 class RectificationConfig(ObjectiveConfig, kind="rectification"):
     """A student learns every pseudo-label of a frozen teacher; no threshold, the uncertainty weighs them."""
 

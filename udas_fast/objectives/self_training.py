@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from udas_fast import ops
-from udas_fast.config import Weight, config
+from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
 from udas_fast.data.types import IGNORE
 from udas_fast.models import SegmentationOutput
@@ -36,7 +36,7 @@ from udas_fast.objectives.mixing import (
 from udas_fast.objectives.pseudo_labels import PseudoLabelConfig, PseudoLabeller
 
 
-@config
+@config_dataclass
 class ConsistencyConfig:
     """KL(mean of the teacher's views ‖ the student's view) (UDAS's overview figure)."""
 
@@ -44,7 +44,7 @@ class ConsistencyConfig:
     temperature: Annotated[float, Field(gt=0)] = 1.0  # of both sides
 
 
-@config
+@config_dataclass
 class SelfTrainingConfig(ObjectiveConfig, kind="self_training"):
     """A round of self-training; at the round's end the student becomes the teacher."""
 

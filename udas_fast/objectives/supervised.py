@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from udas_fast.config import Weight, config
+from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
 from udas_fast.errors import bad
 from udas_fast.objectives.base import (
@@ -22,7 +22,7 @@ from udas_fast.objectives.losses import segmentation_loss
 from udas_fast.objectives.mixing import FdaBeta, Translate, translated_source
 
 
-@config
+@config_dataclass
 class SupervisedConfig(ObjectiveConfig, kind="supervised"):
     """Train on one labelled domain and nothing else: no forward of the other domain ever happens.
 

@@ -11,7 +11,7 @@ STEPS = 40_000  # of each network in each round; the budget is ours
 OPTIMIZER = OptimizerConfig(weight_decay=1e-4, horizon=1.0)
 
 
-def _round(number: int) -> tuple[Stage, Stage, Stage]:
+def _round(number: int) -> tuple[Stage, ...]:
     """Both teachers, then their student; from the second round on the last student's labels join in."""
     labeller = "student" if number > 1 else None
     teachers = (

@@ -92,11 +92,12 @@ _SCRIPT = "script:"
 
 def _origin(module: str) -> str:
     """Return the file or the name by which ``module`` can be imported in another process."""
-    path = getattr(sys.modules.get(module), "__file__", None)
+    path: str | None = getattr(sys.modules.get(module), "__file__", None)
     if module == "__main__":
         return f"{_SCRIPT}{Path(path).resolve() if path else 'of an interactive session'}"
-    installed = path is None or {"site-packages", "dist-packages"} & set(Path(path).parts)
-    return module if installed else str(Path(path).resolve())
+    if path is None or {"site-packages", "dist-packages"} & set(Path(path).parts):
+        return module
+    return str(Path(path).resolve())
 
 
 def _import(origin: str) -> ModuleType:

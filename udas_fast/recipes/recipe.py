@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PlainSerializer, PlainValidator
 
-from udas_fast.config import adapter, config, from_dict
+from udas_fast.config import config_dataclass, from_dict, to_dict
 from udas_fast.data import Geometry
 from udas_fast.data.domains import InputConfig
 from udas_fast.engine.memory import MemoryConfig
@@ -31,7 +31,7 @@ def _objective(value: object) -> ObjectiveConfig:
 
 
 def _objective_to_dict(objective: ObjectiveConfig) -> dict[str, Any]:
-    return {"kind": objective.kind, **adapter(type(objective)).dump_python(objective, mode="json")}
+    return {"kind": objective.kind, **to_dict(objective)}
 
 
 def objective_from_dict(data: object, origin: str) -> ObjectiveConfig:
@@ -61,7 +61,7 @@ AnyObjective = Annotated[
 ]
 
 
-@config
+@config_dataclass
 class Stage:
     """``rounds`` runs of ``steps`` optimisation steps of one objective, each with its own schedule."""
 
@@ -90,7 +90,7 @@ class Phase:
         return self.stage.steps
 
 
-@config
+@config_dataclass
 class Recipe:
     """Objectives, stages and numbers of a method."""
 
@@ -122,7 +122,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as YAML holds it."""
-        return adapter(Recipe).dump_python(self, mode="json")
+        return to_dict(self)
 
     def to_yaml(self) -> str:
         """Return the YAML that :func:`load_recipe` reads."""

@@ -194,7 +194,7 @@ def _fingerprint(labeller: PseudoLabeller, round: LabelledRound) -> str:
     place = round.generator("views").initial_seed()
     digest = hashlib.blake2b(repr((labeller.config, data, place)).encode(), digest_size=16)
     for value in _state(labeller.teacher):
-        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

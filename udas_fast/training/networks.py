@@ -71,7 +71,8 @@ class Networks(dict[str, nn.Module]):
         model = self.build("model", 0) if model is None else self._take(model)
         self.memory = self._choose_memory()
         self._apply_memory(model)
-        self.trained = model.to(amp.device, memory_format=memory_format(amp, model))
+        self.trained = model.to(amp.device)
+        self.trained = self.trained.to(memory_format=memory_format(amp, model))  # type: ignore[call-overload]  # torch's stub lacks it
         if self.model_config is None:
             reasons = (stage.objective.requirements.auxiliary_head for stage in recipe.stages)
             auxiliary_head = next((reason for reason in reasons if reason), None)
@@ -135,12 +136,12 @@ class Networks(dict[str, nn.Module]):
         model, expected = self.trained, self.model_config
         trained = TrainedModel.load(path, self.amp.device, model if expected is None else None)
         if trained.classes.names != self._classes.names:
-            found, named = (
+            there, here = (
                 f"{len(classes)} ({', '.join(classes.names):.60})"
                 for classes in (trained.classes, self._classes)
             )
-            raise bad(f"classes of {path}", found, f"{named}, as in this run's data")
-        if expected is not None:
+            raise bad(f"classes of {path}", there, f"{here}, as in this run's data")
+        if expected is not None and trained.config is not None:
             found = replace(trained.config, norm=expected.norm, dropout=expected.dropout)
             if found != expected:
                 raise bad(f"network of {path}", _difference(found, expected), _difference(expected, found))

@@ -21,9 +21,9 @@ def check_data(recipe: Recipe, domains: Domains) -> None:
         raise bad("input.rare_classes", "a source that is a UserLoader", "none, or a dataset to draw from")
     for stage in recipe.stages:
         _check_stage(recipe, stage, domains)
-    for name in sorted({*needed, *optional, "val"}):
-        if isinstance(loader := getattr(domains, name), UserLoader):
-            loader.require_part(scored=name == "val")
+    for role in sorted({*needed, *optional, "val"}):
+        if isinstance(loader := getattr(domains, role), UserLoader):
+            loader.require_part(scored=role == "val")
 
 
 def _check_stage(recipe: Recipe, stage: Stage, domains: Domains) -> None:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field
 
 from udas_fast.atomic import atomic_write, make_folder, writing
-from udas_fast.config import config, from_dict
+from udas_fast.config import config_dataclass, from_dict
 from udas_fast.data.domains import DataConfig
 from udas_fast.data.loader import Engine
 from udas_fast.engine.checkpoint import CheckpointFolder
@@ -49,7 +49,7 @@ class RunSettings(Protocol):
         ...
 
 
-@config
+@config_dataclass
 class RunConfig:
     """Settings of a training run beside its recipe; ``run.yaml`` holds both."""
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -91,10 +92,14 @@ class Trainer:
         self.device = distributed.join(device)
         recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
         domains = open_domains(data, recipe) if isinstance(data, DataConfig) else data
-        given = {"model": model, "optimizer": optimizer}
+        given: list[Literal["model", "optimizer"]] = []
+        if model is not None:
+            given.append("model")
+        if optimizer is not None:
+            given.append("optimizer")
         config = RunConfig(
             data if isinstance(data, DataConfig) else None,
-            tuple(name for name, part in given.items() if part is not None),
+            tuple(given),
             domains.chosen_engine,
             weights=weights,
             start=start,
@@ -141,9 +146,10 @@ class Trainer:
         if data is None and config.data is not None and max_bad_files > config.data.max_bad_files:
             config = replace(config, data=replace(config.data, max_bad_files=max_bad_files))
             distributed.on_main(lambda: cls._rewrite(folder, recipe, config))
-        if data is None and config.data is not None:
+        if data is None:
+            assert config.data is not None  # require_objects
             data = open_domains(config.data, recipe)
-        domains = replace(data, engine=config.engine)  # type: ignore[type-var]  # require_objects: data is there
+        domains = replace(data, engine=config.engine)
         self._set_up(recipe, domains, model, folder, config, optimizer, callbacks)
         return self
 

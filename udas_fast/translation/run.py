@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from udas_fast import distributed
-from udas_fast.config import config
+from udas_fast.config import config_dataclass
 from udas_fast.data import Geometry, SegmentationDataset, Unlabelled, open_dataset
 from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.data.translated import Manifest
@@ -43,7 +43,7 @@ SPLIT = "train"
 SAMPLES = 4  # rows of a sample sheet
 
 
-@config
+@config_dataclass
 class TranslationConfig:
     """Settings of a translation beside its recipe; ``run.yaml`` holds both."""
 
