@@ -51,9 +51,9 @@ SETTINGS = (
     "model.output_stride=8",
     "model.norm=batch",
     f"precision={SHARED}",
-    f"uda,udas:{ADAPTATION}.kl_weight=0",  # Seg-Uncertainty is made of it
-    f"{ADAPTATION}.discriminator_width=16",
-    f"{ADAPTATION}.discriminator_stride=2",
+    f"uda,udas:{ADAPTATION}.agreement=null",  # Seg-Uncertainty is made of it
+    f"{ADAPTATION}.adversary.width=16",
+    f"{ADAPTATION}.adversary.stride=2",
 )
 SIZE, STEPS = (180, 240), 800
 RENDERED_CAMVID = ("camvid:{data}/rendered", "camvid:{data}/camvid")

@@ -31,10 +31,10 @@ import harness
 import public_step
 import torch
 from torch import nn
+from udas_fast.engine.loop import Loop, Phase
 
 from udas_fast.data import Batch
 from udas_fast.engine.graph import WARM_UP, CudaCapture
-from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.memory import CONTEXT, GIB
 from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.errors import InputError
@@ -47,7 +47,7 @@ from udas_fast.recipes import Recipe, get_recipe, override
 CLASSES = 19
 PUBLIC = {"adaptation": public_step.PublicAdaptation, "self_training": public_step.PublicSelfTraining}
 PARTS = ("data", "forward", "backward", "losses", "optimiser", "graph")
-SMALL = ("model.backbone=resnet18", "model.width=16", "stages.adaptation.objective.discriminator_width=16")
+SMALL = ("model.backbone=resnet18", "model.width=16", "stages.adaptation.objective.adversary.width=16")
 # (source, target), height × width: published, and both as large as the source.
 SIZES = {
     "cuda": (((720, 1280), (512, 1024)), ((720, 1280), (720, 1280))),

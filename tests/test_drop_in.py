@@ -92,7 +92,7 @@ def seeded(build: Callable[[], nn.Module]) -> nn.Module:
     return build()
 
 
-NO_KL = ("stages.adaptation.objective.kl_weight=0",)
+NO_KL = ("stages.adaptation.objective.agreement=null",)
 
 
 @pytest.mark.parametrize("build", [UNet, WithLogits, WithDict])
@@ -351,11 +351,13 @@ def test_what_cannot_be_is_refused_before_any_work(camvid_root: Path, tmp_path: 
     ):
         Domains(source=DataLoader(Pairs()))
     with pytest.raises(InputError, match="unlabelled images of stage self_training: found a UserLoader"):
-        start(recipe("udas", 6, (*NO_KL, "stages.self_training.objective.labels=disk")), loaders())
+        start(
+            recipe("udas", 6, (*NO_KL, "stages.self_training.objective.pseudo_labels.labels=disk")), loaders()
+        )
     with pytest.raises(InputError, match="input.rare_classes: found a source that is a UserLoader"):
         start(recipe(settings=("input.rare_classes={}",)), loaders())
     with pytest.raises(InputError, match="unlabelled images of stage region_2: found a UserLoader"):
-        loaders().require(recipe("ddm", 6, ("stages.region_2.objective.labels=disk",)))
+        loaders().require(recipe("ddm", 6, ("stages.region_2.objective.pseudo_labels.labels=disk",)))
     with pytest.raises(
         InputError, match="found 3 in source mine and 11 in val camvid, number 0 is 'road' and"
     ):

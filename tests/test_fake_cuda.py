@@ -16,7 +16,7 @@ import torch
 from torch.utils import cpp_extension
 
 from udas_fast.ops import _library
-from udas_fast.recipes import recipes
+from udas_fast.recipes import list_recipes
 
 HERE = Path(__file__).parent / "fake_cuda"
 
@@ -48,7 +48,7 @@ def run(guard: Path, *arguments: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_every_recipe_stays_on_the_device(guard: Path) -> None:
-    assert run(guard, ",".join(recipes())) == dict.fromkeys(recipes(), "ok")
+    assert run(guard, ",".join(list_recipes())) == dict.fromkeys(list_recipes(), "ok")
 
 
 ADAPTATION, SELF_TRAINING = "stages.adaptation.objective", "stages.self_training.objective"
@@ -64,24 +64,23 @@ ADAPTATION, SELF_TRAINING = "stages.adaptation.objective", "stages.self_training
             "precision=fp32",
             "model.norm=frozen",
             "memory.micro_batch_size=1",
-            f"{ADAPTATION}.discriminator_scales=2",
-            f"{ADAPTATION}.gan=lsgan",
-            f"{ADAPTATION}.real=ensemble",
-            f"{ADAPTATION}.mixing.translate=fda",
+            f"{ADAPTATION}.adversary.scales=2",
+            f"{ADAPTATION}.adversary.gan=lsgan",
+            f"{ADAPTATION}.adversary.real=ensemble",
+            f"{ADAPTATION}.translate=fda",
             f"{ADAPTATION}.mixing.paste=target",
-            f"{SELF_TRAINING}.threshold=balanced",
-            f"{SELF_TRAINING}.reduce=mean",
+            f"{SELF_TRAINING}.pseudo_labels.threshold=balanced",
+            f"{SELF_TRAINING}.pseudo_labels.reduce=mean",
         ],
         [
             "model.name=deeplabv3plus",
             "model.align_corners=true",
-            f"{ADAPTATION}.kl=symmetric",
-            f"{ADAPTATION}.entropy_weights=[0.1,0.1]",
-            f"{ADAPTATION}.entropy_robust=2.0",
-            f"{SELF_TRAINING}.labels=disk",
-            f"{SELF_TRAINING}.consistency_weight=1",
-            f"{SELF_TRAINING}.flip_view=true",
-            f"{SELF_TRAINING}.scales=[1.25]",
+            f"{ADAPTATION}.agreement.kl=symmetric",
+            f"{ADAPTATION}.entropy={{weights: [0.1, 0.1], robust: 2.0}}",
+            f"{SELF_TRAINING}.pseudo_labels.labels=disk",
+            f"{SELF_TRAINING}.consistency={{weight: 1}}",
+            f"{SELF_TRAINING}.pseudo_labels.flip_view=true",
+            f"{SELF_TRAINING}.pseudo_labels.scales=[1.25]",
         ],
     ],
     ids=["fp16", "fp32", "disk"],

@@ -12,13 +12,13 @@ import torch
 from loops import SIZE, loop_of, tiny
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
+from udas_fast.engine.loop import Loop
 
 from udas_fast import TrainedModel, Trainer, evaluation
 from udas_fast.data import open_dataset
 from udas_fast.data.domains import DataConfig
 from udas_fast.engine.graph import CudaCapture
 from udas_fast.engine.interrupt import Interrupted
-from udas_fast.engine.loop import Loop
 from udas_fast.errors import InputError
 from udas_fast.recipes import all_recipes, override
 

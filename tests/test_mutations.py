@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from udas_fast.training.run_folder import RunConfig
 
 from udas_fast import ops
 from udas_fast.data.specs import describe_folder
@@ -20,7 +21,6 @@ from udas_fast.inference import TrainedModel
 from udas_fast.models import ModelConfig, build_model, load_weights
 from udas_fast.recipes import get_recipe, override
 from udas_fast.recipes.recipe import recipe_from_dict
-from udas_fast.training.run_config import RunConfig
 from udas_fast.training.run_folder import read_run_file
 
 EACH = 180

@@ -21,7 +21,7 @@ STAGES = ("region_1", "sample_1", "student_1", "region_2")
 
 def _recipe(*stages: str) -> Recipe:
     recipe = select_stages(small(get_recipe("ddm"), size=(32, 48), steps=8, batch_size=2), stages)
-    disk = ["stages.region_2.objective.labels=disk"] if "region_2" in stages else []
+    disk = ["stages.region_2.objective.pseudo_labels.labels=disk"] if "region_2" in stages else []
     return override(recipe, ["model.width=4", *disk])
 
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from take_step import take_step
 from torch import Tensor, nn
+from udas_fast.engine.loop import Loop, Phase
+from udas_fast.training.networks import compile_backbones
 
 from udas_fast.data import Batch
-from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.engine.precision import Amp
@@ -25,7 +26,6 @@ from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.seeding import seed_step
-from udas_fast.training.compile import compile_backbones
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from public_step import PublicAdaptation, PublicSelfTraining

@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from udas_fast.engine.step import TrainStep
 
 from udas_fast import TrainedModel, Trainer
 from udas_fast.data import open_dataset
 from udas_fast.data.domains import Domains
-from udas_fast.engine.loop import Loop
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, select_stages, small
 
@@ -93,7 +93,7 @@ def test_a_complete_run_without_its_model_file_writes_it_again(
     def never(*_: object) -> None:
         raise AssertionError("a training step was made")
 
-    monkeypatch.setattr(Loop, "_step", never)
+    monkeypatch.setattr(TrainStep, "__call__", never)
     again = Trainer.resume(run, data=_domains(camvid_root), device="cpu")
     assert not again.complete
     again.fit()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from udas_fast.training.run_folder import locked
 
 from udas_fast import Trainer
 from udas_fast.data import Geometry, SegmentationDataset, open_dataset
@@ -18,7 +19,6 @@ from udas_fast.errors import InputError
 from udas_fast.inference import TrainedModel
 from udas_fast.models import build_model
 from udas_fast.recipes import InputConfig, Recipe, Stage, get_recipe, override, small
-from udas_fast.training.lock import locked
 
 SIZE = (32, 48)
 
@@ -166,7 +166,7 @@ def test_a_loss_that_explodes_is_named_and_never_saved(camvid_root: Path, tmp_pa
     newest = trainer.checkpoints.newest()
     assert newest is not None
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
-    assert read_state(newest)["loop"]["done"] == last["step"] + 1
+    assert read_state(newest)["step"]["done"] == last["step"] + 1
 
 
 def test_one_process_at_a_time_in_a_folder(camvid_root: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_two_processes_translate_as_one_does(
         first, second = json.loads(a), json.loads(b)
         assert first.pop("phase") == second.pop("phase")
         assert second == pytest.approx(first, rel=1e-5)  # float32 sums in another order
-    states = [read_state(CheckpointFolder(run / "checkpoints").newest())["loop"] for run in (one, two)]
+    states = [read_state(CheckpointFolder(run / "checkpoints").newest())["step"] for run in (one, two)]
     pools = [state["objective"]["pools.target._extra_state"]["images"] for state in states]
     assert len(pools[0]) == len(pools[1]) == 2
     for a, b in zip(*pools, strict=True):

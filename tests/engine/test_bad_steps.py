@@ -59,9 +59,9 @@ def test_a_bad_step_leaves_no_trace(gradient: bool, what: str, tmp_path: Path, c
     assert steps == [0, 1]
     before, after = (read_state(path) for path in sorted((tmp_path / "checkpoints").iterdir()))
     assert (before["bad_steps"], after["bad_steps"]) == (0, 1)
-    assert (before["loop"]["done"], after["loop"]["done"]) == (2, 3)
-    for name, value in before["loop"]["model"].items():  # the batch norm's statistics too
-        assert torch.equal(value, after["loop"]["model"][name]), name
+    assert (before["step"]["done"], after["step"]["done"]) == (2, 3)
+    for name, value in before["step"]["model"].items():  # the batch norm's statistics too
+        assert torch.equal(value, after["step"]["model"][name]), name
 
 
 def test_one_more_than_allowed_ends_the_run(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_one_more_than_allowed_ends_the_run(tmp_path: Path) -> None:
     ):
         _trainer(tmp_path, Sick((1, 3)), 6, max_bad_steps=1).fit()
     newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    assert read_state(newest)["loop"]["done"] == 3
+    assert read_state(newest)["step"]["done"] == 3
 
 
 def test_a_run_without_bad_steps_is_the_same_to_the_bit(tmp_path: Path) -> None:

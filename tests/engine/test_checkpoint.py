@@ -19,7 +19,7 @@ def _state(value: float = 1.0) -> dict:
 
 
 def _same(one: dict, other: dict) -> bool:
-    return one["loop"] == other["loop"] and all(
+    return one["step"] == other["step"] and all(
         torch.equal(one["model"][k], other["model"][k]) for k in other["model"]
     )
 

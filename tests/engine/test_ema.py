@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-
-from udas_fast.data import Geometry, TrainLoader, open_dataset
 from udas_fast.engine.ema import WeightAverage
 from udas_fast.engine.loop import Loop, Phase
+
+from udas_fast.data import Geometry, TrainLoader, open_dataset
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.engine.precision import build_amp
 from udas_fast.errors import InputError

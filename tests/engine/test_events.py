@@ -52,7 +52,9 @@ def start(camvid_root: Path) -> Callable[..., Trainer]:
 
     def make(run: Path, **options: object) -> Trainer:
         steps = ("stages.adaptation.steps=2", "stages.self_training.steps=2")
-        balanced = "stages.self_training.objective.threshold=balanced"  # so that some pixels are kept
+        balanced = (
+            "stages.self_training.objective.pseudo_labels.threshold=balanced"  # so that some pixels are kept
+        )
         recipe = small(get_recipe("udas"), size=(32, 48), steps=6, batch_size=2)
         recipe = override(recipe, [*steps, balanced, "model.width=4"])
         images, val = (open_dataset(f"camvid:{camvid_root}", split) for split in ("train", "val"))

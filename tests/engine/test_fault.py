@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from udas_fast.engine.loop import Loop
 
 from udas_fast.engine.faults import check_losses
-from udas_fast.engine.loop import Loop
 from udas_fast.engine.recorder import Recorder
 from udas_fast.errors import InputError
 

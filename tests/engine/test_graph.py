@@ -1,4 +1,4 @@
-"""A step's learning recorded and replayed, by a tape in the place of a CUDA graph: the same run to the bit."""
+"""Training steps recorded and replayed, by a tape in the place of a CUDA graph: the same run to the bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import gc
 import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
@@ -16,67 +16,25 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from loops import loop_of, tiny
-from tape import TapeCapture
-from torch import Tensor, nn
+from torch import nn
 
 from udas_fast import Trainer, distributed
 from udas_fast.data import Batch, open_dataset
 from udas_fast.data.domains import DataConfig, Domains
-from udas_fast.engine.graph import WARM_UP, Capture, CudaCapture, StepGraph, check_graphs, take_apart
-from udas_fast.engine.loop import Loop
+from udas_fast.engine.graph import WARM_UP, CudaCapture, StepGraph, check_graphs, flatten
 from udas_fast.errors import InputError
-from udas_fast.objectives import Learning
-from udas_fast.objectives.supervised import Supervised, segmentation_loss
-from udas_fast.ops import predictions
+from udas_fast.objectives import Losses, StepContext
+from udas_fast.objectives.losses import segmentation_loss
+from udas_fast.objectives.supervised import Supervised
 from udas_fast.recipes import Recipe, all_recipes, get_recipe, override, small
-from udas_fast.training import networks, phases
+from udas_fast.testing import TapeCapture, assert_equal, assert_replays, assert_resumes, random_phase, tiny
+from udas_fast.training import fit, networks
 
 STEPS = 12
 
 
-@pytest.fixture(autouse=True)
-def _values_are_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a GPU's are: operators look at thresholds that lie on the host."""
-    monkeypatch.setattr(predictions, "_on_host", lambda value: False)
-
-
-def run(recipe: Recipe, index: int, capture: Capture | None) -> tuple[Loop, list[dict[str, Tensor]]]:
-    """A stage's loop after its last step, and the losses of all steps."""
-    loop = loop_of(recipe, index, capture=capture)
-    losses: list[dict[str, Tensor]] = []
-    loop.run(losses.append)
-    return loop, losses
-
-
-def check_same(found: object, expected: object, where: str) -> None:
-    """To the bit, whatever they are made of."""
-    if isinstance(expected, Mapping):
-        assert found.keys() == expected.keys(), where
-        for key, value in expected.items():
-            check_same(found[key], value, f"{where}.{key}")
-    elif isinstance(expected, Tensor):
-        assert torch.equal(found.nan_to_num(-1.5), expected.nan_to_num(-1.5)), where
-    elif isinstance(expected, (list, tuple)):
-        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
-            check_same(one, other, f"{where}[{i}]")
-    else:
-        assert found == expected, where
-
-
-def check(recipe: Recipe, *replays: int) -> None:
-    """Each stage replays so many of its steps, and ends with the losses and the state of a run that does not."""
-    for index, (stage, count) in enumerate(zip(recipe.stages, replays, strict=True)):
-        plain, expected = run(recipe, index, None)
-        loop, losses = run(recipe, index, TapeCapture())
-        assert loop.graph.replays == count, stage.name
-        check_same(losses, expected, stage.name)
-        check_same(loop.state_dict(), plain.state_dict(), stage.name)
-
-
 def every_step(name: str) -> Recipe:
-    recipe = tiny(name)
-    return override(recipe, [f"stages.{stage.name}.steps={STEPS}" for stage in recipe.stages])
+    return tiny(get_recipe(name), STEPS)
 
 
 # A delayed term is in all steps but the first ones.
@@ -88,8 +46,8 @@ def test_every_recipe_runs_as_it_does_without(name: str) -> None:
     recipe = every_step(name)
     replays = [STEPS - WARM_UP] * len(recipe.stages)
     if name in DELAYED:
-        replays[0] -= min(WARM_UP, ceil(recipe.stages[0].objective.kl_start * STEPS))
-    check(recipe, *replays)
+        replays[0] -= min(WARM_UP, ceil(recipe.stages[0].objective.agreement.start * STEPS))
+    assert_replays(recipe, *replays)
 
 
 ADAPTATION, SELF_TRAINING = "stages.adaptation.objective", "stages.self_training.objective"
@@ -99,68 +57,67 @@ ADAPTATION, SELF_TRAINING = "stages.adaptation.objective", "stages.self_training
     "settings",
     [
         ["memory.checkpointing=all", "ema=0.9", "precision=bf16"],
-        ["memory.micro_batch_size=1", "model.norm=frozen", f"{SELF_TRAINING}.consistency_weight=1"],
+        ["memory.micro_batch_size=1", "model.norm=frozen", f"{SELF_TRAINING}.consistency={{weight: 1}}"],
         [
             "model.name=deeplabv3plus",
             "model.dropout=0.3",
-            f"{ADAPTATION}.discriminator=pixel",
-            f"{ADAPTATION}.gate=0.5",
-            f"{ADAPTATION}.mixing.translate=fda",
-            f"{SELF_TRAINING}.threshold=balanced",
-            f"{SELF_TRAINING}.flip_view=true",
-            f"{SELF_TRAINING}.scales=[1.25]",
+            f"{ADAPTATION}.adversary.discriminator=pixel",
+            f"{ADAPTATION}.adversary.gate=0.5",
+            f"{ADAPTATION}.translate=fda",
+            f"{SELF_TRAINING}.pseudo_labels.threshold=balanced",
+            f"{SELF_TRAINING}.pseudo_labels.flip_view=true",
+            f"{SELF_TRAINING}.pseudo_labels.scales=[1.25]",
         ],
     ],
     ids=lambda settings: settings[0],
 )
 def test_options_run_as_they_do_without(settings: list[str]) -> None:
-    check(override(every_step("udas"), settings), STEPS - WARM_UP - 2, STEPS - WARM_UP)
+    assert_replays(override(every_step("udas"), settings), STEPS - WARM_UP - 2, STEPS - WARM_UP)
 
 
 def test_dropout_that_runs_again_cannot_be_recorded() -> None:
     # As CUDA's random state cannot be read meanwhile. The discriminators are CyCADA's.
-    settings = [f"{ADAPTATION}.discriminator=pixel", "memory.checkpointing=all"]
+    settings = [f"{ADAPTATION}.adversary.discriminator=pixel", "memory.checkpointing=all"]
     with pytest.raises(RuntimeError, match="current_seed"):
-        run(override(every_step("udas"), settings), 0, TapeCapture())
+        random_phase(override(every_step("udas"), settings), capture=TapeCapture()).run()
 
 
 def test_another_term_is_recorded_anew() -> None:
     # The first steps' graph has five replays less the three that warm it up, and so has the last ones'.
-    check(override(every_step("uda"), [f"{ADAPTATION}.kl_start=0.5"]), STEPS - 2 * WARM_UP)
+    assert_replays(override(every_step("uda"), [f"{ADAPTATION}.agreement.start=0.5"]), STEPS - 2 * WARM_UP)
 
 
-def test_a_run_goes_on_from_the_midst_of_replays() -> None:
+def test_a_run_goes_on_from_the_middle_of_a_stage() -> None:
+    assert_resumes(override(every_step("udas"), ["ema=0.9", "model.dropout=0.5"]))
+
+
+def test_a_run_goes_on_from_the_middle_of_replays() -> None:
     recipe = override(every_step("udas"), ["ema=0.9", "model.dropout=0.5"])
-    whole = loop_of(recipe, capture=TapeCapture())
-    states, rest = [], []
+    whole, states = random_phase(recipe, capture=TapeCapture()), []
 
-    def after_step(losses: dict[str, Tensor]) -> None:
-        if whole.done == 8:
-            states.append(copy.deepcopy(whole.state_dict()))
+    def keep(losses: Losses) -> None:
+        if whole.step.done == 8:
+            states.append(copy.deepcopy(whole.step.state_dict()))
 
-    whole.run(after_step)
-    again = loop_of(recipe, capture=TapeCapture())
-    again.load_state_dict(states[0])
-    again.run(rest.append)
-    assert len(rest) == STEPS - 8
-    check_same(again.state_dict(), whole.state_dict(), "udas")
+    whole.run(keep)
+    again = random_phase(recipe, capture=TapeCapture())
+    again.step.load_state_dict(states[0])
+    assert len(again.run()) == STEPS - 8
+    assert_equal(again.step.state_dict(), whole.step.state_dict(), "udas")
 
 
-def changed(line: str) -> Callable[..., dict[str, Tensor]]:
-    """Supervised's learning with ``line`` of its loss, and of how often the host was asked for one."""
+def changed(line: str) -> Callable[..., Losses]:
+    """Supervised's step with ``line`` of its loss, and of how often the host was asked for one."""
     asked = []
 
-    def learn(
-        self: Supervised, model: nn.Module, inputs: Mapping[str, Batch], step: Learning
-    ) -> dict[str, Tensor]:
-        batch = inputs["seg"]
+    def training_step(self: Supervised, model: nn.Module, batch: Batch, ctx: StepContext) -> Losses:
         asked.append(0)
-        loss = segmentation_loss(model(step.normalize(batch.image)), batch.label, 0.0)
-        loss = eval(line, {"loss": loss, "count": len(asked), "batch": batch, "step": step})
-        step.backward(loss)
+        loss = segmentation_loss(ctx.forward(model, batch.image), batch.label, 0.0)
+        loss = eval(line, {"loss": loss, "count": len(asked), "batch": batch, "ctx": ctx})
+        ctx.backward(loss)
         return {"seg": loss.detach()}
 
-    return learn
+    return training_step
 
 
 @pytest.mark.parametrize(
@@ -170,31 +127,30 @@ def changed(line: str) -> Callable[..., dict[str, Tensor]]:
         ("loss * count", "source"),  # the host's number is that of the recording
         ("loss * float(loss)", "_local_scalar_dense waits"),
         ("loss * batch.label.unique().numel()", "_unique2 waits"),
-        ("loss * step.progress", "no attribute 'progress'"),
+        ("loss * ctx.progress", "no attribute 'progress'"),
     ],
 )
 def test_a_step_that_a_graph_cannot_stand_for_is_seen(line: str, told: str | None) -> None:
     plain, recorded = changed(line), changed(line)
-    with patch.object(Supervised, "inputs", lambda self, batches, step: {"seg": batches["source"]}):
 
-        def both() -> None:
-            with patch.object(Supervised, "learn", plain):
-                _, expected = run(every_step("no_adaptation"), 0, None)
-            with patch.object(Supervised, "learn", recorded):
-                _, losses = run(every_step("no_adaptation"), 0, TapeCapture())
-            check_same(losses, expected, "source")
+    def both() -> None:
+        with patch.object(Supervised, "training_step", plain):
+            expected = random_phase(every_step("no_adaptation")).run()
+        with patch.object(Supervised, "training_step", recorded):
+            found = random_phase(every_step("no_adaptation"), capture=TapeCapture()).run()
+        assert_equal(found, expected, "source")
 
-        if told is None:
+    if told is None:
+        both()
+    else:
+        with pytest.raises((AssertionError, RuntimeError, AttributeError), match=told):
             both()
-        else:
-            with pytest.raises((AssertionError, RuntimeError, AttributeError), match=told):
-                both()
 
 
 def test_inputs_of_another_outline_are_recorded_anew_and_losses_are_the_callers() -> None:
     weight = nn.Parameter(torch.tensor(2.0))
 
-    def learn(inputs: dict[str, Any]) -> dict[str, Tensor]:
+    def training_step(inputs: dict[str, Any]) -> Losses:
         loss = (weight * inputs["x"].image.float()).mean() * (2 if inputs["twice"] else 1)
         loss.backward()
         return {"loss": loss.detach()}
@@ -205,7 +161,7 @@ def test_inputs_of_another_outline_are_recorded_anew_and_losses_are_the_callers(
     for i, shape in enumerate(shapes):
         weight.grad = None
         batch = Batch(torch.full(shape, i, dtype=torch.uint8), None, [str(i)])
-        seen.append(graph.step(learn, {"x": batch, "twice": i == 5})["loss"])
+        seen.append(graph.step(training_step, {"x": batch, "twice": i == 5})["loss"])
         assert weight.grad.item() == pytest.approx(i * (2 if i == 5 else 1))
     expected = [2.0 * i * (2 if i == 5 else 1) for i in range(len(shapes))]
     assert [x.item() for x in seen] == pytest.approx(expected)
@@ -213,16 +169,17 @@ def test_inputs_of_another_outline_are_recorded_anew_and_losses_are_the_callers(
     assert graph.replays == 4
 
 
-def test_a_recorded_loop_dies_with_its_last_name() -> None:
+def test_a_recorded_step_dies_with_its_last_name() -> None:
     # Left to the garbage collector a graph might die while the next one is recorded, which ends that.
     gc.disable()
     try:
-        loop, _ = run(every_step("no_adaptation"), 0, TapeCapture())
-        assert loop.graph.replays > 0
-        loop.release()
-        assert all(p.grad is None for p in loop.model.parameters())
-        gone = weakref.ref(loop)
-        del loop
+        phase = random_phase(every_step("no_adaptation"), capture=TapeCapture())
+        phase.run()
+        assert phase.step.graph.replays > 0
+        phase.step.finish()
+        assert all(p.grad is None for p in phase.step.model.parameters())
+        gone = weakref.ref(phase.step)
+        del phase
         assert gone() is None
     finally:
         gc.enable()
@@ -234,14 +191,14 @@ def test_an_outline_is_of_shapes_and_values_but_not_of_ids() -> None:
         return {"a": Batch(image, None, ids), "b": [image, {"c": (image,)}], "flag": flag}
 
     base = ["x"], 4, torch.uint8, True
-    outline, tensors = take_apart(inputs(*base))
+    outline, tensors = flatten(inputs(*base))
     assert len(tensors) == 3
     others = inputs(*base)
     others["b"][0] = others["b"][0].clone()  # no longer the batch's own image
-    assert take_apart(others)[0] != outline
-    assert take_apart(inputs(["y"], *base[1:]))[0] == outline
+    assert flatten(others)[0] != outline
+    assert flatten(inputs(["y"], *base[1:]))[0] == outline
     others = (["x"], 5, *base[2:]), (*base[:2], torch.float32, True), (*base[:3], False)
-    assert all(take_apart(inputs(*other))[0] != outline for other in others)
+    assert all(flatten(inputs(*other))[0] != outline for other in others)
 
 
 def test_what_has_no_graphs_is_told(camvid_root: Path, tmp_path: Path) -> None:
@@ -252,7 +209,7 @@ def test_what_has_no_graphs_is_told(camvid_root: Path, tmp_path: Path) -> None:
     ):
         Trainer(recipe, data, run_dir=tmp_path / "run", device="cpu")
     with (
-        patch.object(distributed, "world", lambda: 2),
+        patch.object(distributed, "get_world_size", lambda: 2),
         pytest.raises(InputError, match="cuda_graphs: found 2 processes, expected one process"),
     ):
         check_graphs(torch.device("cuda"))
@@ -264,7 +221,7 @@ def test_what_has_no_graphs_is_told(camvid_root: Path, tmp_path: Path) -> None:
 def test_a_whole_run_has_the_losses_and_scores_of_one_without(
     camvid_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(phases, "CudaCapture", lambda device: TapeCapture())
+    monkeypatch.setattr(fit, "CudaCapture", lambda device: TapeCapture())
     monkeypatch.setattr(networks, "check_graphs", lambda device: None)
     root = f"camvid:{camvid_root}"
     recipe = small(get_recipe("udas"), size=(32, 48), steps=24, batch_size=2)
@@ -299,7 +256,7 @@ def test_why_a_step_cannot_be_recorded_is_told(error: Exception, told: str) -> N
         finally:  # as torch does
             raise RuntimeError("operation failed due to a previous error during capture")
 
-    def learn() -> None:
+    def training_step() -> None:
         raise error
 
     capture = CudaCapture.__new__(CudaCapture)
@@ -310,4 +267,4 @@ def test_why_a_step_cannot_be_recorded_is_told(error: Exception, told: str) -> N
         patch.object(torch.cuda, "current_stream", lambda device: None),
         pytest.raises((InputError, torch.OutOfMemoryError, AttributeError), match=told),
     ):
-        capture.record(learn)
+        capture.record(training_step)

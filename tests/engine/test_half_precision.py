@@ -8,16 +8,16 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
+from udas_fast.engine.loop import Loop, Phase
+from udas_fast.objectives.discrepancy import head_discrepancy
+from udas_fast.objectives.entropy import target_entropy
 
 from udas_fast import ops
 from udas_fast.data import Batch
-from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.engine.precision import Amp, build_amp
 from udas_fast.objectives import Step
 from udas_fast.objectives.adversary import OutputAdversary
-from udas_fast.objectives.discrepancy import head_discrepancy
-from udas_fast.objectives.entropy import target_entropy
 from udas_fast.objectives.rectification import rectified_loss
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.objectives.supervised import SupervisedConfig

@@ -13,9 +13,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -26,15 +24,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from udas_fast.engine.loop import Loop, Phase
 
 from udas_fast.data import Batch
-from udas_fast.engine.loop import Loop, Phase
 from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.memory.predict import _copy_fake, _Host
 from udas_fast.models import CycleGenerators, build_model
-from udas_fast.objectives import Learning
+from udas_fast.objectives import Batches, Losses, StepContext
+from udas_fast.objectives.base import StreamName
 from udas_fast.objectives.cyclegan import CycleGAN
-from udas_fast.objectives.supervised import Supervised, segmentation_loss
+from udas_fast.objectives.losses import segmentation_loss
+from udas_fast.objectives.supervised import Supervised
 from udas_fast.ops import _library
 from udas_fast.recipes import Recipe, Stage, get_recipe, override, small
 from udas_fast.recipes.cyclegan import small_cyclegan
@@ -42,19 +42,11 @@ from udas_fast.recipes.cyclegan import small_cyclegan
 CLASSES, BATCH, DEVICE = 5, 2, torch.device("cuda", 0)
 
 
-class TrainLoader:
-    """Endless batches on the device, as the prefetching thread leaves them."""
-
-    global_batch = BATCH
-
-    def __init__(self, size: tuple[int, int], labelled: bool) -> None:
-        self.size, self.labelled = size, labelled
-
-    def batches(self, start_step: int, device: torch.device) -> Iterator[Batch]:
-        while True:
-            image = torch.zeros((BATCH, 3, *self.size), dtype=torch.uint8, device=device)
-            label = torch.zeros((BATCH, *self.size), dtype=torch.uint8, device=device)
-            yield Batch(image, label if self.labelled else None, [""] * BATCH)
+def fake_batch(size: tuple[int, int], labelled: bool) -> Batch:
+    """A batch on the device, as the prefetching thread leaves it."""
+    image = torch.zeros((BATCH, 3, *size), dtype=torch.uint8, device=DEVICE)
+    label = torch.zeros((BATCH, *size), dtype=torch.uint8, device=DEVICE)
+    return Batch(image, label if labelled else None, [""] * BATCH)
 
 
 class Gpu(TorchDispatchMode):
@@ -63,13 +55,18 @@ class Gpu(TorchDispatchMode):
     learning = False
     """Whether the operations are those that a CUDA graph may hold."""
 
-    def learn(self, loop: Loop, inputs: Any) -> dict[str, Tensor]:
-        """``Loop._learn``, told of."""
-        self.learning = True
-        try:
-            return Loop._learn(loop, inputs)
-        finally:
-            self.learning = False
+    def watch(self, objective: nn.Module) -> Any:
+        """``training_step`` of ``objective``, whose operations are watched."""
+        plain = objective.training_step
+
+        def training_step(model: nn.Module, batch: Any, ctx: StepContext) -> Losses:
+            self.learning = True
+            try:
+                return plain(model, batch, ctx)
+            finally:
+                self.learning = False
+
+        return training_step
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func._schema.name, kwargs or {}
@@ -120,40 +117,32 @@ def to_cuda(module: nn.Module, function: Any, recurse: bool = True) -> nn.Module
 def run(recipe: Recipe, stage: Stage, networks: dict[str, nn.Module], labelled: bool) -> None:
     amp = build_amp(recipe.precision, DEVICE)
     model = networks[stage.network]
-    objective = stage.objective.build(CLASSES)
-    if isinstance(objective, CycleGAN):
-        objective = CycleGAN(stage.objective, build_model(get_recipe("udas").model, CLASSES))
-    for module in (model, objective):
-        recipe.memory.apply(module)
-    objective.networks = networks
-    objective.start(model)
-    objective.to(DEVICE)
-    names = (*stage.objective.needs, *(n for n in stage.objective.uses if labelled))
-    source_like = {"source", "labelled"} if "source" in stage.objective.needs else {"source"}
-    inputs = recipe.input
-    streams = {}
-    for name in names:
-        geometry = inputs.source if name in source_like else inputs.target
-        from_disk = getattr(stage.objective, "labels", "online") == "disk"
-        streams[name] = TrainLoader(geometry.crop or geometry.size, name != "unlabelled" or from_disk)
-    loop = Loop(
-        Phase(stage.name, stage.steps, stage.optimizer), model, objective, streams, amp, 0, ema=recipe.ema
-    )
-    loop.done = stage.steps - 1  # the last step has every term
-    seen: list[dict[str, Tensor]] = []
+    recipe.memory.apply(model)
+    if stage.objective.kind == "cyclegan":
+        objective = CycleGAN(stage.objective, build_model(get_recipe("udas").model, CLASSES)).to(DEVICE)
+    else:
+        objective = start_objective(
+            stage.objective, model, networks, num_classes=CLASSES, memory=recipe.memory, device=DEVICE
+        )
+    optional = stage.objective.requirements.optional_streams
+    from_disk = stage.objective.requirements.views == 1 and "pseudo_labels" in vars(stage.objective)
+    batches: dict[StreamName, Batch] = {}
+    for name, geometry in recipe.geometries(stage).items():
+        if name not in optional or labelled:
+            batches[name] = fake_batch(geometry.crop or geometry.size, name != "unlabelled" or from_disk)
+    step = TrainStep(stage.name, stage.steps, model, objective, stage.optimizer, amp, seed=0, ema=recipe.ema)
+    step.done = stage.steps - 1  # the last step has every term
+    model.train()
     with _Host(), Gpu() as gpu:
-        loop._learn = partial(gpu.learn, loop)
-        loop.run(seen.append)
-        for losses in seen:
-            wrong = {
-                k: str(v.device)
-                for k, v in losses.items()
-                if v.device != DEVICE or v.requires_grad or v.dim()
-            }
-            assert not wrong, f"losses that are no scalars on the device: {wrong}"
-            torch.stack([v.float() for v in losses.values()])  # as the recorder does
+        objective.training_step = gpu.watch(objective)
+        losses = step(Batches(**batches))
+        wrong = {
+            k: str(v.device) for k, v in losses.items() if v.device != DEVICE or v.requires_grad or v.dim()
+        }
+        assert not wrong, f"losses that are no scalars on the device: {wrong}"
+        torch.stack([v.float() for v in losses.values()])  # as the recorder does
     if not amp.scaler.is_enabled():  # whose state is read back, as it may be between two steps
-        loop.load_state_dict(loop.state_dict())
+        step.load_state_dict(step.state_dict())
 
 
 def run_recipe(name: str, settings: list[str]) -> None:
@@ -170,23 +159,21 @@ def run_recipe(name: str, settings: list[str]) -> None:
         model.to(DEVICE, memory_format=memory_format(amp, model))
         networks = {stage.network: copy.deepcopy(model) for stage in recipe.stages}
         for stage in recipe.stages:
-            for labelled in (True, False) if "labelled" in stage.objective.uses else (True,):
+            optional = "labelled" in stage.objective.requirements.optional_streams
+            for labelled in (True, False) if optional else (True,):
                 run(recipe, stage, networks, labelled)
 
 
 def changed(expression: str) -> Any:
-    """Supervised's learning whose loss is ``expression`` of it and its batch."""
+    """Supervised's step whose loss is ``expression`` of it and its batch."""
 
-    def learn(
-        self: Supervised, model: nn.Module, inputs: dict[str, Batch], step: Learning
-    ) -> dict[str, Tensor]:
-        batch = inputs["seg"]
-        loss = segmentation_loss(model(step.normalize(batch.image)), batch.label, 0.0)
+    def training_step(self: Supervised, model: nn.Module, batch: Batch, ctx: StepContext) -> Losses:
+        loss = segmentation_loss(ctx.forward(model, batch.image), batch.label, 0.0)
         loss = eval(expression, {"torch": torch, "loss": loss, "batch": batch})
-        step.backward(loss)
+        ctx.backward(loss)
         return {"seg": loss.detach()}
 
-    return learn
+    return training_step
 
 
 def main() -> None:
@@ -206,8 +193,11 @@ def main() -> None:
             stack.enter_context(patch.object(target, attribute, value, create=True))
         for line in lines or [None]:
             for name in names.split(","):
-                own = Supervised.learn if line is None else changed(line)
-                with patch.object(Supervised, "learn", own), FakeTensorMode(allow_non_fake_inputs=True):
+                own = Supervised.training_step if line is None else changed(line)
+                with (
+                    patch.object(Supervised, "training_step", own),
+                    FakeTensorMode(allow_non_fake_inputs=True),
+                ):
                     print(line or name, answer(name, settings), sep=": ", flush=True)
 
 

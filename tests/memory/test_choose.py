@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from udas_fast.engine.loop import Loop
 
 from udas_fast import Trainer
 from udas_fast.data import open_dataset
 from udas_fast.data.domains import Domains
-from udas_fast.engine.loop import Loop
 from udas_fast.engine.memory import CONTEXT, GIB, MemoryConfig, needed_on_gpu
 from udas_fast.errors import InputError
 from udas_fast.memory import Peak, Row, choose, choose_memory, plan_table

@@ -114,7 +114,8 @@ def test_no_recipe_waits_for_the_device_in_a_step(name: str, monkeypatch: pytest
 def test_self_training_on_labels_made_beforehand_needs_no_views() -> None:
     # Both have a teacher; its views are not the peak, so that the labels from disk take no less.
     online, disk = (
-        predict(tiny("udas", *s))[1] for s in ([], ["stages.self_training.objective.labels=disk"])
+        predict(tiny("udas", *s))[1]
+        for s in ([], ["stages.self_training.objective.pseudo_labels.labels=disk"])
     )
     assert disk.kinds["weights"] == online.kinds["weights"]
     assert disk.tensors <= online.tensors

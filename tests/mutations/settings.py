@@ -11,6 +11,7 @@ import torch
 import yaml
 from mutate import mutate_bytes, mutate_tree
 from torch import nn
+from udas_fast.training.run_folder import RunConfig
 
 from udas_fast.data import Geometry
 from udas_fast.data.domains import DataConfig
@@ -18,7 +19,6 @@ from udas_fast.engine.optim import build_optimizers, lr_factor
 from udas_fast.models import build_model
 from udas_fast.recipes import all_recipes, get_recipe, load_recipe, override, small
 from udas_fast.recipes.recipe import recipe_from_dict
-from udas_fast.training.run_config import RunConfig
 from udas_fast.training.run_folder import read_run_file, run_document
 
 
@@ -91,7 +91,10 @@ def setting_case(folder: Path) -> Callable[[int], None]:
     keys = [
         *("model.width", "precision", "ema", "input.batch_size", "input.source.size", "memory.budget"),
         *("stages.adaptation.steps", "stages.adaptation.optimizer.lr", "stages.self_training.rounds"),
-        *("stages.self_training.objective.threshold", "stages.adaptation.objective.mixing.alpha"),
+        *(
+            "stages.self_training.objective.pseudo_labels.threshold",
+            "stages.adaptation.objective.mixing.alpha",
+        ),
     ]
     values = [
         *(

@@ -10,6 +10,10 @@ import torch
 import torch.nn.functional as F
 from take_step import take_step
 from torch import Tensor
+from udas_fast.objectives.discrepancy import head_discrepancy
+from udas_fast.objectives.distillation import DistillationConfig
+from udas_fast.objectives.domain_mixing import DomainMixingConfig
+from udas_fast.objectives.entropy import target_entropy
 
 from udas_fast import Trainer
 from udas_fast.data import Batch, open_dataset
@@ -19,10 +23,6 @@ from udas_fast.models import MeanNetwork, ModelConfig, SegmentationOutput, build
 from udas_fast.objectives import Step
 from udas_fast.objectives.adversary import OutputAdversary
 from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig
-from udas_fast.objectives.discrepancy import head_discrepancy
-from udas_fast.objectives.distillation import DistillationConfig
-from udas_fast.objectives.domain_mixing import DomainMixingConfig
-from udas_fast.objectives.entropy import target_entropy
 from udas_fast.objectives.rectification import RectificationConfig, rectified_loss
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.objectives.supervised import segmentation_loss

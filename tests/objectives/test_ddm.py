@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from take_step import take_step
 from torch import nn
+from udas_fast.objectives.distillation import DistillationConfig
+from udas_fast.objectives.domain_mixing import DomainMixingConfig
 
 from udas_fast import ops
 from udas_fast.data import Batch
 from udas_fast.models import MeanNetwork
 from udas_fast.objectives import Step
-from udas_fast.objectives.distillation import DistillationConfig
-from udas_fast.objectives.domain_mixing import DomainMixingConfig
 from udas_fast.objectives.mixing import MixingConfig
 from udas_fast.objectives.self_training import balanced_thresholds
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from udas_fast.objectives.discrepancy import head_discrepancy
 
 from udas_fast.errors import InputError
-from udas_fast.objectives.discrepancy import head_discrepancy
 
 SIZE = (11, 13)
 

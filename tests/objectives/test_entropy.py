@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-
 from udas_fast.objectives.entropy import target_entropy
 
 SIZE = (11, 13)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from take_step import take_step
 from torch import nn
+from udas_fast.objectives.labelling import quality
 
 from udas_fast import Trainer
 from udas_fast.data import Batch, Unlabelled, open_dataset
@@ -20,7 +21,6 @@ from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.engine.recorder import Recorder
 from udas_fast.errors import InputError
 from udas_fast.objectives import Step, labelling
-from udas_fast.objectives.labelling import quality
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
 from udas_fast.objectives.self_training import SelfTraining, SelfTrainingConfig, balanced_thresholds
 from udas_fast.recipes import Recipe, get_recipe, override, small

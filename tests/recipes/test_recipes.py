@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from udas_fast.objectives.domain_mixing import DomainMixingConfig
 
 from udas_fast import objectives
 from udas_fast.data import Geometry
@@ -15,7 +16,6 @@ from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig
 from udas_fast.objectives import ObjectiveConfig
 from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.domain_mixing import DomainMixingConfig
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
 from udas_fast.objectives.rectification import RectificationConfig
 from udas_fast.recipes import all_recipes, fda, get_recipe, load_recipe, override, recipe_from_dict, small

@@ -13,7 +13,7 @@ from udas_fast.atomic import atomic_write
 from udas_fast.data.domains import DataConfig
 from udas_fast.recipes import Recipe, get_recipe, small
 from udas_fast.training.environment import environment
-from udas_fast.training.lock import locked
+from udas_fast.training.run_folder import locked
 from udas_fast.training.trainer import Trainer
 
 SIZE = (96, 192)

@@ -134,8 +134,8 @@ def test_methods_keep_their_own_numbers(translate: str) -> None:
         "methods",
         translate=translate,
         settings=(
-            "stages.adaptation.objective.discriminator_width=4",
-            "uda,udas:stages.adaptation.objective.kl_weight=0",
+            "stages.adaptation.objective.adversary.width=4",
+            "uda,udas:stages.adaptation.objective.agreement=null",
             "ddm:stages.student_2.optimizer.lr=0.5",
         ),
     )

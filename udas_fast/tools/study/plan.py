@@ -102,7 +102,7 @@ class Run:
             return tuple(settings)
         translate = self.task.translate if self.row.translated else "none"
         for name, stage in stages.items():
-            if "source" in stage.objective.needs:
+            if "source" in stage.objective.requirements.streams:
                 mixes = hasattr(stage.objective, "mixing")
                 key = f"stages.{name}.objective.{'mixing.' if mixes else ''}translate"
                 settings.append(f"{key}={'none' if ':' in translate else translate}")

@@ -20,8 +20,8 @@ from udas_fast.errors import InputError, bad
 from udas_fast.inference import MODEL_FILE
 from udas_fast.recipes import Recipe
 from udas_fast.tools.study.plan import Run
-from udas_fast.training.lock import lock
-from udas_fast.training.run_config import RunConfig
+from udas_fast.training.run_folder import lock
+from udas_fast.training.run_folder import RunConfig
 from udas_fast.training.run_folder import read_run_file
 
 LOG = "train.log"

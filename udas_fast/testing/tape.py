@@ -1,7 +1,7 @@
-"""A stand-in for CUDA graphs on a CPU: operations are taped with the tensors they ran on, and run again on these.
+"""A stand-in for CUDA graphs on a CPU: operations are taped with their tensors, and run again on these.
 
-What a graph does not know, a tape does not: which other tensors or numbers the host would have taken. As with a graph
-nothing is done while it records: what was written is put back, and what was made is NaN until it is replayed.
+A tape knows no more than a graph does: neither other tensors nor other numbers that the host would have taken. As with
+a graph, nothing is done while it records: overwritten values are put back, and new tensors are NaN until the replay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 Result = TypeVar("Result")
 
-# They give the host a value, or a shape that follows from values.
+# Operations that give the host a value, or a shape that depends on values.
 WAITING = {
     "aten::_local_scalar_dense",
     "aten::nonzero",
@@ -25,7 +25,7 @@ WAITING = {
     "aten::_unique2",
     "aten::equal",
 }
-# Of torch's batch norm, which writes to arguments that its schema does not tell of.
+# Arguments of torch's batch norm that it writes to without saying so in its schema.
 RUNNING = {"aten::native_batch_norm": (3, 4)}
 
 
@@ -33,9 +33,11 @@ class TapeCapture:
     """:class:`udas_fast.engine.graph.Capture` by a :class:`Tape`."""
 
     def run(self, function: Callable[[], Result]) -> Result:
+        """Return ``function()``."""
         return function()
 
     def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+        """Return the result of ``function()``, empty until the replay, and the function that replays."""
         tape, state = Tape(), torch.get_rng_state()
         with tape, patch.object(torch, "get_rng_state", _no_state):
             result = function()
@@ -49,13 +51,13 @@ def _no_state() -> Tensor:
 
 
 class Tape(TorchDispatchMode):
-    """What is dispatched while it is active."""
+    """Dispatched operations while it is active, for :meth:`replay`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple, dict[str, Any], list[Tensor]]] = []
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
-        """What tensors from before the recording held, by storage."""
+        """Tensors from before the recording and their values, by storage."""
         self.made: dict[int, Tensor] = {}
         """Tensors of the recording, one a storage."""
 
@@ -78,7 +80,7 @@ class Tape(TorchDispatchMode):
         return out
 
     def undo(self) -> None:
-        """As if nothing had been done."""
+        """Put overwritten values back and fill new tensors with NaN."""
         for tensor, value in self.before.values():
             tensor.copy_(value)
         for tensor in self.made.values():
@@ -87,6 +89,7 @@ class Tape(TorchDispatchMode):
 
     @torch.no_grad()
     def replay(self) -> None:
+        """Run the operations again on the same tensors."""
         for func, args, kwargs, made in self.calls:
             out = func(*args, **kwargs)
             given = {_place(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
@@ -100,7 +103,7 @@ def _place(tensor: Tensor) -> int:
 
 
 def _written(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """The arguments that ``func`` writes to."""
+    """Yield the arguments that ``func`` writes to."""
     for i, argument in enumerate(func._schema.arguments):
         told = argument.alias_info is not None and argument.alias_info.is_write
         if told or i in RUNNING.get(func._schema.name, ()):
