@@ -13,13 +13,12 @@ from take_step import take_step
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
+from udas_fast.data.style import match_fda, match_lab
 from udas_fast.models import CycleGenerators, DomainBatchNorm2d, normalize
 from udas_fast.objectives import Objective, Step
 from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig
 from udas_fast.objectives.distillation import DistillationConfig
 from udas_fast.objectives.domain_mixing import DomainMixingConfig
-from udas_fast.objectives.fda import match_fda
-from udas_fast.objectives.lab import match_lab
 from udas_fast.objectives.mixing import MixingConfig, labelled_batches
 from udas_fast.objectives.rectification import RectificationConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from udas_fast.data import Batch
+from udas_fast.data.style import match_fda, match_lab
 from udas_fast.objectives import Step
 from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.lab import match_lab
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig, domain_cutmix, labelled_batches
 
 PLAIN = MixingConfig(translate="none", augment=False)
@@ -97,3 +97,15 @@ def test_boxes_have_the_area_that_alpha_says(make_step: Callable[..., Step]) -> 
     area = label.float().mean((1, 2))
     assert (area - 0.5).abs().max() < 0.1
     assert len(label.unique(dim=0)) > len(label) / 2  # each image has its own; two may meet
+
+
+def test_fda_changes_the_source_images_and_no_label(
+    batches: dict[str, Batch], make_step: Callable[..., Step]
+) -> None:
+    config = MixingConfig(translate="fda", fda_beta=0.1, augment=False)
+    out = labelled_batches(batches, config, make_step())
+    source = batches["source"]
+    assert torch.equal(out["seg"].image, match_fda(source.image, batches["unlabelled"].image, 0.1))
+    assert torch.equal(out["seg"].label, source.label)
+    with pytest.raises(ValueError, match="fda_beta"):
+        replace(config, fda_beta=0.5)

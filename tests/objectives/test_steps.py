@@ -12,11 +12,10 @@ from take_step import take_step
 from torch import nn
 
 from udas_fast.data import Batch
+from udas_fast.data.style import match_fda, match_lab
 from udas_fast.models import ModelConfig, build_model
 from udas_fast.objectives import Step
 from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.fda import match_fda
-from udas_fast.objectives.lab import match_lab
 from udas_fast.objectives.mixing import MixingConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.objectives.supervised import SupervisedConfig

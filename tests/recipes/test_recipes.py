@@ -24,7 +24,7 @@ from udas_fast.recipes.listing import listing
 
 def test_a_copied_file_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     copied = make_dataclass("AdaptationConfig", [], bases=(ObjectiveConfig,))
-    monkeypatch.setattr(objectives.fda, "Copied", copied, raising=False)
+    monkeypatch.setattr(objectives.mixing, "Copied", copied, raising=False)
     assert {copied, AdaptationConfig} < set(objectives.objective_configs())
     monkeypatch.setattr(fda, "COPIED", replace(get_recipe("udas"), summary="mine"), raising=False)
     with pytest.raises(ValueError, match=r"\.py: another recipe has the name 'udas'"):

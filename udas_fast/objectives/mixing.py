@@ -11,9 +11,8 @@ from pydantic.dataclasses import dataclass
 
 from udas_fast import ops
 from udas_fast.data import Batch
+from udas_fast.data.style import match_fda, match_lab
 from udas_fast.objectives.base import STRICT, Step
-from udas_fast.objectives.fda import match_fda
-from udas_fast.objectives.lab import match_lab
 
 Translate: TypeAlias = Literal["none", "lab", "fda"]
 FdaBeta: TypeAlias = Annotated[float, Field(ge=0, lt=0.5)]
