@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from udas_fast import Trainer
-from udas_fast.data import Geometry, SegmentationDataset, open_dataset
+from udas_fast.data import CAMVID, Geometry, Sample, SegmentationDataset, open_dataset
 from udas_fast.data.domains import DataConfig, Domains
-from udas_fast.data.types import CAMVID, Sample
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.errors import InputError
 from udas_fast.inference import TrainedModel

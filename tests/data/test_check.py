@@ -52,10 +52,10 @@ def test_counts(make_dataset, labels):
 def test_every_problem_is_collected(make_dataset, labels):
     root, *_ = make_dataset("camvid", labels)
     dataset = open_dataset(f"camvid:{root}", "train")
-    dataset.items[0].image.write_bytes(dataset.items[0].image.read_bytes()[:200])
-    Image.fromarray(np.full((9, 10), 77, np.uint8)).save(dataset.items[2].label)
-    Image.new("L", (3, 3)).save(dataset.items[3].label)
-    dataset.items[5].label.unlink()
+    dataset.samples[0].image.write_bytes(dataset.samples[0].image.read_bytes()[:200])
+    Image.fromarray(np.full((9, 10), 77, np.uint8)).save(dataset.samples[2].label)
+    Image.new("L", (3, 3)).save(dataset.samples[3].label)
+    dataset.samples[5].label.unlink()
     report = check_dataset(dataset)
     assert len(report.problems) == 4
     for problem, name, reason in zip(

@@ -124,14 +124,14 @@ def damaged(
 def test_each_is_named_or_read_right(damaged, engine):
     root, meant = damaged
     dataset = open_dataset(f"gta5:{root}", "train")
-    faults = BadFiles(limit=200)
-    stream = TrainLoader(dataset, Geometry(size=SIZE), 5, 0, "damaged", 1, engine=engine, faults=faults)
+    bad_files = BadFiles(limit=200)
+    loader = TrainLoader(dataset, Geometry(size=SIZE), 5, 0, "damaged", 1, engine=engine, bad_files=bad_files)
     seen = {}
-    for batch in itertools.islice(stream.batches(), 40):
+    for batch in itertools.islice(loader.batches(), 40):
         for i, name in enumerate(batch.ids):
             seen[name] = batch.image[i].permute(1, 2, 0).numpy(), batch.label[i].numpy()
     unreadable = {name for name, (_, readable) in meant.items() if not readable}
-    named = {next(name for name in meant if f"/{name}.png" in sentence) for sentence in faults.found}
+    named = {next(name for name in meant if f"/{name}.png" in sentence) for sentence in bad_files.found}
     assert named == unreadable
     assert set(seen) == set(meant) - unreadable
     for name, (image, label) in seen.items():
@@ -139,22 +139,22 @@ def test_each_is_named_or_read_right(damaged, engine):
             Image.fromarray(dataset.id_map.table[meant[name][0]]).resize(SIZE[::-1], Image.Resampling.NEAREST)
         )
         assert np.array_equal(label, expected), name
-        original = dataset[[item.id for item in dataset.items].index(name)].image
+        original = dataset[[sample.id for sample in dataset.samples].index(name)].image
         assert np.abs(image.astype(int) - original).max() <= 1, name
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_alone_is_named_or_read(damaged, engine):
-    # The default: the first bad file ends the stream, with a sentence and not with a crash.
+    # The default: the first bad file ends the batches with a message, not with a crash.
     root, meant = damaged
     dataset = open_dataset(f"gta5:{root}", "train")
-    for index, item in enumerate(dataset.items):
-        if not item.id.endswith("_0"):
+    for index, sample in enumerate(dataset.samples):
+        if not sample.id.endswith("_0"):
             continue
-        alone = dataset.__class__(dataset.description, [dataset.items[index]])
+        alone = dataset.__class__(dataset.spec, [dataset.samples[index]])
         batches = TrainLoader(alone, Geometry(size=SIZE), 1, 0, "alone", engine=engine).batches()
-        if meant[item.id][1]:
-            assert next(batches).ids == [item.id]
+        if meant[sample.id][1]:
+            assert next(batches).ids == [sample.id]
         else:
-            with pytest.raises(InputError, match=f"/{item.id}.png"):
+            with pytest.raises(InputError, match=f"/{sample.id}.png"):
                 next(batches)

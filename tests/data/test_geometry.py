@@ -74,9 +74,9 @@ def test_image_and_label_move_together(native, crop, flip, seed):
 )
 def test_pixels_are_counted_as_a_transformed_label_shows_them(native, size, crop, seed):
     label = generator(seed).integers(0, 3, native, dtype=np.uint8)
-    placement = Geometry(size=size, crop=crop, flip=True).place(generator(seed))
-    _, shown = placement.apply(np.zeros((*native, 3), np.uint8), label)
-    assert [placement.count(label == c) for c in range(3)] == [int((shown == c).sum()) for c in range(3)]
+    sampled = Geometry(size=size, crop=crop, flip=True).sample(generator(seed))
+    _, shown = sampled.apply(np.zeros((*native, 3), np.uint8), label)
+    assert [sampled.count_pixels(label == c) for c in range(3)] == [int((shown == c).sum()) for c in range(3)]
 
 
 def test_scale_crop_and_flip_reach_their_whole_range():

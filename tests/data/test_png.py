@@ -57,7 +57,7 @@ def test_wrong_kinds_and_damage_are_told_apart(png16):
     flipped[50] ^= 16
     for data, message in (
         (b"", "empty"),
-        (b"GIF89a" + good, "no PNG"),
+        (b"GIF89a" + good, "not a PNG"),
         (good[:-20], "truncated"),
         (good[:30], "truncated"),
         (bytes(flipped), "checksum"),
@@ -70,7 +70,7 @@ def test_wrong_kinds_and_damage_are_told_apart(png16):
 
 def test_pixels_that_do_not_fill_the_image():
     header = png.Header(width=5, height=4, depth=16, colour=png.RGB, interlaced=False)
-    with pytest.raises(ValueError, match="10 bytes of pixels where 124 belong"):
+    with pytest.raises(ValueError, match="10 bytes of pixels instead of 124"):
         png.first_channel(header, zlib.compress(bytes(10)))
     with pytest.raises(ValueError, match="filter 9"):
         png.first_channel(header, zlib.compress(b"\x09" + bytes(123)))

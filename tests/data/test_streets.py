@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from udas_fast.data import CITYSCAPES
 from udas_fast.data.streets import Streets
-from udas_fast.data.types import CITYSCAPES
 from udas_fast.errors import InputError
 
 SMALL = (48, 96)

@@ -54,7 +54,7 @@ def test_images_are_translated_and_labels_are_the_originals(run: Path) -> None:
         assert np.array_equal(translated[i].image, 255 - original[i].image)
         assert np.array_equal(translated[i].label, original[i].label)
         assert translated[i].id == translated.id(i) == original[i].id
-        assert translated.item(i).label == original.item(i).label
+        assert translated.files(i).label == original.files(i).label
     report = check_dataset(translated)
     assert not report.problems
     assert np.array_equal(report.pixels, check_dataset(original).pixels)
@@ -77,7 +77,7 @@ def test_a_file_of_another_size_is_refused_at_once_and_a_changed_one_when_it_is_
     problems = check_dataset(dataset).problems
     assert len(problems) == 1
     assert "0001.png: found another checksum" in problems[0]
-    assert "makes it again" in problems[0]
+    assert "writes it again" in problems[0]
     path.write_bytes(content[:60])
     with pytest.raises(InputError, match=r"0001.png: found another checksum"):
         open_dataset(f"translated:{run}", "train")

@@ -138,7 +138,7 @@ class Domains:
                     raise bad(f"size of {name} images", list(size), f"sides of {least} in stage {stage.name}")
         for name in sorted({*needs, *uses, "val"}):
             if isinstance(loader := getattr(self, name), UserLoader):
-                loader.require_part(scored=name == "val")
+                loader.check_sharding(scored=name == "val")
 
     def verify(self) -> None:
         """Read every file once: damage, sizes that differ and ids outside the map end a run before it starts.
@@ -253,10 +253,10 @@ class Domains:
                 workers=self.workers,
                 engine=engine,
                 views=views if engine == "dali" and name == "unlabelled" else 1,
-                rare=rare if name == "source" else None,
+                rare_classes=rare if name == "source" else None,
                 rank=distributed.get_rank(),
-                world=distributed.get_world_size(),
-                faults=faults,
+                world_size=distributed.get_world_size(),
+                bad_files=faults,
             )
 
         return {name: stream(name) for name in names if datasets[name] is not None}

@@ -100,7 +100,7 @@ class Loop:
         self.model.train()
         while self.done < self.phase.steps:
             asked = time.perf_counter()
-            with self.faults.shared():
+            with self.faults.synchronized():
                 step_batches = {name: next(it) for name, it in batches.items()}
             self.data_wait = time.perf_counter() - asked
             self.samples = {name: batch.ids for name, batch in step_batches.items()}

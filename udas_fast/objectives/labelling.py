@@ -15,9 +15,10 @@ from tqdm import tqdm
 from udas_fast import distributed, ops
 from udas_fast.atomic import make_folder
 from udas_fast.data import (
+    IGNORE,
     Batch,
-    PseudoLabelled,
-    PseudoLabels,
+    PseudoLabelDataset,
+    PseudoLabelFolder,
     Sample,
     SegmentationDataset,
     auto_augment,
@@ -25,7 +26,6 @@ from udas_fast.data import (
     with_labels,
 )
 from udas_fast.data.pseudo_labels import read_summary, write_json
-from udas_fast.data.types import IGNORE
 from udas_fast.errors import InputError
 from udas_fast.objectives.base import Round
 
@@ -36,12 +36,12 @@ REPORTED = 32  # images that a report looks at where labels are made in every st
 PICTURED = 4
 
 
-def label_to_disk(teacher: SelfTraining, round: Round) -> PseudoLabelled:
+def label_to_disk(teacher: SelfTraining, round: Round) -> PseudoLabelDataset:
     """Label every unlabelled image once, whole and at its own size; the images with these labels.
 
     What an earlier attempt has written with the same teacher is kept.
     """
-    folder = PseudoLabels(round.folder, round.unlabelled, _fingerprint(teacher, round))
+    folder = PseudoLabelFolder(round.folder, round.unlabelled, _fingerprint(teacher, round))
     if not folder.complete:
         silent = None if distributed.is_main() else True
         for index in tqdm(folder.missing(), desc="pseudo-labels", unit="image", leave=False, disable=silent):
@@ -50,7 +50,7 @@ def label_to_disk(teacher: SelfTraining, round: Round) -> PseudoLabelled:
             pseudo = label_image(teacher, sample, index, round, threshold=0.0)
             folder.add(index, pseudo.label[0].cpu().numpy(), pseudo.confidence[0].cpu().numpy())
         folder.finish(lambda histogram: _by_class(teacher, torch.from_numpy(histogram)[:, None]).numpy())
-    return PseudoLabelled(round.unlabelled, round.folder)
+    return PseudoLabelDataset(round.unlabelled, round.folder)
 
 
 def label_image(
@@ -78,7 +78,7 @@ def report_round(teacher: SelfTraining, round: Round) -> None:
     """
     truth = with_labels(round.unlabelled)
     images, classes = round.unlabelled, round.unlabelled.classes
-    stored = PseudoLabelled(images, round.folder) if teacher.config.labels == "disk" else None
+    stored = PseudoLabelDataset(images, round.folder) if teacher.config.labels == "disk" else None
     if stored is not None:
         summary = read_summary(round.folder)
         indices = list(range(len(images)))

@@ -13,8 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from udas_fast import distributed, ops
-from udas_fast.data import Batch, SegmentationDataset
-from udas_fast.data.types import IGNORE
+from udas_fast.data import IGNORE, Batch, SegmentationDataset
 from udas_fast.models import Logits, heads, set_domain
 from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Round, Step, Weight
 from udas_fast.objectives.labelling import label_to_disk, report_round

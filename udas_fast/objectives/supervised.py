@@ -9,8 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from udas_fast import distributed, ops
-from udas_fast.data import Batch
-from udas_fast.data.types import IGNORE
+from udas_fast.data import IGNORE, Batch
 from udas_fast.errors import bad
 from udas_fast.models import heads, set_domain
 from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Step, Weight

@@ -257,7 +257,7 @@ class Translation:
     def _manifest(self) -> Manifest:
         """What is to be written, with no file yet."""
         source = self.domains.source
-        drawn = source.description is None
+        drawn = source.spec is None
         return Manifest(
             source=absolute(self.config.data.source),
             split=SPLIT,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from udas_fast.data.classes import CITYSCAPES
 from udas_fast.data.streets.look import LOOKS
 from udas_fast.data.streets.scene import render
-from udas_fast.data.types import CITYSCAPES, Sample, SegmentationDataset
+from udas_fast.data.types import Sample, SegmentationDataset
 from udas_fast.errors import bad, unknown
 
 COUNTS = {"train": 2975, "val": 500}
