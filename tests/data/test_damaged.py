@@ -1,4 +1,4 @@
-"""Two hundred damaged and unusual files through both engines: each is named or read right, none does more harm."""
+"""Two hundred damaged and unusual files in both engines: each is either reported by name or read correctly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _palette(ids: np.ndarray, **options) -> bytes:
 
 
 def _recompressed(data: bytes, change) -> bytes:
-    """A PNG with its compressed pixels changed and every checksum right."""
+    """Change the compressed pixels of a PNG and correct every checksum."""
     out, position = data[:8], 8
     while position < len(data):
         length, kind = struct.unpack(">I4s", data[position : position + 8])
@@ -53,7 +53,7 @@ def _rotated(image: np.ndarray) -> bytes:
 
 
 def _variants(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator, png16) -> dict:
-    """kind → (image file, label file, whether it can be read)."""
+    """Return kind → (image file, label file, whether it can be read)."""
     jpeg, png, label = _encoded(image, "JPEG", quality=95), _encoded(image), _palette(ids)
     place = rng.uniform(0.3, 0.95)
     flipped = bytearray(label)
@@ -100,7 +100,7 @@ def _variants(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator, png1
 def damaged(
     tmp_path_factory: pytest.TempPathFactory, png16
 ) -> tuple[Path, dict[str, tuple[np.ndarray, bool]]]:
-    """(a GTA5-style root, id → (ids as they were meant, whether the files can be read))."""
+    """Return (a GTA5-style root, id → (ids as intended, whether the files can be read))."""
     root = tmp_path_factory.mktemp("gta5")
     rng = np.random.default_rng(0)
     meant: dict[str, tuple[np.ndarray, bool]] = {}
@@ -121,7 +121,7 @@ def damaged(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_each_is_named_or_read_right(damaged, engine):
+def test_each_is_named_or_read_correctly(damaged, engine):
     root, meant = damaged
     dataset = open_dataset(f"gta5:{root}", "train")
     bad_files = BadFiles(limit=200)

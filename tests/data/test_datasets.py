@@ -1,4 +1,4 @@
-"""Each published layout and label format, from files to train ids; each way in which files can be wrong."""
+"""Each published layout and label format, from files to train ids; every kind of wrong file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NAMES = {
 
 
 def all_ids(kind: str) -> np.ndarray:
-    """A label [5, 12] that holds each declared id."""
+    """Return a label [5, 12] that holds each declared id."""
     return np.resize(np.array(IDS[kind], np.uint8), (5, 12))
 
 
@@ -136,7 +136,7 @@ def test_plain_folder_needs_class_names(make_dataset, text, message):
         ("cityscapes:{root}", "train", "no folder .*leftImg8bit/train"),
     ],
 )
-def test_what_is_not_there_is_named(make_dataset, spec, split, message):
+def test_missing_parts_are_named(make_dataset, spec, split, message):
     root, *_ = make_dataset("camvid", [all_ids("camvid")])
     with pytest.raises(InputError, match=message):
         open_dataset(spec.format(root=root), split)
@@ -150,7 +150,7 @@ def test_empty_folder(tmp_path):
         open_dataset(f"camvid:{tmp_path}", "train")
 
 
-def test_image_without_label_ends_at_once_unless_no_labels_are_wanted(make_dataset):
+def test_an_image_without_label_is_refused_unless_opened_without_labels(make_dataset):
     root, images, _ = make_dataset("camvid", [all_ids("camvid")] * 4)
     for i in (1, 3):
         (root / f"labels/train/{i:04d}.png").unlink()

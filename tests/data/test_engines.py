@@ -1,4 +1,4 @@
-"""The DALI engine against the torch one: the same images, geometry, labels and views; and resuming both."""
+"""DALI engine against the torch engine: the same images, geometry, labels and views; resuming of both."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def smooth(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 @pytest.fixture
 def make(make_dataset):
-    """``make(kind)``: nine images of different sizes with ids that the kind declares."""
+    """Return ``make(kind)``, which writes nine images of different sizes with ids that the kind declares."""
 
     def build(kind: str, highest: int = 11):
         rng = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def test_views_share_geometry_and_are_strong(make, engine):
             changed += len(drawn)
             assert geometry.crop == (50, 90)
     assert changed > 40
-    # One decode, one geometry: without views the images are the same ones.
+    # One decode, one geometry: without views the images are the same.
     assert all(torch.equal(a.image, b.image) for a, b in zip(batches, take(dataset, engine, 20), strict=True))
 
 
@@ -147,13 +147,13 @@ def test_views_go_through_the_same_operations_in_both_engines(make):
                 names = [name for name, _ in augment.draw(rng)]
                 inner = (slice(None), slice(1, -1), slice(1, -1))
                 difference = (a.views[i, k].float() - b.views[i, k].float()).abs()[inner]
-                # Rounding is magnified by what cuts values into steps; the mean stays.
+                # Operations with a step function magnify rounding; the mean stays.
                 bound = 2 if "equalize" in names else 1.3
                 assert difference.mean() <= bound, names
 
 
 def outcomes() -> dict[augment.Operations, float]:
-    """Every sequence of operations that the policy can lead to, and its probability."""
+    """Return every sequence of operations that the policy allows, and its probability."""
     found: Counter[augment.Operations] = Counter()
     for sub in POLICY:
         for happens in itertools.product([True, False], repeat=len(sub)):
@@ -183,8 +183,8 @@ def test_every_operation_of_the_policy_is_the_same_in_both_engines(make_dataset,
         views.append(batch.views[:, 0, :, 1:-1, 1:-1].float())
     for done, ours, dalis in zip(operations, *views, strict=True):
         difference = (ours - dalis).abs()
-        # Each rounds by up to one grey level, which a second operation may magnify where it cuts values into
-        # steps. Pillow's equalisation divides by whole numbers, of which a small image has few.
+        # Each rounds by up to one grey level, which a second operation may magnify if it is a step
+        # function. Pillow's equalisation divides by whole numbers, of which a small image has few.
         names = [name for name, _ in done]
         assert difference.mean() <= (4 if "equalize" in names else len(names)), done
         if names == ["autocontrast"]:
@@ -216,7 +216,7 @@ def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset
     views = torch.cat([batch.views for batch in batches]).flatten(2).float()
     distance = torch.cdist(views, marks, p=1) / image.numel()
     found = group_of[distance.argmin(-1).numpy()]
-    assert distance.amin(-1).max() < 4  # everything that comes out is one of the outcomes
+    assert distance.amin(-1).max() < 4  # every view is one of the outcomes
 
     n = found.size
     for j, probability in enumerate(expected):
@@ -232,7 +232,7 @@ def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset
 
 @pytest.mark.parametrize("engine", ["torch", "dali"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_going_on_at_any_step_gives_the_same_bits(make, engine, workers):
+def test_resuming_at_any_step_gives_the_same_bits(make, engine, workers):
     dataset = make("gta5", 35)
     whole = take(dataset, engine, 11, views=2)
     for start in (1, 4, 5, 9):
@@ -265,7 +265,7 @@ def test_a_label_that_turns_bad_before_its_crop_is_chosen_is_named(make):
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.integers(0, 254), st.integers(0, 255), min_size=1), st.booleans(), st.booleans())
-def test_undeclared_ids_are_marked_by_what_is_no_train_id(mapping, void, padded):
+def test_undeclared_ids_are_marked_by_a_byte_that_is_not_a_train_id(mapping, void, padded):
     from udas_fast.data.dali import _lookup_table
 
     id_map = IdMap({**mapping, 255: 255} if void else mapping)
@@ -319,7 +319,7 @@ def test_auto_takes_dali_for_files_and_torch_for_drawn_images(make):
         choose_engine("dali", [files, drawn])
 
 
-def test_without_dali_auto_is_torch_and_dali_says_what_to_install(make, monkeypatch):
+def test_without_dali_auto_is_torch_and_the_error_names_the_package(make, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     dataset = make("camvid")
     assert choose_engine("auto", [dataset]) == "torch"

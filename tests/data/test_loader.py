@@ -1,4 +1,4 @@
-"""Streams: a batch is a function of (seed, name, step), and damaged files are named from any process."""
+"""Loaders: a batch is a function of (seed, name, step), and damaged files are named from any process."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def test_the_global_random_state_is_left_alone(dataset):
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
-def test_unlabelled_stream(dataset):
+def test_a_dataset_without_labels(dataset):
     batch = next(TrainLoader(Unlabelled(dataset), GEOMETRY, 2, 0, "target").batches())
     assert batch.label is None
     assert batch.to("cpu").label is None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_turns_bad_is_named(dataset, workers):
+def test_a_file_that_becomes_unreadable_is_named(dataset, workers):
     loader = TrainLoader(dataset, GEOMETRY, 2, 0, "source", workers)
     dataset.samples[4].image.write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(InputError) as caught:
@@ -125,7 +125,7 @@ def test_wrong_arguments(dataset):
 
 
 def test_generators_do_not_depend_on_process_or_version():
-    # Pinned: a stream that changes here changes every published run.
+    # Pinned: a change here changes every published run.
     assert generator(7, "a", -1).integers(1 << 32, size=3).tolist() == [808353349, 2118963875, 2456774174]
     assert generator(7, "source", 0).permutation(6).tolist() == [4, 1, 5, 2, 0, 3]
 

@@ -1,4 +1,4 @@
-"""Batches on a GPU: the same as on the CPU, in order, and a fault comes at its own step. Needs a GPU."""
+"""Batches on a GPU: the same as on the CPU, in order, and an error is raised at its own step. Needs a GPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_batches_arrive_on_the_gpu_as_they_are_on_the_cpu(dataset, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_fault_comes_at_its_own_step(dataset, engine):
+def test_an_error_is_raised_at_its_own_step(dataset, engine):
     loader = TrainLoader(dataset, Geometry(size=(40, 56)), 1, 0, "gpu", engine=engine)
     bad = loader.sampler.image_index(4)
     dataset.samples[bad].image.write_bytes(b"")

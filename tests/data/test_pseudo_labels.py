@@ -34,7 +34,7 @@ def _maps(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _half(histogram: np.ndarray) -> np.ndarray:
-    """A threshold by class that the whole set decides, and one that is no multiple of a 256th."""
+    """Return thresholds that depend on the whole set; one is not a multiple of a 256th."""
     middle = histogram * (np.arange(64) + 0.5) / 64
     return np.where(histogram.sum(1) > 0, middle.sum(1) / histogram.sum(1).clip(1), 0.9)
 
@@ -69,7 +69,7 @@ def test_thresholds_are_those_of_all_images(camvid_root: Path, tmp_path: Path) -
         assert (histogram.sum(0) == np.bincount(bins.astype(int), minlength=64)).all()
 
 
-def test_what_can_be_read_is_kept_and_what_cannot_is_made_again(camvid_root: Path, tmp_path: Path) -> None:
+def test_readable_files_are_kept_and_others_written_again(camvid_root: Path, tmp_path: Path) -> None:
     dataset, maps = open_dataset(f"camvid:{camvid_root}", "train", labelled=False), _maps(4)
     _fill(PseudoLabelFolder(tmp_path / "whole", dataset, "key"), maps)
     stopped = PseudoLabelFolder(tmp_path / "stopped", dataset, "key")
@@ -91,7 +91,7 @@ def test_labels_take_the_geometry_of_their_image(
 ) -> None:
     root = camvid_folder("data")
     dataset = Unlabelled(open_dataset(f"camvid:{root}", "train"))
-    coded = []  # the red channel tells the label
+    coded = []  # the red channel encodes the label
     for index in range(4):
         label = np.asarray(Image.open(root / f"labels/train/{index:04d}.png"))
         coded.append(

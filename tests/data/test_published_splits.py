@@ -17,7 +17,7 @@ CAMVID = Path(__file__).resolve().parents[2] / "../shared/data/camvid"
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Path:
-    """A little CamVid with every published name: labels, and empty image files, which nobody opens here."""
+    """Return a small CamVid with every published name: labels, and empty image files, which are not opened here."""
     for kind in ("images", "labels"):
         (tmp_path / kind / "train").mkdir(parents=True)
     blank = tmp_path / "blank.png"
@@ -33,7 +33,7 @@ def _ids(root: Path, kind: str, split: str = "train") -> list[str]:
     return [dataset.files(i).id for i in range(len(dataset))]
 
 
-def test_day_and_dusk_part_camvid(listed: Path) -> None:
+def test_day_and_dusk_divide_camvid(listed: Path) -> None:
     day, pool, val = (
         _ids(listed, "camvid-day"),
         _ids(listed, "camvid-dusk"),

@@ -1,4 +1,4 @@
-"""Which image comes when: epochs, processes, rare classes, subsets; all functions of the draw."""
+"""Order of images: epochs, processes, rare classes, subsets; all are functions of the draw."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_an_epoch_holds_each_image_once(length, seed, epoch):
 
 
 def test_draws_are_pinned():
-    # A sampler that changes here changes every published run.
+    # A change here changes every published run.
     sampler = Sampler(6, 2, 7, "source")
     assert [sampler.image_index(n) for n in range(6)] == [3, 1, 0, 2, 4, 5]
     assert labelled_subset(10, 4, 0).tolist() == labelled_subset(10, 9, 0)[:4].tolist()
@@ -64,8 +64,8 @@ PIXELS = np.array([[900, 100, 0, 0], [800, 0, 50, 3], [950, 0, 0, 2], [700, 200,
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
-def test_rare_classes_come_as_often_as_in_daformer(temperature):
-    # Equations 5 and 6 of DAFormer; class 3 has never 10 pixels and is left out.
+def test_rare_classes_have_the_frequencies_of_daformer(temperature):
+    # Equations 5 and 6 of DAFormer; class 3 never has 10 pixels and is omitted.
     share = PIXELS.sum(0)[:3] / PIXELS.sum()
     expected = np.exp((1 - share) / temperature) / np.exp((1 - share) / temperature).sum()
     images = np.zeros(4)
