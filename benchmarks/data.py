@@ -73,11 +73,11 @@ class PlainDataset(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        item = self.files.items[index]
-        image = Image.open(item.image).convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
-        label = np.asarray(Image.open(item.label).resize(self.size, Image.Resampling.NEAREST), np.float32)
+        sample = self.files.samples[index]
+        image = Image.open(sample.image).convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
+        label = np.asarray(Image.open(sample.label).resize(self.size, Image.Resampling.NEAREST), np.float32)
         mapped = 255 * np.ones(label.shape, np.float32)
-        for file_id, train_id in self.files.description.ids.items():
+        for file_id, train_id in self.files.spec.id_to_train_id.items():
             if train_id != 255:
                 mapped[label == file_id] = train_id
         rng = np.random.default_rng(index)
@@ -112,10 +112,10 @@ def batches(
         for batch in DataLoader(data, 2, sampler=order, num_workers=workers):
             yield [part.to(device) for part in batch]
         return
-    stream = TrainLoader(
+    train_loader = TrainLoader(
         files, Geometry(size=size, flip=True), 2, 0, "data", workers, engine=loader, views=views
     )
-    for batch in stream.batches(device=device):
+    for batch in train_loader.batches(device=device):
         images = [batch.image] if batch.views is None else [batch.image, *batch.views.unbind(1)]
         yield [normalize(image) for image in images], batch.label
 
@@ -213,7 +213,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, (suffix, native, size) in CASES.items():
             files = write_files(Path(folder) / suffix, suffix, native, count)
-            total = sum(item.image.stat().st_size for item in files.items)
+            total = sum(sample.image.stat().st_size for sample in files.samples)
             for views in (1, 3):
                 row: dict[str, Any] = {
                     "files": name,

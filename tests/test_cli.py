@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from udas_fast import cli
-from udas_fast.data.types import CAMVID
+from udas_fast.data import CAMVID
 from udas_fast.distributed import ProcessLost
 
 TINY = ("--set", "model.width=4", "--set", "input.batch_size=2")
@@ -359,7 +359,7 @@ def test_a_target_without_val_labels_trains_and_is_not_scored(
 def test_help_is_complete() -> None:
     import typer
 
-    from udas_fast.data.datasets import KINDS
+    from udas_fast.data import KINDS
 
     assert ", ".join(KINDS) == cli.KINDS
     group = typer.main.get_command(cli.app)

@@ -281,11 +281,11 @@ def test_the_forms_of_a_batch(batch: object) -> None:
     assert found.ids == (["a", "b"] if isinstance(batch, dict) and "id" in batch else found.ids)
 
 
-def test_pixels_undoes_a_normalisation() -> None:
+def test_denormalize_undoes_a_normalisation() -> None:
     mean = torch.tensor([104.0, 116.7, 122.7]).view(3, 1, 1)  # AdaptSegNet's, BGR
     image = torch.randint(0, 256, (2, 3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     loader = UserLoader(
-        [(image.flip(1) - mean, LABEL)], CLASSES, pixels=lambda x: (x + mean).flip(1).round().byte()
+        [(image.flip(1) - mean, LABEL)], CLASSES, denormalize=lambda x: (x + mean).flip(1).round().byte()
     )
     (batch,) = loader.epoch()
     assert torch.equal(batch.image, image)
@@ -335,7 +335,7 @@ def test_an_iterable_without_a_length_begins_again_and_resumes() -> None:
 
 def test_streams_that_end_are_told() -> None:
     with pytest.raises(
-        InputError, match="found 0, expected at least one, of an iterable that can be begun again"
+        InputError, match="found 0, expected at least one, of an iterable that can be iterated again"
     ):
         _stream(UserLoader(iter(Endless()), CLASSES))
     with pytest.raises(InputError, match="batch 0 of loader: found no label, expected labelled images"):

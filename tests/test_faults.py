@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from udas_fast.training.run_folder import locked
 
 from udas_fast.data import BadFile, Geometry
 from udas_fast.data.domains import DataConfig
@@ -16,6 +15,7 @@ from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.errors import InputError
 from udas_fast.objectives.self_training import SelfTraining
 from udas_fast.recipes import get_recipe, override, small
+from udas_fast.training.run_folder import locked
 from udas_fast.training.trainer import Trainer
 
 ENGINES = ["torch", pytest.param("dali", marks=pytest.mark.dali)]

@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from udas_fast.training.run_folder import RunConfig
 
 from udas_fast import ops
-from udas_fast.data.specs import describe_folder
+from udas_fast.data import CAMVID
+from udas_fast.data.specs import folder_spec
 from udas_fast.data.translated import read_manifest
-from udas_fast.data.types import CAMVID
 from udas_fast.errors import InputError
 from udas_fast.inference import TrainedModel
 from udas_fast.models import ModelConfig, build_model, load_weights
 from udas_fast.recipes import get_recipe, override
 from udas_fast.recipes.recipe import recipe_from_dict
-from udas_fast.training.run_folder import read_run_file
+from udas_fast.training.run_folder import RunConfig, read_run_file
 
 EACH = 180
 GROUPS = [
@@ -100,9 +99,9 @@ def test_a_recipe_that_could_not_run(keys: tuple, value: object, sentence: str) 
 def test_class_names_are_printable_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_bytes(b"road\nc\x00r\n")
     with pytest.raises(InputError, match=r"classes.txt: found 'c\\x00r', expected class names of printable"):
-        describe_folder(tmp_path)
+        folder_spec(tmp_path)
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfroad\r\ncar\r\n")
-    assert describe_folder(tmp_path).classes.names == ("road", "car")
+    assert folder_spec(tmp_path).classes.names == ("road", "car")
 
 
 @pytest.mark.parametrize("name", ["", "x" * 300])

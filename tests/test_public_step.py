@@ -13,7 +13,6 @@ import torch
 from take_step import take_step
 from torch import Tensor, nn
 from udas_fast.engine.loop import Loop, Phase
-from udas_fast.training.networks import compile_backbones
 
 from udas_fast.data import Batch
 from udas_fast.engine.memory import MemoryConfig
@@ -26,6 +25,7 @@ from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.seeding import seed_step
+from udas_fast.training.networks import compile_backbones
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from public_step import PublicAdaptation, PublicSelfTraining

@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from udas_fast.training.run_folder import RunConfig
 
 from udas_fast.data.domains import DataConfig
 from udas_fast.engine.checkpoint import read_state
 from udas_fast.errors import InputError
 from udas_fast.recipes import get_recipe
 from udas_fast.training.environment import write_environment
-from udas_fast.training.run_folder import write_run_file
+from udas_fast.training.run_folder import RunConfig, write_run_file
 from udas_fast.training.trainer import Trainer
 
 STEPS = 18  # adaptation 12, then two rounds of self-training of 3

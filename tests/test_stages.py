@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from udas_fast.engine.step import TrainStep
 
 from udas_fast import TrainedModel, Trainer
 from udas_fast.data import open_dataset
 from udas_fast.data.domains import Domains
+from udas_fast.engine.step import TrainStep
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, select_stages, small
 

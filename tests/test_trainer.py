@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from udas_fast.training.run_folder import locked
 
 from udas_fast import Trainer
-from udas_fast.data import Geometry, SegmentationDataset, open_dataset
+from udas_fast.data import CAMVID, Geometry, Sample, SegmentationDataset, open_dataset
 from udas_fast.data.domains import DataConfig, Domains
-from udas_fast.data.types import CAMVID, Sample
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.errors import InputError
 from udas_fast.inference import TrainedModel
 from udas_fast.models import build_model
 from udas_fast.recipes import InputConfig, Recipe, Stage, get_recipe, override, small
+from udas_fast.training.run_folder import locked
 
 SIZE = (32, 48)
 

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from udas_fast.training.run_folder import locked
 
 from udas_fast import Trainer, cli
 from udas_fast.data import open_dataset
@@ -29,6 +28,7 @@ from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.recipes import get_recipe, override, small
 from udas_fast.recipes.cyclegan import small_cyclegan
 from udas_fast.tools.report import watch_run
+from udas_fast.training.run_folder import locked
 from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
 
 STEPS = 6

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: a kill or a full disk never leaves half of one."""
+"""Atomic writing of files: a kill or a full disk never leaves an incomplete one."""
 
 from __future__ import annotations
 
@@ -13,28 +13,26 @@ from udas_fast.errors import InputError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system has against writing ``path`` (a full disk, a quota, no permission) as one sentence."""
+    """Convert an OSError while writing ``path`` (a full disk, a quota, no permission) to an InputError."""
     try:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise InputError(
-            f"{path}: cannot be written ({reason}); what was written before is intact"
-        ) from error
+        raise InputError(f"{path}: cannot be written ({reason}); earlier files are intact") from error
 
 
 def make_folder(path: Path) -> None:
-    """``path`` and the folders above it, where they are not there yet. Raises InputError as :func:`writing`."""
+    """Make ``path`` and the folders above it unless they exist; raise InputError as :func:`writing`."""
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file that takes the place of ``path`` when all is on the disk: the old one or the whole new one.
+    """Yield a temporary file that replaces ``path`` once it is complete on disk.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     temporary = path.with_name(path.name + ".tmp")
     with writing(path):
@@ -46,11 +44,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.replace(path)
         except BaseException:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)  # on a full disk its space is expected
+                temporary.unlink(missing_ok=True)  # it would occupy space on a full disk
             raise
 
 
 def atomic_write(content: str | bytes, path: Path) -> None:
-    """Write text, in UTF-8, or bytes by :func:`replacing`."""
+    """Write text, in UTF-8, or bytes with :func:`replacing`."""
     with replacing(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)

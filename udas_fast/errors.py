@@ -1,4 +1,4 @@
-"""The one error for bad input: a sentence that names the thing, what was found and what is expected."""
+"""Errors for bad input: a sentence that names the argument, what was found and what is expected."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """The user's input is wrong; the message is for the user, the command line prints it alone."""
+    """Wrong input of the user; the message is written for the user, and the command line prints nothing else."""
 
 
 def bad(thing: str, found: object, expected: object) -> InputError:
-    """An :class:`InputError` in the house's form, ``raise bad("--small", "12", "HEIGHTxWIDTH")``."""
+    """Return an InputError such as ``--small: found 12, expected HEIGHTxWIDTH``."""
     return InputError(f"{thing}: found {_line(found)}, expected {expected}")
 
 
 def unknown(thing: str, name: str, known: Iterable[str]) -> InputError:
-    """An :class:`InputError` for a name that is not one of ``known``, with the nearest valid one."""
+    """Return an InputError for a name that is not one of ``known``, with the nearest valid one."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -29,22 +29,22 @@ def unknown(thing: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def first_problem(error: ValidationError, *place: str) -> str:
-    """``KEY: what is wrong (found VALUE)`` of the first thing that pydantic refuses, its key below ``place``."""
+    """Return the first of pydantic's errors as ``KEY: problem (found VALUE)``, with ``place`` before the key."""
     first = error.errors()[0]
     return problem(".".join((*place, *map(str, first["loc"]))) or "the whole", first)
 
 
 def problem(key: str, error: ErrorDetails) -> str:
-    """One of pydantic's errors as ``KEY: what is wrong (found VALUE)``."""
+    """Return one of pydantic's errors as ``KEY: problem (found VALUE)``."""
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]} (found {error['input']!r:.80})"
 
 
 def first_line(error: Exception) -> str:
-    """What a library's ``error`` says, in a line; its class where it says nothing."""
+    """Return the first line of a library's ``error``, or its class if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _line(found: object) -> str:
-    """What was found, which may be anything, on a line that is not too long."""
+    """Return ``found``, which may be anything, on one line of limited length."""
     text = " ".join(str(found).splitlines())
     return text if len(text) <= 400 else f"{text[:400]}…"

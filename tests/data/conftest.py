@@ -20,7 +20,7 @@ def _predict(kind: int, left: int, up: int, corner: int) -> int:
 
 
 def encode_png16(pixels: np.ndarray, filters: list[int], *, interlaced: bool = False) -> bytes:
-    """uint16 [H, W, 3 or 4] as a PNG whose row r is filtered with ``filters[r]``."""
+    """Encode uint16 [H, W, 3 or 4] as a PNG whose row r is filtered with ``filters[r]``."""
     height, width, channels = pixels.shape
     step = 2 * channels
     raw = pixels.astype(">u2").view(np.uint8).reshape(height, width * step).astype(int)
@@ -67,7 +67,7 @@ def _palette_png(path: Path, ids: np.ndarray) -> None:
 
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> Callable[..., tuple[Path, list[np.ndarray], list[np.ndarray]]]:
-    """``make(kind, ids)``: write a dataset with labels ``ids`` (list of [H, W]) → root, images, ids."""
+    """Return ``make(kind, ids)``, which writes a dataset with labels ``ids`` (list of [H, W]) → root, images, ids."""
 
     def make(kind: str, ids: list[np.ndarray], split: str = "train"):
         root = tmp_path / kind

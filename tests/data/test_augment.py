@@ -58,11 +58,11 @@ def test_operations_equal_pillow(name, level):
             assert found.dtype == torch.uint8
             assert found.shape == image.shape
             difference = np.abs(found.permute(1, 2, 0).numpy() - wanted)
-            # Blending may round otherwise where the compiler fuses multiply and add; the others may not.
+            # Blending may round differently where the compiler fuses multiply and add; the others may not.
             assert difference.max() <= (1 if name in ("color", "contrast", "sharpness") else 0)
 
 
-def test_policy_is_the_papers_without_geometry():
+def test_policy_is_that_of_the_paper_without_geometry():
     assert len(POLICY) == 25
     assert {name for sub in POLICY for name, _, _ in sub} <= set(ORACLES)
     # 7 of the 50 operations in the paper's table are rotations and shears.
@@ -80,7 +80,7 @@ def test_policy_is_the_table_of_its_docstring_without_brackets():
 
 
 def recorded_draws(monkeypatch: pytest.MonkeyPatch, n: int) -> list[list[tuple[str, int]]]:
-    """The operations that each of ``n`` images went through."""
+    """Return the operations that were applied to each of ``n`` images."""
     calls: list[list[tuple[str, int]]] = [[] for _ in range(n)]
 
     def record(name: str, image: torch.Tensor, level: int) -> torch.Tensor:
@@ -95,7 +95,7 @@ def recorded_draws(monkeypatch: pytest.MonkeyPatch, n: int) -> list[list[tuple[s
     return calls
 
 
-def test_operations_come_as_often_as_the_policy_says(monkeypatch):
+def test_operations_have_the_frequencies_of_the_policy(monkeypatch):
     n = 20000
     found = Counter(call for calls in recorded_draws(monkeypatch, n) for call in calls)
     expected: Counter[tuple[str, int]] = Counter()
@@ -110,7 +110,7 @@ def test_operations_come_as_often_as_the_policy_says(monkeypatch):
 def test_draws_are_independent(monkeypatch):
     n = 20000
     draws = recorded_draws(monkeypatch, n)
-    # Within a sub-policy: colour at level 8 has solarize at 0.8 beside it, and nothing else has.
+    # Within a sub-policy: only colour at level 8 is followed by solarize with probability 0.8.
     coloured = [calls for calls in draws if ("color", 8) in calls]
     both = sum(("solarize", 7) in calls for calls in coloured) / len(coloured)
     assert abs(both - 0.8) < 4 * np.sqrt(0.16 / len(coloured))
@@ -134,14 +134,14 @@ def test_repeats_with_the_seed_and_leaves_its_input_alone():
     assert torch.equal(out[0], out[1])
     assert torch.equal(images, before)
     assert auto_augment(images[:0], torch.Generator()).shape == (0, 3, 17, 23)
-    # A fixed number of draws: what one image gets does not depend on the images before it.
+    # A fixed number of draws: the operations of an image do not depend on the images before it.
     other = images.clone()
     other[0] = 0
     assert torch.equal(auto_augment(other, torch.Generator().manual_seed(4))[1:], out[0][1:])
 
 
 def test_a_pixel_never_moves():
-    # One bright pixel, no neighbourhood but sharpness (which blurs at most by one): its place is its own.
+    # One bright pixel: only sharpness changes its neighbours, by one pixel at most.
     images = torch.full((200, 3, 9, 9), 60, dtype=torch.uint8)
     images[:, :, 2, 6] = 200
     images[:, :, 7, 1] = 120

@@ -1,4 +1,4 @@
-"""The check of a whole dataset: counts against numpy, every problem in one pass."""
+"""Check of a whole dataset: counts against numpy, every problem in one pass."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def test_counts(make_dataset, labels):
 def test_every_problem_is_collected(make_dataset, labels):
     root, *_ = make_dataset("camvid", labels)
     dataset = open_dataset(f"camvid:{root}", "train")
-    dataset.items[0].image.write_bytes(dataset.items[0].image.read_bytes()[:200])
-    Image.fromarray(np.full((9, 10), 77, np.uint8)).save(dataset.items[2].label)
-    Image.new("L", (3, 3)).save(dataset.items[3].label)
-    dataset.items[5].label.unlink()
+    dataset.samples[0].image.write_bytes(dataset.samples[0].image.read_bytes()[:200])
+    Image.fromarray(np.full((9, 10), 77, np.uint8)).save(dataset.samples[2].label)
+    Image.new("L", (3, 3)).save(dataset.samples[3].label)
+    dataset.samples[5].label.unlink()
     report = check_dataset(dataset)
     assert len(report.problems) == 4
     for problem, name, reason in zip(
@@ -80,7 +80,7 @@ def test_without_labels_only_images_count(make_dataset, labels):
 
 
 class Own(SegmentationDataset):
-    """A user's dataset that gives whatever it is told to."""
+    """A user's dataset that returns the given arrays."""
 
     name, classes = "own", CAMVID
 
@@ -114,7 +114,7 @@ def test_a_users_own_dataset_is_held_to_the_contract():
         check_dataset(Own(None, np.zeros((4, 5, 3)))).require_clean()
 
 
-def test_an_image_read_backwards_is_as_good_as_any():
+def test_images_with_negative_strides_are_accepted():
     image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)[..., ::-1]  # OpenCV's BGR to RGB
     dataset = Own(np.zeros((4, 5), np.uint8)[::-1], image)
     (batch,) = evaluation_batches(dataset)

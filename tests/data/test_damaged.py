@@ -1,4 +1,4 @@
-"""Two hundred damaged and unusual files through both engines: each is named or read right, none does more harm."""
+"""Two hundred damaged and unusual files in both engines: each is either reported by name or read correctly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _palette(ids: np.ndarray, **options) -> bytes:
 
 
 def _recompressed(data: bytes, change) -> bytes:
-    """A PNG with its compressed pixels changed and every checksum right."""
+    """Change the compressed pixels of a PNG and correct every checksum."""
     out, position = data[:8], 8
     while position < len(data):
         length, kind = struct.unpack(">I4s", data[position : position + 8])
@@ -53,7 +53,7 @@ def _rotated(image: np.ndarray) -> bytes:
 
 
 def _variants(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator, png16) -> dict:
-    """kind → (image file, label file, whether it can be read)."""
+    """Return kind → (image file, label file, whether it can be read)."""
     jpeg, png, label = _encoded(image, "JPEG", quality=95), _encoded(image), _palette(ids)
     place = rng.uniform(0.3, 0.95)
     flipped = bytearray(label)
@@ -100,7 +100,7 @@ def _variants(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator, png1
 def damaged(
     tmp_path_factory: pytest.TempPathFactory, png16
 ) -> tuple[Path, dict[str, tuple[np.ndarray, bool]]]:
-    """(a GTA5-style root, id → (ids as they were meant, whether the files can be read))."""
+    """Return (a GTA5-style root, id → (ids as intended, whether the files can be read))."""
     root = tmp_path_factory.mktemp("gta5")
     rng = np.random.default_rng(0)
     meant: dict[str, tuple[np.ndarray, bool]] = {}
@@ -121,17 +121,17 @@ def damaged(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_each_is_named_or_read_right(damaged, engine):
+def test_each_is_named_or_read_correctly(damaged, engine):
     root, meant = damaged
     dataset = open_dataset(f"gta5:{root}", "train")
-    faults = BadFiles(limit=200)
-    stream = TrainLoader(dataset, Geometry(size=SIZE), 5, 0, "damaged", 1, engine=engine, faults=faults)
+    bad_files = BadFiles(limit=200)
+    loader = TrainLoader(dataset, Geometry(size=SIZE), 5, 0, "damaged", 1, engine=engine, bad_files=bad_files)
     seen = {}
-    for batch in itertools.islice(stream.batches(), 40):
+    for batch in itertools.islice(loader.batches(), 40):
         for i, name in enumerate(batch.ids):
             seen[name] = batch.image[i].permute(1, 2, 0).numpy(), batch.label[i].numpy()
     unreadable = {name for name, (_, readable) in meant.items() if not readable}
-    named = {next(name for name in meant if f"/{name}.png" in sentence) for sentence in faults.found}
+    named = {next(name for name in meant if f"/{name}.png" in sentence) for sentence in bad_files.found}
     assert named == unreadable
     assert set(seen) == set(meant) - unreadable
     for name, (image, label) in seen.items():
@@ -139,22 +139,22 @@ def test_each_is_named_or_read_right(damaged, engine):
             Image.fromarray(dataset.id_map.table[meant[name][0]]).resize(SIZE[::-1], Image.Resampling.NEAREST)
         )
         assert np.array_equal(label, expected), name
-        original = dataset[[item.id for item in dataset.items].index(name)].image
+        original = dataset[[sample.id for sample in dataset.samples].index(name)].image
         assert np.abs(image.astype(int) - original).max() <= 1, name
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_alone_is_named_or_read(damaged, engine):
-    # The default: the first bad file ends the stream, with a sentence and not with a crash.
+    # The default: the first bad file ends the batches with a message, not with a crash.
     root, meant = damaged
     dataset = open_dataset(f"gta5:{root}", "train")
-    for index, item in enumerate(dataset.items):
-        if not item.id.endswith("_0"):
+    for index, sample in enumerate(dataset.samples):
+        if not sample.id.endswith("_0"):
             continue
-        alone = dataset.__class__(dataset.description, [dataset.items[index]])
+        alone = dataset.__class__(dataset.spec, [dataset.samples[index]])
         batches = TrainLoader(alone, Geometry(size=SIZE), 1, 0, "alone", engine=engine).batches()
-        if meant[item.id][1]:
-            assert next(batches).ids == [item.id]
+        if meant[sample.id][1]:
+            assert next(batches).ids == [sample.id]
         else:
-            with pytest.raises(InputError, match=f"/{item.id}.png"):
+            with pytest.raises(InputError, match=f"/{sample.id}.png"):
                 next(batches)

@@ -1,4 +1,4 @@
-"""Each published layout and label format, from files to train ids; each way in which files can be wrong."""
+"""Each published layout and label format, from files to train ids; every kind of wrong file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NAMES = {
 
 
 def all_ids(kind: str) -> np.ndarray:
-    """A label [5, 12] that holds each declared id."""
+    """Return a label [5, 12] that holds each declared id."""
     return np.resize(np.array(IDS[kind], np.uint8), (5, 12))
 
 
@@ -66,7 +66,7 @@ def test_class_sets_are_the_published_ones():
     assert (len(CITYSCAPES), len(CAMVID)) == (19, 11)
     assert dict(zip(CITYSCAPES.names, CITYSCAPES.palette, strict=True))["car"] == (0, 0, 142)
     assert list(CITYSCAPES.names) == [CITYSCAPES_NAMES[i] for i in sorted(CITYSCAPES_NAMES)]
-    assert sum(v != 255 for v in DATASETS["synthia"].ids.values()) == 19
+    assert sum(v != 255 for v in DATASETS["synthia"].id_to_train_id.values()) == 19
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_palette_is_a_colour_for_each_class(palette, message):
 def test_sample_ids(make_dataset):
     label = all_ids("cityscapes")
     root, *_ = make_dataset("cityscapes", [label] * 4)
-    found = [item.id for item in open_dataset(f"cityscapes:{root}", "train").items]
+    found = [sample.id for sample in open_dataset(f"cityscapes:{root}", "train").samples]
     expected = [("aachen", 0), ("aachen", 2), ("bochum", 1), ("bochum", 3)]
     assert found == [f"{city}_{i:06d}_000019" for city, i in expected]
 
@@ -136,7 +136,7 @@ def test_plain_folder_needs_class_names(make_dataset, text, message):
         ("cityscapes:{root}", "train", "no folder .*leftImg8bit/train"),
     ],
 )
-def test_what_is_not_there_is_named(make_dataset, spec, split, message):
+def test_missing_parts_are_named(make_dataset, spec, split, message):
     root, *_ = make_dataset("camvid", [all_ids("camvid")])
     with pytest.raises(InputError, match=message):
         open_dataset(spec.format(root=root), split)
@@ -150,7 +150,7 @@ def test_empty_folder(tmp_path):
         open_dataset(f"camvid:{tmp_path}", "train")
 
 
-def test_image_without_label_ends_at_once_unless_no_labels_are_wanted(make_dataset):
+def test_an_image_without_label_is_refused_unless_opened_without_labels(make_dataset):
     root, images, _ = make_dataset("camvid", [all_ids("camvid")] * 4)
     for i in (1, 3):
         (root / f"labels/train/{i:04d}.png").unlink()
@@ -202,7 +202,7 @@ def damaged(good: bytes) -> dict[str, bytes]:
 def test_damaged_labels(make_dataset, kind, damage):
     root, *_ = make_dataset(kind, [np.tile(all_ids(kind), (8, 8))])
     dataset = open_dataset(f"{kind}:{root}", "train")
-    path = dataset.items[0].label
+    path = dataset.samples[0].label
     path.write_bytes(damaged(path.read_bytes())[damage])
     with pytest.raises(InputError, match=path.name):
         dataset[0]
@@ -233,7 +233,7 @@ def test_labels_of_the_wrong_kind(tmp_path):
             read_ids(path)
     Image.new("L", (4, 4)).save(path)
     with pytest.raises(InputError, match="8-bit grey PNG, expected a 16-bit RGB PNG"):
-        read_ids(path, wide=True)
+        read_ids(path, rgb16=True)
 
 
 def test_palette_labels_of_few_bits_and_16_bit_grey_keep_their_ids(tmp_path):
@@ -298,8 +298,8 @@ def test_subsets_are_nested_fixed_and_differ_by_seed(make_dataset):
 def test_unlabelled_never_opens_a_label(make_dataset):
     root, images, _ = make_dataset("camvid", [all_ids("camvid")] * 3)
     dataset = open_dataset(f"camvid:{root}", "train")
-    for item in dataset.items:
-        item.label.write_bytes(b"broken")
+    for sample in dataset.samples:
+        sample.label.write_bytes(b"broken")
     for view in (Unlabelled(dataset), Unlabelled(subset(dataset, 3))):
         assert [sample.label for sample in view] == [None] * 3
         assert np.array_equal(view[2].image, images[2])

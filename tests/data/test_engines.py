@@ -1,4 +1,4 @@
-"""The DALI engine against the torch one: the same images, geometry, labels and views; and resuming both."""
+"""DALI engine against the torch engine: the same images, geometry, labels and views; resuming of both."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def smooth(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 @pytest.fixture
 def make(make_dataset):
-    """``make(kind)``: nine images of different sizes with ids that the kind declares."""
+    """Return ``make(kind)``, which writes nine images of different sizes with ids that the kind declares."""
 
     def build(kind: str, highest: int = 11):
         rng = np.random.default_rng(0)
         sizes = [(int(h), int(w)) for h, w in rng.integers(30, 120, (9, 2))]
         root, *_ = make_dataset(kind, [rng.integers(0, highest, size, dtype=np.uint8) for size in sizes])
         dataset = open_dataset(f"{kind}:{root}", "train")
-        for item in dataset.items:
-            size = np.asarray(Image.open(item.image)).shape[:2]
-            Image.fromarray(smooth(rng, size)).save(item.image)
+        for sample in dataset.samples:
+            size = np.asarray(Image.open(sample.image)).shape[:2]
+            Image.fromarray(smooth(rng, size)).save(sample.image)
         return dataset
 
     return build
@@ -62,13 +62,13 @@ def make(make_dataset):
 
 def take(dataset, engine: str, count: int, start: int = 0, *, batch: int = 2, workers: int = 0, **options):
     geometry = options.pop("geometry", GEOMETRY)
-    stream = TrainLoader(dataset, geometry, batch, 3, "parity", workers, engine=engine, **options)
-    return list(itertools.islice(stream.batches(start), count))
+    loader = TrainLoader(dataset, geometry, batch, 3, "parity", workers, engine=engine, **options)
+    return list(itertools.islice(loader.batches(start), count))
 
 
 def equal(a: Batch, b: Batch) -> bool:
     same = [torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True)]
-    return a.ids == b.ids and a.placements == b.placements and all(same)
+    return a.ids == b.ids and a.geometries == b.geometries and all(same)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_labels_are_identical_in_every_format_and_geometry(make, kind, highest):
     for geometry in (GEOMETRY, Geometry(size=(45, 64), flip=True), Geometry(size=(200, 31))):
         for a, b in zip(*(take(dataset, e, 9, geometry=geometry) for e in ("torch", "dali")), strict=True):
             assert a.ids == b.ids
-            assert a.placements == b.placements
+            assert a.geometries == b.geometries
             assert b.label.dtype == torch.uint8
             assert torch.equal(a.label, b.label)
 
@@ -94,15 +94,15 @@ def test_images_are_identical_on_a_cpu(make):
 
 def test_without_a_change_of_size_images_are_identical(make):
     dataset = make("camvid")
-    item = dataset.items[0]
+    sample = dataset.samples[0]
     size = dataset[0].image.shape[:2]
     for save in (
         {"format": "JPEG", "quality": 60},
         {"format": "JPEG", "quality": 95, "subsampling": 0},
         {"format": "PNG"},
     ):
-        Image.open(item.image).convert("RGB").copy().save(item.image, **save)
-        alone = dataset.__class__(dataset.description, [item])
+        Image.open(sample.image).convert("RGB").copy().save(sample.image, **save)
+        alone = dataset.__class__(dataset.spec, [sample])
         geometry = Geometry(size=size, crop=(33, 140), flip=True)
         a, b = (take(alone, engine, 3, geometry=geometry) for engine in ("torch", "dali"))
         assert all(equal(x, y) for x, y in zip(a, b, strict=True))
@@ -125,12 +125,12 @@ def test_views_share_geometry_and_are_strong(make, engine):
     for batch in batches:
         assert batch.label is None
         assert batch.views.shape == (2, 2, 3, 50, 90)
-        for image, views, placement in zip(batch.image, batch.views, batch.placements, strict=True):
+        for image, views, geometry in zip(batch.image, batch.views, batch.geometries, strict=True):
             drawn = [v for v in views if not torch.equal(v, image)]
             changed += len(drawn)
-            assert placement.crop == (50, 90)
+            assert geometry.crop == (50, 90)
     assert changed > 40
-    # One decode, one geometry: without views the images are the same ones.
+    # One decode, one geometry: without views the images are the same.
     assert all(torch.equal(a.image, b.image) for a, b in zip(batches, take(dataset, engine, 20), strict=True))
 
 
@@ -147,13 +147,13 @@ def test_views_go_through_the_same_operations_in_both_engines(make):
                 names = [name for name, _ in augment.draw(rng)]
                 inner = (slice(None), slice(1, -1), slice(1, -1))
                 difference = (a.views[i, k].float() - b.views[i, k].float()).abs()[inner]
-                # Rounding is magnified by what cuts values into steps; the mean stays.
+                # Operations with a step function magnify rounding; the mean stays.
                 bound = 2 if "equalize" in names else 1.3
                 assert difference.mean() <= bound, names
 
 
 def outcomes() -> dict[augment.Operations, float]:
-    """Every sequence of operations that the policy can lead to, and its probability."""
+    """Return every sequence of operations that the policy allows, and its probability."""
     found: Counter[augment.Operations] = Counter()
     for sub in POLICY:
         for happens in itertools.product([True, False], repeat=len(sub)):
@@ -170,10 +170,10 @@ def test_every_operation_of_the_policy_is_the_same_in_both_engines(make_dataset,
     dull = smooth(np.random.default_rng(2), (96, 128)) // 2 + 40
     flat = dull.copy()
     flat[..., 1] = 200  # no contrast to stretch
-    for item, picture in zip(dataset.items, (dull, flat), strict=True):
-        Image.fromarray(picture).save(item.image, "PNG")
+    for sample, picture in zip(dataset.samples, (dull, flat), strict=True):
+        Image.fromarray(picture).save(sample.image, "PNG")
     single = [((name, level),) for sub in POLICY for name, _, level in sub]
-    operations = [done for done in dict.fromkeys([*single, *outcomes()]) for _ in dataset.items]
+    operations = [done for done in dict.fromkeys([*single, *outcomes()]) for _ in dataset.samples]
     views = []
     for engine in ("torch", "dali"):
         drawn = iter(operations)
@@ -183,8 +183,8 @@ def test_every_operation_of_the_policy_is_the_same_in_both_engines(make_dataset,
         views.append(batch.views[:, 0, :, 1:-1, 1:-1].float())
     for done, ours, dalis in zip(operations, *views, strict=True):
         difference = (ours - dalis).abs()
-        # Each rounds by up to one grey level, which a second operation may magnify where it cuts values into
-        # steps. Pillow's equalisation divides by whole numbers, of which a small image has few.
+        # Each rounds by up to one grey level, which a second operation may magnify if it is a step
+        # function. Pillow's equalisation divides by whole numbers, of which a small image has few.
         names = [name for name, _ in done]
         assert difference.mean() <= (4 if "equalize" in names else len(names)), done
         if names == ["autocontrast"]:
@@ -198,7 +198,7 @@ def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset
     dataset = open_dataset(f"camvid:{root}", "train")
     # Dull colours between 30 and 180: every operation at every level leaves its own mark.
     picture = (smooth(rng, (96, 128)) * 0.55 + 30 + rng.integers(0, 12, (96, 128, 3))).astype(np.uint8)
-    Image.fromarray(picture).save(dataset.items[0].image)
+    Image.fromarray(picture).save(dataset.samples[0].image)
     image = torch.from_numpy(picture).permute(2, 0, 1)
 
     chances = outcomes()
@@ -216,7 +216,7 @@ def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset
     views = torch.cat([batch.views for batch in batches]).flatten(2).float()
     distance = torch.cdist(views, marks, p=1) / image.numel()
     found = group_of[distance.argmin(-1).numpy()]
-    assert distance.amin(-1).max() < 4  # everything that comes out is one of the outcomes
+    assert distance.amin(-1).max() < 4  # every view is one of the outcomes
 
     n = found.size
     for j, probability in enumerate(expected):
@@ -232,7 +232,7 @@ def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset
 
 @pytest.mark.parametrize("engine", ["torch", "dali"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_going_on_at_any_step_gives_the_same_bits(make, engine, workers):
+def test_resuming_at_any_step_gives_the_same_bits(make, engine, workers):
     dataset = make("gta5", 35)
     whole = take(dataset, engine, 11, views=2)
     for start in (1, 4, 5, 9):
@@ -245,31 +245,31 @@ def test_crops_that_show_rare_classes_are_the_same_ones(make, kind, highest):
     dataset = make(kind, highest)
     pixels = check_dataset(dataset).pixels
     rare, plain = (RareClasses(pixels, 1.0, min_pixels=60, min_crop_ratio=ratio) for ratio in (2.5, 0))
-    a, b = (take(dataset, engine, 8, rare=rare) for engine in ("torch", "dali"))
-    anyhow = take(dataset, "torch", 8, rare=plain)
-    assert [x.placements for x in a] == [x.placements for x in b]
+    a, b = (take(dataset, engine, 8, rare_classes=rare) for engine in ("torch", "dali"))
+    anyhow = take(dataset, "torch", 8, rare_classes=plain)
+    assert [x.geometries for x in a] == [x.geometries for x in b]
     assert all(torch.equal(x.label, y.label) for x, y in zip(a, b, strict=True))
     assert [x.ids for x in a] == [x.ids for x in anyhow]
-    assert [x.placements for x in a] != [x.placements for x in anyhow]
+    assert [x.geometries for x in a] != [x.geometries for x in anyhow]
 
 
 def test_a_label_that_turns_bad_before_its_crop_is_chosen_is_named(make):
     dataset = make("gta5", 35)
     rare = RareClasses(check_dataset(dataset).pixels, 1.0, min_pixels=60)
-    for item in dataset.items:
-        item.label.write_bytes(b"")
+    for sample in dataset.samples:
+        sample.label.write_bytes(b"")
     for engine in ("torch", "dali"):
         with pytest.raises(BadFile, match=r"label .*\.png: found an empty file"):
-            take(dataset, engine, 1, rare=rare)
+            take(dataset, engine, 1, rare_classes=rare)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.integers(0, 254), st.integers(0, 255), min_size=1), st.booleans(), st.booleans())
-def test_undeclared_ids_are_marked_by_what_is_no_train_id(mapping, void, padded):
-    from udas_fast.data.dali import _look_up
+def test_undeclared_ids_are_marked_by_a_byte_that_is_not_a_train_id(mapping, void, padded):
+    from udas_fast.data.dali import _lookup_table
 
     id_map = IdMap({**mapping, 255: 255} if void else mapping)
-    table, mark = _look_up(id_map, padded)
+    table, mark = _lookup_table(id_map, padded)
     meant = {**mapping, **({255: 255} if void or padded else {})}
     assert all(table[i] == train for i, train in meant.items())
     assert mark not in meant.values()
@@ -283,9 +283,9 @@ def test_the_processes_of_a_run_share_its_steps(make, monkeypatch, engine):
     def streams():
         inputs = InputConfig(source=GEOMETRY, target=GEOMETRY, batch_size=4)
         domains = Domains(source=dataset, engine=engine)
-        stream = domains.streams(["source"], inputs, mixed=False, seed=0, phase="p")["source"]
-        assert stream.global_batch == 4
-        return list(itertools.islice(stream.batches(), 4))
+        loader = domains.streams(["source"], inputs, mixed=False, seed=0, phase="p")["source"]
+        assert loader.global_batch == 4
+        return list(itertools.islice(loader.batches(), 4))
 
     whole, parts = streams(), []
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
@@ -303,7 +303,7 @@ def test_the_processes_of_a_run_share_its_steps(make, monkeypatch, engine):
 def test_processes_share_the_steps_of_one(make, engine):
     dataset = make("camvid")
     whole = take(dataset, engine, 6, batch=4)
-    parts = [take(dataset, engine, 6, batch=2, rank=rank, world=2) for rank in (0, 1)]
+    parts = [take(dataset, engine, 6, batch=2, rank=rank, world_size=2) for rank in (0, 1)]
     for batch, *halves in zip(whole, *parts, strict=True):
         assert batch.ids == [i for half in halves for i in half.ids]
         assert torch.equal(batch.image, torch.cat([half.image for half in halves]))
@@ -319,7 +319,7 @@ def test_auto_takes_dali_for_files_and_torch_for_drawn_images(make):
         choose_engine("dali", [files, drawn])
 
 
-def test_without_dali_auto_is_torch_and_dali_says_what_to_install(make, monkeypatch):
+def test_without_dali_auto_is_torch_and_the_error_names_the_package(make, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     dataset = make("camvid")
     assert choose_engine("auto", [dataset]) == "torch"

@@ -53,7 +53,7 @@ def test_halving_averages_the_image_and_picks_label_pixels():
     seed=st.integers(0, 1000),
 )
 def test_image_and_label_move_together(native, crop, flip, seed):
-    # Every pixel has a value of its own (1.. in the image too, because padding is 0).
+    # Every pixel has a unique value (from 1 in the image too, because padding is 0).
     label = np.arange(native[0] * native[1], dtype=np.uint16).reshape(native) % 250
     label = label.astype(np.uint8)
     image = np.repeat(label[..., None] + 1, 3, axis=2)
@@ -74,9 +74,9 @@ def test_image_and_label_move_together(native, crop, flip, seed):
 )
 def test_pixels_are_counted_as_a_transformed_label_shows_them(native, size, crop, seed):
     label = generator(seed).integers(0, 3, native, dtype=np.uint8)
-    placement = Geometry(size=size, crop=crop, flip=True).place(generator(seed))
-    _, shown = placement.apply(np.zeros((*native, 3), np.uint8), label)
-    assert [placement.count(label == c) for c in range(3)] == [int((shown == c).sum()) for c in range(3)]
+    sampled = Geometry(size=size, crop=crop, flip=True).sample(generator(seed))
+    _, shown = sampled.apply(np.zeros((*native, 3), np.uint8), label)
+    assert [sampled.count_pixels(label == c) for c in range(3)] == [int((shown == c).sum()) for c in range(3)]
 
 
 def test_scale_crop_and_flip_reach_their_whole_range():
@@ -97,7 +97,7 @@ def test_scale_crop_and_flip_reach_their_whole_range():
     assert min(slopes) < 16 < 40 < max(slopes)
 
 
-def test_turning_the_flip_off_changes_nothing_else():
+def test_disabling_the_flip_changes_nothing_else():
     image = generator().integers(1, 256, (12, 16, 3), dtype=np.uint8)
     for seed in range(10):
         both = [

@@ -1,4 +1,4 @@
-"""Streams: a batch is a function of (seed, name, step), and damaged files are named from any process."""
+"""Loaders: a batch is a function of (seed, name, step), and damaged files are named from any process."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def dataset(make_dataset):
     return open_dataset(f"camvid:{root}", "train")
 
 
-def take(stream: TrainLoader, start: int, count: int) -> list[Batch]:
-    return list(itertools.islice(stream.batches(start), count))
+def take(loader: TrainLoader, start: int, count: int) -> list[Batch]:
+    return list(itertools.islice(loader.batches(start), count))
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -52,7 +52,7 @@ def test_resuming_at_any_step_with_any_number_of_workers(dataset, workers, start
 def test_every_epoch_holds_every_image_once_in_another_order(dataset):
     drawn = [i for batch in take(TrainLoader(dataset, GEOMETRY, 2, 0, "source"), 0, 21) for i in batch.ids]
     epochs = [tuple(drawn[i : i + 7]) for i in range(0, 42, 7)]
-    assert all(Counter(epoch) == Counter(item.id for item in dataset.items) for epoch in epochs)
+    assert all(Counter(epoch) == Counter(sample.id for sample in dataset.samples) for epoch in epochs)
     assert len(set(epochs)) > 4
 
 
@@ -81,19 +81,19 @@ def test_the_global_random_state_is_left_alone(dataset):
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
-def test_unlabelled_stream(dataset):
+def test_a_dataset_without_labels(dataset):
     batch = next(TrainLoader(Unlabelled(dataset), GEOMETRY, 2, 0, "target").batches())
     assert batch.label is None
     assert batch.to("cpu").label is None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_turns_bad_is_named(dataset, workers):
-    stream = TrainLoader(dataset, GEOMETRY, 2, 0, "source", workers)
-    dataset.items[4].image.write_bytes(b"\x89PNG\r\n\x1a\n")
+def test_a_file_that_becomes_unreadable_is_named(dataset, workers):
+    loader = TrainLoader(dataset, GEOMETRY, 2, 0, "source", workers)
+    dataset.samples[4].image.write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(InputError) as caught:
-        take(stream, 0, 4)
-    assert str(dataset.items[4].image) in str(caught.value)
+        take(loader, 0, 4)
+    assert str(dataset.samples[4].image) in str(caught.value)
     assert "Traceback" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -101,7 +101,7 @@ def test_a_file_that_turns_bad_is_named(dataset, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_is_in_order_with_labels_at_their_own_size(dataset, workers):
     batches = list(evaluation_batches(dataset, (20, 24), workers))
-    assert [batch.ids for batch in batches] == [[item.id] for item in dataset.items]
+    assert [batch.ids for batch in batches] == [[sample.id] for sample in dataset.samples]
     for i, batch in enumerate(batches):
         assert batch.image.shape == (1, 3, 20, 24)
         assert np.array_equal(batch.label[0].numpy(), dataset[i].label)
@@ -113,7 +113,7 @@ def test_wrong_arguments(dataset):
     for options, message in (
         ({"batch_size": 0}, "batch size of s"),
         ({"workers": -1}, "workers"),
-        ({"dataset": []}, "stream s: found no images"),
+        ({"dataset": []}, "data of s: found no images"),
     ):
         arguments = {"dataset": dataset, "geometry": GEOMETRY, "batch_size": 1, "seed": 0, "name": "s"}
         with pytest.raises(InputError, match=message):
@@ -125,7 +125,7 @@ def test_wrong_arguments(dataset):
 
 
 def test_generators_do_not_depend_on_process_or_version():
-    # Pinned: a stream that changes here changes every published run.
+    # Pinned: a change here changes every published run.
     assert generator(7, "a", -1).integers(1 << 32, size=3).tolist() == [808353349, 2118963875, 2456774174]
     assert generator(7, "source", 0).permutation(6).tolist() == [4, 1, 5, 2, 0, 3]
 

@@ -1,4 +1,4 @@
-"""16-bit PNGs against the arrays they were written from, and against Pillow's own decoder."""
+"""16-bit PNGs against the arrays that they encode, and against Pillow's decoder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_agrees_with_pillow_in_both_bytes(png16):
             assert np.array_equal((ours >> shift) & 255, np.asarray(image)[..., 0])
 
 
-def test_wrong_kinds_and_damage_are_told_apart(png16):
+def test_messages_distinguish_wrong_kinds_and_damage(png16):
     pixels = np.arange(4 * 5 * 3, dtype=np.uint16).reshape(4, 5, 3)
     good = png16(pixels, [4] * 4)
     grey = io.BytesIO()
@@ -57,7 +57,7 @@ def test_wrong_kinds_and_damage_are_told_apart(png16):
     flipped[50] ^= 16
     for data, message in (
         (b"", "empty"),
-        (b"GIF89a" + good, "no PNG"),
+        (b"GIF89a" + good, "not a PNG"),
         (good[:-20], "truncated"),
         (good[:30], "truncated"),
         (bytes(flipped), "checksum"),
@@ -70,7 +70,7 @@ def test_wrong_kinds_and_damage_are_told_apart(png16):
 
 def test_pixels_that_do_not_fill_the_image():
     header = png.Header(width=5, height=4, depth=16, colour=png.RGB, interlaced=False)
-    with pytest.raises(ValueError, match="10 bytes of pixels where 124 belong"):
+    with pytest.raises(ValueError, match="10 bytes of pixels instead of 124"):
         png.first_channel(header, zlib.compress(bytes(10)))
     with pytest.raises(ValueError, match="filter 9"):
         png.first_channel(header, zlib.compress(b"\x09" + bytes(123)))

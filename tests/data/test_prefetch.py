@@ -1,4 +1,4 @@
-"""Batches on a GPU: the same as on the CPU, in order, and a fault comes at its own step. Needs a GPU."""
+"""Batches on a GPU: the same as on the CPU, in order, and an error is raised at its own step. Needs a GPU."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def dataset(make_dataset):
 def test_batches_arrive_on_the_gpu_as_they_are_on_the_cpu(dataset, engine):
     def take(device: str, start: int = 0):
         geometry = Geometry(size=(40, 56), crop=(32, 64), flip=True)
-        stream = TrainLoader(dataset, geometry, 2, 0, "gpu", 2, engine=engine, views=3)
-        return itertools.islice(stream.batches(start, device), 12 - start)
+        loader = TrainLoader(dataset, geometry, 2, 0, "gpu", 2, engine=engine, views=3)
+        return itertools.islice(loader.batches(start, device), 12 - start)
 
     for here, there in zip(take("cpu"), take("cuda"), strict=True):
         assert here.ids == there.ids
@@ -40,11 +40,11 @@ def test_batches_arrive_on_the_gpu_as_they_are_on_the_cpu(dataset, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_fault_comes_at_its_own_step(dataset, engine):
-    stream = TrainLoader(dataset, Geometry(size=(40, 56)), 1, 0, "gpu", engine=engine)
-    bad = stream.sampler.index(4)
-    dataset.items[bad].image.write_bytes(b"")
-    batches = stream.batches(device="cuda")
+def test_an_error_is_raised_at_its_own_step(dataset, engine):
+    loader = TrainLoader(dataset, Geometry(size=(40, 56)), 1, 0, "gpu", engine=engine)
+    bad = loader.sampler.image_index(4)
+    dataset.samples[bad].image.write_bytes(b"")
+    batches = loader.batches(device="cuda")
     assert len([next(batches) for _ in range(4)]) == 4
-    with pytest.raises(BadFile, match=str(dataset.items[bad].image)):
+    with pytest.raises(BadFile, match=str(dataset.samples[bad].image)):
         next(batches)

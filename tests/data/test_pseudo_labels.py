@@ -13,14 +13,14 @@ from PIL import Image
 
 from udas_fast.data import (
     Geometry,
-    PseudoLabelled,
-    PseudoLabels,
+    PseudoLabelDataset,
+    PseudoLabelFolder,
     TrainLoader,
     Unlabelled,
     open_dataset,
     with_labels,
 )
-from udas_fast.data.pseudo_labels import label_file, read_summary
+from udas_fast.data.pseudo_labels import label_path, read_summary
 
 CLASSES, SHAPE = 11, (24, 32)
 
@@ -34,12 +34,12 @@ def _maps(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _half(histogram: np.ndarray) -> np.ndarray:
-    """A threshold by class that the whole set decides, and one that is no multiple of a 256th."""
+    """Return thresholds that depend on the whole set; one is not a multiple of a 256th."""
     middle = histogram * (np.arange(64) + 0.5) / 64
     return np.where(histogram.sum(1) > 0, middle.sum(1) / histogram.sum(1).clip(1), 0.9)
 
 
-def _fill(folder: PseudoLabels, maps: list[tuple[np.ndarray, np.ndarray]]) -> list[int]:
+def _fill(folder: PseudoLabelFolder, maps: list[tuple[np.ndarray, np.ndarray]]) -> list[int]:
     missing = folder.missing()
     for index in missing:
         folder.add(index, *maps[index])
@@ -49,11 +49,11 @@ def _fill(folder: PseudoLabels, maps: list[tuple[np.ndarray, np.ndarray]]) -> li
 
 def test_thresholds_are_those_of_all_images(camvid_root: Path, tmp_path: Path) -> None:
     dataset, maps = open_dataset(f"camvid:{camvid_root}", "train", labelled=False), _maps(4)
-    _fill(folder := PseudoLabels(tmp_path / "labels", dataset, "key"), maps)
+    _fill(folder := PseudoLabelFolder(tmp_path / "labels", dataset, "key"), maps)
     assert folder.complete
     assert not folder.raw.exists()
     labels, confidences = (np.stack(part) for part in zip(*maps, strict=True))
-    found = np.stack([PseudoLabelled(dataset, tmp_path / "labels").label(i) for i in range(4)])
+    found = np.stack([PseudoLabelDataset(dataset, tmp_path / "labels").label(i) for i in range(4)])
     summary = read_summary(tmp_path / "labels")
     for c in range(CLASSES):
         mine = labels == c
@@ -69,20 +69,20 @@ def test_thresholds_are_those_of_all_images(camvid_root: Path, tmp_path: Path) -
         assert (histogram.sum(0) == np.bincount(bins.astype(int), minlength=64)).all()
 
 
-def test_what_can_be_read_is_kept_and_what_cannot_is_made_again(camvid_root: Path, tmp_path: Path) -> None:
+def test_readable_files_are_kept_and_others_written_again(camvid_root: Path, tmp_path: Path) -> None:
     dataset, maps = open_dataset(f"camvid:{camvid_root}", "train", labelled=False), _maps(4)
-    _fill(PseudoLabels(tmp_path / "whole", dataset, "key"), maps)
-    stopped = PseudoLabels(tmp_path / "stopped", dataset, "key")
+    _fill(PseudoLabelFolder(tmp_path / "whole", dataset, "key"), maps)
+    stopped = PseudoLabelFolder(tmp_path / "stopped", dataset, "key")
     for index in stopped.missing()[:3]:
         stopped.add(index, *maps[index])
-    damaged = label_file(stopped.raw, 1)
+    damaged = label_path(stopped.raw, 1)
     damaged.write_bytes(damaged.read_bytes()[:-30])
     assert not stopped.complete
-    assert _fill(PseudoLabels(tmp_path / "stopped", dataset, "key"), maps) == [1, 3]
+    assert _fill(PseudoLabelFolder(tmp_path / "stopped", dataset, "key"), maps) == [1, 3]
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "stopped" / path.name).read_bytes()
-    assert not PseudoLabels(tmp_path / "stopped", dataset, "other").complete
-    assert PseudoLabels(tmp_path / "stopped", dataset, "other").missing() == [0, 1, 2, 3]
+    assert not PseudoLabelFolder(tmp_path / "stopped", dataset, "other").complete
+    assert PseudoLabelFolder(tmp_path / "stopped", dataset, "other").missing() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("dali", marks=pytest.mark.dali)])
@@ -91,33 +91,33 @@ def test_labels_take_the_geometry_of_their_image(
 ) -> None:
     root = camvid_folder("data")
     dataset = Unlabelled(open_dataset(f"camvid:{root}", "train"))
-    coded = []  # the red channel tells the label
+    coded = []  # the red channel encodes the label
     for index in range(4):
         label = np.asarray(Image.open(root / f"labels/train/{index:04d}.png"))
         coded.append(
             (np.where(label < CLASSES, label, 0).astype(np.uint8), (label < CLASSES).astype(np.float32))
         )
-    folder = PseudoLabels(tmp_path / "pseudo", dataset, "key")
+    folder = PseudoLabelFolder(tmp_path / "pseudo", dataset, "key")
     for index in folder.missing():
         folder.add(index, *coded[index])
     folder.finish(lambda _: np.full(CLASSES, 0.5))
-    stream = TrainLoader(
-        PseudoLabelled(dataset, tmp_path / "pseudo"),
+    loader = TrainLoader(
+        PseudoLabelDataset(dataset, tmp_path / "pseudo"),
         Geometry(size=(48, 64), crop=(40, 72), flip=True),  # twice the size, cut and padded
         batch_size=2,
         seed=0,
         name="pseudo",
         engine=engine,
     )
-    for batch in itertools.islice(stream.batches(), 4):
+    for batch in itertools.islice(loader.batches(), 4):
         known = batch.label != 255
         # bilinear: the middle of each block of eight pixels is its colour, give or take DALI's rounding
         agree = (batch.image[:, 0].int() - 20 * batch.label.int()).abs() <= 1
         assert agree[known].float().mean() > 0.5
         assert (batch.image.sum(1)[~known] == 0).any()  # the padding
-        truth = [PseudoLabelled(dataset, tmp_path / "pseudo")[int(i)].label for i in batch.ids]
-        for label, native, placement in zip(batch.label, truth, batch.placements, strict=True):
-            _, expected = placement.apply(np.zeros((*SHAPE, 3), np.uint8), native)
+        truth = [PseudoLabelDataset(dataset, tmp_path / "pseudo")[int(i)].label for i in batch.ids]
+        for label, native, geometry in zip(batch.label, truth, batch.geometries, strict=True):
+            _, expected = geometry.apply(np.zeros((*SHAPE, 3), np.uint8), native)
             assert torch.equal(label, torch.from_numpy(expected))
 
 
@@ -126,6 +126,6 @@ def test_hidden_labels_are_for_reports_alone(camvid_root: Path) -> None:
     hidden = Unlabelled(labelled)
     assert hidden[0].label is None
     assert hidden.unlabelled(1).label is None
-    assert hidden.item(0).label is None
+    assert hidden.files(0).label is None
     assert with_labels(hidden) is labelled
     assert with_labels(open_dataset(f"camvid:{camvid_root}", "train", labelled=False)) is None

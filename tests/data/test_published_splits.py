@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from udas_fast.data import open_dataset, subset
-from udas_fast.data.datasets import published_ids
+from udas_fast.data.factory import published_ids
 from udas_fast.errors import InputError
 
 CAMVID = Path(__file__).resolve().parents[2] / "../shared/data/camvid"
@@ -17,7 +17,7 @@ CAMVID = Path(__file__).resolve().parents[2] / "../shared/data/camvid"
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Path:
-    """A little CamVid with every published name: labels, and empty image files, which nobody opens here."""
+    """Return a small CamVid with every published name: labels, and empty image files, which are not opened here."""
     for kind in ("images", "labels"):
         (tmp_path / kind / "train").mkdir(parents=True)
     blank = tmp_path / "blank.png"
@@ -30,10 +30,10 @@ def listed(tmp_path: Path) -> Path:
 
 def _ids(root: Path, kind: str, split: str = "train") -> list[str]:
     dataset = open_dataset(f"{kind}:{root}", split)
-    return [dataset.item(i).id for i in range(len(dataset))]
+    return [dataset.files(i).id for i in range(len(dataset))]
 
 
-def test_day_and_dusk_part_camvid(listed: Path) -> None:
+def test_day_and_dusk_divide_camvid(listed: Path) -> None:
     day, pool, val = (
         _ids(listed, "camvid-day"),
         _ids(listed, "camvid-dusk"),
@@ -50,10 +50,10 @@ def test_day_and_dusk_part_camvid(listed: Path) -> None:
 def test_labelled_subsets_are_the_published_order_and_nested(kind: str, listed: Path) -> None:
     order = published_ids(f"{kind}-labels.txt")
     pool = open_dataset(f"{kind}:{listed}", "train")
-    assert sorted(order) == [pool.item(i).id for i in range(len(pool))]
+    assert sorted(order) == [pool.files(i).id for i in range(len(pool))]
     for n in (1, 10, 20, len(pool)):
         chosen = subset(pool, n)
-        assert sorted(order[:n]) == [chosen.item(i).id for i in range(n)]
+        assert sorted(order[:n]) == [chosen.files(i).id for i in range(n)]
 
 
 def test_a_listed_image_that_is_missing_is_named(listed: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which image comes when: epochs, processes, rare classes, subsets; all functions of the draw."""
+"""Order of images: epochs, processes, rare classes, subsets; all are functions of the draw."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_processes_divide_the_draws_of_one(length, batch, world, seed, start):
     alone = Sampler(length, batch * world, seed, "s")
     ranks = [Sampler(length, batch, seed, "s", rank, world) for rank in range(world)]
     for step in range(start, start + 4):
-        parts = [[r.index(n) for n in r.draws(step)] for r in ranks]
-        assert list(itertools.chain(*parts)) == [alone.index(n) for n in alone.draws(step)]
+        parts = [[r.image_index(n) for n in r.draws(step)] for r in ranks]
+        assert list(itertools.chain(*parts)) == [alone.image_index(n) for n in alone.draws(step)]
         assert all(len(part) == batch for part in parts)
         assert {r.global_batch for r in ranks} == {alone.global_batch}
 
@@ -37,22 +37,22 @@ def test_processes_divide_the_draws_of_one(length, batch, world, seed, start):
 @given(length=st.integers(1, 60), seed=st.integers(0, 99), epoch=st.integers(0, 9))
 def test_an_epoch_holds_each_image_once(length, seed, epoch):
     sampler = Sampler(length, 1, seed, "s")
-    drawn = [sampler.index(n) for n in range(epoch * length, (epoch + 1) * length)]
+    drawn = [sampler.image_index(n) for n in range(epoch * length, (epoch + 1) * length)]
     assert sorted(drawn) == list(range(length))
     if length > 20:
-        assert drawn != [sampler.index(n) for n in range((epoch + 1) * length, (epoch + 2) * length)]
+        assert drawn != [sampler.image_index(n) for n in range((epoch + 1) * length, (epoch + 2) * length)]
 
 
 def test_draws_are_pinned():
-    # A sampler that changes here changes every published run.
+    # A change here changes every published run.
     sampler = Sampler(6, 2, 7, "source")
-    assert [sampler.index(n) for n in range(6)] == [3, 1, 0, 2, 4, 5]
+    assert [sampler.image_index(n) for n in range(6)] == [3, 1, 0, 2, 4, 5]
     assert labelled_subset(10, 4, 0).tolist() == labelled_subset(10, 9, 0)[:4].tolist()
 
 
 def test_wrong_numbers():
     for numbers, message in (
-        ((0, 1, 0, "s"), "stream s: found no images"),
+        ((0, 1, 0, "s"), "data of s: found no images"),
         ((5, 0, 0, "s"), "batch size of s: found 0"),
         ((5, 1, 0, "s", 2, 2), "rank of s: found 2, expected 0 to 1"),
     ):
@@ -64,19 +64,19 @@ PIXELS = np.array([[900, 100, 0, 0], [800, 0, 50, 3], [950, 0, 0, 2], [700, 200,
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
-def test_rare_classes_come_as_often_as_in_daformer(temperature):
-    # Equations 5 and 6 of DAFormer; class 3 has never 10 pixels and is left out.
+def test_rare_classes_have_the_frequencies_of_daformer(temperature):
+    # Equations 5 and 6 of DAFormer; class 3 never has 10 pixels and is omitted.
     share = PIXELS.sum(0)[:3] / PIXELS.sum()
     expected = np.exp((1 - share) / temperature) / np.exp((1 - share) / temperature).sum()
     images = np.zeros(4)
     for c, shown in enumerate(([0, 1, 2, 3], [0, 3], [1, 3])):
         images[shown] += expected[c] / len(shown)
     n = 4000
-    sampler = Sampler(4, 1, 0, "rare", rare=RareClasses(PIXELS, temperature, min_pixels=10))
-    drawn = np.array([sampler.index(draw) for draw in range(n)])
+    sampler = Sampler(4, 1, 0, "rare", rare_classes=RareClasses(PIXELS, temperature, min_pixels=10))
+    drawn = np.array([sampler.image_index(draw) for draw in range(n)])
     found = np.bincount(drawn, minlength=4)
     assert (np.abs(found - n * images) <= 4.5 * np.sqrt(n * images * (1 - images)) + 1).all()
-    assert [sampler.index(draw) for draw in range(50, 60)] == drawn[50:60].tolist()
+    assert [sampler.image_index(draw) for draw in range(50, 60)] == drawn[50:60].tolist()
 
 
 def test_rare_classes_of_a_dataset(make_dataset):
@@ -87,9 +87,11 @@ def test_rare_classes_of_a_dataset(make_dataset):
     report = check_dataset(dataset)
     assert report.pixels.shape == (6, 11)
     assert report.pixels[4, [3, 10]].tolist() == [32, 32]
-    stream = TrainLoader(dataset, Geometry(size=(8, 8)), 2, 0, "s", rare=RareClasses(report.pixels, 0.01, 16))
-    drawn = Counter(i for batch in itertools.islice(stream.batches(), 30) for i in batch.ids)
-    assert drawn[dataset.items[4].id] == 60  # at this temperature only the rare class is drawn
+    loader = TrainLoader(
+        dataset, Geometry(size=(8, 8)), 2, 0, "s", rare_classes=RareClasses(report.pixels, 0.01, 16)
+    )
+    drawn = Counter(i for batch in itertools.islice(loader.batches(), 30) for i in batch.ids)
+    assert drawn[dataset.samples[4].id] == 60  # at this temperature only the rare class is drawn
     with pytest.raises(InputError, match="no class of 65 pixels in any image"):
         RareClasses(report.pixels, min_pixels=65)
     with pytest.raises(InputError, match="temperature of rare-class sampling: found 0"):
@@ -103,22 +105,22 @@ def test_crops_are_drawn_until_they_show_the_rare_class():
     pixels = np.stack([(labels == c).sum((1, 2)) for c in range(3)], 1)
     rare = RareClasses(pixels, temperature=1.0, min_pixels=40, min_crop_ratio=1.5)
     geometry = Geometry(size=(24, 32), scale=(0.5, 2.0), crop=(10, 12), flip=True)
-    sampler, anyhow = Sampler(4, 1, 0, "rare", rare=rare), Sampler(4, 1, 0, "rare")
-    assert sampler.looks_at_labels(geometry)
+    sampler, anyhow = Sampler(4, 1, 0, "rare", rare_classes=rare), Sampler(4, 1, 0, "rare")
+    assert sampler.needs_labels(geometry)
     tries = []
     for draw in range(200):
-        index = sampler.index(draw)
+        index = sampler.image_index(draw)
         c, again = rare.draw(sampler.generator("rare class", draw))
         assert again == index
         crops, numbers = [], sampler.generator("augment", draw)
         for _ in range(11):
-            crops.append(geometry.place(numbers))
+            crops.append(geometry.sample(numbers))
             shown = crops[-1].apply(np.zeros((24, 32, 3), np.uint8), labels[index])[1]
             if (shown == c).sum() > 60:
                 break
-        assert sampler.place(geometry, draw, labels[index]) == crops[-1]
-        assert sampler.place(geometry, draw, labels[index]) == crops[-1]  # no state
-        assert anyhow.place(geometry, draw, labels[index]) == crops[0]
+        assert sampler.sample_geometry(geometry, draw, labels[index]) == crops[-1]
+        assert sampler.sample_geometry(geometry, draw, labels[index]) == crops[-1]  # no state
+        assert anyhow.sample_geometry(geometry, draw, labels[index]) == crops[0]
         tries.append(len(crops))
     assert {1, 2, 11} <= set(tries)
 
@@ -127,7 +129,7 @@ def test_crops_stay_as_they_are_without_a_crop_or_a_ratio():
     whole, cut = Geometry(size=(8, 8)), Geometry(size=(8, 8), crop=(4, 4))
     rare = {ratio: RareClasses(PIXELS, min_pixels=10, min_crop_ratio=ratio) for ratio in (0, 0.5)}
     looks = {
-        (ratio, geometry.crop): Sampler(4, 1, 0, "s", rare=rare[ratio]).looks_at_labels(geometry)
+        (ratio, geometry.crop): Sampler(4, 1, 0, "s", rare_classes=rare[ratio]).needs_labels(geometry)
         for ratio in rare
         for geometry in (whole, cut)
     }

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from udas_fast.data import CITYSCAPES
 from udas_fast.data.streets import Streets
-from udas_fast.data.types import CITYSCAPES
 from udas_fast.errors import InputError
 
 SMALL = (48, 96)
@@ -99,7 +99,7 @@ def test_ids_lengths_and_indices():
     size=st.tuples(st.integers(32, 160), st.integers(32, 240)),
     index=st.integers(0, 10_000),
 )
-def test_any_size_gives_a_whole_picture(style, size, index):
+def test_any_size_gives_a_complete_picture(style, size, index):
     sample = Streets(style, "train", size, 10_001)[index]
     assert sample.image.shape == (*size, 3)
     assert sample.label.shape == size
@@ -156,7 +156,7 @@ def test_image_and_label_share_their_outlines(scenes):
 
 
 def test_a_rider_rides():
-    """Where a rider is seen, so is a motorcycle or a bicycle, but for the few that something hides."""
+    """Nearly every scene with a rider shows a motorcycle or a bicycle; a few are occluded."""
     together = alone = 0
     for i in range(60):
         label = Streets("sim", "train", (96, 192))[i].label
@@ -168,7 +168,7 @@ def test_a_rider_rides():
 
 
 def test_the_styles_look_different(scenes):
-    """Real scenes are paler and grainier than sim scenes, while classes cover about the same share of both."""
+    """Real scenes are paler and grainier than sim scenes; classes cover about the same share of both."""
 
     def looks(style: str) -> tuple[float, float, float]:
         images = np.stack([s.image for s in scenes[style]]).astype(np.int64)

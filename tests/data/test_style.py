@@ -53,7 +53,7 @@ def test_published_colours(rgb, lab):
     assert rgb_to_lab(pixel).flatten().tolist() == pytest.approx(lab, abs=0.02)
 
 
-def test_lab_equals_the_reference_and_turns_back_exactly():
+def test_lab_equals_the_reference_and_its_inverse_is_exact():
     batch = images(2, 40, 50)
     found = rgb_to_lab(batch)
     assert found.dtype == torch.float32

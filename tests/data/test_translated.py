@@ -1,4 +1,4 @@
-"""A translated dataset: labels of the original, and one sentence for whatever is not as it was written."""
+"""Translated datasets: labels of the original, and an error for every file that is missing or changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from udas_fast.errors import InputError
 
 @pytest.fixture
 def run(camvid_root: Path, tmp_path: Path) -> Path:
-    """A run's folder with inverted images, as `udas-fast translate` would have written them."""
+    """Return a run's folder with inverted images, as `udas-fast translate` would write them."""
     from PIL import Image
 
     root = shutil.copytree(camvid_root, tmp_path / "original")
@@ -54,7 +54,7 @@ def test_images_are_translated_and_labels_are_the_originals(run: Path) -> None:
         assert np.array_equal(translated[i].image, 255 - original[i].image)
         assert np.array_equal(translated[i].label, original[i].label)
         assert translated[i].id == translated.id(i) == original[i].id
-        assert translated.item(i).label == original.item(i).label
+        assert translated.files(i).label == original.files(i).label
     report = check_dataset(translated)
     assert not report.problems
     assert np.array_equal(report.pixels, check_dataset(original).pixels)
@@ -77,7 +77,7 @@ def test_a_file_of_another_size_is_refused_at_once_and_a_changed_one_when_it_is_
     problems = check_dataset(dataset).problems
     assert len(problems) == 1
     assert "0001.png: found another checksum" in problems[0]
-    assert "makes it again" in problems[0]
+    assert "writes it again" in problems[0]
     path.write_bytes(content[:60])
     with pytest.raises(InputError, match=r"0001.png: found another checksum"):
         open_dataset(f"translated:{run}", "train")
@@ -86,7 +86,7 @@ def test_a_file_of_another_size_is_refused_at_once_and_a_changed_one_when_it_is_
         open_dataset(f"translated:{run}", "train")
 
 
-def test_an_original_that_is_gone_or_another(run: Path) -> None:
+def test_an_original_that_is_missing_or_different(run: Path) -> None:
     root = run.parent / "original"
     for kind in ("images", "labels"):
         (root / kind / "train/0003.png").unlink()

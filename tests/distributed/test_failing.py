@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from udas_fast import Trainer, distributed
-from udas_fast.data import BadFile, SegmentationDataset, open_dataset
+from udas_fast.data import BadFile, Sample, SegmentationDataset, open_dataset
 from udas_fast.data.domains import Domains
-from udas_fast.data.types import Sample
 from udas_fast.distributed import leave
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.errors import InputError

@@ -13,10 +13,9 @@ from rounding import SGD, assert_equal_within_rounding
 from torch import Tensor, nn
 
 from udas_fast import Trainer, distributed
-from udas_fast.data import BadFile, BadFiles, SegmentationDataset, open_dataset
+from udas_fast.data import CAMVID, BadFile, BadFiles, Sample, SegmentationDataset, open_dataset
 from udas_fast.data.domains import Domains
 from udas_fast.data.sampler import Sampler
-from udas_fast.data.types import CAMVID, Sample
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.errors import InputError
 from udas_fast.models.norm import SyncBatchNorm2d
@@ -32,7 +31,7 @@ class Turned(SegmentationDataset):
         self.dataset = open_dataset(f"camvid:{root}", "train")
         self.name, self.classes = self.dataset.name, self.dataset.classes
         sampler = Sampler(IMAGES, 2, 0, "source/source")
-        self.turned = [sampler.index(draw) for draw in sampler.draws(1)]
+        self.turned = [sampler.image_index(draw) for draw in sampler.draws(1)]
 
     def __len__(self) -> int:
         return IMAGES
@@ -91,10 +90,10 @@ def meet_bad_files(root: Path, folder: Path) -> None:
 def count_together() -> None:
     """A file that both meet is one; what each has met is known to both, in one order."""
     faults = BadFiles(3)
-    with faults.shared():
+    with faults.synchronized():
         faults.add(["both", f"of {distributed.get_rank()}"])
     assert faults.found == ["both", "of 0", "of 1"]
-    with pytest.raises(BadFile, match="one more; bad files that may be skipped: 3"), faults.shared():
+    with pytest.raises(BadFile, match="one more; bad files that may be skipped: 3"), faults.synchronized():
         faults.add(["one more"] if distributed.get_rank() == 1 else [])
 
 

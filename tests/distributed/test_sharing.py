@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from udas_fast import distributed
-from udas_fast.data import Batch, UserLoader, open_dataset
-from udas_fast.data.pseudo_labels import PseudoLabels
-from udas_fast.data.types import CAMVID
+from udas_fast.data import CAMVID, Batch, UserLoader, open_dataset
+from udas_fast.data.pseudo_labels import PseudoLabelFolder
 from udas_fast.distributed import average_buffers, average_gradients, same_everywhere
 from udas_fast.errors import InputError
 from udas_fast.evaluation import evaluate_dataset
@@ -63,7 +62,7 @@ def all_batches(dataset: object) -> Iterator[Batch]:
 def label(root: Path, folder: Path) -> dict[str, bytes]:
     """The files that a round's pseudo-labels leave; every image is labelled by one process."""
     dataset = open_dataset(f"camvid:{root}", "train", labelled=False)
-    labels = PseudoLabels(folder, dataset, "key")
+    labels = PseudoLabelFolder(folder, dataset, "key")
     missing = labels.missing()
     assert sorted(i for part in distributed.all_gather_object(missing) for i in part) == list(range(IMAGES))
     for index in missing:

@@ -12,9 +12,8 @@ import pytest
 from rounding import SGD, assert_equal_within_rounding
 
 from udas_fast import Trainer, distributed
-from udas_fast.data import SegmentationDataset, open_dataset
+from udas_fast.data import Sample, SegmentationDataset, open_dataset
 from udas_fast.data.domains import Domains
-from udas_fast.data.types import Sample
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.recipes import Recipe, get_recipe, override, small
 

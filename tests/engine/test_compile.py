@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from udas_fast.training.networks import compile_backbones
 
 from udas_fast import Trainer
 from udas_fast.data import open_dataset
@@ -17,6 +16,7 @@ from udas_fast.engine.memory import MemoryConfig
 from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig, build_model
 from udas_fast.recipes import get_recipe, override, small
+from udas_fast.training.networks import compile_backbones
 
 CPU = torch.device("cpu")
 NONE = MemoryConfig(checkpointing="none")

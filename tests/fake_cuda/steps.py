@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from udas_fast.engine.loop import Loop, Phase
 
 from udas_fast.data import Batch
 from udas_fast.engine.precision import build_amp, memory_format

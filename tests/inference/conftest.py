@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from udas_fast import TrainedModel
-from udas_fast.data.types import CAMVID
+from udas_fast.data import CAMVID
 from udas_fast.evaluation import Protocol
 from udas_fast.models import ModelConfig, build_model
 

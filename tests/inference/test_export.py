@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udas_fast import TrainedModel, cli
-from udas_fast.data.types import CAMVID
+from udas_fast.data import CAMVID
 from udas_fast.errors import InputError
 from udas_fast.inference import export, export_model
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from udas_fast import TrainedModel
-from udas_fast.data.types import CAMVID
+from udas_fast.data import CAMVID
 from udas_fast.errors import InputError
 from udas_fast.models import MEAN, STD
 

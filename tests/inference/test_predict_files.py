@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from udas_fast import TrainedModel, cli
-from udas_fast.data.types import CAMVID
+from udas_fast.data import CAMVID
 from udas_fast.errors import InputError
 from udas_fast.evaluation import colorize
 from udas_fast.inference import media_files, predict_files

@@ -15,7 +15,7 @@ from PIL import Image
 
 from udas_fast.data import open_dataset
 from udas_fast.data.files import read_ids, read_image
-from udas_fast.data.specs import describe_folder
+from udas_fast.data.specs import folder_spec
 from udas_fast.data.translated import image_path, read_manifest
 
 SIZE = (24, 32)
@@ -101,7 +101,7 @@ def classes_case(folder: Path) -> Callable[[int], None]:
             )()
         joined = rng.choice([b"\n", b"\r\n", b"\r"]).join(lines)
         path.write_bytes(mutate_bytes(rng, joined) if rng.random() < 0.7 else joined)
-        classes = describe_folder(folder).classes
+        classes = folder_spec(folder).classes
         assert 2 <= len(classes) <= 255
         assert len(set(classes.names)) == len(set(classes.palette)) == len(classes)
         assert all(name.strip() and name.isprintable() for name in classes.names), classes.names
@@ -131,9 +131,9 @@ def folder_case(folder: Path) -> Callable[[int], None]:
         for index in range(len(dataset)):
             sample = dataset[index]
             assert (sample.label == sample.image[..., 0] // 20).all(), sample.id
-            item = dataset.item(index)
-            assert item.image.is_relative_to(root)
-            assert item.label.is_relative_to(root)
+            files = dataset.files(index)
+            assert files.image.is_relative_to(root)
+            assert files.label.is_relative_to(root)
 
     return run
 

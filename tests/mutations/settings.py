@@ -11,7 +11,6 @@ import torch
 import yaml
 from mutate import mutate_bytes, mutate_tree
 from torch import nn
-from udas_fast.training.run_folder import RunConfig
 
 from udas_fast.data import Geometry
 from udas_fast.data.domains import DataConfig
@@ -19,7 +18,7 @@ from udas_fast.engine.optim import build_optimizers, lr_factor
 from udas_fast.models import build_model
 from udas_fast.recipes import all_recipes, get_recipe, load_recipe, override, small
 from udas_fast.recipes.recipe import recipe_from_dict
-from udas_fast.training.run_folder import read_run_file, run_document
+from udas_fast.training.run_folder import RunConfig, read_run_file, run_document
 
 
 def _tiny(name: str) -> dict:

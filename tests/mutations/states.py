@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from mutate import ZOO, mutate_bytes, mutate_tree
 
-from udas_fast.data.types import CAMVID
+from udas_fast.data import CAMVID
 from udas_fast.engine.checkpoint import read_state
 from udas_fast.inference import MODEL_FILE, TrainedModel
 from udas_fast.inference.model import HEADER, KEY, Header, _checksum

@@ -3,21 +3,15 @@
 from udas_fast.data.augment import auto_augment
 from udas_fast.data.bad_files import BadFile, BadFiles
 from udas_fast.data.check import DatasetReport, check_dataset
-from udas_fast.data.datasets import (
-    FileDataset,
-    Subset,
-    Unlabelled,
-    has_labels,
-    open_dataset,
-    subset,
-    with_labels,
-)
+from udas_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, ClassSet
+from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, subset, with_labels
+from udas_fast.data.factory import KINDS, has_labels, open_dataset
 from udas_fast.data.files import IMAGE_SUFFIXES, read_image
 from udas_fast.data.geometry import Geometry, resize
 from udas_fast.data.loader import ENGINES, TrainLoader, choose_engine, evaluation_batches
-from udas_fast.data.pseudo_labels import PseudoLabelled, PseudoLabels
+from udas_fast.data.pseudo_labels import PseudoLabelDataset, PseudoLabelFolder
 from udas_fast.data.sampler import RareClasses
-from udas_fast.data.types import CAMVID, CITYSCAPES, IGNORE, Batch, ClassSet, Sample, SegmentationDataset
+from udas_fast.data.types import Batch, Sample, SampleFiles, SegmentationDataset
 from udas_fast.data.user_loader import UserLoader, UserTrainLoader
 
 __all__ = [
@@ -26,6 +20,7 @@ __all__ = [
     "ENGINES",
     "IGNORE",
     "IMAGE_SUFFIXES",
+    "KINDS",
     "BadFile",
     "BadFiles",
     "Batch",
@@ -33,10 +28,11 @@ __all__ = [
     "DatasetReport",
     "FileDataset",
     "Geometry",
-    "PseudoLabelled",
-    "PseudoLabels",
+    "PseudoLabelDataset",
+    "PseudoLabelFolder",
     "RareClasses",
     "Sample",
+    "SampleFiles",
     "SegmentationDataset",
     "Subset",
     "TrainLoader",

@@ -1,10 +1,9 @@
-"""AutoAugment without geometry: colours change, every pixel stays in its place, so labels stay right.
+"""AutoAugment without geometry: colours change, every pixel keeps its place, so labels stay correct.
 
-The operations equal Pillow's ImageOps and ImageEnhance, on uint8 tensors on any device, without
-waiting for it.
+The operations equal Pillow's ImageOps and ImageEnhance, on uint8 tensors on any device, without synchronisation.
 
 The 25 sub-policies for ImageNet of AutoAugment (Cubuk et al., CVPR 2019, arXiv 1805.09501, table 9), as
-operation, probability, level 0 to 9. Those in brackets move pixels and are left out; the others are :data:`POLICY`:
+operation, probability, level 0 to 9. Those in brackets move pixels and are omitted; the others are :data:`POLICY`:
 
      1  posterize 0.4 8       (rotate 0.6 9)
      2  solarize 0.6 5        autocontrast 0.6 5
@@ -43,7 +42,7 @@ import torch
 from udas_fast.errors import bad
 
 Operations = tuple[tuple[str, int], ...]
-"""What an image goes through: (operation, level 0..9), in this order."""
+"""Operations on an image: (operation, level 0..9), in this order."""
 
 # (operation, probability, level) of the table above, without its brackets.
 POLICY: tuple[tuple[tuple[str, float, int], ...], ...] = (
@@ -76,23 +75,26 @@ POLICY: tuple[tuple[tuple[str, float, int], ...], ...] = (
 
 
 def auto_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image through a sub-policy of its own, drawn with ``generator`` (on the CPU).
+    """Augment each image by a sub-policy of its own, drawn with ``generator`` (on the CPU).
 
     ``images`` uint8 ``[N, 3, H, W]`` → new uint8 tensor of that shape on the same device. Three numbers are
-    drawn for each image, whatever they decide. Raises InputError for other shapes and dtypes.
+    drawn for each image, whatever the result.
+
+    Raises:
+        InputError: other shapes or dtypes.
     """
     return apply_each(images, draw_each(len(images), generator))
 
 
 def draw_each(n: int, generator: torch.Generator) -> list[Operations]:
-    """What each of ``n`` images goes through, from three numbers of the CPU ``generator`` for each."""
+    """Draw the operations of each of ``n`` images, from three numbers of the CPU ``generator`` for each."""
     picks = torch.randint(len(POLICY), (n,), generator=generator).tolist()
     chances = torch.rand(n, 2, generator=generator).tolist()
-    return [_happening(pick, pair) for pick, pair in zip(picks, chances, strict=True)]
+    return [_select(pick, pair) for pick, pair in zip(picks, chances, strict=True)]
 
 
 def apply_each(images: torch.Tensor, operations: Sequence[Operations]) -> torch.Tensor:
-    """Image i of uint8 ``[N, 3, H, W]`` through ``operations[i]``. Raises InputError for other shapes and dtypes."""
+    """Apply ``operations[i]`` to image i of uint8 ``[N, 3, H, W]``; raise InputError for other shapes or dtypes."""
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
         raise bad("images", f"{images.dtype} {tuple(images.shape)}", "uint8 [N, 3, H, W]")
     out = torch.empty_like(images)
@@ -102,27 +104,27 @@ def apply_each(images: torch.Tensor, operations: Sequence[Operations]) -> torch.
 
 
 def draw(rng: np.random.Generator) -> Operations:
-    """What one image goes through: a sub-policy and its chances, three numbers of ``rng``."""
-    return _happening(int(rng.integers(len(POLICY))), rng.random(2).tolist())
+    """Draw the operations of one image: a sub-policy and which of its operations, from three numbers of ``rng``."""
+    return _select(int(rng.integers(len(POLICY))), rng.random(2).tolist())
 
 
-def _happening(pick: int, chances: Sequence[float]) -> Operations:
-    """The operations of sub-policy ``pick`` that the chances let happen."""
+def _select(pick: int, chances: Sequence[float]) -> Operations:
+    """Return the operations of sub-policy ``pick`` whose chance, uniform in [0, 1), is below their probability."""
     pairs = zip(POLICY[pick], chances, strict=False)
     return tuple((name, level) for (name, probability, level), chance in pairs if chance < probability)
 
 
 def apply_all(image: torch.Tensor, operations: Operations) -> torch.Tensor:
-    """uint8 ``[3, H, W]`` through ``operations``, in their order."""
+    """Apply ``operations`` to uint8 ``[3, H, W]``, in their order."""
     for name, level in operations:
         image = apply(name, image, level)
     return image
 
 
 def apply(name: str, image: torch.Tensor, level: int) -> torch.Tensor:
-    """Operation ``name`` of the policy at ``level`` 0..9 over the paper's range of magnitudes (table 6).
+    """Apply operation ``name`` at ``level`` 0..9 of the paper's range of magnitudes (table 6).
 
-    posterize to 8..4 bits and solarize above 256..0 (a higher level is stronger, as in the authors' code),
+    Posterize to 8..4 bits and solarize above 256..0 (a higher level is stronger, as in the authors' code),
     enhancement by a factor of 0.1..1.9 (1 changes nothing); the other operations have no magnitude.
     """
     if name == "posterize":
@@ -140,13 +142,13 @@ def posterize(image: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def solarize(image: torch.Tensor, threshold: int) -> torch.Tensor:
-    """Invert the values of uint8 ``[3, H, W]`` from ``threshold`` 0..256 on."""
+    """Invert the values of uint8 ``[3, H, W]`` that are at least ``threshold`` 0..256."""
     ramp = torch.arange(256, device=image.device)
     return _look_up(image, torch.where(ramp < threshold, ramp, 255 - ramp).expand(3, 256))
 
 
 def invert(image: torch.Tensor) -> torch.Tensor:
-    """255 − value, uint8 ``[3, H, W]``."""
+    """Return 255 − value, uint8 ``[3, H, W]``."""
     return ~image
 
 
@@ -155,9 +157,9 @@ def autocontrast(image: torch.Tensor) -> torch.Tensor:
     low = image.flatten(1).amin(1, keepdim=True).double()
     high = image.flatten(1).amax(1, keepdim=True).double()
     ramp = torch.arange(256, device=image.device, dtype=torch.float64).expand(3, 256)
-    # A channel of one value has no contrast to stretch: scale 1 around 0 leaves it as it is.
+    # A channel of one value has no contrast to stretch: scale 1 and offset 0 leave it unchanged.
     flat = high == low
-    # torch computes number / tensor by way of the reciprocal, which is not the nearest quotient.
+    # torch computes number / tensor with the reciprocal, which is not the nearest quotient.
     scale = torch.where(flat, 1.0, torch.full_like(high, 255.0) / (high - low))
     offset = torch.where(flat, 0.0, -low * scale)
     return _look_up(image, (ramp * scale + offset).clamp_(0, 255))
@@ -173,7 +175,7 @@ def equalize(image: torch.Tensor) -> torch.Tensor:
     step = (image[0].numel() - counts.gather(1, highest)) // 255
     below = counts.cumsum(1) - counts
     table = ((step // 2 + below) // step.clamp_min(1)).clamp_(0, 255)
-    # Nearly all pixels are of one value: Pillow leaves such a channel alone, and so does this.
+    # If nearly all pixels have one value, Pillow leaves the channel unchanged, and so does this.
     ramp = torch.arange(256, device=image.device).expand(3, 256)
     return _look_up(image, torch.where(step > 0, table, ramp))
 
@@ -215,17 +217,17 @@ _PLAIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def _look_up(image: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """``table[c, image[c]]`` for uint8 ``[3, H, W]`` and a table ``[3, 256]``, cut to whole numbers."""
+    """Return ``table[c, image[c]]`` for uint8 ``[3, H, W]`` and a table ``[3, 256]``, truncated to whole numbers."""
     return table.to(torch.uint8).gather(1, image.flatten(1).long()).view_as(image)
 
 
 def _grey(image: torch.Tensor) -> torch.Tensor:
-    """Luma of uint8 ``[3, H, W]`` as int32 ``[H, W]``: ITU-R 601-2 in 16-bit fixed point, rounded."""
+    """Return the luma of uint8 ``[3, H, W]`` as int32 ``[H, W]``: ITU-R 601-2 in 16-bit fixed point, rounded."""
     red, green, blue = image.int()
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
 def _blend(degenerate: torch.Tensor, image: torch.Tensor, factor: float) -> torch.Tensor:
-    """degenerate + factor · (image − degenerate), cut to 0..255 and to whole numbers."""
+    """Return degenerate + factor · (image − degenerate), clipped to 0..255 and truncated to whole numbers."""
     base = degenerate.float()
     return (base + factor * (image.float() - base)).clamp_(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Files that turn bad while a run is under way: named, skipped and counted, up to a limit."""
+"""Files that become unreadable during a run: they are reported, skipped and counted, up to a limit."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 class BadFile(InputError):
-    """More files have turned bad during training than the user allows."""
+    """More files became unreadable during training than the user allows."""
 
 
 @dataclass
 class BadFiles:
-    """The bad files of a run: at most ``limit`` are skipped; ``found`` has a sentence for each."""
+    """The bad files of a run: at most ``limit`` are skipped; ``found`` holds a message for each."""
 
     limit: int = 0
     found: list[str] = field(default_factory=list)
@@ -31,55 +31,58 @@ class BadFiles:
         if self.limit < 0:
             raise bad("limit of bad files", self.limit, "0 or more")
 
-    def add(self, sentences: Iterable[str]) -> None:
-        """Count the files that are not counted yet and say so; raise BadFile where they are too many."""
-        for sentence in sentences:
-            if self._count(sentence):
-                tqdm.write(f"skipped {len(self.found)} of {self.limit}: {sentence}", file=sys.stderr)
+    def add(self, messages: Iterable[str]) -> None:
+        """Count and report the files that are not counted yet; raise BadFile where they are too many."""
+        for message in messages:
+            if self._count(message):
+                tqdm.write(f"skipped {len(self.found)} of {self.limit}: {message}", file=sys.stderr)
 
-    def _count(self, sentence: str) -> bool:
-        """Whether it is a file that was not counted yet."""
-        if sentence in self.found:
+    def _count(self, message: str) -> bool:
+        """Count a file; return False if it was counted before."""
+        if message in self.found:
             return False
         if len(self.found) >= self.limit:
-            raise BadFile(f"{sentence}; bad files that may be skipped: {self.limit}")
-        self.found.append(sentence)
+            raise BadFile(f"{message}; bad files that may be skipped: {self.limit}")
+        self.found.append(message)
         return True
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Around a step's reading: what one process finds all count, so that all go on or none (collective).
+    def synchronized(self) -> Iterator[None]:
+        """Count in every process the files that any process finds inside the context (collective).
+
+        So all processes continue, or none does.
 
         Raises:
             BadFile: in every process, where one has raised it or all of them have found too many.
         """
-        before, mine = len(self.found), None
+        before = len(self.found)
+        own_error: BadFile | None = None
         try:
             yield
         except BadFile as error:
-            mine = error
+            own_error = error
         new = self.found[before:]
-        if not any(distributed.all_reduce_any([bool(new) or mine is not None])):
+        if not any(distributed.all_reduce_any([bool(new) or own_error is not None])):
             return
         del self.found[before:]
-        for sentences, error in distributed.all_gather_object((new, mine)):
-            for sentence in sentences:
-                self._count(sentence)
-            if error is not None:
-                raise error
+        for messages, raised in distributed.all_gather_object((new, own_error)):
+            for message in messages:
+                self._count(message)
+            if raised is not None:
+                raise raised
 
 
 def read_or_replace(
     read: Callable[[int], T], index: int, length: int, limit: int
 ) -> tuple[T | None, list[str]]:
-    """``read(index)``, or where that raises InputError the next readable one after it, and what was raised.
+    """Return ``read(index)`` and no messages; where it raises InputError, the next readable one and the messages.
 
-    At most ``limit`` replacements are tried; None where none could be read.
+    At most ``limit`` replacements are tried; the result is None if none could be read.
     """
-    faults: list[str] = []
+    messages: list[str] = []
     for attempt in range(min(limit + 1, length)):
         try:
-            return read((index + attempt) % length), faults
+            return read((index + attempt) % length), messages
         except InputError as error:
-            faults.append(str(error))
-    return None, faults
+            messages.append(str(error))
+    return None, messages

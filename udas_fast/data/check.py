@@ -1,4 +1,4 @@
-"""Read every file of a dataset before training does: what is wrong, and how often each class occurs."""
+"""Check of a whole dataset before training: problems of its files, and how often each class occurs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from udas_fast.data.types import IGNORE, ClassSet, SegmentationDataset
+from udas_fast.data.classes import IGNORE, ClassSet
+from udas_fast.data.types import SegmentationDataset
 from udas_fast.errors import InputError, bad
 
 
 @dataclass
 class DatasetReport:
-    """What :func:`check_dataset` found; only samples without a problem are counted.
+    """Result of :func:`check_dataset`; only samples without a problem are counted.
 
     ``pixels``: labelled pixels of each class in each image, int64 ``[images, C]``; ``ignored``: pixels of id
-    255; ``sizes``: (H, W) → images; ``problems``: a sentence for each sample that cannot be used, in order;
-    ``images`` counts all, ``labelled`` those with a label.
+    255; ``sizes``: (H, W) → number of images; ``problems``: a message for each sample that cannot be used, in
+    order; ``images`` counts all, ``labelled`` those with a label.
     """
 
     name: str
@@ -43,7 +44,7 @@ class DatasetReport:
         return (self.pixels > 0).sum(0)
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """A table: class, labelled pixels, their share of all scored ones, images with the class."""
+        """Return table rows: class, labelled pixels, their share of all labelled pixels, images with the class."""
         total = max(int(self.counts.sum()), 1)
         return [
             (name, f"{pixels:,}", f"{pixels / total:.2%}", f"{images:,}")
@@ -53,7 +54,7 @@ class DatasetReport:
         ]
 
     def table(self) -> str:
-        """The report as text: images, sizes, a line for each class, ignored pixels; not the problems."""
+        """Return the report as text: images, sizes, a line for each class, ignored pixels; not the problems."""
         sizes = ", ".join(f"{count} of {width}x{height}" for (height, width), count in self.sizes.items())
         lines = [f"{self.name}: {self.images} images, {self.labelled} labelled ({sizes or 'none readable'})"]
         if self.labelled:
@@ -66,7 +67,7 @@ class DatasetReport:
         return "\n".join(lines)
 
     def require_clean(self) -> None:
-        """Raise InputError with the first problem, and how many more there are, if there is any."""
+        """Raise InputError with the first problem and the number of others, if there is any."""
         if self.problems:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             raise InputError(self.problems[0] + more)
@@ -79,7 +80,7 @@ def check_dataset(
 ) -> DatasetReport:
     """Decode every image and label of ``dataset``, compare their sizes and ids, and count classes.
 
-    Collects the first problem of each sample instead of stopping. ``progress`` is called with 1 after each
+    The first problem of each sample is collected instead of raised. ``progress`` is called with 1 after each
     sample.
     """
     classes = len(dataset.classes)
@@ -119,7 +120,7 @@ def check_dataset(
 
 
 def _measure(dataset: SegmentationDataset, index: int) -> tuple[tuple[int, int], np.ndarray | None]:
-    """Size (H, W) and histogram of train ids, int64 ``[256]``, of one sample."""
+    """Return the size (H, W) and the histogram of train ids, int64 ``[256]``, of one sample."""
     sample = dataset[index].checked()
     height, width = sample.image.shape[:2]
     if sample.label is None:

@@ -242,10 +242,10 @@ class Domains:
                 workers=self.workers,
                 engine=engine,
                 views=views if engine == "dali" and name == "unlabelled" else 1,
-                rare=rare if name == "source" else None,
+                rare_classes=rare if name == "source" else None,
                 rank=distributed.get_rank(),
-                world=distributed.get_world_size(),
-                faults=bad_files,
+                world_size=distributed.get_world_size(),
+                bad_files=bad_files,
             )
 
         return {name: loader(name, data) for name in geometries if (data := datasets[name]) is not None}

@@ -1,4 +1,4 @@
-"""Image and label files to arrays; whatever is wrong with a file becomes one sentence that names it."""
+"""Image and label files as arrays, or as bytes for another decoder; errors are one sentence that names the file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from udas_fast.data import png
+from udas_fast.data.classes import IGNORE
 from udas_fast.errors import InputError, bad
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-# MPO (JPEGs of phones) is opened by the JPEG reader and is no name of its own to Pillow.
+# MPO (JPEGs of phones) is opened by Pillow's JPEG reader and needs no name of its own here.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 LABEL_SUFFIX = ".png"
 
-# What Pillow raises on damaged files, found by feeding it some.
+# The exceptions of Pillow for damaged files, found by experiment.
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -29,22 +30,16 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, UnidentifiedImageError):
-        return "data that is no image"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return f"unreadable data ({error})"
+Size = tuple[int, int]
 
 
 def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
-    """The image as uint8 ``[H, W, 3]`` RGB; grey, palette, CMYK and 16-bit files are converted.
+    """Read an image as uint8 ``[H, W, 3]`` RGB; grey, palette, CMYK and 16-bit files are converted.
 
-    An EXIF orientation is ignored, because labels are drawn on the stored pixels; ``upright`` turns the image by it.
-    Raises InputError naming the file where it is missing, truncated or no such image.
+    An EXIF orientation is ignored, because labels are drawn on the stored pixels; ``upright`` applies it.
+
+    Raises:
+        InputError: the file is missing, truncated or not such an image.
     """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
@@ -59,21 +54,23 @@ def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
     except InputError:
         raise
     except UNREADABLE as error:
-        raise bad(f"image {path}", _reason(error), "a whole image file") from error
+        raise bad(f"image {path}", _reason(error), "a complete image file") from error
 
 
-def read_ids(path: Path, *, wide: bool = False) -> np.ndarray:
-    """The class ids stored in a label file, ``[H, W]``, uint8 or uint16, as they are in the file.
+def read_ids(path: Path, *, rgb16: bool = False) -> np.ndarray:
+    """Read the class ids stored in a label file, ``[H, W]``, uint8 or uint16, unchanged.
 
-    ``wide=False``: PNGs of 8-bit palette (the index is read, never the colour), 8-bit grey or 16-bit grey.
-    ``wide=True``: PNGs of 16-bit RGB(A), id in the first channel (SYNTHIA).
-    Raises InputError naming the file where it is missing, damaged or of another kind.
+    ``rgb16=False``: PNGs with an 8-bit palette (the index is read, never the colour), 8-bit grey or 16-bit grey.
+    ``rgb16=True``: PNGs of 16-bit RGB(A), id in the first channel (SYNTHIA).
+
+    Raises:
+        InputError: the file is missing, damaged or of another kind.
     """
-    kinds = "a 16-bit RGB PNG" if wide else "a PNG whose pixels are class ids (palette or grey)"
+    kinds = "a 16-bit RGB PNG" if rgb16 else "a PNG whose pixels are class ids (palette or grey)"
     try:
         data = path.read_bytes()
         header, pixels = png.parse(data)
-        if wide:
+        if rgb16:
             return png.first_channel(header, pixels)
         # Pillow scales grey of 1, 2 and 4 bits to the range of 8, which changes the ids.
         grey = header.colour == png.GREY and header.depth >= 8
@@ -89,24 +86,110 @@ def read_ids(path: Path, *, wide: bool = False) -> np.ndarray:
         raise bad(f"label {path}", _reason(error), kinds) from error
 
 
-class IdMap:
-    """File ids to train ids by look-up; the ids that are not in ``mapping`` are errors.
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "data that is not an image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"unreadable data ({error})"
 
-    ``mapping`` is ``{file id 0..255: train id}``, train id 255 for what is declared but ignored.
+
+def encoded_image(path: Path, *, as_pixels: bool = False) -> tuple[bytes, Size]:
+    """Return an image file for a decoder other than Pillow, and its (H, W).
+
+    What another decoder might read differently from :func:`read_image` (palettes, CMYK, 16-bit images, WebP, …) is
+    decoded here and returned as PPM; so is a file that looks damaged, because only :func:`read_image` judges files,
+    and every file if ``as_pixels``.
+
+    Raises:
+        InputError: as :func:`read_image`.
+    """
+    if not as_pixels:
+        try:
+            data = path.read_bytes()
+            if (size := _plain_image_size(data)) is not None:
+                return data, size
+        except UNREADABLE:
+            pass
+    pixels = read_image(path)
+    return _netpbm(b"P6", pixels), _size(pixels)
+
+
+def encoded_ids(path: Path, *, rgb16: bool, as_pixels: bool = False) -> tuple[bytes, Size]:
+    """Return a label file for a decoder that ignores palettes, and its (H, W).
+
+    An 8-bit palette PNG becomes a grey one with the same pixels; other files that :func:`read_ids` can read,
+    or all if ``as_pixels``, are returned as PGM. With ``rgb16`` a 16-bit PNG keeps its channels.
+
+    Raises:
+        InputError: as :func:`read_ids`.
+    """
+    if not as_pixels:
+        try:
+            data = path.read_bytes()
+            header, _ = png.parse(data)
+            size = (header.height, header.width)
+            if not header.interlaced:
+                if rgb16 and header.depth == 16 and header.colour in (png.RGB, png.RGBA):
+                    return data, size
+                if not rgb16 and header.depth == 8 and header.colour == png.GREY:
+                    return data, size
+                if not rgb16 and header.depth == 8 and header.colour == png.PALETTE:
+                    return png.palette_to_grey(data), size
+        except UNREADABLE:
+            pass
+    ids = read_ids(path, rgb16=rgb16)
+    if not rgb16:
+        ids = ids.clip(max=IGNORE).astype(np.uint8)
+    return _netpbm(b"P5", ids), _size(ids)
+
+
+def _plain_image_size(data: bytes) -> Size | None:
+    """Return the size of an RGB or grey JPEG or 8-bit PNG, None for any other file."""
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        if image.mode not in ("RGB", "L") or "transparency" in image.info:
+            return None
+        if image.format == "PNG":
+            header, _ = png.parse(data)
+            if header.depth != 8 or header.interlaced:
+                return None
+        elif image.info.get("adobe_transform") == 0:  # RGB that is not stored as YCbCr
+            return None
+        return image.size[1], image.size[0]
+
+
+def _size(pixels: np.ndarray) -> Size:
+    return pixels.shape[0], pixels.shape[1]
+
+
+def _netpbm(kind: bytes, pixels: np.ndarray) -> bytes:
+    """Encode uint8 or uint16 ``[H, W(, 3)]`` as PPM (``P6``) or PGM (``P5``) of 8 or 16 bits."""
+    height, width = pixels.shape[:2]
+    highest = np.iinfo(pixels.dtype).max
+    big_endian = pixels.astype(pixels.dtype.newbyteorder(">"))
+    return kind + f"\n{width} {height}\n{highest}\n".encode() + big_endian.tobytes()
+
+
+class IdMap:
+    """Look-up of train ids by the ids in files; ids that are not in ``mapping`` are errors.
+
+    ``mapping`` is ``{file id 0..255: train id}``, train id 255 for ids that are declared but ignored.
     """
 
     def __init__(self, mapping: dict[int, int]) -> None:
-        if mapping.get(255, 255) != 255:
-            raise bad("id map", f"class {mapping[255]} for id 255", "255, which is what padding has")
+        if mapping.get(IGNORE, IGNORE) != IGNORE:
+            raise bad("id map", f"class {mapping[IGNORE]} for id 255", "255, the id of padding")
         self.mapping = dict(mapping)
-        self.table = np.full(256, 255, np.uint8)
+        self.table = np.full(256, IGNORE, np.uint8)
         self.declared = np.zeros(256, bool)
         for file_id, train_id in mapping.items():
             self.table[file_id] = train_id
             self.declared[file_id] = True
 
     def __call__(self, ids: np.ndarray, path: Path) -> np.ndarray:
-        """Train ids, uint8 ``[H, W]``; raises InputError naming ``path`` and the undeclared ids."""
+        """Return the train ids, uint8 ``[H, W]``; raise InputError naming ``path`` and the undeclared ids."""
         if ids.max(initial=0) > 255 or not self.declared[ids].all():
             found = [int(i) for i in np.unique(ids) if i > 255 or not self.declared[i]]
             listed = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
@@ -115,7 +198,7 @@ class IdMap:
 
 
 def _ranges(ids: dict[int, int]) -> str:
-    """``0-33, 255`` for those ids."""
+    """Describe ids as ranges, such as ``0-33, 255``."""
     parts: list[list[int]] = []
     for i in sorted(ids):
         if parts and i == parts[-1][1] + 1:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 from torch.nn import functional
 
-from udas_fast.data.types import IGNORE
+from udas_fast.data.classes import IGNORE
 
 Size = tuple[PositiveInt, PositiveInt]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -20,11 +20,14 @@ Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Geometry:
-    """What happens to the shape of every training image; all sizes are (H, W).
+    """Distribution of the geometric augmentation of training images; all sizes are (H, W).
 
     The image is resized to ``size`` times a factor drawn uniformly from ``scale``, then ``crop`` is cut out
     at a random place (parts beyond the image are black, and 255 in the label), then mirrored with
-    probability 0.5 if ``flip``. Raises pydantic's ValidationError, a ValueError, for other values.
+    probability 0.5 if ``flip``.
+
+    Raises:
+        ValidationError: other values (pydantic's error, a ValueError).
     """
 
     size: Size
@@ -43,34 +46,34 @@ class Geometry:
             )
         return self
 
-    def place(self, rng: np.random.Generator) -> Placement:
-        """Draw what happens to one image.
+    def sample(self, rng: np.random.Generator) -> SampledGeometry:
+        """Draw the geometry of one image.
 
-        Always takes four numbers from ``rng``, so that an option turned off does not change the others.
+        Always takes four numbers from ``rng``, so that disabling one option does not change the others.
         """
         factor, *where, mirror = rng.random(4)
         factor = self.scale[0] + factor * (self.scale[1] - self.scale[0])
         size = max(1, round(self.size[0] * factor)), max(1, round(self.size[1] * factor))
         crop = self.crop or size
-        # The first pixel that is cut out; below 0 where the image is smaller than the crop.
+        # The first pixel of the crop; below 0 where the image is smaller than the crop.
         start = [
-            int(part * (abs(have - want) + 1)) * (1 if have > want else -1)
-            for have, want, part in zip(size, crop, where, strict=True)
+            int(part * (abs(side - crop_side) + 1)) * (1 if side > crop_side else -1)
+            for side, crop_side, part in zip(size, crop, where, strict=True)
         ]
-        return Placement(size, (start[0], start[1]), crop, self.flip and bool(mirror < 0.5))
+        return SampledGeometry(size, (start[0], start[1]), crop, self.flip and bool(mirror < 0.5))
 
     def apply(
         self, image: np.ndarray, label: np.ndarray | None, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """:meth:`place` and :meth:`Placement.apply` in one."""
-        return self.place(rng).apply(image, label)
+        """Draw a geometry and apply it: :meth:`sample` and :meth:`SampledGeometry.apply`."""
+        return self.sample(rng).apply(image, label)
 
 
 @plain_dataclass(frozen=True)
-class Placement:
-    """The geometry of one image: resized to ``size``, cut from ``start`` to ``start + crop``, then mirrored.
+class SampledGeometry:
+    """Geometry of one image: resized to ``size``, cut from ``start`` to ``start + crop``, then mirrored if ``flip``.
 
-    All are (height, width) in pixels; a cut may reach beyond the image.
+    All are (height, width) in pixels; the crop may reach beyond the image.
     """
 
     size: tuple[int, int]
@@ -82,7 +85,7 @@ class Placement:
         """Transform ``image`` uint8 ``[H, W, 3]`` (bilinear) and ``label`` uint8 ``[H, W]`` (nearest) alike."""
 
         def transform(pixels: np.ndarray, method: Image.Resampling, fill: int) -> np.ndarray:
-            pixels = _cut(resize(pixels, self.size, method), self.start, self.crop, fill)
+            pixels = _crop(resize(pixels, self.size, method), self.start, self.crop, fill)
             return np.ascontiguousarray(pixels[:, ::-1] if self.flip else pixels)
 
         image = transform(image, Image.Resampling.BILINEAR, 0)
@@ -90,54 +93,54 @@ class Placement:
             label = transform(label, Image.Resampling.NEAREST, IGNORE)
         return image, label
 
-    def nearest(self, native: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """The same for a label of size ``native`` as tables: the row and the column of each pixel before mirroring.
+    def nearest_indices(self, native: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the row and the column that each pixel before mirroring takes from a label of size ``native``.
 
-        int32 ``[crop height]`` and ``[crop width]``; what lies beyond the image is ``native``, the index after
+        int32 ``[crop height]`` and ``[crop width]``; pixels beyond the image have index ``native``, one after
         the last. Equal to :meth:`apply` in every pixel, ties included.
         """
         tables = []
-        for have, size, start, crop in zip(native, self.size, self.start, self.crop, strict=True):
-            # Pillow adds the step up pixel by pixel, so the rounding errors of a sum decide the ties.
-            steps = np.full(size, have / size)
+        for side, size, start, crop in zip(native, self.size, self.start, self.crop, strict=True):
+            # Pillow adds up the step pixel by pixel, so the rounding errors of a sum decide the ties.
+            steps = np.full(size, side / size)
             steps[0] *= 0.5
-            source = steps.cumsum().astype(np.int32) if size != have else np.arange(size, dtype=np.int32)
-            expected = np.arange(start, start + crop)
-            inside = (expected >= 0) & (expected < size)
-            tables.append(np.where(inside, source[expected.clip(0, size - 1)], np.int32(have)))
+            source = steps.cumsum().astype(np.int32) if size != side else np.arange(size, dtype=np.int32)
+            position = np.arange(start, start + crop)
+            inside = (position >= 0) & (position < size)
+            tables.append(np.where(inside, source[position.clip(0, size - 1)], np.int32(side)))
         return tables[0], tables[1]
 
-    def count(self, mask: np.ndarray) -> int:
-        """In how many pixels a label after :meth:`apply` shows a pixel of ``mask``, bool ``[H, W]`` of its size."""
-        times = [
-            np.bincount(table, minlength=have + 1)
-            for table, have in zip(self.nearest(mask.shape), mask.shape, strict=True)
-        ]
+    def count_pixels(self, mask: np.ndarray) -> int:
+        """Count the pixels that show ``mask``, bool ``[H, W]`` of a label's native size, after :meth:`apply`."""
+        height, width = mask.shape
+        rows, columns = self.nearest_indices((height, width))
+        row_uses = np.bincount(rows, minlength=height + 1)
+        column_uses = np.bincount(columns, minlength=width + 1)
         y, x = mask.nonzero()
-        return int(times[0][y] @ times[1][x])
+        return int(row_uses[y] @ column_uses[x])
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
-    """uint8 to ``size``: bilinear ``[H, W, 3]``, averaging when it shrinks, or nearest ``[H, W]`` as Pillow's."""
+    """Resize uint8 to ``size``: bilinear ``[H, W, 3]``, averaging when it shrinks, or Pillow's nearest ``[H, W]``."""
     if pixels.shape[:2] == size:
         return pixels
     if method is Image.Resampling.NEAREST:
         return np.array(Image.fromarray(pixels).resize(size[::-1], method))
-    # Within one grey level of Pillow's, in a tenth of the time. In this order of [None] and permute torch knows the
-    # layout for channels_last and keeps it; in the other it repacks the result.
+    # Within one grey level of Pillow's bilinear, in a tenth of the time. With [None] before permute torch recognises
+    # and keeps the channels_last layout; in the other order it repacks the result.
     image = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     resized = functional.interpolate(image, size, mode="bilinear", antialias=True)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
-def _cut(pixels: np.ndarray, start: tuple[int, int], size: tuple[int, int], fill: int) -> np.ndarray:
-    """Cut ``size`` out from ``start`` on, filled where ``pixels`` end."""
+def _crop(pixels: np.ndarray, start: tuple[int, int], size: tuple[int, int], fill: int) -> np.ndarray:
+    """Cut ``size`` out of ``pixels`` from ``start`` on; beyond ``pixels`` it is ``fill``."""
     if pixels.shape[:2] == size and start == (0, 0):
         return pixels
     out = np.full(size + pixels.shape[2:], fill, pixels.dtype)
     source, target = [], []
-    for have, first, want in zip(pixels.shape, start, size, strict=False):
-        begin, end = max(first, 0), min(first + want, have)
+    for side, first, crop_side in zip(pixels.shape, start, size, strict=False):
+        begin, end = max(first, 0), min(first + crop_side, side)
         source.append(slice(begin, end))
         target.append(slice(begin - first, end - first))
     out[tuple(target)] = pixels[tuple(source)]

@@ -1,7 +1,7 @@
 """PNG as a container: headers, checksums, and the first channel of 16-bit colour files.
 
-Image libraries reduce 16-bit RGB to 8 bits by dropping the low byte, which is where SYNTHIA keeps its class
-ids; so those files are read here. Source: the PNG specification (W3C, third edition), sections 5, 7 and 9.
+Image libraries reduce 16-bit RGB to 8 bits by dropping the low byte, where SYNTHIA keeps its class ids;
+therefore those files are read here. Source: the PNG specification (W3C, third edition), sections 5, 7 and 9.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COLOUR_NAMES = {GREY: "grey", RGB: "RGB", PALETTE: "palette", GREY_ALPHA: "grey 
 
 @dataclass(frozen=True)
 class Header:
-    """A PNG's IHDR: sizes in pixels, bits per sample, colour type (0, 2, 3, 4 or 6)."""
+    """IHDR chunk of a PNG: sizes in pixels, bits per sample, colour type (0, 2, 3, 4 or 6)."""
 
     width: int
     height: int
@@ -33,7 +33,7 @@ class Header:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """(type, content) of each chunk up to IEND, every checksum compared."""
+    """Yield (type, content) of each chunk up to IEND; every checksum is compared."""
     view = memoryview(data)  # slices without copies
     position = len(SIGNATURE)
     while True:
@@ -54,11 +54,11 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def parse(data: bytes) -> tuple[Header, bytes]:
-    """The header and the compressed pixel data of a PNG; ValueError with what is wrong with the file."""
+    """Return the header and the compressed pixel data of a PNG; raise ValueError that describes a wrong file."""
     if not data:
         raise ValueError("an empty file")
     if not data.startswith(SIGNATURE):
-        raise ValueError("a file that is no PNG")
+        raise ValueError("a file that is not a PNG")
     header, pixels = None, []
     for kind, content in _chunks(data):
         if kind == b"IHDR" and len(content) == 13:
@@ -71,12 +71,13 @@ def parse(data: bytes) -> tuple[Header, bytes]:
     return header, b"".join(pixels)
 
 
-def as_grey(data: bytes) -> bytes:
-    """A palette PNG as a grey one of the same pixels: the indices are the grey values; 8 bits only."""
+def palette_to_grey(data: bytes) -> bytes:
+    """Convert an 8-bit palette PNG to a grey one of the same pixels: the indices are the grey values."""
     out = [SIGNATURE]
-    for kind, content in _chunks(data):
+    for kind, chunk in _chunks(data):
+        content = bytes(chunk)
         if kind == b"IHDR":
-            content = b"".join((content[:9], bytes([GREY]), content[10:]))
+            content = content[:9] + bytes([GREY]) + content[10:]
         if kind in (b"IHDR", b"IDAT", b"IEND"):
             checksum = zlib.crc32(content, zlib.crc32(kind))
             out += [struct.pack(">I", len(content)), kind, content, struct.pack(">I", checksum)]
@@ -84,18 +85,18 @@ def as_grey(data: bytes) -> bytes:
 
 
 def first_channel(header: Header, pixels: bytes) -> np.ndarray:
-    """The first channel of a 16-bit RGB or RGBA PNG, uint16 ``[H, W]``; ValueError for any other kind."""
+    """Return the first channel of a 16-bit RGB(A) PNG, uint16 ``[H, W]``; raise ValueError for any other kind."""
     if header.depth != 16 or header.colour not in (RGB, RGBA) or header.interlaced:
         raise ValueError(f"{header}{', interlaced' if header.interlaced else ''}")
     step = 6 if header.colour == RGB else 8
     line = 1 + header.width * step
     raw = zlib.decompressobj().decompress(pixels, header.height * line + 1)
     if len(raw) != header.height * line:
-        raise ValueError(f"{len(raw)} bytes of pixels where {header.height * line} belong")
+        raise ValueError(f"{len(raw)} bytes of pixels instead of {header.height * line}")
     rows = np.frombuffer(raw, np.uint8).reshape(header.height, line)
     if rows[:, 0].max() > 4:
         raise ValueError(f"PNG filter {rows[:, 0].max()}, which does not exist")
-    # Filters predict a byte from the same byte of neighbouring pixels: the other channels are not needed.
+    # Filters predict a byte from the same byte of neighbouring pixels, so the other channels are not needed.
     samples = rows[:, 1:].reshape(header.height, header.width, step)[..., :2]
     return _unfilter(samples, rows[:, 0]).view(">u2")[..., 0].astype(np.uint16)
 
@@ -113,7 +114,7 @@ def _unfilter(samples: np.ndarray, filters: np.ndarray) -> np.ndarray:
     skewed = padded.reshape(-1, lanes)[: height * diagonals].reshape(height, diagonals, lanes)
     skewed = np.ascontiguousarray(skewed.transpose(1, 0, 2))
     is_sub, is_up, is_mean, is_paeth = ((filters == kind).astype(np.int16)[:, None] for kind in (1, 2, 3, 4))
-    # Entry 0 of a line is the row above the image, which is zero; so is all that lies left of column 0.
+    # Entry 0 of a line is the row above the image, which is zero; so is everything left of column 0.
     lines = np.zeros((diagonals + 2, height + 1, lanes), np.int16)
     for k in range(diagonals):
         left, up, corner = lines[k + 1, 1:], lines[k + 1, :-1], lines[k, :-1]

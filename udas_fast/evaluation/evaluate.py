@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from udas_fast import distributed, ops
+from udas_fast.data import IGNORE, Batch, ClassSet, SegmentationDataset
 from udas_fast.data.loader import evaluation_batches
-from udas_fast.data.types import IGNORE, Batch, ClassSet, SegmentationDataset
 from udas_fast.data.user_loader import UserLoader
 from udas_fast.errors import bad
 from udas_fast.evaluation.metrics import Protocol, Scores

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import nn
 
 from udas_fast.atomic import make_folder, replacing
+from udas_fast.data import IGNORE, ClassSet, SegmentationDataset
 from udas_fast.data.geometry import resize
-from udas_fast.data.types import IGNORE, ClassSet, SegmentationDataset
 from udas_fast.errors import bad
 from udas_fast.evaluation.predict import predict
 

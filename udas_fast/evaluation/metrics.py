@@ -14,7 +14,7 @@ from pydantic import ConfigDict, PositiveInt
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
-from udas_fast.data.types import CITYSCAPES
+from udas_fast.data import CITYSCAPES
 from udas_fast.errors import InputError, bad, first_line
 
 # SYNTHIA lacks terrain, truck and train; its 13-class scores also leave out wall, fence and pole.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from udas_fast.data.types import ClassSet
+from udas_fast.data import ClassSet
 from udas_fast.errors import bad
 from udas_fast.evaluation.metrics import Scores
 

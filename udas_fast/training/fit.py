@@ -178,7 +178,7 @@ def train_phase(run: Run, attempt: Attempt, phase: Phase, step: TrainStep, loade
     while step.done < phase.steps:
         asked = time.perf_counter()
         try:
-            with run.bad_files.shared():
+            with run.bad_files.synchronized():
                 batch = {name: next(iterator) for name, iterator in batches.items()}
         except BadFile as error:
             _save(run, attempt, phase, step, loaders)

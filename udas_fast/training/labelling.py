@@ -18,8 +18,8 @@ from udas_fast import distributed, ops
 from udas_fast.atomic import make_folder
 from udas_fast.data import (
     Batch,
-    PseudoLabelled,
-    PseudoLabels,
+    PseudoLabelDataset,
+    PseudoLabelFolder,
     Sample,
     SegmentationDataset,
     auto_augment,
@@ -61,12 +61,12 @@ class LabelledRound:
     check_stop: Callable[[], None]
 
 
-def label_to_disk(labeller: PseudoLabeller, round: LabelledRound) -> PseudoLabelled:
+def label_to_disk(labeller: PseudoLabeller, round: LabelledRound) -> PseudoLabelDataset:
     """Label every image once, whole and at its own size; return the images with these labels (collective).
 
     Labels that an earlier attempt has written with the same teacher are kept.
     """
-    folder = PseudoLabels(round.folder, round.images, _fingerprint(labeller, round))
+    folder = PseudoLabelFolder(round.folder, round.images, _fingerprint(labeller, round))
     if not folder.complete:
         silent = None if distributed.is_main() else True
         for index in tqdm(folder.missing(), desc="pseudo-labels", unit="image", leave=False, disable=silent):
@@ -75,7 +75,7 @@ def label_to_disk(labeller: PseudoLabeller, round: LabelledRound) -> PseudoLabel
             pseudo = label_image(labeller, sample, index, round, threshold=0.0)
             folder.add(index, pseudo.label[0].cpu().numpy(), pseudo.confidence[0].cpu().numpy())
         folder.finish(lambda histogram: _by_class(labeller, torch.from_numpy(histogram)[:, None]).numpy())
-    return PseudoLabelled(round.images, round.folder)
+    return PseudoLabelDataset(round.images, round.folder)
 
 
 def label_image(
@@ -105,7 +105,7 @@ def report_round(labeller: PseudoLabeller, round: LabelledRound) -> None:
     """
     truth = with_labels(round.images)
     images, classes = round.images, round.images.classes
-    stored = PseudoLabelled(images, round.folder) if labeller.config.labels == "disk" else None
+    stored = PseudoLabelDataset(images, round.folder) if labeller.config.labels == "disk" else None
     if stored is not None:
         summary = read_summary(round.folder)
         indices = list(range(len(images)))

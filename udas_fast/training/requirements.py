@@ -23,7 +23,7 @@ def check_data(recipe: Recipe, domains: Domains) -> None:
         _check_stage(recipe, stage, domains)
     for role in sorted({*needed, *optional, "val"}):
         if isinstance(loader := getattr(domains, role), UserLoader):
-            loader.require_part(scored=role == "val")
+            loader.check_sharding(scored=role == "val")
 
 
 def _check_stage(recipe: Recipe, stage: Stage, domains: Domains) -> None:

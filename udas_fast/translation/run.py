@@ -248,7 +248,7 @@ class Translation:
     def _manifest(self) -> Manifest:
         """Return the list of images to write, none of which is there yet."""
         source = self.domains.source
-        drawn = source.description is None
+        drawn = source.spec is None
         return Manifest(
             source=absolute(self.config.data.source),
             split=SPLIT,

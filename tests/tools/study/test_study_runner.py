@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from udas_fast.training.run_folder import RunConfig
 
 from udas_fast import cli
 from udas_fast.engine.interrupt import Interrupted
@@ -21,7 +20,7 @@ from udas_fast.errors import InputError
 from udas_fast.tools.study import Plan, Task, plan_study, run_study
 from udas_fast.tools.study.results import StudyTable
 from udas_fast.tools.study.runner import LOG, is_complete, last_line, make_runs
-from udas_fast.training.run_folder import write_run_file
+from udas_fast.training.run_folder import RunConfig, write_run_file
 
 
 def _plan(root: Path, steps: int = 6, study: str = "labels", settings: tuple[str, ...] = ()) -> Plan:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from udas_fast.data.classes import CITYSCAPES
 from udas_fast.data.streets.look import LOOKS
 from udas_fast.data.streets.scene import render
-from udas_fast.data.types import CITYSCAPES, Sample, SegmentationDataset
+from udas_fast.data.types import Sample, SegmentationDataset
 from udas_fast.errors import bad, unknown
 
 COUNTS = {"train": 2975, "val": 500}
-"""Scenes per split unless asked otherwise: Cityscapes' own numbers."""
+"""Default number of scenes per split, as in Cityscapes."""
 CACHE_BYTES = 512 * 2**20
-"""A process keeps the scenes that it has rendered, up to this much memory, for all its datasets."""
+"""Memory for rendered scenes that a process keeps, shared by all its datasets."""
 _ROOT = 0x57_7EE75
 _STYLES = tuple(LOOKS)
 _SPLITS = tuple(COUNTS)
 
 
 class _Rendered(dict[tuple[str, str, tuple[int, int], int], tuple[np.ndarray, np.ndarray]]):
-    """Scenes by style, split, size and number, and how many bytes they hold."""
+    """Rendered scenes by style, split, size and number, and the bytes that they occupy."""
 
     bytes = 0
 
@@ -30,10 +31,12 @@ _rendered = _Rendered()
 class Streets(SegmentationDataset):
     """Scenes of one ``style`` ("sim" or "real") and ``split`` ("train" or "val") at ``size`` (H, W).
 
-    Scene i is made on demand and depends on (style, split, i) alone: no two styles or splits share one. It
+    Scene i is rendered on demand and depends on (style, split, i) alone: no two styles or splits share one. It
     has the same layout at every size of one aspect ratio. ``image`` is uint8 ``[H, W, 3]``, ``label`` uint8
-    ``[H, W]`` with Cityscapes' train ids, 255 for the own car's bonnet and for things without a class.
-    Raises InputError for an unknown style or split, a side under 32 pixels, or a count under 1.
+    ``[H, W]`` with Cityscapes' train ids, 255 for the ego vehicle's bonnet and for objects without a class.
+
+    Raises:
+        InputError: an unknown style or split, a side under 32 pixels, or a count under 1.
     """
 
     classes = CITYSCAPES
@@ -58,7 +61,7 @@ class Streets(SegmentationDataset):
         return self._count
 
     def __getitem__(self, index: int) -> Sample:
-        """Scene ``index``; negative indices count from the end, IndexError beyond them."""
+        """Return scene ``index``; negative indices count from the end, IndexError outside the range."""
         i = int(index) + (self._count if index < 0 else 0)
         if not 0 <= i < self._count:
             raise IndexError(f"scene {index} of {self._count}")
@@ -75,4 +78,5 @@ class Streets(SegmentationDataset):
         return Sample(image.copy(), label.copy(), self.id(i))
 
     def id(self, index: int) -> str:
+        """Return the id of scene ``index``."""
         return f"streets-{self.style}-{self.split}-{index:06d}"

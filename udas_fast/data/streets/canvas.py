@@ -1,4 +1,4 @@
-"""A camera over a flat world, and the few shapes that Streets is painted with, image and label together."""
+"""Camera over a flat world and the basic shapes of Streets, which paint image and label together."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 NEAR = 1.2
-"""Metres in front of the camera at which everything is cut off."""
+"""Near clipping distance in metres."""
 
 Colour = np.ndarray
-"""RGB in 0..1: ``[3]``, or anything that broadcasts to ``[3, h, w]`` of the face it is painted on."""
+"""RGB in 0..1: ``[3]``, or an array that broadcasts to ``[3, h, w]`` of the painted face."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Camera:
 
 
 class Canvas:
-    """The picture being painted: ``image`` float32 ``[3, H, W]`` in 0..1 and ``label`` uint8 ``[H, W]``.
+    """The picture during painting: ``image`` float32 ``[3, H, W]`` in 0..1 and ``label`` uint8 ``[H, W]``.
 
-    Far things fade to ``haze_colour`` by ``exp(-density·Z)``. ``noise`` is a field ``[H, W]`` in -1..1 whose
-    cells are shares of the image, so that outlines which follow it agree between image sizes.
+    Distant objects fade to ``haze_colour`` by ``exp(-density·Z)``. ``noise`` is a field ``[H, W]`` in -1..1 whose
+    cells scale with the image, so that outlines that follow it agree between image sizes.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Canvas:
         self.label = np.full(size, 255, np.uint8)
 
     def bend(self, z: float) -> float:
-        """How far the street's middle has moved sideways at depth ``z``, in metres."""
+        """Return the sideways shift of the street's middle at depth ``z``, in metres."""
         return self.camera.curve * z * z
 
     def ground(self) -> tuple[int, np.ndarray, np.ndarray]:
-        """The first row below the horizon; street X ``[h, W]`` and Z ``[h, 1]`` from there on."""
+        """Return the first row below the horizon, and street X ``[h, W]`` and Z ``[h, 1]`` from there on."""
         first = min(max(math.ceil(self.hy + 0.5), 0), self.height - 1)
         below = np.arange(first, self.height, dtype=np.float32)[:, None] + np.float32(0.5 - self.hy)
         z = np.float32(self.scale * self.camera.height) / np.maximum(below, np.float32(0.05))
@@ -65,8 +65,8 @@ class Canvas:
         )
         return first, x * z - np.float32(self.camera.curve) * z * z, z
 
-    def face(self, a: tuple[float, float], b: tuple[float, float], high: float) -> Face | None:
-        """The upright rectangle over ground points ``a`` to ``b``, (street X, Z), in metres; None if out of view."""
+    def face(self, a: tuple[float, float], b: tuple[float, float], height: float) -> Face | None:
+        """Return the upright rectangle over ground points ``a`` to ``b``, (street X, Z) in metres; None out of view."""
         (xa, za), (xb, zb) = a, b
         xa, xb = xa + self.bend(za), xb + self.bend(zb)
         length, start, end = math.hypot(xb - xa, zb - za), 0.0, 1.0
@@ -79,11 +79,11 @@ class Canvas:
         ends = [(xa + t * (xb - xa), za + t * (zb - za), t * length) for t in (start, end)]
         if ends[0][0] / ends[0][1] > ends[1][0] / ends[1][1]:
             ends.reverse()
-        return Face.cut(self, ends[0], ends[1], high)
+        return Face.cut(self, ends[0], ends[1], height)
 
-    def stand(self, x: float, z: float, width: float, high: float) -> Face | None:
-        """A face towards the camera, ``width`` wide around street position ``x``; u is 0 in its middle."""
-        face = self.face((x - width / 2, z), (x + width / 2, z), high)
+    def stand(self, x: float, z: float, width: float, height: float) -> Face | None:
+        """Return a face towards the camera, ``width`` wide around street position ``x``; u is 0 in its middle."""
+        face = self.face((x - width / 2, z), (x + width / 2, z), height)
         if face is not None:
             face.u -= width / 2
             face.origin += width / 2 * face.metre
@@ -114,10 +114,10 @@ class Canvas:
 
 
 class Face:
-    """An upright rectangle of the world as the camera sees it: pixels with their place on it in metres.
+    """An upright rectangle of the world as the camera sees it: pixels with their position on it in metres.
 
     ``u`` ``[1, w]`` runs along it from its first point, ``v`` (``[h, 1]`` if it faces the camera, else
-    ``[h, w]``) is the height above the ground. Painting writes straight into the canvas.
+    ``[h, w]``) is the height above the ground. Painting writes directly into the canvas.
     """
 
     def __init__(self, canvas: Canvas, rows: slice, cols: slice, u: np.ndarray, q: np.ndarray) -> None:
@@ -135,17 +135,17 @@ class Face:
         self.floor = canvas.hy + canvas.camera.height * self.metre - rows.start
 
     @classmethod
-    def cut(cls, canvas: Canvas, left: Sequence[float], right: Sequence[float], high: float) -> Face | None:
-        """The face between two ends (X, Z, u), in screen order; None if it covers no pixel."""
+    def cut(cls, canvas: Canvas, left: Sequence[float], right: Sequence[float], height: float) -> Face | None:
+        """Return the face between two ends (X, Z, u), in screen order; None if it covers no pixel."""
         (xl, zl, ul), (xr, zr, ur) = left, right
         pl, pr = canvas.cx + canvas.scale * xl / zl, canvas.cx + canvas.scale * xr / zr
         first, last = max(math.ceil(pl - 0.5), 0), min(math.ceil(pr - 0.5), canvas.width)
-        if first >= last:  # a thing thinner than a pixel still shows as one
+        if first >= last:  # an object thinner than a pixel is still drawn as one pixel
             first = min(max(math.floor((pl + pr) / 2), 0), canvas.width - 1)
             last = first + 1
             if pr <= 0 or pl >= canvas.width:
                 return None
-        rise, fall = canvas.camera.height - high, canvas.camera.height
+        rise, fall = canvas.camera.height - height, canvas.camera.height
         top = canvas.hy + canvas.scale * min(rise / zl, rise / zr)
         bottom = canvas.hy + canvas.scale * max(fall / zl, fall / zr)
         rows = slice(max(math.ceil(top - 0.5), 0), min(math.ceil(bottom - 0.5), canvas.height))
@@ -163,20 +163,20 @@ class Face:
         return cls(canvas, rows, slice(first, last), u, q)
 
     def hazed(self, colour: Colour) -> np.ndarray:
-        """``colour`` as it looks at this distance."""
+        """Return ``colour`` with the haze of this distance."""
         colour = colour[:, None, None] if colour.ndim == 1 else colour
         return colour * self.clear + self.fog
 
     def paint(self, mask: np.ndarray, colour: Colour, cls: int | None = None) -> None:
-        """Paint where ``mask`` (broadcast to ``[h, w]``) holds; ``cls`` None leaves the label as it is."""
-        if not self.frontal:  # its rows reach below the ground at the far end
+        """Paint where ``mask`` (broadcast to ``[h, w]``) is true; with ``cls`` None the label is unchanged."""
+        if not self.frontal:  # its rows extend below the ground at the far end
             mask = mask & (self.v >= 0)
         np.copyto(self.image, self.hazed(colour), where=mask)
         if cls is not None:
             np.copyto(self.label, np.uint8(cls), where=mask)
 
     def box(self, u0: float, u1: float, v0: float, v1: float, colour: Colour, cls: int | None = None) -> None:
-        """A rectangle in metres. On a face towards the camera it is at least one pixel wide and high."""
+        """Paint a rectangle in metres; on a face towards the camera at least one pixel wide and high."""
         if not self.frontal:
             self.paint((self.u >= u0) & (self.u < u1) & (self.v >= v0) & (self.v < v1), colour, cls)
             return
@@ -192,11 +192,11 @@ class Face:
             self.label[rows, cols] = cls
 
     def disc(self, u: float, v: float, ru: float, rv: float, colour: Colour, cls: int | None = None) -> None:
-        """An ellipse around (``u``, ``v``) in metres."""
+        """Paint an ellipse around (``u``, ``v``) in metres."""
         self.paint(((self.u - u) / ru) ** 2 + ((self.v - v) / rv) ** 2 < 1, colour, cls)
 
     def ring(self, u: float, v: float, radius: float, width: float, colour: Colour, cls: int) -> None:
-        """A wheel seen from its side: a circle's rim, ``width`` metres but at least a pixel thick."""
+        """Paint a wheel seen from its side: the rim of a circle, ``width`` metres but at least a pixel thick."""
         width = max(width, 1.1 / self.metre)
         far = (self.u - u) ** 2 + (self.v - v) ** 2
         self.paint((far < radius * radius) & (far > max(radius - width, 0) ** 2), colour, cls)
@@ -204,7 +204,7 @@ class Face:
     def line(
         self, a: tuple[float, float], b: tuple[float, float], width: float, colour: Colour, cls: int
     ) -> None:
-        """A bar from ``a`` to ``b`` in (u, v), ``width`` metres but at least a pixel thick."""
+        """Paint a bar from ``a`` to ``b`` in (u, v), ``width`` metres but at least a pixel thick."""
         width = max(width, 1.1 / self.metre)
         du, dv = b[0] - a[0], b[1] - a[1]
         length = math.hypot(du, dv)
@@ -216,6 +216,6 @@ class Face:
     def under(
         self, us: Sequence[float], vs: Sequence[float], base: float, colour: Colour, cls: int | None = None
     ) -> None:
-        """Everything above ``base`` and under the outline that joins the points (``us``, ``vs``)."""
+        """Paint everything above ``base`` and under the outline that connects the points (``us``, ``vs``)."""
         top = np.interp(self.u[0], us, vs, left=-1.0, right=-1.0)[None]
         self.paint((self.v >= base) & (self.v < top), colour, cls)

@@ -1,4 +1,4 @@
-"""The two styles: the colours of things, how crowded streets are, and what light and lens do."""
+"""The two styles: colours of objects, how crowded streets are, and the effects of light and lens."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Palette = tuple[Colour, ...]
 
 
 def palette(text: str) -> Palette:
-    """Colours from hexadecimal words."""
+    """Return colours from hexadecimal words."""
     return tuple(rgb(*bytes.fromhex(word)) for word in text.split())
 
 
 @dataclass(frozen=True)
 class Look:
-    """One style. Each thing draws its colour from a palette, and its brightness within ``spread``."""
+    """One style: each object draws its colour from a palette and its brightness within ``spread``."""
 
     road: Palette
     sidewalk: Palette
@@ -43,12 +43,12 @@ class Look:
     fence: Palette
     leaf: Palette
     car: Palette
-    big: Palette
+    large_vehicle: Palette
     cloth: Palette
     pole: Palette
     sign: Palette
     zenith: Palette
-    low: Palette
+    horizon: Palette
     cloud: Palette
     mark: Palette
     spread: float
@@ -72,12 +72,12 @@ SIM = Look(
     fence=palette("e8c088 d89860 f0e0c0"),
     leaf=palette("38a038 50ac3c 2c9048 6ca840"),
     car=palette("e02020 2040e0 f0d020 20c0d0 f08020 f0f0f0 c020a0"),
-    big=palette("f04828 2878f0 f0b820 28b890"),
+    large_vehicle=palette("f04828 2878f0 f0b820 28b890"),
     cloth=palette("f03060 30a0f0 f0e040 60e060 f08030 a040e0"),
     pole=palette("a8b0c0 8890a8"),
     sign=palette("f02020 2050f0 f0d000"),
     zenith=palette("4884d8 5890e0 4078c8 88a8d0"),
-    low=palette("b0d4f0 c4e0f4 d8e4ec"),
+    horizon=palette("b0d4f0 c4e0f4 d8e4ec"),
     cloud=palette("ffffff"),
     mark=palette("ffffff f8f060"),
     spread=0.06,
@@ -101,12 +101,12 @@ REAL = Look(
     fence=palette("84705a 70604e 94846c 645848"),
     leaf=palette("4a6434 5a6e38 3c5630 707438 5e6a3a"),
     car=palette("202226 303438 8a8e92 c8cacc b4b6b8 5a5e62 6a2424 28344c 4c5a4a"),
-    big=palette("c8c4b8 8a8c90 b09a40 a03c30 3c587c"),
+    large_vehicle=palette("c8c4b8 8a8c90 b09a40 a03c30 3c587c"),
     cloth=palette("2c2e36 3a3a3a 5a5248 28344a 6a4440 8a8478 47503f"),
     pole=palette("6c6c68 7c7a74 4c4e50"),
     sign=palette("b03a34 34508c c0a030"),
     zenith=palette("8a9cb0 a0a8b0 6c8cb4 98a0a8"),
-    low=palette("d0d0cc dcd4c8 c4ccd4"),
+    horizon=palette("d0d0cc dcd4c8 c4ccd4"),
     cloud=palette("e4e2de c8c8c8 b0b2b8"),
     mark=palette("c8c6c0 b0aea8"),
     spread=0.13,
@@ -120,7 +120,7 @@ REAL = Look(
 
 LOOKS = {"sim": SIM, "real": REAL}
 
-# How strongly each class is mottled in the real style: leaves and grass more than paint and glass.
+# Strength of the mottling of each class in the real style: leaves and grass more than paint and glass.
 MOTTLE = np.full(256, 0.06, np.float32)
 MOTTLE[[ROAD, SIDEWALK, BUILDING, WALL, FENCE]] = 0.11, 0.14, 0.13, 0.16, 0.15
 MOTTLE[[VEGETATION, TERRAIN, SKY]] = 0.32, 0.26, 0.02
@@ -128,14 +128,14 @@ MOTTLE[[VEGETATION, TERRAIN, SKY]] = 0.32, 0.26, 0.02
 
 @lru_cache(maxsize=64)
 def _taps(n: int, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where ``n`` pixels fall among ``cells`` lattice points: left neighbour, right neighbour, weight."""
+    """Return the positions of ``n`` pixels among ``cells`` lattice points: left neighbour, right neighbour, weight."""
     at = (np.arange(n) + 0.5) * (cells - 1) / n
     left = np.minimum(at.astype(np.int64), cells - 2)
     return left, left + 1, (at - left).astype(np.float32)
 
 
 def noise(rng: np.random.Generator, cells: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Smooth noise in -1..1, ``size`` pixels: a lattice of ``cells`` uniform numbers, interpolated."""
+    """Return smooth noise in -1..1, ``size`` pixels: a lattice of ``cells`` uniform numbers, interpolated."""
     lattice = rng.random(cells, np.float32) * np.float32(2) - np.float32(1)
     top, below, wy = _taps(size[0], cells[0])
     left, right, wx = _taps(size[1], cells[1])
@@ -144,7 +144,7 @@ def noise(rng: np.random.Generator, cells: tuple[int, int], size: tuple[int, int
 
 
 def blur(image: np.ndarray, amount: float) -> np.ndarray:
-    """Three-tap blur along rows and columns; ``amount`` 0 leaves the picture, 1/3 is a box."""
+    """Blur with three taps along rows and columns; ``amount`` 0 changes nothing, 1/3 is a box filter."""
     side, middle = np.float32(amount), np.float32(1 - 2 * amount)
     wide = image * middle
     wide[:, :, 1:] += side * image[:, :, :-1]
@@ -159,17 +159,17 @@ def blur(image: np.ndarray, amount: float) -> np.ndarray:
     return out
 
 
-def develop_sim(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """Game-like: even light, a touch of contrast, nothing else. Returns uint8 ``[H, W, 3]``."""
+def postprocess_sim(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
+    """Return a game-like picture, uint8 ``[H, W, 3]``: even light and a change of contrast, nothing else."""
     image = canvas.image * np.float32(rng.uniform(0.8, 1.08))
     grey = np.float32(0.3) * image[0] + np.float32(0.59) * image[1] + np.float32(0.11) * image[2]
     return to_bytes(grey + (image - grey) * np.float32(rng.uniform(0.65, 1.0)))
 
 
-def develop_real(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """Light, lens and sensor: mottled surfaces, cast shadow, white balance, exposure, veil, blur, grain.
+def postprocess_real(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
+    """Simulate light, lens and sensor; return uint8 ``[H, W, 3]``.
 
-    Returns uint8 ``[H, W, 3]``.
+    Mottled surfaces, cast shadow, white balance, exposure, veil, blur, vignette and grain.
     """
     mood = int(rng.choice(4, p=(0.42, 0.28, 0.16, 0.14)))  # overcast, sun, dusk, haze
     saturation = np.float32(rng.uniform(0.65, 1.1) * (1.0, 1.15, 0.85, 0.75)[mood])
@@ -184,7 +184,7 @@ def develop_real(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     image *= 1 + MOTTLE[canvas.label] * (
         noise(rng, (24, 48), size) * np.float32(0.5) + fine * np.float32(0.8)
     )
-    if mood == 1:  # low sun: soft patches of shadow from what stands outside the picture
+    if mood == 1:  # low sun: soft patches of shadow from objects outside the picture
         shade = np.clip(drift * 4, -1, 1) * np.float32(0.22)
         image *= 1 - np.where(canvas.label == SKY, np.float32(0), np.float32(0.1) + shade)
     else:
@@ -202,13 +202,13 @@ def develop_real(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _vignette(size: tuple[int, int], strength: float) -> np.ndarray:
-    """How much light a lens leaves, falling off with the squared distance from the middle."""
+    """Return the light that a lens transmits, which falls off with the squared distance from the middle."""
     y = np.linspace(-1, 1, size[0], dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, size[1], dtype=np.float32)[None]
     return 1 - np.float32(strength / 2) * (x * x + y * y)
 
 
 def to_bytes(image: np.ndarray) -> np.ndarray:
-    """``[3, H, W]`` in 0..1 to uint8 ``[H, W, 3]``."""
+    """Convert ``[3, H, W]`` in 0..1 to uint8 ``[H, W, 3]``."""
     eight = np.clip(image * np.float32(255) + np.float32(0.5), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(eight.transpose(1, 2, 0))

@@ -1,4 +1,4 @@
-"""One scene: what stands where along a street, drawn from a seed, then painted from far to near."""
+"""One scene: the objects along a street, drawn from a seed and painted from far to near."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from udas_fast.data.streets import scenery, things
 from udas_fast.data.streets.canvas import Camera, Canvas, Colour
-from udas_fast.data.streets.look import LOOKS, Look, Palette, develop_real, develop_sim, noise
+from udas_fast.data.streets.look import LOOKS, Look, Palette, noise, postprocess_real, postprocess_sim
 
 Paint = Callable[[], None]
 Painter = tuple[float, Paint]
-"""Something to paint, and the depth by which it is sorted."""
+"""The depth of an object, by which it is sorted, and the function that paints it."""
 Lot = tuple[tuple[float, float], tuple[float, float]]
-"""The near and far end of a frontage, as (street X, Z)."""
+"""The near and the far end of a frontage, as (street X, Z)."""
 FAR = 75.0
-"""Depth in metres beyond which only the skyline stands."""
+"""Depth in metres beyond which there is only the skyline."""
 LANE = 3.5
 
 
@@ -34,10 +34,10 @@ class Side:
 
 
 def render(style: str, seed: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Scene ``seed`` as image uint8 ``[H, W, 3]`` and label uint8 ``[H, W]``.
+    """Render scene ``seed`` as image uint8 ``[H, W, 3]`` and label uint8 ``[H, W]``.
 
-    Everything that stands in the scene is drawn from a first stream of ``seed`` without regard to ``size``,
-    so one scene has one layout at all sizes; light and sensor noise come from a second.
+    All objects are drawn from a first random stream of ``seed``, independent of ``size``, so one scene has one
+    layout at all sizes; light and sensor noise are drawn from a second.
     """
     layout, light = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     look = LOOKS[style]
@@ -61,11 +61,11 @@ def render(style: str, seed: Sequence[int], size: tuple[int, int]) -> tuple[np.n
     for _, paint in sorted(painters, key=lambda p: -p[0]):
         paint()
     _bonnet(canvas, layout, look)
-    return (develop_sim if style == "sim" else develop_real)(canvas, light), canvas.label
+    return (postprocess_sim if style == "sim" else postprocess_real)(canvas, light), canvas.label
 
 
 def pick(rng: np.random.Generator, colours: Palette, spread: float = 0.0) -> Colour:
-    """One of ``colours``, made brighter or darker at random by up to about ``spread``."""
+    """Draw one of ``colours``, made brighter or darker at random by up to about ``spread``."""
     colour = colours[int(rng.integers(len(colours)))]
     return np.clip(colour * np.float32(1 + spread * rng.uniform(-1.5, 1.5)), 0, 1)
 
@@ -78,7 +78,7 @@ def _canvas(rng: np.random.Generator, look: Look, size: tuple[int, int]) -> Canv
         centre=float(rng.uniform(0.4, 0.6)),
         curve=float(rng.normal(0, 0.0012)) if rng.random() < 0.6 else 0.0,
     )
-    haze = pick(rng, look.low), float(rng.uniform(*look.density))
+    haze = pick(rng, look.horizon), float(rng.uniform(*look.density))
     return Canvas(camera, size, haze, noise(rng, (48, 96), size))
 
 
@@ -86,7 +86,7 @@ def _sky(canvas: Canvas, rng: np.random.Generator, look: Look) -> None:
     size = canvas.label.shape
     clouds = noise(rng, (9, 8), size) * np.float32(0.7) + noise(rng, (20, 18), size) * np.float32(0.3)
     cover = float(rng.uniform(0.3, 0.95)) if look.soft else float(rng.uniform(0.5, 0.8))
-    colours = pick(rng, look.zenith), pick(rng, look.low), pick(rng, look.cloud)
+    colours = pick(rng, look.zenith), pick(rng, look.horizon), pick(rng, look.cloud)
     scenery.paint_sky(canvas, clouds, *colours, cover, look.cloud_edge)
     heights = rng.uniform(4, 16, 64)
     scenery.paint_skyline(canvas, heights, pick(rng, look.house), pick(rng, look.leaf) * 0.9)
@@ -138,7 +138,7 @@ def _house(rng: np.random.Generator, look: Look) -> scenery.House:
         roof=pick(rng, look.roof, look.spread),
         window=pick(rng, look.window, look.spread),
         shop=pick(rng, look.window, look.spread) * np.float32(1.2),
-        tall=float(rng.uniform(6, 20)),
+        height=float(rng.uniform(6, 20)),
         bay=float(rng.uniform(1.8, 3.4)),
         storey=float(rng.uniform(2.8, 3.6)),
         fill=float(rng.uniform(0.4, 0.65)),
@@ -147,7 +147,7 @@ def _house(rng: np.random.Generator, look: Look) -> scenery.House:
 
 
 def _frontage(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side) -> list[Paint]:
-    """Houses, walls, fences and gardens along one side, from the far end to the near one."""
+    """Draw houses, walls, fences and gardens along one side, from the far end to the near one."""
     paints: list[Paint] = []
     z = FAR
     while z > 1.5:
@@ -164,8 +164,8 @@ def _frontage(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side) 
 
 def _house_at(canvas: Canvas, lot: Lot, sign: float, house: scenery.House) -> None:
     (x, start), _ = lot
-    gable = canvas.face((min(x, x + sign * 10), start), (max(x, x + sign * 10), start), house.tall)
-    front = canvas.face(*lot, house.tall)
+    gable = canvas.face((min(x, x + sign * 10), start), (max(x, x + sign * 10), start), house.height)
+    front = canvas.face(*lot, house.height)
     if gable is not None:
         scenery.paint_house(gable, house, 0.78)
     if front is not None:
@@ -175,29 +175,29 @@ def _house_at(canvas: Canvas, lot: Lot, sign: float, house: scenery.House) -> No
 def _garden(
     canvas: Canvas, rng: np.random.Generator, look: Look, lot: Lot, sign: float, kind: float
 ) -> list[Paint]:
-    """A lot without a house: trees at its back, and a wall, a fence or a hedge in front."""
+    """Draw a lot without a house: trees at its back, and a wall, a fence or a hedge in front."""
     (x, start), (_, end) = lot
     trees: list[Painter] = []
     for _ in range(int(rng.integers(1, 3))):
         z = float(rng.uniform(start, end))
         trees.append((z, _tree(canvas, rng, look, x + sign * float(rng.uniform(3, 8)), z)))
     paints = [paint for _, paint in sorted(trees, key=lambda p: -p[0])]
-    tall = float(rng.uniform(1.3, 2.6))
+    height = float(rng.uniform(1.3, 2.6))
     if kind < 0.75:
-        paints.append(partial(scenery.wall, canvas, *lot, tall, pick(rng, look.wall, look.spread)))
+        paints.append(partial(scenery.wall, canvas, *lot, height, pick(rng, look.wall, look.spread)))
     elif kind < 0.9:
-        paints.append(partial(scenery.fence, canvas, *lot, tall, pick(rng, look.fence, look.spread)))
+        paints.append(partial(scenery.fence, canvas, *lot, height, pick(rng, look.fence, look.spread)))
     else:
         leaf = pick(rng, look.leaf, look.spread)
-        paints.append(partial(things.hedge, canvas, *lot, tall, leaf, look.ragged))
+        paints.append(partial(things.hedge, canvas, *lot, height, leaf, look.ragged))
     return paints
 
 
 def _tree(canvas: Canvas, rng: np.random.Generator, look: Look, x: float, z: float) -> Paint:
-    tall = float(rng.uniform(4.5, 9))
+    height = float(rng.uniform(4.5, 9))
     blobs = np.stack((rng.uniform(-0.2, 0.2, 4), rng.uniform(0.5, 0.8, 4), rng.uniform(0.15, 0.24, 4)), 1)
     leaf = pick(rng, look.leaf, look.spread)
-    return partial(things.tree, canvas, x, z, tall, leaf, blobs.astype(np.float32), look.ragged)
+    return partial(things.tree, canvas, x, z, height, leaf, blobs.astype(np.float32), look.ragged)
 
 
 def _clothes(rng: np.random.Generator, look: Look) -> tuple[Colour, ...]:
@@ -214,7 +214,7 @@ def _clothes(rng: np.random.Generator, look: Look) -> tuple[Colour, ...]:
 def _grounded(
     canvas: Canvas, look: Look, x: float, z: float, wide: float, deep: float, paint: Paint
 ) -> Painter:
-    """``paint`` after its shadow on the ground; ``z`` is its near end, by which it is sorted."""
+    """Return a painter that paints the shadow on the ground first; ``z`` is its near end, by which it is sorted."""
 
     def both() -> None:
         canvas.shadow((x, z + deep / 2), (wide + 0.35, deep + 0.5), 0.6 if look.soft else 0.4, look.soft)
@@ -232,9 +232,9 @@ def _vehicle(
     z: float,
     oncoming: bool,
 ) -> Painter:
-    colours = look.car if body.cls == things.CAR else look.big
+    colours = look.car if body.cls == things.CAR else look.large_vehicle
     paint = pick(rng, colours, look.spread)
-    draw = partial(things.vehicle, canvas, body, x, z, paint, pick(rng, look.big), oncoming)
+    draw = partial(things.vehicle, canvas, body, x, z, paint, pick(rng, look.large_vehicle), oncoming)
     return _grounded(canvas, look, x, z, body.width, body.length, draw)
 
 
@@ -257,7 +257,7 @@ def _two_wheeler(
 def _traffic(
     canvas: Canvas, rng: np.random.Generator, look: Look, tram: bool, crossing: float
 ) -> list[Painter]:
-    """What drives in the two lanes, and the tram that shares the left one; all of it beyond the crossing."""
+    """Draw the traffic in the two lanes, and a tram in the left one; all of it beyond the crossing."""
     painters: list[Painter] = []
     for lane, oncoming in ((0.0, False), (-LANE, True)):
         z = float(rng.uniform(6, 14)) if not crossing else crossing + float(rng.uniform(2, 7))
@@ -283,7 +283,7 @@ def _traffic(
 
 
 def _cyclist(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side) -> list[Painter]:
-    """Now and then someone who rides ahead at the edge of the lane."""
+    """Draw, in 40% of the scenes, a rider ahead at the edge of the lane."""
     if rng.random() > 0.4:
         return []
     cls = things.BICYCLE if rng.random() < 0.6 else things.MOTORCYCLE
@@ -306,7 +306,7 @@ def _parked(
 
 
 def _furniture(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side) -> list[Painter]:
-    """Lamps, lights, signs, trees, parked two-wheelers and bins on the pavement."""
+    """Draw lamps, traffic lights, signs, trees, parked two-wheelers and bins on the pavement."""
     painters: list[Painter] = []
     kerb, pole = side.sign * (side.road + 0.5), pick(rng, look.pole, look.spread)
     for z in np.arange(rng.uniform(6, 18), 60, rng.uniform(15, 24)):
@@ -333,7 +333,9 @@ def _furniture(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side)
             painters.append(_two_wheeler(canvas, rng, look, cls, at, z + 1.4 * step, view, False))
     if rng.random() < 0.25 * look.crowd:
         z, at = float(rng.uniform(6, 25)), side.sign * (side.walk - 0.5)
-        painters.append((z, partial(things.bin_, canvas, at, z, pick(rng, look.big, look.spread) * 0.8)))
+        painters.append(
+            (z, partial(things.litter_bin, canvas, at, z, pick(rng, look.large_vehicle, look.spread) * 0.8))
+        )
     return painters
 
 
@@ -348,15 +350,15 @@ def _people(canvas: Canvas, rng: np.random.Generator, look: Look, side: Side) ->
 
 
 def _person(canvas: Canvas, rng: np.random.Generator, look: Look, x: float, z: float) -> Painter:
-    tall, stride = float(rng.uniform(1.55, 1.9)), float(rng.uniform(0.1, 0.6))
-    draw = partial(things.person, canvas, x, z, tall, _clothes(rng, look), stride)
+    height, stride = float(rng.uniform(1.55, 1.9)), float(rng.uniform(0.1, 0.6))
+    draw = partial(things.person, canvas, x, z, height, _clothes(rng, look), stride)
     return _grounded(canvas, look, x, z, 0.6, 0.4, draw)
 
 
 def _crossers(
     canvas: Canvas, rng: np.random.Generator, look: Look, sides: tuple[Side, Side], z: float
 ) -> list[Painter]:
-    """People, and now and then a cyclist, on the zebra crossing."""
+    """Draw pedestrians, and in 60% of the cases a rider, on the zebra crossing."""
     left, right = sides
     painters = [
         _person(canvas, rng, look, float(rng.uniform(-left.road, right.road)), z + float(rng.uniform(-1, 1)))
@@ -370,7 +372,7 @@ def _crossers(
 
 
 def _bonnet(canvas: Canvas, rng: np.random.Generator, look: Look) -> None:
-    """The own car's bonnet along the lower edge, which counts as void."""
+    """Paint the ego vehicle's bonnet along the lower edge, labelled void."""
     shown, rise, colour = rng.random() < 0.5, float(rng.uniform(0.05, 0.1)), pick(rng, look.car, look.spread)
     if not shown:
         return

@@ -1,4 +1,4 @@
-"""The street itself: ground, sky, and the fronts of houses, walls and fences along both sides."""
+"""Ground, sky, skyline, and the fronts of houses, walls and fences along both sides of the street."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from udas_fast.data.streets.canvas import Canvas, Colour, Face
 from udas_fast.data.streets.things import BUILDING, FENCE, ROAD, SKY, VEGETATION, WALL, rgb
 
 Point = tuple[float, float]
-"""A place on the ground as (street X, Z), in metres."""
+"""A point on the ground as (street X, Z), in metres."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Ground:
 
 
 def paint_ground(canvas: Canvas, ground: Ground) -> None:
-    """Road, kerbs, pavements and verges with the markings, for every pixel below the horizon at once."""
+    """Paint road, kerbs, pavements, verges and markings, for every pixel below the horizon at once."""
     first, x, z = canvas.ground()
     band = np.searchsorted(ground.edges, x)
     image, label = canvas.image[:, first:], canvas.label[first:]
@@ -59,15 +59,15 @@ def paint_sky(
     canvas: Canvas,
     clouds: np.ndarray,
     zenith: Colour,
-    low: Colour,
+    horizon: Colour,
     cloud: Colour,
     cover: float,
     sharp: float,
 ) -> None:
-    """A gradient from ``zenith`` to ``low``, with clouds where ``clouds`` (-1..1) exceeds 1 - ``cover``."""
+    """Paint a gradient from ``zenith`` to ``horizon``, with clouds where ``clouds`` (-1..1) exceeds 1 - ``cover``."""
     last = min(max(int(np.ceil(canvas.hy + 0.5)), 1), canvas.height)
     t = np.linspace(0, 1, last, dtype=np.float32)[None, :, None] ** np.float32(0.8)
-    sky = zenith[:, None, None] * (1 - t) + low[:, None, None] * t
+    sky = zenith[:, None, None] * (1 - t) + horizon[:, None, None] * t
     field = clouds[:last]
     share = np.clip((field - np.float32(1 - cover)) * np.float32(sharp), 0, 1)
     canvas.image[:, :last] = sky + (cloud[:, None, None] - sky) * share
@@ -76,13 +76,13 @@ def paint_sky(
 
 @dataclass(frozen=True)
 class House:
-    """A house front: its colour and roof, and the raster of its windows in metres."""
+    """A house front: its colours, its height and the grid of its windows in metres."""
 
     wall: Colour
     roof: Colour
     window: Colour
     shop: Colour
-    tall: float
+    height: float
     bay: float
     storey: float
     fill: float
@@ -90,13 +90,13 @@ class House:
 
 
 def paint_house(face: Face, house: House, shade: float) -> None:
-    """One side of a house: wall, windows that are larger than a pixel, a ground floor and a roof edge."""
-    face.paint(face.v < house.tall, house.wall * shade, BUILDING)
+    """Paint one side of a house: wall, windows larger than a pixel, a ground floor and a roof edge."""
+    face.paint(face.v < house.height, house.wall * shade, BUILDING)
     u, v = face.u / np.float32(house.bay), (face.v - np.float32(3.2)) / np.float32(house.storey)
     lo, hi = 0.5 - house.fill / 2, 0.5 + house.fill / 2
     inside = v - np.floor(v)
     across = u - np.floor(u)
-    rows = (inside > lo) & (inside < hi + 0.1) & (v > 0) & (face.v < house.tall - 1.0)
+    rows = (inside > lo) & (inside < hi + 0.1) & (v > 0) & (face.v < house.height - 1.0)
     seen = face.pixels * np.float32(house.bay) > 2.2
     columns = (across > lo) & (across < hi) if house.style != 1 else across > 0.06
     face.paint(rows & columns & seen, house.window * shade)
@@ -104,37 +104,37 @@ def paint_house(face: Face, house: House, shade: float) -> None:
         face.paint((face.v < 2.6) & (face.v > 0.5) & (((u * 0.5) % 1) < 0.8) & seen, house.shop * shade)
     else:
         face.paint((face.v < 2.3) & (((u * 0.5) % 1) < 0.18) & seen, house.roof * (0.8 * shade))
-    face.paint((face.v < house.tall) & (face.v > house.tall - 0.7), house.roof * shade)
+    face.paint((face.v < house.height) & (face.v > house.height - 0.7), house.roof * shade)
 
 
-def wall(canvas: Canvas, a: Point, b: Point, tall: float, colour: Colour) -> None:
-    """A garden or retaining wall with a coping and joints between two ground points."""
-    face = canvas.face(a, b, tall)
+def wall(canvas: Canvas, a: Point, b: Point, height: float, colour: Colour) -> None:
+    """Paint a garden or retaining wall with a coping and joints between two ground points."""
+    face = canvas.face(a, b, height)
     if face is None:
         return
-    face.paint(face.v < tall, colour, WALL)
+    face.paint(face.v < height, colour, WALL)
     seen = face.pixels > 6
     course = ((face.v / np.float32(0.5)) % 1) < 0.12
-    face.paint(course & (face.v < tall) & seen, colour * 0.8)
-    face.paint((face.v < tall) & (face.v > tall - 0.18), colour * 1.15)
+    face.paint(course & (face.v < height) & seen, colour * 0.8)
+    face.paint((face.v < height) & (face.v > height - 0.18), colour * 1.15)
 
 
-def fence(canvas: Canvas, a: Point, b: Point, tall: float, colour: Colour) -> None:
-    """A fence of boards or bars; the gaps between them belong to it, as annotators draw it."""
-    face = canvas.face(a, b, tall)
+def fence(canvas: Canvas, a: Point, b: Point, height: float, colour: Colour) -> None:
+    """Paint a fence of boards or bars; the gaps between them belong to it, as annotators draw it."""
+    face = canvas.face(a, b, height)
     if face is None:
         return
-    face.paint(face.v < tall, colour * 0.62, FENCE)
+    face.paint(face.v < height, colour * 0.62, FENCE)
     bars = ((face.u / np.float32(0.5)) % 1) < 0.55
-    face.paint(bars & (face.v < tall) & (face.pixels > 4), colour)
-    rail = (np.abs(face.v - np.float32(0.85 * tall)) < 0.09) | (
-        np.abs(face.v - np.float32(0.2 * tall)) < 0.09
+    face.paint(bars & (face.v < height) & (face.pixels > 4), colour)
+    rail = (np.abs(face.v - np.float32(0.85 * height)) < 0.09) | (
+        np.abs(face.v - np.float32(0.2 * height)) < 0.09
     )
     face.paint(rail, colour * 1.1)
 
 
 def paint_skyline(canvas: Canvas, heights: np.ndarray, houses: Colour, leaf: Colour) -> None:
-    """What closes the view at 130 m: ``heights`` metres every 6 m, a block and then two trees in turn."""
+    """Paint the skyline at 130 m, ``heights`` metres every 6 m: a block, then two trees, repeated."""
     span = 6.0 * len(heights)
     face = canvas.face((-span / 2, 130.0), (span / 2, 130.0), float(heights.max()) * 1.1 + 1)
     if face is None:

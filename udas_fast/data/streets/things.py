@@ -1,4 +1,4 @@
-"""What stands in a street: each thing is a function that paints image and label together."""
+"""Objects in a street: one function each, which paints image and label together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VOID = 255
 
 
 def rgb(red: float, green: float, blue: float) -> Colour:
-    """A colour from 8-bit numbers."""
+    """Return a colour from 8-bit numbers."""
     return np.array((red, green, blue), np.float32) / np.float32(255)
 
 
@@ -26,7 +26,7 @@ SKIN = (rgb(236, 190, 160), rgb(190, 140, 105), rgb(120, 82, 60))
 
 @dataclass(frozen=True)
 class Body:
-    """A vehicle's box: class, width, height, length and clearance in metres, and where its windows are."""
+    """Box of a vehicle: class, width, height, length, lower edge of the windows and ground clearance, in metres."""
 
     cls: int
     width: float
@@ -47,7 +47,7 @@ GLASS = rgb(52, 66, 84)
 def vehicle(
     canvas: Canvas, body: Body, x: float, z: float, paint: Colour, accent: Colour, oncoming: bool
 ) -> None:
-    """A vehicle along the street: its visible flank, then the end that faces the camera."""
+    """Paint a vehicle along the street: its visible flank, then the end that faces the camera."""
     half, far = body.width / 2, z + body.length
     side = x - half if x + canvas.bend(z) > 0 else x + half
     flank = canvas.face((side, z), (side, far), body.height)
@@ -64,11 +64,11 @@ def vehicle(
         if body.cls == CAR:
             car_end(end, body, paint, oncoming)
         else:
-            big_end(end, body, paint, accent, oncoming)
+            large_vehicle_end(end, body, paint, accent, oncoming)
 
 
 def profile(face: Face, body: Body, paint: Colour, accent: Colour, oncoming: bool) -> None:
-    """A vehicle's side; u runs from the end nearer to the camera."""
+    """Paint the side of a vehicle; u runs from the end nearer to the camera."""
     n, top = body.length, body.height
     if body.cls == CAR:
         rear, front = cabin_start(body, False), 1 - cabin_start(body, True)
@@ -101,13 +101,13 @@ def profile(face: Face, body: Body, paint: Colour, accent: Colour, oncoming: boo
 
 
 def cabin_start(body: Body, oncoming: bool) -> float:
-    """How far the cabin lies behind a car's visible end, as a share of its length."""
+    """Return the distance of the cabin from a car's visible end, as a fraction of its length."""
     boxy = body.height > 1.8
     return (0.16 if boxy else 0.27) if oncoming else (0.01 if boxy else 0.07)
 
 
 def car_cabin(face: Face, body: Body, paint: Colour) -> None:
-    """A car above its waist, and the bonnet or boot before it."""
+    """Paint a car above its waist, and the bonnet or boot in front of it."""
     w, top, waist = body.width / 2, body.height, body.waist
     face.box(-w, w, body.clear, waist, paint * 1.08, CAR)
     face.under([-w, -0.88 * w, 0.88 * w, w], [waist, top, top, waist], waist - 0.05, paint, CAR)
@@ -117,7 +117,7 @@ def car_cabin(face: Face, body: Body, paint: Colour) -> None:
 
 
 def car_end(face: Face, body: Body, paint: Colour, oncoming: bool) -> None:
-    """A car's back or front below its waist."""
+    """Paint the back or front of a car below its waist."""
     w, waist = body.width / 2, body.waist
     face.box(-w, w, body.clear, waist, paint, CAR)
     lamp = HEADLIGHT if oncoming else TAILLIGHT
@@ -129,8 +129,8 @@ def car_end(face: Face, body: Body, paint: Colour, oncoming: bool) -> None:
         face.box(left, left + 0.27, 0, body.clear, TYRE, CAR)
 
 
-def big_end(face: Face, body: Body, paint: Colour, accent: Colour, oncoming: bool) -> None:
-    """The back or front of a truck, a bus or a tram."""
+def large_vehicle_end(face: Face, body: Body, paint: Colour, accent: Colour, oncoming: bool) -> None:
+    """Paint the back or front of a truck, a bus or a tram."""
     w, top = body.width / 2, body.height
     face.box(-w, w, body.clear, top, paint, body.cls)
     if body.cls == TRUCK and not oncoming:
@@ -151,39 +151,39 @@ def big_end(face: Face, body: Body, paint: Colour, accent: Colour, oncoming: boo
 
 
 def person(
-    canvas: Canvas, x: float, z: float, tall: float, colours: tuple[Colour, ...], stride: float
+    canvas: Canvas, x: float, z: float, height: float, colours: tuple[Colour, ...], stride: float
 ) -> None:
-    """A pedestrian; ``colours``: coat, trousers, skin and hair; ``stride``: metres between the feet."""
-    face = canvas.stand(x, z, 1.1, tall)
+    """Paint a pedestrian; ``colours``: coat, trousers, skin and hair; ``stride``: metres between the feet."""
+    face = canvas.stand(x, z, 1.1, height)
     if face is None:
         return
     coat, trousers, skin, hair = colours
     for foot in (-stride, stride):
         face.line(
             (foot / 2 + math.copysign(0.06, foot), 0),
-            (math.copysign(0.09, foot), 0.5 * tall),
+            (math.copysign(0.09, foot), 0.5 * height),
             0.2,
             trousers,
             PERSON,
         )
-    body(face, 0.0, 0.47 * tall, tall, coat, skin, hair, PERSON)
+    torso(face, 0.0, 0.47 * height, height, coat, skin, hair, PERSON)
 
 
-def body(
-    face: Face, u: float, low: float, tall: float, coat: Colour, skin: Colour, hair: Colour, cls: int
+def torso(
+    face: Face, u: float, low: float, height: float, coat: Colour, skin: Colour, hair: Colour, cls: int
 ) -> None:
-    """A torso with arms and a head, from height ``low`` to ``tall``."""
-    neck = tall - 0.27
+    """Paint a torso with arms and a head, from height ``low`` to ``height``."""
+    neck = height - 0.27
     face.box(u - 0.3, u + 0.3, low + 0.1, neck - 0.05, coat * 0.8, cls)
     face.box(u - 0.22, u + 0.22, low, neck, coat, cls)
-    face.disc(u, tall - 0.14, 0.13, 0.15, skin, cls)
-    face.paint((face.v > tall - 0.12) & (np.abs(face.u - u) < 0.12), hair, cls)
+    face.disc(u, height - 0.14, 0.13, 0.15, skin, cls)
+    face.paint((face.v > height - 0.12) & (np.abs(face.u - u) < 0.12), hair, cls)
 
 
 def two_wheeler(
     canvas: Canvas, cls: int, x: float, z: float, paint: Colour, colours: tuple[Colour, ...] | None, view: str
 ) -> None:
-    """A bicycle or motorcycle, ridden if ``colours`` are given; ``view``: left, right, back or front."""
+    """Paint a bicycle or motorcycle, ridden if ``colours`` are given; ``view``: left, right, back or front."""
     face = canvas.stand(x, z, 2.2, 1.85)
     if face is None:
         return
@@ -198,20 +198,20 @@ def two_wheeler(
             coat, trousers, skin, hair = colours
             for side in (-0.2, 0.2):
                 face.box(side - 0.1, side + 0.1, 0.35, 0.95, trousers, RIDER)
-            body(face, 0.0, 0.85, 1.8, coat, skin, hair, RIDER)
+            torso(face, 0.0, 0.85, 1.8, coat, skin, hair, RIDER)
         return
     ahead = 1.0 if view == "right" else -1.0
-    (motor_side if cls == MOTORCYCLE else bicycle_side)(face, ahead, paint)
+    (motorcycle_side if cls == MOTORCYCLE else bicycle_side)(face, ahead, paint)
     if colours is not None:
         coat, trousers, skin, hair = colours
         face.line((-0.15 * ahead, 0.95), (0.18 * ahead, 0.62), 0.22, trousers, RIDER)
         face.line((0.18 * ahead, 0.65), (0.05 * ahead, 0.25), 0.18, trousers, RIDER)
         face.line((0.1 * ahead, 1.4), (0.48 * ahead, 1.05), 0.13, coat * 0.8, RIDER)
-        body(face, -0.04 * ahead, 0.85, 1.8, coat, skin, hair, RIDER)
+        torso(face, -0.04 * ahead, 0.85, 1.8, coat, skin, hair, RIDER)
 
 
 def bicycle_side(face: Face, ahead: float, paint: Colour) -> None:
-    """A bicycle seen from its side."""
+    """Paint a bicycle seen from its side."""
     for hub in (-0.55, 0.55):
         face.ring(hub, 0.36, 0.37, 0.11, TYRE, BICYCLE)
     for a, b in (((-0.55, 0.36), (0.0, 0.4)), ((0.0, 0.4), (0.4, 0.85)), ((-0.2, 0.85), (0.4, 0.85))):
@@ -221,8 +221,8 @@ def bicycle_side(face: Face, ahead: float, paint: Colour) -> None:
     face.box(min(0.3 * ahead, 0.5 * ahead), max(0.3 * ahead, 0.5 * ahead), 0.98, 1.06, BLACK, BICYCLE)
 
 
-def motor_side(face: Face, ahead: float, paint: Colour) -> None:
-    """A motorcycle seen from its side."""
+def motorcycle_side(face: Face, ahead: float, paint: Colour) -> None:
+    """Paint a motorcycle seen from its side."""
     for hub in (-0.68, 0.68):
         face.disc(hub, 0.33, 0.34, 0.34, TYRE, MOTORCYCLE)
         face.disc(hub, 0.33, 0.14, 0.14, METAL)
@@ -236,14 +236,14 @@ def motor_side(face: Face, ahead: float, paint: Colour) -> None:
 
 
 def tree(
-    canvas: Canvas, x: float, z: float, tall: float, leaf: Colour, blobs: np.ndarray, ragged: float
+    canvas: Canvas, x: float, z: float, height: float, leaf: Colour, blobs: np.ndarray, ragged: float
 ) -> None:
-    """A tree: a trunk and a crown of ellipses, ``blobs`` rows (u, v, radius) in shares of the height."""
-    face = canvas.stand(x, z, 1.1 * tall, tall)
+    """Paint a tree: a trunk and a crown of ellipses, ``blobs`` rows (u, v, radius) as fractions of the height."""
+    face = canvas.stand(x, z, 1.1 * height, height)
     if face is None:
         return
-    face.box(-0.028 * tall, 0.028 * tall, 0, 0.6 * tall, rgb(78, 60, 44), VEGETATION)
-    u, v = face.u / np.float32(tall), face.v / np.float32(tall)
+    face.box(-0.028 * height, 0.028 * height, 0, 0.6 * height, rgb(78, 60, 44), VEGETATION)
+    u, v = face.u / np.float32(height), face.v / np.float32(height)
     rough = 1 + np.float32(ragged) * face.noise
     crown = np.zeros(face.label.shape, bool)
     for bu, bv, radius in blobs:
@@ -254,27 +254,27 @@ def tree(
 
 
 def hedge(
-    canvas: Canvas, a: tuple[float, float], b: tuple[float, float], tall: float, leaf: Colour, ragged: float
+    canvas: Canvas, a: tuple[float, float], b: tuple[float, float], height: float, leaf: Colour, ragged: float
 ) -> None:
-    """A row of bushes between two ground points."""
-    face = canvas.face(a, b, tall * 1.2)
+    """Paint a row of bushes between two ground points."""
+    face = canvas.face(a, b, height * 1.2)
     if face is None:
         return
-    top = tall * (0.85 + 0.12 * np.sin(face.u * 2.1) + np.float32(0.3 * ragged) * face.noise)
-    light = 0.65 + 0.4 * np.clip(face.v / tall, 0, 1) + np.float32(0.35 * ragged) * face.noise
+    top = height * (0.85 + 0.12 * np.sin(face.u * 2.1) + np.float32(0.3 * ragged) * face.noise)
+    light = 0.65 + 0.4 * np.clip(face.v / height, 0, 1) + np.float32(0.35 * ragged) * face.noise
     face.paint(face.v < top, leaf[:, None, None] * light, VEGETATION)
 
 
-def lamp(canvas: Canvas, x: float, z: float, tall: float, colour: Colour, arm: float) -> None:
-    """A street lamp whose arm reaches ``arm`` metres sideways."""
-    face = canvas.stand(x, z, 2 * abs(arm) + 0.5, tall)
+def lamp(canvas: Canvas, x: float, z: float, height: float, colour: Colour, arm: float) -> None:
+    """Paint a street lamp whose arm reaches ``arm`` metres sideways."""
+    face = canvas.stand(x, z, 2 * abs(arm) + 0.5, height)
     if face is not None:
-        face.box(-0.13, 0.13, 0, tall, colour, POLE)
-        face.box(min(arm, 0), max(arm, 0), tall - 0.2, tall, colour, POLE)
+        face.box(-0.13, 0.13, 0, height, colour, POLE)
+        face.box(min(arm, 0), max(arm, 0), height - 0.2, height, colour, POLE)
 
 
 def traffic_light(canvas: Canvas, x: float, z: float, low: float, colour: Colour, lit: int) -> None:
-    """A traffic light on a pole; ``lit`` is 0 red, 1 amber or 2 green."""
+    """Paint a traffic light on a pole; ``lit`` is 0 red, 1 amber or 2 green."""
     face = canvas.stand(x, z, 0.9, low + 1.5)
     if face is None:
         return
@@ -287,7 +287,7 @@ def traffic_light(canvas: Canvas, x: float, z: float, low: float, colour: Colour
 
 
 def sign(canvas: Canvas, x: float, z: float, low: float, kind: str, colour: Colour, pole: Colour) -> None:
-    """A traffic sign on a pole: a disc or triangle with a rim, a square, or a wide board."""
+    """Paint a traffic sign on a pole: a disc or triangle with a rim, a square, or a wide board."""
     face = canvas.stand(x, z, 2.2, low + 1.1)
     if face is None:
         return
@@ -307,8 +307,8 @@ def sign(canvas: Canvas, x: float, z: float, low: float, kind: str, colour: Colo
         face.box(-0.8, 0.8, low + 0.42, low + 0.56, white, SIGN)
 
 
-def bin_(canvas: Canvas, x: float, z: float, colour: Colour) -> None:
-    """A litter bin or an advertising box, which no class covers: void."""
+def litter_bin(canvas: Canvas, x: float, z: float, colour: Colour) -> None:
+    """Paint a litter bin or an advertising box, which have no class: void."""
     face = canvas.stand(x, z, 0.8, 1.15)
     if face is not None:
         face.box(-0.4, 0.4, 0, 1.0, colour, VOID)

@@ -20,9 +20,7 @@ from udas_fast.errors import InputError, bad
 from udas_fast.inference import MODEL_FILE
 from udas_fast.recipes import Recipe
 from udas_fast.tools.study.plan import Run
-from udas_fast.training.run_folder import lock
-from udas_fast.training.run_folder import RunConfig
-from udas_fast.training.run_folder import read_run_file
+from udas_fast.training.run_folder import RunConfig, lock, read_run_file
 
 LOG = "train.log"
 # One thread a run: several run side by side, and threads that wait for each other slow all of them down.
