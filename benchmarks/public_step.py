@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udas_fast.models import heads, set_domain
+from udas_fast.models import set_domain, to_output
 from udas_fast.objectives import Learning
 from udas_fast.objectives.adaptation import Adaptation
 from udas_fast.objectives.self_training import SelfTraining
@@ -23,7 +23,7 @@ Heads = tuple[Tensor, Tensor]
 
 def upsampled(output: object, size: torch.Size) -> Heads:
     """Both heads' logits ``[N, C, H, W]`` at the image's size."""
-    both = heads(output)
+    both = to_output(output)
     return tuple(
         F.interpolate(logits, size, mode="bilinear", align_corners=both.align_corners) for logits in both
     )

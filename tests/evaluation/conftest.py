@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from udas_fast.data import Batch, ClassSet, Sample, SegmentationDataset
 from udas_fast.evaluation import Protocol
-from udas_fast.models import Logits
+from udas_fast.models import SegmentationOutput
 
 CLASSES = ClassSet(
     "tiny",
@@ -41,7 +41,7 @@ class TinyDataset(SegmentationDataset):
 class TinyModel(nn.Module):
     """One strided convolution with batch norm and dropout, two heads."""
 
-    kind = Logits  # how they are to be upsampled
+    align_corners = False
 
     def __init__(self, classes: int = 5) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ class TinyModel(nn.Module):
         self.norm = nn.BatchNorm2d(classes)
         self.dropout = nn.Dropout(0.5)
 
-    def forward(self, x: Tensor) -> Logits:
+    def forward(self, x: Tensor) -> SegmentationOutput:
         y = self.dropout(self.norm(self.conv(x)))
-        return self.kind(y, -y)
+        return SegmentationOutput(y, -y, self.align_corners)
 
 
 @pytest.fixture

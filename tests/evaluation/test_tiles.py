@@ -9,7 +9,7 @@ from torch import nn
 from udas_fast.errors import InputError
 from udas_fast.evaluation import predict
 from udas_fast.evaluation.tiles import _spans, _weights, tiled_logits
-from udas_fast.models import AlignedLogits, Logits, ModelConfig, build_model
+from udas_fast.models import ModelConfig, SegmentationOutput, build_model
 
 
 def _image(height: int, width: int) -> torch.Tensor:
@@ -20,26 +20,26 @@ def _image(height: int, width: int) -> torch.Tensor:
 class Near(nn.Module):
     """Sees 9 pixels around each logit, stride 8, and has a row and a column more than an eighth, as ResNets do."""
 
-    def __init__(self, kind: type[Logits] = Logits) -> None:
+    def __init__(self, align_corners: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.kind = kind
+        self.align_corners = align_corners
         self.layers = nn.Sequential(
             nn.Conv2d(3, 6, 7, 2, 3), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.Conv2d(6, 5, 3, 2, 1)
         )
 
-    def forward(self, x: torch.Tensor) -> Logits:
-        return self.kind(self.layers(x.float() / 255))
+    def forward(self, x: torch.Tensor) -> SegmentationOutput:
+        return SegmentationOutput(self.layers(x.float() / 255), align_corners=self.align_corners)
 
 
-@pytest.mark.parametrize("kind", [Logits, AlignedLogits])
+@pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(301, 420), (160, 333), (500, 161), (100, 417)])
 @torch.no_grad()
-def test_a_network_that_sees_little_gives_the_same_logits(size: tuple[int, int], kind: type[Logits]) -> None:
+def test_a_network_that_sees_little_gives_the_same_logits(size: tuple[int, int], align_corners: bool) -> None:
     # An overlap of 40 pixels has 6 logits; 1.5 of them, 12 pixels, are the quarter that counts nothing.
-    model, image = Near(kind), _image(*size)
+    model, image = Near(align_corners), _image(*size)
     tiled, whole = tiled_logits(model, image, (160, 168)), model(image)
-    assert type(tiled) is kind
+    assert tiled.align_corners is align_corners
     # Convolutions of another size may sum in another order.
     torch.testing.assert_close(tiled.primary, whole.primary, rtol=1e-5, atol=1e-5)
 
@@ -69,7 +69,7 @@ def test_equal_surroundings_leave_no_seam() -> None:
     constant = torch.full((1, 3, 300, 300), 77, dtype=torch.uint8)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 8, 8))  # no padding: every logit is the same
-    tiled = tiled_logits(lambda part: Logits(model(part.float())), constant, (100, 128)).primary
+    tiled = tiled_logits(lambda part: SegmentationOutput(model(part.float())), constant, (100, 128)).primary
     # weights that sum to 1 within float32's rounding
     torch.testing.assert_close(tiled, tiled[..., :1, :1].expand_as(tiled), rtol=1e-6, atol=1e-6)
 
@@ -98,4 +98,4 @@ def test_what_cannot_be_tiled_is_told() -> None:
     with pytest.raises(InputError, match="tile: found 63x100, expected 64x64 or more"):
         tiled_logits(Near(), image, (63, 100))
     with pytest.raises(InputError, match="network for tiles: found 0 logits fewer for 32 pixels"):
-        tiled_logits(lambda part: Logits(torch.zeros(1, 2, 7, 7)), image, (64, 64))
+        tiled_logits(lambda part: SegmentationOutput(torch.zeros(1, 2, 7, 7)), image, (64, 64))

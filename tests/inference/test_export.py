@@ -36,7 +36,7 @@ def _expected(trained: TrainedModel, image: Tensor) -> Tensor:
     mean = torch.tensor((0.485, 0.456, 0.406), dtype=torch.float64).view(3, 1, 1)
     std = torch.tensor((0.229, 0.224, 0.225), dtype=torch.float64).view(3, 1, 1)
     with torch.no_grad():
-        logits = trained.model.double()((image.double() / 255 - mean) / std)[0]
+        logits = trained.model.double()((image.double() / 255 - mean) / std).primary
     aligned = trained.config.align_corners
     return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=aligned)
 

@@ -62,7 +62,7 @@ def test_same_bits_under_autocast() -> None:
 def test_running_statistics_move_once_a_step() -> None:
     model = small_model()
     set_checkpointing(model, "all")
-    model(torch.randn(1, 3, 32, 32))[0].sum().backward()
+    model(torch.randn(1, 3, 32, 32)).primary.sum().backward()
     assert {int(b) for name, b in model.named_buffers() if name.endswith("batches_tracked")} == {1}
 
 
@@ -109,7 +109,7 @@ def test_nothing_is_checkpointed_without_gradients() -> None:
     model = small_model()
     set_checkpointing(model, "all")
     with torch.no_grad():
-        first = copy.deepcopy(model).eval()(torch.ones(1, 3, 32, 32))[0]
+        first = copy.deepcopy(model).eval()(torch.ones(1, 3, 32, 32)).primary
     assert not first.requires_grad
 
 

@@ -88,8 +88,8 @@ def test_gradients_reach_each_head_and_only_the_layers_below_it():
         loss.backward()
         return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
-    by_primary = touched(model(x)[0].square().sum())
-    by_auxiliary = touched(model(x)[1].square().sum())
+    by_primary = touched(model(x).primary.square().sum())
+    by_auxiliary = touched(model(x).auxiliary.square().sum())
     names = {name for name, _ in model.named_parameters()}
     assert by_primary == {name for name in names if not name.startswith("auxiliary.")}
     assert by_auxiliary == {name for name in names if not name.startswith(("primary.", "backbone.layer4."))}
@@ -120,7 +120,7 @@ def test_wrong_arguments_are_named(arguments, message):
 def test_output_stride_4_doubles_the_maps_and_has_the_same_parameters() -> None:
     image = torch.zeros(1, 3, 64, 96)
     models = [DeepLabV2(5, backbone="resnet18", width=8, output_stride=stride).eval() for stride in (8, 4)]
-    assert [tuple(m(image)[0].shape[-2:]) for m in models] == [(9, 13), (16, 24)]
+    assert [tuple(m(image).primary.shape[-2:]) for m in models] == [(9, 13), (16, 24)]
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
     with pytest.raises(InputError, match="output_stride: found 16, expected 4 or 8"):
         DeepLabV2(5, backbone="resnet18", output_stride=16)

@@ -12,7 +12,7 @@ from take_step import take_step
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
-from udas_fast.models import DeepLabV2, ModelConfig, build_model, heads, set_micro_batch_size
+from udas_fast.models import DeepLabV2, ModelConfig, build_model, set_micro_batch_size
 from udas_fast.objectives import Step
 from udas_fast.recipes import get_recipe
 
@@ -115,10 +115,10 @@ def test_without_gradients_and_below_the_size_nothing_runs_twice() -> None:
         set_micro_batch_size(model, 2)
         parts = model(image)
     assert len(calls) == 3
-    assert heads(parts).align_corners
+    assert parts.align_corners
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b)
-    model(image[:2])[0].sum().backward()
+    model(image[:2]).primary.sum().backward()
     assert len(calls) == 4
 
 

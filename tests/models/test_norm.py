@@ -41,9 +41,9 @@ def test_frozen_layers_ignore_training_mode_and_learn_nothing():
     assert not any(p.requires_grad for layer in layers for p in layer.parameters())
     before = copy.deepcopy(model.state_dict())
     x = torch.randn(2, 3, 32, 32)
-    in_training = model(x)[0]
+    in_training = model(x).primary
     assert all(unchanged(before, model))
-    torch.testing.assert_close(in_training, model.eval()(x)[0], rtol=0, atol=0)
+    torch.testing.assert_close(in_training, model.eval()(x).primary, rtol=0, atol=0)
 
 
 def test_folded_layers_are_what_they_were(monkeypatch):
@@ -152,4 +152,4 @@ def test_synchronised_layers_are_ordinary_ones_in_one_process():
         assert torch.equal(a, b)
     for name, value in batch.state_dict().items():
         assert torch.equal(value, sync.state_dict()[name])
-    assert torch.equal(sync.eval()(x)[0], batch.eval()(x)[0])
+    assert torch.equal(sync.eval()(x).primary, batch.eval()(x).primary)

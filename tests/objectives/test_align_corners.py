@@ -15,7 +15,7 @@ from udas_fast import Trainer
 from udas_fast.data import Batch, open_dataset
 from udas_fast.data.domains import Domains
 from udas_fast.inference import TrainedModel
-from udas_fast.models import AlignedLogits, Logits, MeanNetwork, ModelConfig, build_model, ensemble, heads
+from udas_fast.models import MeanNetwork, ModelConfig, SegmentationOutput, build_model, to_output
 from udas_fast.objectives import Step
 from udas_fast.objectives.adversary import OutputAdversary
 from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig
@@ -29,7 +29,7 @@ from udas_fast.objectives.supervised import segmentation_loss
 from udas_fast.recipes import get_recipe, override, small
 
 SIZE = (32, 48)
-KINDS = pytest.mark.parametrize("kind", [Logits, AlignedLogits])
+CORNERS = pytest.mark.parametrize("corners", [False, True])
 
 
 def _pair(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -38,8 +38,8 @@ def _pair(seed: int = 0) -> tuple[Tensor, Tensor]:
     return primary, auxiliary
 
 
-def _up(logits: Tensor, kind: type[Logits], size: tuple[int, int] = SIZE) -> Tensor:
-    return F.interpolate(logits.double(), size, mode="bilinear", align_corners=kind is AlignedLogits)
+def _up(logits: Tensor, corners: bool, size: tuple[int, int] = SIZE) -> Tensor:
+    return F.interpolate(logits.double(), size, mode="bilinear", align_corners=corners)
 
 
 def _label() -> Tensor:
@@ -50,11 +50,11 @@ def _close(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)  # float32 against float64
 
 
-@KINDS
-def test_losses_are_those_of_the_upsampled_logits(kind: type[Logits]) -> None:
+@CORNERS
+def test_losses_are_those_of_the_upsampled_logits(corners: bool) -> None:
     primary, auxiliary = _pair()
-    output, label = kind(primary, auxiliary), _label()
-    p, a = (_up(logits, kind) for logits in (primary, auxiliary))
+    output, label = SegmentationOutput(primary, auxiliary, corners), _label()
+    p, a = (_up(logits, corners) for logits in (primary, auxiliary))
     log_p, log_a = p.log_softmax(1), a.log_softmax(1)
     ce_p, ce_a = (F.cross_entropy(x, label.long(), reduction="none") for x in (p, a))
     _close(segmentation_loss(output, label, 0.3), ce_p.mean() + 0.3 * ce_a.mean())
@@ -74,17 +74,19 @@ def test_losses_are_those_of_the_upsampled_logits(kind: type[Logits]) -> None:
     _close(rectified_loss(output, label, 0.5), want)
 
 
-@KINDS
-def test_discriminators_see_the_upsampled_softmax(kind: type[Logits]) -> None:
+@CORNERS
+def test_discriminators_see_the_upsampled_softmax(corners: bool) -> None:
     torch.manual_seed(0)
     adversary = OutputAdversary(4, width=4, weights=(0.3, 0.2), gan="lsgan", real="ensemble")
     source, target = _pair(1), _pair(2)
-    fooled = adversary.generator_loss(kind(*target), SIZE)
-    told = adversary.discriminator_loss(kind(*source), SIZE, kind(*target), SIZE)
+    fooled = adversary.generator_loss(SegmentationOutput(*target, corners), SIZE)
+    told = adversary.discriminator_loss(
+        SegmentationOutput(*source, corners), SIZE, SegmentationOutput(*target, corners), SIZE
+    )
     levels = [d.double() for d in (adversary.primary, adversary.auxiliary)]
-    answers = [d(_up(t, kind).softmax(1)) for d, t in zip(levels, target, strict=True)]
+    answers = [d(_up(t, corners).softmax(1)) for d, t in zip(levels, target, strict=True)]
     _close(fooled, 0.3 * (answers[0] ** 2).mean() + 0.2 * (answers[1] ** 2).mean())
-    mixed = _up(source[0] + 0.5 * source[1], kind).softmax(1)
+    mixed = _up(source[0] + 0.5 * source[1], corners).softmax(1)
     want = sum(
         0.5 * (d(mixed) ** 2).mean() + 0.5 * ((t - 1) ** 2).mean()
         for d, t in zip(levels, answers, strict=True)
@@ -92,13 +94,12 @@ def test_discriminators_see_the_upsampled_softmax(kind: type[Logits]) -> None:
     _close(told, want)
 
 
-@KINDS
-def test_heads_keep_the_kind_and_combine_by_it(kind: type[Logits]) -> None:
+@CORNERS
+def test_both_heads_combine_by_their_corners(corners: bool) -> None:
     primary, auxiliary = _pair()
-    assert type(heads(kind(primary, auxiliary))) is kind
     coarse = auxiliary[..., :3, :4]
-    want = primary.double() + 0.5 * _up(coarse, kind, (5, 7))
-    _close(ensemble(kind(primary, coarse)), want)
+    want = primary.double() + 0.5 * _up(coarse, corners, (5, 7))
+    _close(SegmentationOutput(primary, coarse, corners).ensemble(), want)
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def aligned(batches: dict[str, Batch]) -> torch.nn.Module:
 
 def _pseudo(model: torch.nn.Module, image: Tensor) -> Tensor:
     with torch.no_grad():
-        return _up(heads(model(image)).primary, AlignedLogits, image.shape[-2:]).softmax(1)
+        return _up(to_output(model(image)).primary, True, image.shape[-2:]).softmax(1)
 
 
 def test_teachers_label_with_aligned_corners(
@@ -135,8 +136,8 @@ def test_teachers_label_with_aligned_corners(
     rectification = RectificationConfig(scales=(1.0,)).build(4)
     rectification.start(aligned)
     with torch.no_grad():
-        plain, mirrored = (ensemble(aligned(view)) for view in (image, image.flip(-1)))
-    mean = _up(plain, AlignedLogits).softmax(1) + _up(mirrored, AlignedLogits).softmax(1).flip(-1)
+        plain, mirrored = (aligned(view).ensemble() for view in (image, image.flip(-1)))
+    mean = _up(plain, True).softmax(1) + _up(mirrored, True).softmax(1).flip(-1)
     assert torch.equal(rectification.label(image).long(), mean.argmax(1))
 
 
@@ -153,7 +154,7 @@ def test_students_of_teachers_learn_with_aligned_corners(
     mean = sum(_pseudo(teacher, image) for teacher in teachers) / 2
     log_student = _pseudo(aligned, image).log()
     _close(losses["distilled"], (mean * (mean.log() - log_student)).sum(1).mean())
-    assert type(MeanNetwork(teachers)(image)) is AlignedLogits
+    assert MeanNetwork(teachers)(image).align_corners
 
     # At one view, unaugmented, student and teacher agree but for the student's augmentation: none here.
     consistency = SelfTrainingConfig(views=1, consistency_weight=1.0, augment=False).build(4)

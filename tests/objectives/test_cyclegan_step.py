@@ -12,7 +12,7 @@ from take_step import take_step
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
-from udas_fast.models import CycleGenerators, heads, normalize
+from udas_fast.models import CycleGenerators, normalize, to_output
 from udas_fast.objectives import Step
 from udas_fast.objectives.adversary import least_squares
 from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig, ImagePool
@@ -125,13 +125,13 @@ def test_semantic_consistency_is_the_cross_entropy_with_what_the_frozen_network_
     assert all(p.grad is None for p in tiny_net.parameters())
     image = batches["source"].image
     with torch.no_grad():
-        seen = F.interpolate(heads(tiny_net(normalize(image)))[0], image.shape[-2:], mode="bilinear").argmax(
-            1
-        )
+        seen = F.interpolate(
+            to_output(tiny_net(normalize(image))).primary, image.shape[-2:], mode="bilinear"
+        ).argmax(1)
         translated = (networks.to_target(image.float() / 127.5 - 1) + 1) / 2
         mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
         std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-        logits = heads(tiny_net((translated - mean) / std))[0]
+        logits = to_output(tiny_net((translated - mean) / std)).primary
         want = F.cross_entropy(F.interpolate(logits, image.shape[-2:], mode="bilinear"), seen)
     # A pixel whose two best classes tie to rounding may go the other way: far less than 1e-4 of the mean.
     assert losses["semantic_target"].item() == pytest.approx(want.item(), rel=1e-4)

@@ -20,7 +20,7 @@ from udas_fast.objectives.lab import match_lab
 from udas_fast.objectives.mixing import MixingConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.objectives.supervised import SupervisedConfig
-from udas_fast.recipes import get_recipe, recipes
+from udas_fast.recipes import all_recipes, get_recipe
 
 PLAIN = MixingConfig(translate="none", augment=False)
 
@@ -133,7 +133,7 @@ def test_recipes_of_adaptation_have_their_terms_and_no_other(
     ("recipe", "stage"),
     [
         (r.name, i)
-        for r in recipes().values()
+        for r in all_recipes().values()
         if r.trains == "segmentation"
         for i in range(min(len(r.stages), 4))  # DDM's further rounds are as its second
     ],

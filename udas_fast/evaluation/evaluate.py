@@ -16,7 +16,7 @@ from udas_fast.data.types import IGNORE, Batch, ClassSet, SegmentationDataset
 from udas_fast.data.user_loader import UserLoader
 from udas_fast.errors import bad
 from udas_fast.evaluation.metrics import Protocol, Scores
-from udas_fast.models import heads, normalize
+from udas_fast.models import normalize, to_output
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,7 +27,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
     batches: images uint8 [N, 3, H, W] of the protocol's input size and their labels [N, H', W'] at any size
     of their own, on any device. The model gets :func:`udas_fast.models.normalize`'s images on its own device;
     its primary logits are upsampled to the label inside ``ops.confusion_matrix``, with aligned corners where
-    they are :class:`udas_fast.models.AlignedLogits`: the scores' protocol says so. Pixels of 255 never count.
+    the model's output says so, which the scores' protocol records. Pixels of 255 never count.
     Among several processes each gives its part of the batches, and all get the scores of the whole (collective).
     Raises InputError where the batches are not what the protocol says (size, number, label ids), where no
     pixel is labelled, and where the model's output has other classes or is not finite.
@@ -45,7 +45,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: ClassSet, prot
             _check(batch, classes, protocol)
             batch = batch.to(device)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                output = heads(model(normalize(batch.image)))
+                output = to_output(model(normalize(batch.image)))
             logits, corners = output.primary, output.align_corners
             if logits.shape[1] != len(classes):
                 raise bad(

@@ -11,7 +11,7 @@ from udas_fast.data.geometry import resize
 from udas_fast.errors import bad
 from udas_fast.evaluation.evaluate import device_of, evaluating
 from udas_fast.evaluation.tiles import tiled_logits
-from udas_fast.models import Logits, heads, normalize
+from udas_fast.models import SegmentationOutput, normalize, to_output
 
 
 @torch.no_grad()
@@ -35,8 +35,8 @@ def predict(
     pixels = resize(image.permute(1, 2, 0).cpu().numpy(), tuple(size), Image.Resampling.BILINEAR)
     resized, device = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0), device_of(model)
 
-    def forward(part: Tensor) -> Logits:
-        return heads(model(normalize(part.to(device))))
+    def forward(part: Tensor) -> SegmentationOutput:
+        return to_output(model(normalize(part.to(device))))
 
     with evaluating(model):
         logits = forward(resized) if tile is None else tiled_logits(forward, resized, tile)

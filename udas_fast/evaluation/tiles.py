@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from udas_fast.errors import bad
-from udas_fast.models import Logits
+from udas_fast.models import SegmentationOutput
 
 SMALLEST = 64
 """Pixels of a tile's side."""
@@ -21,10 +21,10 @@ OVERLAP = 4
 """Neighbours share one in so many pixels of a tile's side."""
 PROBE = 32  # pixels; a network's stride divides it
 
-Forward = Callable[[Tensor], Logits]
+Forward = Callable[[Tensor], SegmentationOutput]
 
 
-def tiled_logits(forward: Forward, image: Tensor, tile: tuple[int, int]) -> Logits:
+def tiled_logits(forward: Forward, image: Tensor, tile: tuple[int, int]) -> SegmentationOutput:
     """Primary logits of ``image``, uint8 [1, 3, H, W], from tiles of at most ``tile`` (H, W) pixels.
 
     forward: uint8 [1, 3, h, w] to logits. Memory is that of one tile, and of the image's low-resolution logits. An
@@ -52,10 +52,12 @@ def tiled_logits(forward: Forward, image: Tensor, tile: tuple[int, int]) -> Logi
         height, width = logits.shape[-2:]
         weight = rows[i, top : top + height, None] * columns[j, left : left + width]
         whole[..., top : top + height, left : left + width] += logits * weight.to(logits)
-    return type(first)(whole)
+    return SegmentationOutput(whole, align_corners=first.align_corners)
 
 
-def _strides(forward: Forward, image: Tensor, tile: tuple[int, int], first: Logits) -> tuple[int, ...]:
+def _strides(
+    forward: Forward, image: Tensor, tile: tuple[int, int], first: SegmentationOutput
+) -> tuple[int, ...]:
     """Pixels from one logit to the next in y and x, measured on a smaller tile; 1 along an axis that is not cut."""
     cut = [have > side for have, side in zip(image.shape[-2:], tile, strict=True)]
     height, width = (side - PROBE * is_cut for side, is_cut in zip(tile, cut, strict=True))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from udas_fast.atomic import atomic_write
 from udas_fast.errors import InputError, bad, first_line, unknown
 from udas_fast.inference.model import TrainedModel
-from udas_fast.models import MEAN, STD, heads
+from udas_fast.models import MEAN, STD, to_output
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
@@ -44,7 +44,7 @@ class Exported(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
-        logits = heads(self.model((image.float() / 255 - self.mean) / self.std))
+        logits = to_output(self.model((image.float() / 255 - self.mean) / self.std))
         size = image.shape[-2:]
         return F.interpolate(logits.primary, size, mode="bilinear", align_corners=logits.align_corners)
 

@@ -1,6 +1,6 @@
 """Networks: segmentation, discriminators, and what connects them to weights, recipes and optimisers."""
 
-from udas_fast.models.adapter import AlignedLogits, Logits, ensemble, heads
+from udas_fast.models.adapter import SegmentationOutput, to_output
 from udas_fast.models.checkpointing import (
     CHECKPOINTING,
     has_dropout,
@@ -39,7 +39,6 @@ __all__ = [
     "MEAN",
     "SHORTEST_PATCH",
     "STD",
-    "AlignedLogits",
     "CycleGenerators",
     "DeepLabV2",
     "DeepLabV3Plus",
@@ -47,18 +46,16 @@ __all__ = [
     "DomainBatchNorm2d",
     "FrozenBatchNorm2d",
     "Generator",
-    "Logits",
     "MeanNetwork",
     "ModelConfig",
     "MultiScaleDiscriminator",
     "PatchDiscriminator",
     "PixelDiscriminator",
     "ResNet",
+    "SegmentationOutput",
     "WeightsReport",
     "build_model",
-    "ensemble",
     "has_dropout",
-    "heads",
     "load_weights",
     "normalize",
     "normalize_signed",
@@ -68,6 +65,7 @@ __all__ = [
     "set_domain",
     "set_micro_batch_size",
     "shortest_side",
+    "to_output",
     "to_signed",
     "to_uint8",
 ]

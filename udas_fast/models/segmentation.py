@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from udas_fast.errors import bad
-from udas_fast.models.adapter import AlignedLogits, Logits
+from udas_fast.models.adapter import SegmentationOutput
 from udas_fast.models.checkpointing import run_micro_batches
 from udas_fast.models.norm import NORMS
 from udas_fast.models.resnet import ResNet
@@ -33,13 +33,14 @@ class SegmentationNetwork(nn.Module):
         self.num_classes = num_classes
         self.backbone = ResNet(backbone, width=width, norm=norm, output_stride=output_stride)
 
-    def forward(self, x: Tensor) -> Logits:
+    def forward(self, x: Tensor) -> SegmentationOutput:
         """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""
-        kind = AlignedLogits if self.align_corners else Logits
         size = self.micro_batch_size
         if size is None or len(x) <= size:
-            return kind(*self.logits(x))
-        return kind(*map(torch.cat, zip(*run_micro_batches(self, x, size), strict=True)))
+            heads = self.logits(x)
+        else:
+            heads = map(torch.cat, zip(*run_micro_batches(self, x, size), strict=True))
+        return SegmentationOutput(*heads, align_corners=self.align_corners)
 
     def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -15,12 +16,11 @@ from udas_fast import distributed, ops
 from udas_fast.models import (
     CHECKPOINTING,
     Discriminator,
-    Logits,
     MultiScaleDiscriminator,
     PixelDiscriminator,
-    ensemble,
+    SegmentationOutput,
     has_dropout,
-    heads,
+    to_output,
 )
 
 SOURCE, TARGET = 0.0, 1.0  # what the discriminators are to answer
@@ -133,7 +133,7 @@ class OutputAdversary(nn.Module):
         self.requires_grad_(False)
         losses = [
             weight * self._loss(self._answers(judge, parts), SOURCE)
-            for weight, judge, parts in self._levels(heads(target), size)
+            for weight, judge, parts in self._levels(to_output(target), size)
         ]
         loss = torch.stack(losses).sum()
         return loss if self.gate is None else self.gate() * loss
@@ -146,10 +146,10 @@ class OutputAdversary(nn.Module):
         The predictions are detached: no gradient reaches the segmentation network.
         """
         self.requires_grad_(True)
-        source, target = _detached(source), _detached(target)
+        source, target = to_output(source).detach(), to_output(target).detach()
         if self.real == "ensemble" and source.auxiliary is not None:
-            mixed = ensemble(source)
-            source = source._replace(primary=mixed, auxiliary=mixed)
+            mixed = source.ensemble()
+            source = replace(source, primary=mixed, auxiliary=mixed)
         levels = zip(self._levels(source, source_size), self._levels(target, target_size), strict=True)
         losses, right = [], []
         for (_, judge_s, s), (_, judge_t, t) in levels:
@@ -161,7 +161,9 @@ class OutputAdversary(nn.Module):
             self.gate.record(right)
         return torch.stack(losses).sum()
 
-    def _levels(self, both: Logits, size: tuple[int, int]) -> Iterator[tuple[float, Judge, Sequence[Tensor]]]:
+    def _levels(
+        self, both: SegmentationOutput, size: tuple[int, int]
+    ) -> Iterator[tuple[float, Judge, Sequence[Tensor]]]:
         """(weight, discriminator's answers, the logits that it judges by parts) of the heads that have all of them."""
         for weight, discriminator, logits in zip(
             self.weights, (self.primary, self.auxiliary), both, strict=True
@@ -192,8 +194,3 @@ class OutputAdversary(nn.Module):
 def _judge(discriminator: nn.Module, see: Callable[[Tensor], Tensor], logits: Tensor) -> list[Tensor]:
     answers = discriminator(see(logits))
     return [answers] if isinstance(answers, Tensor) else answers
-
-
-def _detached(output: object) -> Logits:
-    logits = heads(output)
-    return logits._replace(**{name: x.detach() for name, x in logits._asdict().items() if x is not None})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from udas_fast import distributed, ops
 from udas_fast.data import Batch
-from udas_fast.models import PatchDiscriminator, heads, normalize_signed, to_signed
+from udas_fast.models import PatchDiscriminator, normalize_signed, to_output, to_signed
 from udas_fast.objectives.adversary import least_squares
 from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.supervised import segmentation_loss
@@ -106,7 +106,7 @@ class CycleGAN(Objective):
         """CE of the segmentation of ``translated`` with the classes found in ``original`` (CyCADA, equation 4)."""
         size = translated.shape[-2:]
         with torch.no_grad():
-            seen = heads(self.segmenter(original))
+            seen = to_output(self.segmenter(original))
             label = ops.pseudo_label(
                 [seen.primary], size, threshold=0.0, align_corners=seen.align_corners
             ).label

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from udas_fast import ops
 from udas_fast.errors import InputError
-from udas_fast.models import heads
+from udas_fast.models import to_output
 
 
 def head_discrepancy(output: object, size: tuple[int, int], kind: Literal["mean", "symmetric"]) -> Tensor:
@@ -20,7 +20,7 @@ def head_discrepancy(output: object, size: tuple[int, int], kind: Literal["mean"
     Raises:
         InputError: the network has no auxiliary head.
     """
-    primary, auxiliary = logits = heads(output)
+    primary, auxiliary = logits = to_output(output)
     if auxiliary is None:
         raise InputError(
             "the KL between heads needs a network with an auxiliary head; set kl_weight to 0 without one"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from udas_fast import ops
 from udas_fast.data import Batch
-from udas_fast.models import MeanNetwork, heads, set_domain
+from udas_fast.models import MeanNetwork, set_domain, to_output
 from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Weight
 from udas_fast.objectives.supervised import segmentation_loss
 
@@ -52,8 +52,8 @@ class Distillation(Objective):
         # Unlabelled target images: what both teachers think on average.
         image = step.normalize(inputs["unlabelled"].image)
         with torch.no_grad():
-            opinions = [heads(teacher.eval()(image))[0] for teacher in self._teachers()]
-        student = heads(model(image))
+            opinions = [to_output(teacher.eval()(image)).primary for teacher in self._teachers()]
+        student = to_output(model(image))
         distilled = ops.distillation_kl(
             student.primary, opinions, image.shape[-2:], align_corners=student.align_corners
         )

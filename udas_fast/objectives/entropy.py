@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from udas_fast import ops
-from udas_fast.models import heads
+from udas_fast.models import to_output
 
 
 def target_entropy(
@@ -19,7 +19,7 @@ def target_entropy(
     Gradients reach every head whose weight is not 0.
     """
     losses = []
-    both = heads(output)
+    both = to_output(output)
     corners = both.align_corners
     for weight, logits in zip(weights, both, strict=True):
         if not weight or logits is None:

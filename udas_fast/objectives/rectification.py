@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from udas_fast import ops
 from udas_fast.data import Batch
 from udas_fast.errors import InputError
-from udas_fast.models import Logits, ensemble, heads, set_domain
+from udas_fast.models import SegmentationOutput, set_domain, to_output
 from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Weight
 
 
@@ -76,7 +76,7 @@ class Rectification(Objective):
             scaled = F.interpolate(image, size, mode="bilinear", align_corners=False)
             for view in (scaled, scaled.flip(-1)):
                 logits = _both(self.teacher(view))
-                views.append(ensemble(logits))
+                views.append(logits.ensemble())
         return ops.pseudo_label(
             views,
             image.shape[-2:],
@@ -95,8 +95,8 @@ class Rectification(Objective):
         return {"rectified": loss.detach()}
 
 
-def _both(output: object) -> Logits:
-    logits = heads(output)
+def _both(output: object) -> SegmentationOutput:
+    logits = to_output(output)
     if logits.auxiliary is None:
         raise InputError("the uncertainty of pseudo-labels needs a network with an auxiliary head")
     return logits

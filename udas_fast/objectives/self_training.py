@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from udas_fast import distributed, ops
 from udas_fast.data import Batch, SegmentationDataset
 from udas_fast.data.types import IGNORE
-from udas_fast.models import Logits, heads, set_domain
+from udas_fast.models import SegmentationOutput, set_domain, to_output
 from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Round, Step, Weight
 from udas_fast.objectives.labelling import label_to_disk, report_round
 from udas_fast.objectives.mixing import MixingConfig, labelled_batches
@@ -132,7 +132,7 @@ class SelfTraining(Objective):
     @torch.no_grad()
     def look(
         self, photometric: Sequence[Tensor], normalize: Callable[[Tensor], Tensor]
-    ) -> tuple[list[Logits], list[bool]]:
+    ) -> tuple[list[SegmentationOutput], list[bool]]:
         """The teacher's logits ``[N, C, h, w]`` of each of its K views; whether a view is mirrored.
 
         ``photometric`` are :meth:`photometric_views`, of whose first one the geometric views are.
@@ -141,10 +141,14 @@ class SelfTraining(Objective):
         config = self.config
         views = [(normalize(view), False) for view in photometric]
         views += geometric_views(views[0][0], config.scales, config.flip_view)
-        return [heads(self.teacher(view)) for view, _ in views], [mirrored for _, mirrored in views]
+        return [to_output(self.teacher(view)) for view, _ in views], [mirrored for _, mirrored in views]
 
     def label(
-        self, views: list[Logits], flips: list[bool], size: tuple[int, int], threshold: float | Tensor
+        self,
+        views: list[SegmentationOutput],
+        flips: list[bool],
+        size: tuple[int, int],
+        threshold: float | Tensor,
     ) -> ops.PseudoLabel:
         """Pseudo-labels from what :meth:`look` saw."""
         return ops.pseudo_label(
@@ -156,7 +160,9 @@ class SelfTraining(Objective):
             align_corners=views[0].align_corners,
         )
 
-    def label_online(self, views: list[Logits], flips: list[bool], size: tuple[int, int]) -> Tensor:
+    def label_online(
+        self, views: list[SegmentationOutput], flips: list[bool], size: tuple[int, int]
+    ) -> Tensor:
         """uint8 ``[N, H, W]`` at the thresholds of the round so far, which these confidences join."""
         pseudo = self.label(views, flips, size, self.thresholds(self.histogram))
         self.histogram += distributed.all_reduce_sum(pseudo.histogram)
@@ -195,7 +201,7 @@ class SelfTraining(Objective):
         total = config.pseudo_weight * losses["pseudo"]
         if config.consistency_weight:
             pairs = zip(views, flips, strict=True)
-            student = heads(output)
+            student = to_output(output)
             losses["consistency"] = ops.distillation_kl(
                 student.primary,
                 [view.primary.flip(-1) if flip else view.primary for view, flip in pairs],

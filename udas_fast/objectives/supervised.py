@@ -12,7 +12,7 @@ from udas_fast import distributed, ops
 from udas_fast.data import Batch
 from udas_fast.data.types import IGNORE
 from udas_fast.errors import bad
-from udas_fast.models import heads, set_domain
+from udas_fast.models import set_domain, to_output
 from udas_fast.objectives.base import STRICT, Learning, Objective, ObjectiveConfig, Step, Weight
 from udas_fast.objectives.mixing import FdaBeta, Translate, translated_source
 
@@ -21,12 +21,12 @@ def segmentation_loss(output: object, label: Tensor, auxiliary_weight: float) ->
     """L_seg = CE(primary) + λ_seg · CE(auxiliary) at the label's size (UDAS section 3.3).
 
     Args:
-        output: what a segmentation network returns (:func:`udas_fast.models.heads`).
+        output: what a segmentation network returns (:func:`udas_fast.models.to_output`).
         label: uint8 ``[N, H, W]`` train ids; 255 is ignored, and a batch of nothing else gives zero. Where several
             processes share a batch, each one's mean counts by its labelled pixels.
         auxiliary_weight: λ_seg; unused where the network has no auxiliary head.
     """
-    primary, auxiliary = logits = heads(output)
+    primary, auxiliary = logits = to_output(output)
     loss = ops.cross_entropy(primary, label, align_corners=logits.align_corners)
     if auxiliary is not None and auxiliary_weight:
         second = ops.cross_entropy(auxiliary, label, align_corners=logits.align_corners)

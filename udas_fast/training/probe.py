@@ -8,7 +8,7 @@ from torch import nn
 from udas_fast.engine.precision import Amp
 from udas_fast.errors import InputError, bad, first_line
 from udas_fast.evaluation import evaluating
-from udas_fast.models import heads
+from udas_fast.models import to_output
 
 
 def check_network(
@@ -30,7 +30,7 @@ def check_network(
     blank = torch.zeros(1, 3, *size, device=amp.device)
     try:
         with evaluating(model), torch.no_grad(), amp.autocast():
-            logits = heads(model(blank))
+            logits = to_output(model(blank))
     except InputError:
         raise
     except Exception as error:  # whatever a user's forward raises
