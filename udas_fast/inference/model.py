@@ -20,7 +20,7 @@ from udas_fast.data import ClassSet
 from udas_fast.errors import InputError, bad, first_problem
 from udas_fast.evaluation import Protocol, predict
 from udas_fast.models import MEAN, STD, ModelConfig, build_model, require_finite
-from udas_fast.models.tensor_file import SUFFIX, read_tensors
+from udas_fast.models.weights import SUFFIX, read_tensors
 
 MODEL_FILE = f"model{SUFFIX}"
 """Of a run; it is written last, so a run that has it is complete."""
