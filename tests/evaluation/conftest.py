@@ -1,4 +1,4 @@
-"""A tiny world: five classes, a dataset in memory, a model whose answers depend on every pixel."""
+"""Five classes, a small dataset in memory, and a model whose output depends on every pixel."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ CLASSES = ClassSet(
 
 
 class TinyDataset(SegmentationDataset):
-    """Images of 20x28 with labels of sizes of their own, a tenth of them ignored."""
+    """Images and labels of several sizes, a tenth of the pixels ignored."""
 
     name = "tiny"
     classes = CLASSES

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def upsample(logits: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
-    """Bilinear interpolation of [C, h, w] to [C, H, W], pixel by pixel."""
+    """Interpolate bilinearly [C, h, w] to [C, H, W], pixel by pixel."""
     _, h, w = logits.shape
     out = np.empty((logits.shape[0], *size))
 
@@ -28,7 +28,7 @@ def upsample(logits: np.ndarray, size: tuple[int, int], align_corners: bool) -> 
 
 
 def confusion(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Counts [true, predicted] over the pixels that are not 255."""
+    """Count [true, predicted] over the pixels that are not 255."""
     matrix = np.zeros((classes, classes), np.int64)
     for truth, guess in zip(label.ravel(), prediction.ravel(), strict=True):
         if truth != 255:
@@ -37,7 +37,7 @@ def confusion(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.nda
 
 
 def iou(prediction: np.ndarray, label: np.ndarray, classes: int) -> list[float]:
-    """Intersection over union of the two pixel sets of each class, NaN where both are empty."""
+    """Return the intersection over union of the two pixel sets of each class, NaN where both are empty."""
     valid = label != 255
     scores = []
     for c in range(classes):

@@ -1,4 +1,4 @@
-"""Pictures: right colours, every panel there, wrong input refused."""
+"""Figures: right colours, every panel drawn, wrong input refused."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def pixels_of(path, colour) -> int:
 
 
 def arrays(n: int | None, h: int = 20, w: int = 40) -> dict:
-    """Everything of one colour: prediction road, truth car, kept labels ignored."""
+    """Save a figure with one colour a panel: prediction road, ground truth car, kept labels ignored."""
     shape = (h, w) if n is None else (n, h, w)
     return {
         "image": np.full((*shape, 3), 17, np.uint8),
@@ -46,7 +46,7 @@ def test_each_panel_is_drawn_in_full(tmp_path, classes, n):
     colours = [(17, 17, 17), *(classes.palette[i] for i in (2, 1, 3)), viridis_top, IGNORED_COLOUR]
     for colour in colours:
         assert pixels_of(path, colour) == pytest.approx(panel, rel=0.05)
-    assert pixels_of(path, classes.palette[4]) > 50  # every class is in the key, seen or not
+    assert pixels_of(path, classes.palette[4]) > 50  # the key has every class, present or not
 
 
 def test_tensors_are_drawn_as_arrays(tmp_path, classes):

@@ -1,4 +1,4 @@
-"""Scores against counting pixel sets, and their way through JSON."""
+"""Scores against counts of pixel sets, and their round trip through JSON."""
 
 import json
 import math
@@ -63,7 +63,7 @@ def test_synthia_means_are_over_sixteen_and_thirteen_classes():
     assert scores_of(matrix).subset_means == {}
 
 
-def test_scores_go_through_json_and_come_back():
+def test_scores_survive_a_round_trip_through_json():
     scores = scores_of([[4, 0, 0], [2, 2, 0], [0, 0, 0]])
     text = json.dumps(scores.to_dict(), allow_nan=False)
     back = Scores.from_dict(json.loads(text))
@@ -86,7 +86,9 @@ def test_scores_go_through_json_and_come_back():
 def test_other_json_is_refused(spoil):
     content = scores_of([[1, 0], [0, 1]]).to_dict()
     spoil(content)
-    with pytest.raises(InputError, match=r"scores: found .*expected what Scores\.to_dict wrote"):
+    with pytest.raises(
+        InputError, match=r"scores: found other content \(.*\), expected that of Scores\.to_dict"
+    ):
         Scores.from_dict(content)
 
 
@@ -97,7 +99,7 @@ def test_a_matrix_of_another_form_is_refused(matrix):
         Scores(matrix, ("a", "b", "c"), protocol)
 
 
-def test_protocol_says_all_that_a_comparison_needs():
+def test_protocol_prints_everything_that_a_comparison_needs():
     fields = {"dataset": "camvid", "split": "val", "images": 101, "input_size": (180, 240), "num_classes": 11}
     text = str(Protocol(**fields))
     for part in ("camvid val", "101 images", "180x240", "11 classes", "labels native", "scales 1", "fp32"):

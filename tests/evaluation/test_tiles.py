@@ -1,4 +1,4 @@
-"""Tiles: the whole image's logits wherever a network sees no further than a quarter of the overlap."""
+"""Tiles: logits of the whole image for a receptive field of at most a quarter of the overlap."""
 
 import itertools
 
@@ -18,7 +18,7 @@ def _image(height: int, width: int) -> torch.Tensor:
 
 
 class Near(nn.Module):
-    """Sees 9 pixels around each logit, stride 8, and has a row and a column more than an eighth, as ResNets do."""
+    """Receptive field of 9 pixels around each logit, stride 8, one row and column more than an eighth as in ResNets."""
 
     def __init__(self, align_corners: bool = False) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class Near(nn.Module):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(301, 420), (160, 333), (500, 161), (100, 417)])
 @torch.no_grad()
-def test_a_network_that_sees_little_gives_the_same_logits(size: tuple[int, int], align_corners: bool) -> None:
-    # An overlap of 40 pixels has 6 logits; 1.5 of them, 12 pixels, are the quarter that counts nothing.
+def test_a_small_receptive_field_gives_the_same_logits(size: tuple[int, int], align_corners: bool) -> None:
+    # An overlap of 40 pixels has 6 logits; 1.5 of them, 12 pixels, are the quarter of weight 0.
     model, image = Near(align_corners), _image(*size)
     tiled, whole = tiled_logits(model, image, (160, 168)), model(image)
     assert tiled.align_corners is align_corners
@@ -62,7 +62,7 @@ def test_an_image_in_one_tile_is_not_cut_to_the_bit(model) -> None:
     whole = predict(model, image, (64, 80))
     for tile in ((64, 80), (1000, 80), (5000, 5000)):
         tiled = predict(model, image, (64, 80), tile=tile)
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(tiled, whole, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(tiled, whole, strict=True))
 
 
 def test_equal_surroundings_leave_no_seam() -> None:
@@ -93,7 +93,7 @@ def test_tiles_cover_an_axis_evenly(length: int, tile: int, stride: int) -> None
     torch.testing.assert_close(weights.sum(0), torch.ones(weights.shape[1]))
 
 
-def test_what_cannot_be_tiled_is_told() -> None:
+def test_impossible_tiles_are_refused() -> None:
     image = _image(200, 200)
     with pytest.raises(InputError, match="tile: found 63x100, expected 64x64 or more"):
         tiled_logits(Near(), image, (63, 100))

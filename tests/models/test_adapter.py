@@ -87,8 +87,8 @@ def network(request) -> torch.nn.Module:
 def _same(found: object, expected: SegmentationOutput) -> None:
     assert isinstance(found, SegmentationOutput)
     assert found.align_corners is expected.align_corners
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_an_exported_network_returns_the_same_form(network, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""FCN and DeepLabV3+: counts of the published networks, what each head reads, and that every recipe takes them."""
+"""FCN and DeepLabV3+: parameter counts of the published networks, inputs of each head, and use in every recipe."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_deeplabv3plus_layer_by_layer(backbone: str) -> None:
     decoder = (304 * 256 * 9 + norm) + (256 * 19 + 19)
     assert count(model) - count(model.auxiliary) == body + aspp + details + decoder
     if backbone == "resnet101":
-        # The common PyTorch form (DeepLabV3Plus-Pytorch, plain convolutions) has a norm on the pooled branch,
-        # 512 numbers where the bias here has 256.
+        # The common PyTorch form (DeepLabV3Plus-Pytorch, plain convolutions) has a norm on the pooled branch:
+        # 512 numbers, against 256 of the bias here.
         assert count(model) - count(model.auxiliary) == 58_753_459 - 256
 
 

@@ -80,7 +80,7 @@ def test_dropout_draws_the_same_numbers_again(kind: type[nn.Module]) -> None:
 
 
 def saved_bytes(model: nn.Module, policy: str) -> int:
-    """Bytes of the storages that autograd holds on to between forward and backward, the model's own left out."""
+    """Return the bytes of storage that autograd keeps between forward and backward, without the model's own."""
     set_checkpointing(model, policy)
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}

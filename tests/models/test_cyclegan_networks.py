@@ -1,4 +1,4 @@
-"""CycleGAN's networks: published sizes, any image size, how far a patch sees, and the range of images."""
+"""CycleGAN's networks: published sizes, any image size, receptive field of a patch, and the range of images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_weights_start_from_a_normal_distribution_of_0_02_and_biases_from_zero()
 
 
 @pytest.mark.parametrize("size", [(32, 48), (33, 47), (30, 34), (9, 8)])
-def test_any_size_comes_back_in_range(size: tuple[int, int]) -> None:
+def test_any_size_is_returned_in_range(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     out = Generator(4, 1)(torch.rand(2, 3, *size) * 2 - 1)
     assert out.shape == (2, 3, *size)
@@ -52,11 +52,11 @@ def test_directions_have_their_own_weights() -> None:
     assert not torch.equal(networks(image, "source"), networks(image, "target"))
 
 
-def test_an_answer_sees_70_pixels() -> None:
+def test_the_receptive_field_is_70_pixels() -> None:
     torch.manual_seed(0)
     network = PatchDiscriminator(2).double()
     for layer in network.modules():
-        if isinstance(layer, torch.nn.InstanceNorm2d):  # it sees the whole image
+        if isinstance(layer, torch.nn.InstanceNorm2d):  # its statistics are of the whole image
             layer.forward = lambda x: x
     image = torch.rand(1, 3, 128, 128, dtype=torch.float64, requires_grad=True)
     answer = network(image)
@@ -66,7 +66,7 @@ def test_an_answer_sees_70_pixels() -> None:
     assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [70, 70]
 
 
-def test_images_survive_the_range() -> None:
+def test_the_range_is_converted_without_loss() -> None:
     values = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
     signed = to_signed(values)
     assert (signed.min(), signed.max()) == (-1, 1)

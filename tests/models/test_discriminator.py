@@ -1,4 +1,4 @@
-"""The discriminator: published count, size, one image's logits at a time."""
+"""Discriminators: published parameter counts, output sizes, independence of images and pixels."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_each_scale_sees_half_the_size_of_the_one_before():
     x = torch.randn(2, 5, 64, 96).softmax(1)
     answers = model(x)
     assert [tuple(a.shape) for a in answers] == [(2, 1, 8, 12), (2, 1, 4, 6), (2, 1, 2, 3)]
-    # Averages of 3x3 at stride 2, of the pixels that are there: ones stay ones at the border.
+    # Averages of 3x3 at stride 2, of the pixels inside the image: ones stay ones at the border.
     halved = F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2) / F.avg_pool2d(
         F.pad(torch.ones_like(x), (1, 1, 1, 1)), 3, 2
     )

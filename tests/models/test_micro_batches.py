@@ -1,4 +1,4 @@
-"""Micro-batches: the whole batch's losses and gradients, with the activations of a part of it."""
+"""Micro-batches: losses and gradients of the whole batch, activations of a part of it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def test_a_step_in_parts_has_the_losses_and_gradients_of_the_whole(
             (*losses.values(), *gradients), (*other_losses.values(), *other_gradients), strict=True
         ):
             # Only the order of float32 sums differs, on the way through 20 layers and back; but a pseudo-label at
-            # the threshold may be kept in one and dropped in the other: one pixel in 30,000, 1.3e-4 where it was seen.
+            # the threshold may be kept in one and dropped in the other: one pixel in
+            # 30,000, a difference of 1.3e-4.
             assert (a - b).norm() <= 1e-3 * a.norm() + 1e-9
 
 
@@ -87,7 +88,7 @@ def test_activations_of_one_part_are_alive_at_a_time() -> None:
         own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
         saved.append(sum(nbytes for pointer, nbytes in kept.items() if pointer not in own))
         del output
-    assert saved[1] <= image.untyped_storage().nbytes()  # nothing but the input
+    assert saved[1] <= image.untyped_storage().nbytes()  # only the input
     assert saved[0] > 5 * saved[1]
 
 
@@ -122,7 +123,7 @@ def test_without_gradients_and_below_the_size_nothing_runs_twice() -> None:
     assert len(calls) == 4
 
 
-def test_what_takes_micro_batches() -> None:
+def test_networks_that_support_micro_batches() -> None:
     assert set_micro_batch_size(copy.deepcopy(network()), 2) == 1
     assert set_micro_batch_size(nn.Conv2d(3, 3, 1), 2) == 0
     assert isinstance(network(), DeepLabV2)

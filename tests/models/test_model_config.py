@@ -1,4 +1,4 @@
-"""The recipe's description of a model, and the image normalisation."""
+"""Configuration of a model in a recipe, and image normalisation."""
 
 import dataclasses
 
@@ -60,6 +60,6 @@ def test_normalisation_is_imagenets():
     "image",
     [torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8)],
 )
-def test_normalisation_refuses_what_is_no_image(image):
+def test_normalisation_refuses_anything_but_images(image):
     with pytest.raises(InputError, match=r"image: found .*expected torch.uint8 \[..., 3, H, W\]"):
         normalize(image)

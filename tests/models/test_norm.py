@@ -46,7 +46,7 @@ def test_frozen_layers_ignore_training_mode_and_learn_nothing():
     torch.testing.assert_close(in_training, model.eval()(x).primary, rtol=0, atol=0)
 
 
-def test_folded_layers_are_what_they_were(monkeypatch):
+def test_folded_layers_give_the_same_output_and_keep_less(monkeypatch):
     model, image = small("frozen"), torch.randn(2, 3, 33, 47)
     generator = torch.Generator().manual_seed(1)
     for layer in model.modules():
@@ -77,7 +77,7 @@ def test_folded_layers_are_what_they_were(monkeypatch):
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
 
 
-def test_source_batches_leave_the_targets_statistics_alone_and_the_other_way_round():
+def test_source_batches_do_not_move_the_targets_statistics_and_vice_versa():
     model = small("domain").train()
     for domain, own, other in (("source", "source_", ""), ("target", "", "source_")):
         set_domain(model, domain)
@@ -88,7 +88,7 @@ def test_source_batches_leave_the_targets_statistics_alone_and_the_other_way_rou
         assert all(unchanged({k: v for k, v in other_before.items() if k not in own_before}, model))
 
 
-def test_domain_layer_does_what_two_ordinary_layers_with_one_affine_do():
+def test_domain_layer_equals_two_ordinary_layers_with_one_affine():
     torch.manual_seed(0)
     layer, source, target = DomainBatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     for norm in (layer, source, target):
@@ -130,7 +130,7 @@ def test_an_ordinary_state_dict_fills_both_domains():
             assert torch.equal(got[f"{head}.{prefix}{name}"], value)
 
 
-def test_a_domain_state_dict_comes_back_as_it_was():
+def test_a_domain_state_dict_loads_unchanged():
     model = small("domain").train()
     set_domain(model, "source")
     model(torch.randn(2, 3, 32, 32))
@@ -139,7 +139,7 @@ def test_a_domain_state_dict_comes_back_as_it_was():
     assert all(unchanged(model.state_dict(), other))
 
 
-def test_set_domain_passes_over_models_without_such_layers():
+def test_set_domain_ignores_models_without_such_layers():
     set_domain(small("batch"), "source")
     with pytest.raises(InputError, match=r"domain: found 'targt'.*did you mean 'target'"):
         set_domain(small("batch"), "targt")

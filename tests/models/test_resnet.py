@@ -33,7 +33,7 @@ def test_parameter_counts_are_the_published_ones(name, published, classifier):
 
 
 def torchvision_keys(convolutions: int, depths: tuple[int, ...], shortcut_from: int) -> set[str]:
-    """The names in a torchvision state dict, from its documented layout."""
+    """Return the names in a torchvision state dict, from its documented layout."""
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     keys = {"conv1.weight", *(f"bn1.{n}" for n in norm)}
     for layer, depth in enumerate(depths, 1):

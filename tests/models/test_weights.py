@@ -1,4 +1,4 @@
-"""Every kind of file that --weights meets, and what is said about it."""
+"""Every kind of file that --weights may be given, and the report about it."""
 
 import pickle
 
@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 
 from udas_fast.errors import InputError
 from udas_fast.models import DeepLabV2, ResNet, load_weights, normalize
-from udas_fast.models.adaptsegnet import CAFFE_MEAN
+from udas_fast.models.weights import CAFFE_MEAN
 
 
 def deeplab(seed: int, num_classes: int = 5, **kwargs) -> DeepLabV2:
-    """A small network with nothing at its initial value."""
+    """Build a small network with no tensor at its initial value."""
     torch.manual_seed(seed)
     model = DeepLabV2(num_classes, **{"backbone": "resnet18", "width": 8, **kwargs})
     with torch.no_grad():
@@ -28,7 +28,7 @@ def torchvision_state(model: DeepLabV2) -> dict[str, torch.Tensor]:
 
 
 def adaptsegnet_state(model: DeepLabV2) -> dict[str, torch.Tensor]:
-    """The same tensors under AdaptSegNet's names."""
+    """Return the same tensors under AdaptSegNet's names."""
     names = {
         "backbone.": "",
         "auxiliary.branches": "layer5.conv2d_list",
@@ -36,8 +36,8 @@ def adaptsegnet_state(model: DeepLabV2) -> dict[str, torch.Tensor]:
     }
     state = {}
     for key, value in model.state_dict().items():
-        ours, theirs = next(item for item in names.items() if key.startswith(item[0]))
-        state[theirs + key.removeprefix(ours)] = value
+        own, published = next(item for item in names.items() if key.startswith(item[0]))
+        state[published + key.removeprefix(own)] = value
     return state
 
 
@@ -79,7 +79,7 @@ def test_torchvision_state_dict_loads_the_backbone_and_leaves_the_heads(saved):
     assert (report.unexpected, report.mismatched) == ((), ())
     text = report.summary()
     assert "120 of 136 tensors loaded" in text
-    assert "not in the file, left as they were: auxiliary.* (8), primary.* (8)" in text
+    assert "not in the file, unchanged: auxiliary.* (8), primary.* (8)" in text
     assert "classifier of another task, ignored: fc.* (2)" in text
 
 
@@ -98,7 +98,7 @@ def test_a_backbone_alone_loads_a_torchvision_state_dict(saved):
     assert not report.missing
 
 
-def test_adaptsegnet_checkpoint_loads_both_heads_and_everything_but_the_input_as_it_is(saved):
+def test_adaptsegnet_checkpoint_loads_both_heads_and_all_but_the_input_unchanged(saved):
     there, here = deeplab(1), deeplab(2)
     report = load_weights(here, saved(adaptsegnet_state(there)))
     converted = {"backbone.conv1.weight", "backbone.bn1.running_mean"}
@@ -108,16 +108,16 @@ def test_adaptsegnet_checkpoint_loads_both_heads_and_everything_but_the_input_as
     assert "BGR of 0 to 255" in report.summary()
 
 
-def test_converted_first_layer_answers_our_images_as_the_old_one_answered_its_own(saved):
+def test_converted_first_layer_has_the_same_output_for_our_input(saved):
     there, here = deeplab(1), deeplab(2)
     there.backbone.conv1.weight.data /= 50
     load_weights(here, saved(adaptsegnet_state(there)))
     image = torch.randint(0, 256, (1, 3, 40, 48), dtype=torch.uint8)
-    theirs = image.flip(1).float() - torch.tensor(CAFFE_MEAN[::-1]).view(1, 3, 1, 1)
+    caffe = image.flip(1).float() - torch.tensor(CAFFE_MEAN[::-1]).view(1, 3, 1, 1)
     with torch.no_grad():
-        old = there.eval().backbone.bn1(there.backbone.conv1(theirs))
+        old = there.eval().backbone.bn1(there.backbone.conv1(caffe))
         new = here.eval().backbone.bn1(here.backbone.conv1(normalize(image)))
-    inside = (..., slice(2, -2), slice(2, -2))  # outputs that see no padding
+    inside = (..., slice(2, -2), slice(2, -2))  # outputs without padding in their receptive field
     torch.testing.assert_close(new[inside], old[inside], rtol=1e-4, atol=1e-4)
     assert (new - old).abs().max() < 0.05 * old.std()
 

@@ -15,11 +15,13 @@ from udas_fast import distributed
 from udas_fast.config import config_dataclass
 from udas_fast.data.bad_files import BadFiles
 from udas_fast.data.check import check_dataset
-from udas_fast.data.datasets import Unlabelled, has_labels, open_dataset, subset
+from udas_fast.data.classes import ClassSet
+from udas_fast.data.datasets import Unlabelled, subset
+from udas_fast.data.factory import has_labels, open_dataset
 from udas_fast.data.geometry import Geometry
 from udas_fast.data.loader import AnyEngine, Engine, TrainLoader, choose_engine
 from udas_fast.data.sampler import RareClasses
-from udas_fast.data.types import ClassSet, SegmentationDataset
+from udas_fast.data.types import SegmentationDataset
 from udas_fast.data.user_loader import UserLoader, UserTrainLoader
 from udas_fast.errors import InputError, bad
 

@@ -1,6 +1,5 @@
-"""Scores, tables and pictures of a trained model; knows nothing of training."""
+"""Predictions, scores, tables and figures of a trained model, independent of training."""
 
-from udas_fast.evaluation.evaluate import evaluate, evaluate_dataset, evaluating
 from udas_fast.evaluation.figure import (
     colorize,
     comparison_figure,
@@ -9,8 +8,9 @@ from udas_fast.evaluation.figure import (
     validation_figure,
 )
 from udas_fast.evaluation.metrics import Protocol, Scores, read_scores
-from udas_fast.evaluation.predict import predict
-from udas_fast.evaluation.report import aligned_table, scores_table
+from udas_fast.evaluation.prediction import predict
+from udas_fast.evaluation.scoring import evaluate, evaluate_dataset, evaluating
+from udas_fast.evaluation.table import aligned_table, scores_table
 
 __all__ = [
     "Protocol",

@@ -1,4 +1,4 @@
-"""Pictures of predictions beside the truth."""
+"""Figures of predictions beside the ground truth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from udas_fast.atomic import make_folder, replacing
 from udas_fast.data import IGNORE, ClassSet, SegmentationDataset
 from udas_fast.data.geometry import resize
 from udas_fast.errors import bad
-from udas_fast.evaluation.predict import predict
+from udas_fast.evaluation.prediction import predict
 
 Array: TypeAlias = np.ndarray | torch.Tensor
 
@@ -33,9 +33,10 @@ BAR, BAR_AREA, KEY_LINE, KEY_WIDTH = 0.09, 0.32, 0.18, 1.2
 
 
 def colorize(label: Array, classes: ClassSet) -> np.ndarray:
-    """Train ids [..., H, W] to uint8 RGB [..., H, W, 3] in the classes' palette, 255 in light grey.
+    """Colour train ids [..., H, W] by the classes' palette: uint8 RGB [..., H, W, 3], 255 in light grey.
 
-    Raises InputError for any other id.
+    Raises:
+        InputError: another id.
     """
     label = np.asarray(label)
     wrong = (label != IGNORE) & ((label < 0) | (label >= len(classes)))
@@ -55,11 +56,13 @@ def comparison_figure(
     classes: ClassSet,
     path: str | os.PathLike[str],
 ) -> None:
-    """Save image, truth, each prediction, confidence and kept pseudo-labels side by side to the PNG ``path``.
+    """Save image, ground truth, predictions, confidence and kept pseudo-labels side by side to the PNG ``path``.
 
     image: uint8 RGB [H, W, 3]; label, predictions, pseudo_label: train ids [H, W], 255 drawn grey;
-    confidence: [H, W] in 0 to 1. All may have one leading axis of N examples, which become N lines.
-    Raises InputError where their sizes differ or a label has an unknown id.
+    confidence: [H, W] in 0 to 1. All may have a leading axis of N examples, which become N rows.
+
+    Raises:
+        InputError: their sizes differ, or a label has an unknown id.
     """
     image = np.asarray(image)
     labels = {"ground truth": label, **predictions, "kept pseudo-labels": pseudo_label}
@@ -81,10 +84,13 @@ def pseudo_label_figure(
     classes: ClassSet,
     path: str | os.PathLike[str],
 ) -> None:
-    """Save image, maximum confidence, mask of what is kept, pseudo-labels and the truth (None: not known) to ``path``.
+    """Save image, maximum confidence, mask of kept pixels, pseudo-labels and ground truth to the PNG ``path``.
 
-    image: uint8 RGB [N, H, W, 3]; pseudo_label, label: train ids [N, H, W], 255 drawn grey; confidence:
-    [N, H, W] in 0 to 1. Raises InputError where a label has an unknown id.
+    image: uint8 RGB [N, H, W, 3]; pseudo_label, label: train ids [N, H, W], 255 drawn grey, label None if unknown;
+    confidence: [N, H, W] in 0 to 1.
+
+    Raises:
+        InputError: a label has an unknown id.
     """
     kept = np.repeat(np.where(pseudo_label != IGNORE, np.uint8(255), np.uint8(0))[..., None], 3, axis=-1)
     panels = [("image", image), ("confidence", confidence), ("kept", kept)]
@@ -104,11 +110,13 @@ def validation_figure(
     examples: int = 3,
     threshold: float = 0.6,
 ) -> None:
-    """:func:`comparison_figure` of ``examples`` images spread over ``dataset``, all drawn at ``size`` (H, W),
-    which is also what the models see.
+    """Save a :func:`comparison_figure` of ``examples`` images spread over ``dataset``.
 
-    Confidence and pseudo-labels are the ``teacher``'s on the plain image; labels less confident than
-    ``threshold`` are dropped. Raises InputError for an empty dataset or one without labels.
+    All are drawn at ``size`` (H, W), which is also the models' input size. Confidence and pseudo-labels are the
+    ``teacher``'s on the plain image; labels less confident than ``threshold`` are dropped.
+
+    Raises:
+        InputError: the dataset is empty or has no labels.
     """
     if len(dataset) == 0:
         raise bad(dataset.name, "no images", "at least one")
@@ -132,19 +140,19 @@ def validation_figure(
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = DPI) -> None:
-    """Write ``figure`` to the PNG ``path``, whole or not at all. Raises InputError where it cannot be written."""
+    """Write ``figure`` atomically to the PNG ``path``. Raises InputError if it cannot be written."""
     make_folder(Path(path).parent)
     with replacing(Path(path)) as file:
         figure.savefig(file, format="png", dpi=dpi)
 
 
 def _draw(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figure:
-    """One column per (title, [N, H, W, 3] colours or [N, H, W] confidences); key and colour bar below."""
+    """Draw one column per (title, [N, H, W, 3] colours or [N, H, W] confidences), with key and colour bar below."""
     count, height, width = panels[0][1].shape[:3]
     tall = PANEL * height / width
     lefts = [MARGIN + i * (PANEL + GAP) for i in range(len(panels))]
     bar = next(i for i, (_, pictures) in enumerate(panels) if pictures.ndim == 3)
-    # The key stands on the wider side of the bar.
+    # The key is placed on the wider side of the bar.
     key, key_end = (
         (MARGIN, lefts[bar]) if bar >= len(panels) / 2 else (lefts[bar + 1] + 2 * GAP, lefts[-1] + PANEL)
     )
@@ -169,7 +177,7 @@ def _draw(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figure:
             scale.tick_params(labelsize=7, length=2, pad=1)
     colours = [*zip(classes.names, classes.palette, strict=True), ("ignored", IGNORED_COLOUR)]
     figure.legend(
-        handles=[Patch(color=[c / 255 for c in colour], label=name) for name, colour in colours],
+        handles=[Patch(color=(r / 255, g / 255, b / 255), label=name) for name, (r, g, b) in colours],
         loc="upper left",
         bbox_to_anchor=tuple((key - MARGIN, below) / total),
         ncols=key_columns,

@@ -1,11 +1,11 @@
-"""Scores from one confusion matrix, with the protocol that makes them comparable."""
+"""Scores of a confusion matrix, with the protocol that makes them comparable."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,17 +23,17 @@ SYNTHIA_LACKS = {"synthia16": (9, 14, 16), "synthia13": (3, 4, 5, 9, 14, 16)}
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Protocol:
-    """How a score was measured; scores under different protocols do not compare. Sizes are (H, W)."""
+    """Protocol of a measurement; scores under different protocols are not comparable. Sizes are (H, W)."""
 
     dataset: str
     split: str
-    images: PositiveInt | None  # None before it is known: as many as the batches have
-    input_size: tuple[PositiveInt, PositiveInt] | None  # what the network sees; None: each image's own
+    images: PositiveInt | None  # None before scoring: as many as the batches have
+    input_size: tuple[PositiveInt, PositiveInt] | None  # of the network; None: each image's own
     num_classes: PositiveInt
     label_size: Literal["native"] = "native"  # predictions are upsampled to each label's own size
     flips: bool = False
     scales: tuple[float, ...] = (1.0,)
-    align_corners: bool = False  # of that upsampling, as the model's output says
+    align_corners: bool = False  # of that upsampling, from the model's output
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     def __str__(self) -> str:
@@ -48,10 +48,15 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """What a confusion matrix says; all scores are fractions of 1, NaN where nothing was counted.
+    """Scores of a confusion matrix, as fractions of 1; NaN where nothing was counted.
 
-    matrix: int64 [C, C] on the CPU, pixels of true class i (row) that were predicted as class j (column).
-    classes: the C class names. Raises InputError where their numbers differ.
+    Attributes:
+        matrix: int64 [C, C] on the CPU, pixels of true class i (row) that were predicted as class j (column).
+        classes: names of the C classes.
+        protocol: how the matrix was measured.
+
+    Raises:
+        InputError: matrix, classes and protocol differ in the number of classes.
     """
 
     matrix: Tensor
@@ -64,11 +69,11 @@ class Scores:
             found = f"{self.matrix.dtype} {list(self.matrix.shape)}"
             raise bad("confusion matrix", found, f"torch.int64 [{classes}, {classes}]")
         if self.protocol.num_classes != classes:
-            raise bad("protocol.num_classes", self.protocol.num_classes, f"{classes}, as there are names")
+            raise bad("protocol.num_classes", self.protocol.num_classes, f"{classes}, the number of names")
 
     @property
     def iou(self) -> Tensor:
-        """TP / (TP + FP + FN) per class, float64 [C]; NaN for a class neither there nor predicted."""
+        """TP / (TP + FP + FN) per class, float64 [C]; NaN for a class neither labelled nor predicted."""
         hit = self.matrix.diagonal().double()
         union = self.matrix.sum(0) + self.matrix.sum(1) - self.matrix.diagonal()
         return hit / union
@@ -80,7 +85,7 @@ class Scores:
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels whose class is right."""
+        """Share of the labelled pixels whose class is predicted."""
         return (self.matrix.diagonal().sum() / self.matrix.sum()).item()
 
     @property
@@ -95,7 +100,7 @@ class Scores:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON; NaN becomes None."""
+        """Return everything in a form for JSON; NaN becomes None."""
         return {
             "miou": _or_none(self.miou),
             "pixel_accuracy": _or_none(self.pixel_accuracy),
@@ -107,18 +112,17 @@ class Scores:
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Scores:
-        """The scores that :meth:`to_dict` wrote; raises InputError for anything else."""
+        """Return the scores from the content that :meth:`to_dict` returned; raises InputError for anything else."""
         try:
-            names: Sequence[str] = tuple(content["iou"])
+            names = tuple(str(name) for name in content["iou"])
             matrix = torch.tensor(content["confusion_matrix"], dtype=torch.int64)
             return Scores(matrix, names, Protocol(**content["protocol"]))
         except (KeyError, TypeError, ValueError) as error:
-            found = str(error).splitlines()[0]
-            raise bad("scores", found, "what Scores.to_dict wrote") from error
+            raise bad("scores", f"other content ({first_line(error)})", "that of Scores.to_dict") from error
 
 
 def read_scores(path: Path) -> dict[str, Scores]:
-    """The scores by phase in a run's ``scores.json``; none where it is not there. Raises InputError if damaged."""
+    """Read the scores by phase from a run's ``scores.json``; empty without one. Raises InputError if damaged."""
     try:
         phases = json.loads(path.read_bytes())["phases"]
         scores = {str(name): Scores.from_dict(content) for name, content in phases.items()}
@@ -127,7 +131,7 @@ def read_scores(path: Path) -> dict[str, Scores]:
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: damaged ({first_line(error)})") from error
     if any((s.matrix < 0).any() for s in scores.values()):
-        raise InputError(f"{path}: damaged (a confusion matrix counts less than nothing)")
+        raise InputError(f"{path}: damaged (a negative count in a confusion matrix)")
     return scores
 
 

@@ -1,8 +1,9 @@
 """Logits of an image that does not fit into memory at once: overlapping tiles, blended where they meet.
 
-Tiles begin on the grid of the network's logits, so that their logits are those of the whole image but for the missing
-surroundings at the cut. Of an overlap, the outer quarter of either tile counts nothing and the middle half goes over
-linearly from one to the other: what sees no further than that quarter is the same as from the whole image.
+Tiles begin on the grid of the network's logits, so that their logits equal the whole image's except for the missing
+surroundings at the cut. In an overlap the outer quarter of either tile has weight 0, and over the middle half the
+weight moves linearly from one to the other: a network whose receptive field reaches no further than that quarter gives
+the logits of the whole image.
 """
 
 from __future__ import annotations
@@ -18,22 +19,24 @@ from udas_fast.models import SegmentationOutput
 SMALLEST = 64
 """Pixels of a tile's side."""
 OVERLAP = 4
-"""Neighbours share one in so many pixels of a tile's side."""
+"""Neighbours overlap by this part of a tile's side, one in four pixels."""
 PROBE = 32  # pixels; a network's stride divides it
 
 Forward = Callable[[Tensor], SegmentationOutput]
 
 
 def tiled_logits(forward: Forward, image: Tensor, tile: tuple[int, int]) -> SegmentationOutput:
-    """Primary logits of ``image``, uint8 [1, 3, H, W], from tiles of at most ``tile`` (H, W) pixels.
+    """Compute the primary logits of ``image``, uint8 [1, 3, H, W], from tiles of at most ``tile`` (H, W) pixels.
 
-    forward: uint8 [1, 3, h, w] to logits. Memory is that of one tile, and of the image's low-resolution logits. An
-    image that fits into one tile is not cut. Raises InputError for tiles below 64 pixels, and for a network whose
-    logits do not follow its image's size in steps of 1, 2, 4, 8, 16 or 32.
+    forward: uint8 [1, 3, h, w] to logits. Memory is that of one tile and of the image's low-resolution logits. An
+    image that fits into one tile is not cut.
+
+    Raises:
+        InputError: tiles below 64 pixels, or a network whose stride is not 1, 2, 4, 8, 16 or 32.
     """
     if min(tile) < SMALLEST:
         raise bad("tile", "{}x{}".format(*tile), f"{SMALLEST}x{SMALLEST} or more")
-    size = tuple(image.shape[-2:])
+    size = image.shape[-2:]
     if size[0] <= tile[0] and size[1] <= tile[1]:
         return forward(image)
     first = forward(image[..., : tile[0], : tile[1]])
@@ -58,7 +61,7 @@ def tiled_logits(forward: Forward, image: Tensor, tile: tuple[int, int]) -> Segm
 def _strides(
     forward: Forward, image: Tensor, tile: tuple[int, int], first: SegmentationOutput
 ) -> tuple[int, ...]:
-    """Pixels from one logit to the next in y and x, measured on a smaller tile; 1 along an axis that is not cut."""
+    """Measure the network's stride in y and x on a smaller tile; 1 along an axis that is not cut."""
     cut = [have > side for have, side in zip(image.shape[-2:], tile, strict=True)]
     height, width = (side - PROBE * is_cut for side, is_cut in zip(tile, cut, strict=True))
     smaller = forward(image[..., :height, :width]).primary
@@ -73,7 +76,7 @@ def _strides(
 
 
 def _spans(length: int, tile: int, stride: int) -> list[tuple[int, int]]:
-    """(first, end) of each tile along one axis, evenly spread over ``length`` pixels and on the logits' grid."""
+    """Return (first, end) of each tile along one axis, evenly spread over ``length`` pixels, on the logits' grid."""
     last = -(-max(length - tile, 0) // stride) * stride
     step = (tile - tile // OVERLAP) // stride * stride
     gaps = -(-last // step)
@@ -82,7 +85,7 @@ def _spans(length: int, tile: int, stride: int) -> list[tuple[int, int]]:
 
 
 def _weights(tiles: list[tuple[int, int]]) -> Tensor:
-    """Weight of each tile, (first logit, number) along one axis, at each logit: [tiles, logits], sums are 1."""
+    """Return the weights [tiles, logits] along one axis of tiles (first logit, number); their sum over tiles is 1."""
     weights = torch.zeros(len(tiles), sum(tiles[-1]))
     for i, (start, count) in enumerate(tiles):
         weight = torch.ones(count)
@@ -97,5 +100,5 @@ def _weights(tiles: list[tuple[int, int]]) -> Tensor:
 
 
 def _ramp(count: int) -> Tensor:
-    """0 over the first quarter, linear over the middle half, 1 over the last; with its mirror image it makes 1."""
+    """Return 0 over the first quarter, a line over the middle half, 1 over the last; its mirror image adds up to 1."""
     return ((torch.arange(count) + 0.5 - count / 4) / (count / 2)).clamp(0, 1)

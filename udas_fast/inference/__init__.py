@@ -1,4 +1,4 @@
-"""A trained model and what is done with it: label images, export it."""
+"""Trained models: loading, prediction on images and videos, export."""
 
 from udas_fast.inference.export import Agreement, export_model
 from udas_fast.inference.files import PICTURES, media_files, predict_files

@@ -1,4 +1,4 @@
-"""A trained model as a file that runs without this package: torch.export's or ONNX."""
+"""Export of a trained model to a file that runs without this package: torch.export or ONNX."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ from udas_fast.models import MEAN, STD, to_output
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
-"""Of the largest logit: other kernels round float32 otherwise; a wrong operator is off by far more."""
+"""Part of the largest logit: other kernels round float32 differently; a wrong operator differs by far more."""
 
 Run: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Exported(nn.Module):
-    """The whole way from an image to logits of its size, in plain operators.
+    """Network from an image to logits of its size, normalisation included, in plain operators.
 
-    Takes RGB uint8 ``[N, 3, H, W]`` and returns float32 ``[N, C, H, W]``. It does not resize: a model does best on
-    images of the size that it was trained for.
+    Takes RGB uint8 ``[N, 3, H, W]`` and returns float32 ``[N, C, H, W]``. The image is not resized: a model works best
+    on images of its training size.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class Exported(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """See the class."""
+        """Normalise ``image``, run the network and upsample its primary logits."""
         logits = to_output(self.model((image.float() / 255 - self.mean) / self.std))
         size = image.shape[-2:]
         return F.interpolate(logits.primary, size, mode="bilinear", align_corners=logits.align_corners)
@@ -51,7 +54,7 @@ class Exported(nn.Module):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an exported file's logits are from the model's, on images of noise of the sizes ``shapes``."""
+    """Agreement of an exported file's logits with the model's, on images of noise of the sizes ``shapes``."""
 
     shapes: tuple[tuple[int, ...], ...]
     largest_difference: float
@@ -67,19 +70,19 @@ class Agreement:
 
 
 def export_model(trained: TrainedModel, path: Path, form: str) -> Agreement:
-    """Write ``trained`` to ``path`` in the format ``form``, and to ``path`` with ``.json`` added what it is.
+    """Write ``trained`` to ``path`` in the format ``form``, and its description to ``path`` with ``.json`` added.
 
-    Number, height and width of the images stay open (:class:`Exported`). The file is read back and compared with the
+    Number, height and width of the images stay dynamic (:class:`Exported`). The result is loaded and compared with the
     model on images of two sizes before it is written.
 
     Args:
         trained: on the CPU.
-        path: the file; its name ends in the format's suffix.
+        path: of the file; the name ends in the format's suffix.
         form: "torch" (``torch.export``, .pt2) or "onnx".
 
     Raises:
-        InputError: an unknown format, packages that it needs are not there, a network that cannot be exported, or an
-            exported one that disagrees with the model.
+        InputError: the format is unknown, its packages are not installed, the network cannot be exported, or the
+            exported one disagrees with the model.
     """
     if form not in SUFFIXES:
         raise unknown("--format", form, SUFFIXES)
@@ -91,7 +94,7 @@ def export_model(trained: TrainedModel, path: Path, form: str) -> Agreement:
     try:
         program = _trace(whole, trained.size)
         data, run = _onnx(program) if form == "onnx" else _torch(program)
-    except Exception as error:  # whatever a network or its operators are to the exporter
+    except Exception as error:  # any network, any operator, any exception
         found = f"{type(trained.model).__name__} cannot be exported to {form} ({first_line(error):.200})"
         raise InputError(f"export: {found}") from error
     agreement = _compare(whole, run, trained.size)
@@ -121,13 +124,17 @@ def _torch(program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
 def _onnx(program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
     import onnxruntime
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # else it tells that torchvision is not there
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it would report that torchvision is not installed
     names = {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        warnings.simplefilter("ignore", FutureWarning)  # about torch's own code
         made = torch.onnx.export(
             program, dynamo=True, output_names=["logits"], dynamic_shapes={"image": names}, verbose=False
         )
+    if made is None:
+        raise TypeError("torch.onnx.export returned no program")
     data = made.model_proto.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -138,28 +145,28 @@ def _onnx(program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
 @torch.no_grad()
 def _compare(whole: Exported, run: Run, size: tuple[int, int]) -> Agreement:
     height, width = size
-    shapes = ((1, 3, height, width), (3, 3, height + 9, width + 21))  # others than the one it was traced with
+    shapes = ((1, 3, height, width), (3, 3, height + 9, width + 21))  # other than the traced one
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for shape in shapes]
     pairs = [(whole(image), run(image)) for image in images]
-    equal = torch.cat([(ours.argmax(1) == theirs.argmax(1)).flatten() for ours, theirs in pairs])
+    equal = torch.cat([(own.argmax(1) == exported.argmax(1)).flatten() for own, exported in pairs])
     return Agreement(
         shapes,
-        largest_difference=_maximum([(ours - theirs).abs() for ours, theirs in pairs]),
-        largest_logit=_maximum([ours.abs() for ours, _ in pairs]),
+        largest_difference=_maximum([(own - exported).abs() for own, exported in pairs]),
+        largest_logit=_maximum([own.abs() for own, _ in pairs]),
         equal_classes=equal.float().mean().item(),
     )
 
 
 def _maximum(parts: list[Tensor]) -> float:
-    """NaN where there is one, which Python's max would lose."""
+    """Return the maximum, NaN if there is one, which Python's max would lose."""
     return torch.stack([part.max() for part in parts]).max().item()
 
 
 def _card(trained: TrainedModel, form: str, agreement: Agreement) -> dict[str, object]:
     return {
         "format": form,
-        "input": "image: RGB uint8 [N, 3, H, W]; the normalisation is inside, a resize is not",
+        "input": "image: RGB uint8 [N, 3, H, W]; normalisation is included, resizing is not",
         "output": "logits: float32 [N, C, H, W]; the arg-max over C is the class",
         "classes": trained.classes.names,
         "palette": trained.classes.palette,

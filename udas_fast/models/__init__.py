@@ -1,6 +1,6 @@
-"""Networks: segmentation, discriminators, and what connects them to weights, recipes and optimisers."""
+"""Segmentation networks, discriminators and CycleGAN's networks; their outputs, weights and parameter groups."""
 
-from udas_fast.models.adapter import SegmentationOutput, to_output
+from udas_fast.models.adapter import MeanNetwork, SegmentationOutput, to_output
 from udas_fast.models.checkpointing import (
     CHECKPOINTING,
     has_dropout,
@@ -25,11 +25,10 @@ from udas_fast.models.discriminator import (
     shortest_side,
 )
 from udas_fast.models.fcn import FCN
-from udas_fast.models.groups import parameter_groups
-from udas_fast.models.mean import MeanNetwork
 from udas_fast.models.norm import DomainBatchNorm2d, FrozenBatchNorm2d, set_domain
-from udas_fast.models.normalize import MEAN, STD, normalize, normalize_signed
+from udas_fast.models.normalization import MEAN, STD, normalize, normalize_signed
 from udas_fast.models.resnet import ResNet
+from udas_fast.models.segmentation import parameter_groups
 from udas_fast.models.weights import WeightsReport, load_weights, require_finite
 
 __all__ = [

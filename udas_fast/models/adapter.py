@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from udas_fast.errors import InputError, bad
@@ -22,7 +23,8 @@ class SegmentationOutput:
 
     Attributes:
         primary: logits, float [N, C, h, w].
-        auxiliary: logits of a second head, [N, C] as the primary's, at any size; None for a network with one head.
+        auxiliary: logits of a second head, [N, C] as the primary's, of any height and width; None for a network with
+            one head.
         align_corners: how the logits are upsampled in every loss, score and prediction, as in
             torch.nn.functional.interpolate. True for AdaptSegNet, ADVENT and MRNet.
     """
@@ -35,14 +37,15 @@ class SegmentationOutput:
         return iter((self.primary, self.auxiliary))
 
     def detach(self) -> SegmentationOutput:
-        """Return the same logits without their history of gradients."""
+        """Return the same logits, cut off from the graph of gradients."""
         auxiliary = None if self.auxiliary is None else self.auxiliary.detach()
         return replace(self, primary=self.primary.detach(), auxiliary=auxiliary)
 
     def ensemble(self) -> Tensor:
         """Return MRNet's logits of both heads, primary + 0.5·auxiliary, at the primary's size.
 
-        Raises InputError for a network with one head.
+        Raises:
+            InputError: the network has one head.
         """
         auxiliary = self.auxiliary
         if auxiliary is None:
@@ -58,16 +61,15 @@ def _flatten(output: SegmentationOutput) -> tuple[list[Tensor | None], bool]:
     return [output.primary, output.auxiliary], output.align_corners
 
 
-def _flatten_with_keys(
-    output: SegmentationOutput,
-) -> tuple[list[tuple[pytree.KeyEntry, Tensor | None]], bool]:
+def _flatten_with_keys(output: SegmentationOutput) -> tuple[list[tuple[pytree.KeyEntry, Any]], bool]:
     heads, align_corners = _flatten(output)
     keys = (pytree.GetAttrKey("primary"), pytree.GetAttrKey("auxiliary"))
     return list(zip(keys, heads, strict=True)), align_corners
 
 
-def _unflatten(heads: Iterable[Tensor | None], align_corners: bool) -> SegmentationOutput:
-    return SegmentationOutput(*heads, align_corners=align_corners)
+def _unflatten(heads: Iterable[Any], align_corners: bool) -> SegmentationOutput:
+    primary, auxiliary = heads
+    return SegmentationOutput(primary, auxiliary, align_corners)
 
 
 # torch.export.register_dataclass would make align_corners an output of the graph.
@@ -83,11 +85,14 @@ EXPECTED = "a tensor, (primary, auxiliary), a dict with 'out' (and 'aux') or an 
 
 
 def to_output(output: object) -> SegmentationOutput:
-    """Convert what a model returns to a :class:`SegmentationOutput`, which is returned as it is.
+    """Convert what a model returned to a :class:`SegmentationOutput`.
 
-    Takes a tensor, a tuple or list of one or two tensors (primary first), a dict with "out" and maybe "aux"
-    (torchvision) and any object with ``.logits`` (transformers). Raises InputError for anything else, for tensors
-    that are not floating-point [N, C, h, w] and for heads that differ in images or classes.
+    Takes a SegmentationOutput, which is returned unchanged, a tensor, a tuple or list of one or two tensors (primary
+    first), a dict with "out" and maybe "aux" (torchvision), and any object with ``.logits`` (transformers).
+
+    Raises:
+        InputError: anything else, tensors that are not floating-point [N, C, h, w], or heads that differ in images or
+            classes.
     """
     first, second = _split(output)
     primary = _logits("model output", first)
@@ -95,6 +100,21 @@ def to_output(output: object) -> SegmentationOutput:
     if auxiliary is not None and auxiliary.shape[:2] != primary.shape[:2]:
         raise bad("auxiliary model output", list(auxiliary.shape), f"[N, C] of {list(primary.shape)}")
     return output if isinstance(output, SegmentationOutput) else SegmentationOutput(primary, auxiliary)
+
+
+class MeanNetwork(nn.Module):
+    """Mean of several networks' primary probabilities, as logits: log(mean_k softmax_k), float32 [N, C, h, w]."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> SegmentationOutput:
+        """Map a normalised image, float [N, 3, H, W], to logits at the networks' stride, which all share."""
+        outputs = [to_output(network(x)) for network in self.networks]
+        logs = [output.primary.log_softmax(1, dtype=torch.float32) for output in outputs]
+        # The sum instead of the mean adds a constant to the logits, which softmax ignores.
+        return replace(outputs[0], primary=torch.stack(logs).logsumexp(0), auxiliary=None)
 
 
 def _split(output: object) -> tuple[object, object]:

@@ -1,4 +1,4 @@
-"""Less memory for more time: blocks, and parts of a batch, that run again in the backward pass."""
+"""Less memory for more time: blocks, and parts of a batch, that are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from udas_fast.errors import unknown
 
-#: Which parts of a network each policy checkpoints, from the fastest to the one that needs least memory.
+#: Parts of a network that each policy checkpoints, from the fastest policy to the one that needs least memory.
 CHECKPOINTING: dict[str, frozenset[str]] = {
     "none": frozenset(),
     "layer3": frozenset({"layer3"}),  # 23 of ResNet-101's 33 blocks
@@ -24,62 +24,66 @@ CHECKPOINTING: dict[str, frozenset[str]] = {
 
 
 def set_checkpointing(module: nn.Module, policy: str) -> int:
-    """Let every part of ``module`` that has a ``checkpointed`` attribute follow ``policy``; how many there are.
+    """Apply ``policy`` to every part of ``module`` that has a ``checkpointed`` attribute; return their number.
 
     Losses, gradients and running statistics stay the same to the bit; a step takes up to one forward longer.
-    Raises InputError for an unknown policy.
+
+    Raises:
+        InputError: an unknown policy.
     """
     if policy not in CHECKPOINTING:
         raise unknown("checkpointing", policy, CHECKPOINTING)
-    parts = [part for part in module.modules() if hasattr(part, "checkpointed")]
+    parts: list[Any] = [part for part in module.modules() if hasattr(part, "checkpointed")]
     for part in parts:
         part.checkpointed = CHECKPOINTING[policy]
     return len(parts)
 
 
 def set_micro_batch_size(module: nn.Module, size: int | None) -> int:
-    """Let every part of ``module`` that has a ``micro_batch_size`` take ``size`` images at once; how many there are.
+    """Set ``micro_batch_size`` of every part of ``module`` that has it to ``size`` images; return their number.
 
-    Each micro-batch keeps its input and its low-resolution output only and runs again in the backward pass, so that
-    the activations of one of them are alive at a time. Losses see the whole batch. Outputs and gradients stay the
-    same up to rounding where no layer looks at the batch (``norm="frozen"``); batch statistics are those of a
-    micro-batch, and running ones move once for each. None: the whole batch at once.
+    Each micro-batch keeps only its input and its low-resolution output and is recomputed in the backward pass, so that
+    the activations of one micro-batch exist at a time. Losses see the whole batch. Outputs and gradients stay the
+    same up to rounding if no layer uses batch statistics (``norm="frozen"``); else these are a micro-batch's, and
+    running statistics move once for each. None: the whole batch at once.
     """
-    parts = [part for part in module.modules() if hasattr(part, "micro_batch_size")]
+    parts: list[Any] = [part for part in module.modules() if hasattr(part, "micro_batch_size")]
     for part in parts:
         part.micro_batch_size = size
     return len(parts)
 
 
-def run_micro_batches(module: nn.Module, x: Tensor, size: int) -> list[tuple[Tensor, ...]]:
-    """What ``module`` gives for each ``size`` images of ``x``, checkpointed where a gradient will be asked for."""
+def run_micro_batches(module: nn.Module, x: Tensor, size: int) -> list[Any]:
+    """Return the outputs of ``module`` for each ``size`` images of ``x``, checkpointed if gradients are enabled."""
     run = partial(_checkpointed, module) if torch.is_grad_enabled() else module
     return [run(part) for part in x.split(size)]
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, checkpointed: bool) -> Tensor:
-    """``blocks`` one after another, each of them checkpointed where a gradient will be asked for."""
+    """Run ``blocks`` one after another, each of them checkpointed if asked for and gradients are enabled."""
     for block in blocks:
         x = _checkpointed(block, x) if checkpointed and torch.is_grad_enabled() else block(x)
     return x
 
 
 def _checkpointed(block: nn.Module, x: Tensor) -> Any:
-    again = False
+    recompute = False
 
     def run(x: Tensor) -> Any:
-        nonlocal again
-        if again:
+        nonlocal recompute
+        if recompute:
             # The second forward works on copies of the buffers: running statistics move once a step.
             return functional_call(block, {name: b.clone() for name, b in block.named_buffers()}, (x,))
-        again = True
+        recompute = True
         return block(x)
 
     return checkpoint(run, x, use_reentrant=False, preserve_rng_state=has_dropout(block))
 
 
 def has_dropout(module: nn.Module) -> bool:
-    """Whether a layer of ``module`` draws random numbers: only then torch keeps its generators' states for what runs
-    again, which takes time and cannot be done while a CUDA graph is recorded.
+    """Check whether a layer of ``module`` draws random numbers.
+
+    Only then is torch told to keep the states of its generators for the recomputation, which takes time and is
+    impossible while a CUDA graph is recorded.
     """
     return any(isinstance(part, _DropoutNd) and part.p > 0 for part in module.modules())

@@ -1,4 +1,4 @@
-"""The model as a recipe names it."""
+"""Configuration of a network, and its construction."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ NETWORKS = {"deeplabv2": DeepLabV2, "deeplabv3plus": DeepLabV3Plus, "fcn": FCN}
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ModelConfig:
-    """Which network to build. Unknown keys and values are refused by pydantic."""
+    """Network of a recipe. Unknown keys and values are refused by pydantic."""
 
     name: Literal["deeplabv2", "deeplabv3plus", "fcn"] = "deeplabv2"
     backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet101"  # UDAS and DDM: ResNet-101
-    width: Annotated[int, Field(ge=1)] = 64  # channels of the stem; less is for small machines
+    width: Annotated[int, Field(ge=1)] = 64  # channels of the stem; fewer for small machines
     norm: Literal["batch", "frozen", "domain", "sync"] = "batch"
     output_stride: Literal[4, 8] = 8  # 4: no max-pool, for small images
-    # DeepLabV2's; 2: AdaptSegNet's checkpoints.
+    # Of DeepLabV2; 2: AdaptSegNet's checkpoints.
     aspp_branches: Annotated[int, Field(ge=1, le=len(ASPP_RATES))] = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before the heads' last layers; 0.1 in MRNet
-    align_corners: bool = False  # of the logits' upsampling everywhere; True: AdaptSegNet's checkpoints
+    align_corners: bool = False  # of every upsampling of the logits; True: AdaptSegNet's checkpoints
 
     @property
     def batch_statistics(self) -> bool:
-        """Whether training normalises an image by the others of its batch."""
-        # The heads of the other networks have norms that train.
+        """True if training normalises an image by the others of its batch."""
+        # The norms in the heads of the other networks are never frozen.
         return self.norm != "frozen" or self.name != "deeplabv2"
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
-    """The network that ``config`` describes, on the default device, with ``num_classes`` outputs per head.
+    """Build the network of ``config`` on the default device, with ``num_classes`` outputs per head.
 
-    Raises InputError where ``num_classes`` is not 2 to 255, or ``aspp_branches`` are set without DeepLabV2.
+    Raises:
+        InputError: ``num_classes`` is not 2 to 255, or ``aspp_branches`` is set for a network other than DeepLabV2.
     """
     options = {key: getattr(config, key) for key in ("backbone", "width", "norm", "output_stride", "dropout")}
     if config.name == "deeplabv2":

@@ -13,25 +13,25 @@ from torch import Tensor, nn
 
 from udas_fast.errors import bad
 
-SHORTEST = 8  # pixels: below, reflection would need more of an image than there is
-SHORTEST_PATCH = 32  # pixels: below, a discriminator has no answer to give
+SHORTEST = 8  # pixels: reflection padding needs as many
+SHORTEST_PATCH = 32  # pixels: a discriminator's output is empty below
 
 
 def to_signed(image: Tensor) -> Tensor:
-    """uint8 to float32 in [-1, 1]."""
+    """Convert uint8 to float32 in [-1, 1]."""
     return image.float() / 127.5 - 1
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """[-1, 1] to uint8; what :func:`to_signed` made comes back exactly."""
+    """Convert [-1, 1] to uint8, the exact inverse of :func:`to_signed`."""
     return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 class Generator(nn.Module):
-    """An image to the same image in the other domain's look; 11,378,179 parameters as published.
+    """Network from an image to the same image in the other domain's style; 11,378,179 parameters as published.
 
     c7s1-64, d128, d256, ``blocks`` residual blocks, u128, u64, c7s1-3 with reflection padding, instance
-    normalisation and tanh, weights from N(0, 0.02). ``width`` is the 64, 9 blocks are for images of 256 and more.
+    normalisation and tanh, weights from N(0, 0.02). ``width`` is the 64; 9 blocks are for images of 256 pixels or more.
     """
 
     def __init__(self, width: int = 64, blocks: int = 9) -> None:
@@ -49,13 +49,15 @@ class Generator(nn.Module):
             nn.ReflectionPad2d(3),
             nn.Conv2d(width, 3, 7),
         )
-        self.apply(_start)
+        self.apply(_initialize)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` in [-1, 1] to float32 of the same shape.
+        """Map ``[N, 3, H, W]`` in [-1, 1] to float32 of the same shape.
 
-        Sides that are no multiple of 4 are padded by reflection and cut off again. Raises InputError for
-        another number of channels or a side below 8.
+        Sides that are no multiple of 4 are padded by reflection, and the output is cropped.
+
+        Raises:
+            InputError: another number of channels, or a side below 8.
         """
         if x.dim() != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < SHORTEST:
             raise bad("generator input", list(x.shape), f"[N, 3, H >= {SHORTEST}, W >= {SHORTEST}]")
@@ -63,11 +65,11 @@ class Generator(nn.Module):
         if height % 4 or width % 4:
             x = F.pad(x, (0, -width % 4, 0, -height % 4), mode="reflect")
         y = self.decoder(self.blocks(self.encoder(x)))
-        return y[..., :height, :width].float().tanh()  # float32: half types have fewer steps than 8 bits
+        return y[..., :height, :width].float().tanh()  # float32: half types have fewer steps than uint8
 
 
 class CycleGenerators(nn.Module):
-    """Both directions: ``to_target`` makes source images look like target ones, ``to_source`` the reverse."""
+    """Generators of both directions: ``to_target`` gives source images the target's style, ``to_source`` vice versa."""
 
     def __init__(self, width: int = 64, blocks: int = 9) -> None:
         super().__init__()
@@ -75,12 +77,12 @@ class CycleGenerators(nn.Module):
         self.to_source = Generator(width, blocks)
 
     def forward(self, x: Tensor, to: Literal["target", "source"]) -> Tensor:
-        """``x`` in the look of domain ``to``."""
+        """Return ``x`` in the style of domain ``to``."""
         return (self.to_target if to == "target" else self.to_source)(x)
 
 
 class PatchDiscriminator(nn.Module):
-    """Answers real or not for each 70×70 patch: ``[N, 3, H, W]`` to ``[N, 1, H / 8 - 2, W / 8 - 2]``.
+    """Discriminator of 70×70 patches, real or generated: ``[N, 3, H, W]`` to ``[N, 1, H / 8 - 2, W / 8 - 2]``.
 
     C64-C128-C256-C512 and one channel, 4×4 convolutions of stride 2, 2, 2, 1 and 1, instance normalisation after
     all but the first and the last, LeakyReLU(0.2), weights from N(0, 0.02). 2,764,737 parameters at width 64.
@@ -96,10 +98,14 @@ class PatchDiscriminator(nn.Module):
             *_normalized(nn.Conv2d(width * 4, width * 8, 4, 1, 1), nn.LeakyReLU(0.2, inplace=True)),
             nn.Conv2d(width * 8, 1, 4, 1, 1),
         )
-        self.apply(_start)
+        self.apply(_initialize)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises InputError for another number of channels or a side below 32."""
+        """Score the patches of ``x``.
+
+        Raises:
+            InputError: another number of channels, or a side below 32.
+        """
         if x.dim() != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < SHORTEST_PATCH:
             expected = f"[N, 3, H >= {SHORTEST_PATCH}, W >= {SHORTEST_PATCH}]"
             raise bad("discriminator input", list(x.shape), expected)
@@ -107,7 +113,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class _Block(nn.Module):
-    """x plus two 3×3 convolutions of it."""
+    """Residual block: x plus two 3×3 convolutions of it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -129,7 +135,8 @@ def _normalized(
     return conv, nn.InstanceNorm2d(conv.out_channels), activation or nn.ReLU(inplace=True)
 
 
-def _start(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -13,20 +13,22 @@ ASPP_RATES = (6, 12, 18, 24)
 class ASPP(nn.Module):
     """Atrous spatial pyramid of DeepLabV2: the sum of 3x3 convolutions of different dilation, each with bias.
 
-    Weights start from N(0, 0.01), biases from zero. ``branches`` counts from the smallest rate; AdaptSegNet's
-    code returns inside its loop and so sums the first two only, whatever its checkpoints hold.
+    Weights start from N(0, 0.01), biases from zero. ``branches`` is their number, from the smallest rate on.
+    AdaptSegNet's code returns inside its loop and so sums the first two only, although its checkpoints hold four.
     """
 
     def __init__(self, inputs: int, num_classes: int, branches: int = len(ASPP_RATES)) -> None:
         super().__init__()
         rates = ASPP_RATES[:branches]
-        self.branches = nn.ModuleList(nn.Conv2d(inputs, num_classes, 3, 1, rate, rate) for rate in rates)
-        for conv in self.branches:
+        convolutions = [nn.Conv2d(inputs, num_classes, 3, 1, rate, rate) for rate in rates]
+        for conv in convolutions:
             nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+        self.branches = nn.ModuleList(convolutions)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, inputs, h, w] to logits [N, num_classes, h, w]."""
+        """Map features [N, inputs, h, w] to logits [N, num_classes, h, w]."""
         first, *others = self.branches
         y = first(x)
         for branch in others:
@@ -38,8 +40,11 @@ class DeepLabV2(SegmentationNetwork):
     """DeepLabV2 (Chen et al. 2017) with the two heads of AdaptSegNet (Tsai et al. 2018).
 
     aspp_branches: 1 to 4 dilation rates, 2 for checkpoints of AdaptSegNet's code; dropout: share of the features'
-    channels that training hides from the heads; the others: see :class:`SegmentationNetwork`. The ResNet-101
-    form has 44,601,560 parameters at 19 classes. Raises InputError for numbers outside their range.
+    channels that are dropped before the heads in training; the others: see :class:`SegmentationNetwork`. With a
+    ResNet-101 it has 44,601,560 parameters at 19 classes.
+
+    Raises:
+        InputError: a number outside its range.
     """
 
     def __init__(
@@ -62,6 +67,6 @@ class DeepLabV2(SegmentationNetwork):
         self.primary = ASPP(fourth, num_classes, aspp_branches)
 
     def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits at the output stride."""
+        """Map a normalised image, float [N, 3, H, W], to (primary, auxiliary) logits at the output stride."""
         third, fourth = self.backbone(x)
         return self.primary(self.dropout(fourth)), self.auxiliary(self.dropout(third))

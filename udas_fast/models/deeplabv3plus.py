@@ -1,4 +1,4 @@
-"""DeepLabV3+: spatial pyramid with image pooling, and a decoder that sees the details of layer1."""
+"""DeepLabV3+: spatial pyramid with image pooling, and a decoder that uses the details of layer1."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ RATES = (12, 24, 36)  # at output stride 8 (Chen et al. 2018, section 4)
 
 
 class PooledASPP(nn.Module):
-    """1x1 and dilated 3x3 convolutions and the image's mean side by side, projected to ``outputs`` channels.
+    """Parallel 1x1 and dilated 3x3 convolutions and the image's mean, projected to ``outputs`` channels.
 
-    The mean of one image has no statistics to normalise, so its branch has a bias in place of a norm: batches
-    of one image train.
+    The branch of the mean has a bias in place of a norm, because a single image has no statistics there: batches of
+    one image can be trained on.
     """
 
     def __init__(self, inputs: int, outputs: int, norm: str) -> None:
@@ -31,7 +31,7 @@ class PooledASPP(nn.Module):
         self.project = _conv(outputs * (len(self.branches) + 1), outputs, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, inputs, h, w] to [N, outputs, h, w]."""
+        """Map features [N, inputs, h, w] to [N, outputs, h, w]."""
         mean = self.pooled(x.mean((2, 3), keepdim=True)).relu().expand(-1, -1, *x.shape[-2:])
         return self.project(torch.cat([*(branch(x) for branch in self.branches), mean], 1))
 
@@ -39,9 +39,9 @@ class PooledASPP(nn.Module):
 class DeepLabV3Plus(SegmentationNetwork):
     """DeepLabV3+ (Chen et al., ECCV 2018) with ordinary convolutions, and an auxiliary FCN head on layer3.
 
-    Logits come at the stride of layer1, 4 (2 at output stride 4). ASPP and decoder have 4·width channels, the
+    Logits have the stride of layer1, 4 (2 at output stride 4). ASPP and decoder have 4·width channels, the
     details 3·width/4: 256 and 48 at full width. dropout: before the classifiers; the others: see
-    :class:`SegmentationNetwork`. Without the auxiliary head the ResNet-101 form has 58,753,203 parameters at 19
+    :class:`SegmentationNetwork`. With a ResNet-101 and without the auxiliary head it has 58,753,203 parameters at 19
     classes.
     """
 
@@ -70,7 +70,7 @@ class DeepLabV3Plus(SegmentationNetwork):
                     nn.init.kaiming_normal_(module.weight)
 
     def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised image, float [N, 3, H, W], to primary logits at layer1's stride and auxiliary at layer3's."""
+        """Map a normalised image, float [N, 3, H, W], to primary logits at layer1's stride, auxiliary at layer3's."""
         first, _, third, fourth = self.backbone.stages(x)
         details = self.details(first)
         context = F.interpolate(self.aspp(fourth), details.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""The output-space discriminators: AdaptSegNet's, MRNet's of several scales, and CyCADA's of single pixels."""
+"""Output-space discriminators: AdaptSegNet's, MRNet's of several scales, and CyCADA's of single pixels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from udas_fast.errors import bad
 
 
 def shortest_side(scales: int) -> int:
-    """Of maps that :class:`Discriminator` (one scale) and :class:`MultiScaleDiscriminator` have answers for."""
+    """Return the shortest side, in pixels, of maps for :class:`Discriminator` (one scale) or the multi-scale one."""
     return 32 if scales == 1 else 8 * 2 ** (scales - 1)
 
 
 class Discriminator(nn.Module):
-    """Tells source from target by the segmentation alone (AdaptSegNet, Tsai et al. 2018, section 4).
+    """Discriminator of source and target predictions (AdaptSegNet, Tsai et al. 2018, section 4).
 
     Five 4x4 convolutions of stride 2 and padding 1, LeakyReLU(0.2) between them and no normalisation;
     channels width x (1, 2, 4, 8), then 1. 2,781,121 parameters at 19 classes. Parameters are named as in
@@ -32,9 +32,10 @@ class Discriminator(nn.Module):
         self.relu = nn.LeakyReLU(0.2, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Probability or entropy maps [N, num_classes, H, W] to domain logits [N, 1, H // 32, W // 32].
+        """Map probabilities or entropies [N, num_classes, H, W] to domain logits [N, 1, H // 32, W // 32].
 
-        Raises InputError for another number of channels or a side below 32.
+        Raises:
+            InputError: another number of channels, or a side below 32.
         """
         _check(x, self.num_classes, scales=1)
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
@@ -43,12 +44,12 @@ class Discriminator(nn.Module):
 
 
 class MultiScaleDiscriminator(nn.Module):
-    """One small discriminator for each of several sizes of the map, halved from one to the next (MRNet).
+    """Small discriminators for several sizes of the map, each half the one before (MRNet).
 
     Each: 3x3 convolutions of stride 2, 1, 2, 1, 2 with channels width, and 2 x width at the last, four
     residual blocks and a 1x1 convolution; LeakyReLU(0.2), no normalisation, weights N(0, 0.02). 1,041,699
-    parameters at 19 classes and three scales (Zheng and Yang 2020, their code, which pads by reflection: its
-    gradient on a GPU is not the same twice, so this pads with zeros).
+    parameters at 19 classes and three scales (Zheng and Yang 2020). Their code pads by reflection, whose
+    gradient on a GPU is not deterministic; this pads with zeros.
     """
 
     def __init__(self, num_classes: int, width: int = 32, scales: int = 3) -> None:
@@ -58,12 +59,14 @@ class MultiScaleDiscriminator(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps [N, num_classes, H, W] to domain scores [N, 1, h, w], one for each scale, an eighth of its size.
+        """Map [N, num_classes, H, W] to domain scores [N, 1, h, w] for each scale, at an eighth of its size.
 
-        Raises InputError for another number of channels, or where the smallest map has a side below 8.
+        Raises:
+            InputError: another number of channels, or a side of the smallest map below 8.
         """
         _check(x, self.num_classes, len(self.scales))
         answers = []
@@ -75,7 +78,7 @@ class MultiScaleDiscriminator(nn.Module):
 
 
 class PixelDiscriminator(nn.Sequential):
-    """Judges every pixel by its own scores: three 1x1 convolutions, ReLU and dropout of channels (CyCADA's code).
+    """Discriminator of single pixels: three 1x1 convolutions, ReLU and dropout of channels (CyCADA's code).
 
     Channels width, width / 2, 2: 512-256-2 and 142,082 parameters at 19 classes (Hoffman et al. 2018).
     """
@@ -92,9 +95,9 @@ class PixelDiscriminator(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores [N, num_classes, H, W] to domain logits [N, 1, H, W].
+        """Map scores [N, num_classes, H, W] to domain logits [N, 1, H, W].
 
-        The cross-entropy of the two answers is the binary one of their difference, which this returns.
+        The network has two outputs; the cross-entropy of both equals the binary one of their difference, returned here.
         """
         source, target = super().forward(x).split(1, 1)
         return target - source

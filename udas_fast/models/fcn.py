@@ -1,4 +1,4 @@
-"""FCN: one 3x3 convolution and a classifier on each of two stages."""
+"""FCN: a 3x3 convolution and a classifier on each of two stages."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class FCNHead(nn.Sequential):
 class FCN(SegmentationNetwork):
     """FCN (Long et al. 2015) on a dilated ResNet, as in torchvision: heads on layer4 and layer3.
 
-    dropout: before the classifiers, 0.1 in torchvision; the others: see :class:`SegmentationNetwork`. The
-    ResNet-50 form has 35,322,218 parameters at 21 classes, the auxiliary head's 2,365,205 among them.
+    dropout: before the classifiers, 0.1 in torchvision; the others: see :class:`SegmentationNetwork`. With
+    a ResNet-50 it has 35,322,218 parameters at 21 classes, 2,365,205 of them in the auxiliary head.
     """
 
     def __init__(
@@ -44,6 +44,6 @@ class FCN(SegmentationNetwork):
         self.primary = FCNHead(fourth, num_classes, norm, dropout)
 
     def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised image, float [N, 3, H, W], to (primary, auxiliary) logits at the output stride."""
+        """Map a normalised image, float [N, 3, H, W], to (primary, auxiliary) logits at the output stride."""
         third, fourth = self.backbone(x)
         return self.primary(fourth), self.auxiliary(third)

@@ -1,4 +1,4 @@
-"""Normalisation layers of the backbones: ordinary, frozen, per domain, and over all processes."""
+"""Normalisation layers of the backbones: ordinary, frozen, per domain, and synchronised between processes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ DOMAINS = ("source", "target")
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that training leaves as it is: affine and statistics come from the checkpoint.
+    """Batch normalisation that does not train: affine and statistics come from the checkpoint.
 
-    Only sensible with loaded weights. AdaptSegNet's "frozen" layers froze the affine alone: their statistics
-    went on following every batch, source and target, and the batch's own statistics normalised it.
+    Only sensible with loaded weights. AdaptSegNet's "frozen" layers freeze the affine only: they normalise by the
+    statistics of the batch, and their running ones follow every batch, source and target.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -27,15 +30,15 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenBatchNorm2d:
-        """Stay in evaluation mode whatever the model around does."""
+        """Stay in evaluation mode, whatever ``mode`` is."""
         return super().train(False)
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution without bias, its norm, and what comes after them."""
+    """Convolution without bias, its norm, and the layers after them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """All of them on ``x`` [N, channels, H, W]."""
+        """Apply all layers to ``x`` [N, channels, H, W]."""
         conv, norm, *rest = self
         x = conv_norm(conv, norm, x)
         for module in rest:
@@ -43,12 +46,12 @@ class ConvNorm(nn.Sequential):
         return x
 
 
-def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(conv(x))``; a frozen norm goes into the weights, and there is no map of its input to keep.
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """Return ``norm(conv(x))``; a frozen norm is folded into the weights, which saves the map between them.
 
     ``conv`` has no bias and pads with zeros.
     """
-    if not isinstance(norm, FrozenBatchNorm2d):
+    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d)):
         return norm(conv(x))
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - scale * norm.running_mean
@@ -59,13 +62,19 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 class DomainBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation with one set of running statistics per domain and a shared affine.
 
-    The statistics half of domain-specific batch normalisation (Chang et al., CVPR 2019). While training,
-    :func:`set_domain` says whose batch comes next: its own statistics normalise it and move that domain's
-    running ones only. In evaluation mode the target's are used, whatever was set.
+    The statistics half of domain-specific batch normalisation (Chang et al., CVPR 2019). In training,
+    :func:`set_domain` sets the domain of the next batch, which is normalised by its own statistics and moves the
+    running ones of that domain only. In evaluation mode the target's are used, whatever domain is set.
 
-    ``running_mean`` and ``running_var`` are the target's, so a checkpoint reads as an ordinary network that
-    was made for the target; an ordinary checkpoint loads into both domains.
+    ``running_mean`` and ``running_var`` are the target's, so that a checkpoint reads as an ordinary network for the
+    target; an ordinary checkpoint loads into both domains.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    source_running_mean: Tensor
+    source_running_var: Tensor
+    momentum: float
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -74,7 +83,7 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         self.register_buffer("source_running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` [N, channels, H, W] with the statistics of the domain that is set."""
+        """Normalise ``x`` [N, channels, H, W] with the statistics of the current domain."""
         of_source = self.training and self.domain == "source"
         mean = self.source_running_mean if of_source else self.running_mean
         var = self.source_running_var if of_source else self.running_var
@@ -88,10 +97,15 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncBatchNorm2d(nn.SyncBatchNorm):
-    """Batch normalisation by the batches of all processes, of equal shape, on a CPU as well, where torch's refuses."""
+    """Batch normalisation by the batches of all processes, of equal shape; works on a CPU too, unlike torch's."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` [N, channels, H, W]; in a program that is alone as ``nn.BatchNorm2d`` does."""
+        """Normalise ``x`` [N, channels, H, W]; in a single process, as ``nn.BatchNorm2d`` does."""
         if x.device.type != "cpu":
             return super().forward(x)
         if self.training and distributed.get_world_size() > 1:
@@ -99,8 +113,8 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         return super(nn.SyncBatchNorm, self).forward(x)
 
     def _by_all(self, x: Tensor) -> Tensor:
-        """Two sums over all processes that gradients pass: of x, then of the squares around the mean."""
-        wide = x.double()  # what torch's CPU kernels add up in
+        """Normalise by two sums over all processes that gradients pass: of x, then of the squares around the mean."""
+        wide = x.double()  # as torch's CPU kernels accumulate
         n = x.numel() // x.shape[1] * distributed.get_world_size()
         mean = _SumOverAll.apply(wide.sum((0, 2, 3))) / n
         centred = wide - mean[:, None, None]
@@ -114,7 +128,7 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
 
 
 class _SumOverAll(torch.autograd.Function):
-    """The sum over the processes; its gradient is the sum of theirs."""
+    """Sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
@@ -126,9 +140,12 @@ class _SumOverAll(torch.autograd.Function):
 
 
 def set_domain(model: nn.Module, domain: str) -> None:
-    """Tell every :class:`DomainBatchNorm2d` of ``model`` whose batch comes next, "source" or "target".
+    """Set the domain of the next batch, "source" or "target", in every :class:`DomainBatchNorm2d` of ``model``.
 
-    Does nothing to a model without such layers. Raises InputError for another name.
+    Does nothing to a model without such layers.
+
+    Raises:
+        InputError: another name.
     """
     if domain not in DOMAINS:
         raise unknown("domain", domain, DOMAINS)

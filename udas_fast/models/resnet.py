@@ -14,7 +14,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (ResNet-18)."""
+    """Residual block of two 3x3 convolutions (ResNet-18)."""
 
     expansion = 1
 
@@ -28,6 +28,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, width, norm, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map [N, inputs, H, W] to the block's channels and stride."""
         y = self.relu(conv_norm(self.conv1, self.bn1, x))
         y = conv_norm(self.conv2, self.bn2, y)
         y += x if self.downsample is None else self.downsample(x)
@@ -35,7 +36,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 beside a shortcut, the stride on the first 1x1 as in Caffe (ResNet-50, -101)."""
+    """Residual block of 1x1, 3x3 and 1x1 convolutions, the stride on the first as in Caffe (ResNet-50, -101)."""
 
     expansion = 4
 
@@ -52,6 +53,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, outputs, norm, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map [N, inputs, H, W] to the block's channels and stride."""
         y = self.relu(conv_norm(self.conv1, self.bn1, x))
         y = self.relu(conv_norm(self.conv2, self.bn2, y))
         y = conv_norm(self.conv3, self.bn3, y)
@@ -80,12 +82,14 @@ class ResNet(nn.Module):
     Convolutions start from He initialisation.
 
     name: "resnet18", "resnet50" or "resnet101". width: channels of the stem, 64 in the published networks;
-    16 or 32 gives nets a quarter or half as wide for small machines, which no published weights fit.
-    output_stride: 8, or 4 without the max-pool, for images too small to be seen at an eighth of their size.
+    16 or 32 makes networks a quarter or half as wide for small machines, which no published weights fit.
+    output_stride: 8, or 4 without the max-pool, for images too small for logits at an eighth of their size.
     norm: "batch", "frozen", "domain" or "sync" (:mod:`udas_fast.models.norm`). ``channels`` holds the channel
-    numbers of the two outputs, ``checkpointed`` the parts that run again in the backward pass
-    (:func:`udas_fast.models.set_checkpointing`). Raises InputError for another name, norm or stride, or a width
-    below 1.
+    numbers of the two outputs, ``checkpointed`` the parts that are recomputed in the backward pass
+    (:func:`udas_fast.models.set_checkpointing`).
+
+    Raises:
+        InputError: another name, norm or stride, or a width below 1.
     """
 
     def __init__(
@@ -123,17 +127,17 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stem(self, x: Tensor) -> Tensor:
-        """Image [N, 3, H, W] to the input of ``layer1``, at half the output stride."""
+        """Map an image [N, 3, H, W] to the input of ``layer1``, at half the output stride."""
         block = ConvNorm(self.conv1, self.bn1, self.relu, self.maxpool)
         return run_blocks([block], x, checkpointed="stem" in self.checkpointed)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised image [N, 3, H, W] to the maps of ``layer3`` and ``layer4``, both at the output stride."""
+        """Map a normalised image [N, 3, H, W] to the maps of ``layer3`` and ``layer4``, both at the output stride."""
         *_, third, fourth = self.stages(x)
         return third, fourth
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normalised image [N, 3, H, W] to the maps of ``layer1`` … ``layer4``."""
+        """Map a normalised image [N, 3, H, W] to the maps of ``layer1`` … ``layer4``."""
         first = self._layer("layer1", self.stem(x))
         second = self._layer("layer2", first)
         third = self._layer("layer3", second)

@@ -1,4 +1,4 @@
-"""Loading weights by name from the files that people have, and saying exactly what did not fit."""
+"""Loading weights by name from published and own files, with an exact report of what did not fit."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from udas_fast.errors import bad
-from udas_fast.models import adaptsegnet
-from udas_fast.models.tensor_file import SUFFIX, read_tensors
+from udas_fast.errors import bad, first_line
+from udas_fast.models.normalization import MEAN, STD
 
+SUFFIX = ".safetensors"
 WRAPPERS = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
-CLASSIFIERS = ("fc.", adaptsegnet.OTHER_HEAD)  # heads of another task, never expected
-WANTED = "a file with a torch state dict"
+EXPECTED = "a file with a torch state dict"
+
+# Checkpoints of AdaptSegNet's DeepLab and the many projects that copied it.
+CAFFE_MEAN = (122.67891434, 116.66876762, 104.00698793)  # RGB of 0 to 255, subtracted by their loaders
+OTHER_HEAD = "Scale.layer5."  # the single head, of another task, in their initial weights
+
+CLASSIFIERS = ("fc.", OTHER_HEAD)  # heads of another task, never expected
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What :func:`load_weights` did.
+    """Result of :func:`load_weights`.
 
     ``loaded``, ``missing`` and ``mismatched`` use the model's names, the others the file's.
     """
@@ -39,15 +46,15 @@ class WeightsReport:
     caffe_input: bool  # conv1 was converted from BGR of 0 to 255 to this package's normalisation
 
     def summary(self) -> str:
-        """A few lines for a person; ``name.*`` stands for everything under that name."""
+        """Describe the result in a few lines; ``name.*`` stands for everything under that name."""
         model_keys = self.loaded + self.missing + tuple(name for name, _, _ in self.mismatched)
         lines = [f"{self.path}: {len(self.loaded)} of {len(model_keys)} tensors loaded"]
         if self.caffe_input:
             lines.append("  conv1 and bn1 converted from BGR of 0 to 255 (AdaptSegNet) to normalised RGB")
         if self.missing:
-            lines.append(f"  not in the file, left as they were: {_collapse(self.missing, model_keys)}")
+            lines.append(f"  not in the file, unchanged: {_collapse(self.missing, model_keys)}")
         for name, found, expected in self.mismatched:
-            lines.append(f"  other shape, left as it was: {name} is {list(found)}, expected {list(expected)}")
+            lines.append(f"  other shape, unchanged: {name} is {list(found)}, expected {list(expected)}")
         if self.unexpected:
             lines.append(f"  not in the model: {_collapse(self.unexpected, self.file_keys)}")
         if self.ignored:
@@ -58,17 +65,18 @@ class WeightsReport:
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsReport:
     """Copy into ``model`` every tensor of the file at ``path`` that fits by name and shape.
 
-    The file (safetensors where its name says so, else torch's) holds a state dict (alone, or under "state_dict" or
+    The file (safetensors if its name ends so, else torch's) holds a state dict (alone, or under "state_dict" or
     "model", with or without "module.") of this package's models, of a torchvision ResNet, whose ``fc`` is ignored,
     or of AdaptSegNet's DeepLab, whose names and input (BGR of 0 to 255) are converted.
 
-    Raises InputError for a file that is missing or no state dict, for heads of another number of classes and
-    where more than a tenth of the tensors has another shape or none fits; the model is untouched then.
+    Raises:
+        InputError: the file is missing or no state dict, its heads have another number of classes, more than a tenth
+            of its tensors have another shape, or none fits. The model is unchanged then.
     """
     state = _read(Path(path))
     require_finite(f"weights {path}", state)
     own = model.state_dict()
-    renamed = adaptsegnet.rename(state)
+    renamed = _from_adaptsegnet(state)
     names = {key: _find(renamed.get(key, key), own) for key in state}
     tensors = {name: state[key] for key, name in names.items() if name is not None}
     for name, tensor in tensors.items():
@@ -77,18 +85,14 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
     caffe_input = bool(renamed) and _convert_input(tensors, own)
 
     odd = {name: key for key, name in names.items() if name and state[key].shape != own[name].shape}
-    heads = {id(p) for p in model.head_parameters()} if hasattr(model, "head_parameters") else set()
-    for name, parameter in model.named_parameters():
-        if name in odd and id(parameter) in heads and state[odd[name]].shape[:1] != parameter.shape[:1]:
-            found = sum(state[odd[name]].shape[:1])  # 0 of a scalar
-            raise bad(f"weights {path}", f"{found} classes in {odd[name]}", f"{len(parameter)} classes")
+    _require_same_classes(model, path, {name: (key, state[key]) for name, key in odd.items()})
     mismatched = tuple((name, tuple(tensors[name].shape), tuple(own[name].shape)) for name in odd)
 
     fits = {name: tensor for name, tensor in tensors.items() if name not in odd}
-    example = "".join(f" ({name} is {list(f)}, not {list(w)})" for name, f, w in mismatched[:1])
+    example = "".join(f" ({name} is {list(f)}, not {list(e)})" for name, f, e in mismatched[:1])
     if not any(tensor.is_floating_point() for tensor in fits.values()):
         raise bad(f"weights {path}", f"nothing that fits the model{example}", "weights of the same network")
-    # A tensor or two may differ; of a ResNet-18 for a ResNet-50 it is a fifth, and the rest is no start.
+    # One or two tensors may differ; between ResNet-18 and ResNet-50 a fifth does, and the rest is of no use.
     if 10 * len(mismatched) > len(tensors):
         found = f"another shape in {len(mismatched)} of {len(tensors)} tensors{example}"
         raise bad(f"weights {path}", found, "weights of the same network")
@@ -110,65 +114,127 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
 
 
 def require_finite(where: str, state: Mapping[str, Tensor]) -> None:
-    """Raise InputError where a tensor of a state dict has a number that is not finite."""
+    """Raise InputError if a tensor of a state dict has a number that is not finite."""
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise bad(f"{where}: {name}", "numbers that are not finite", "finite ones")
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of the state dict in the file, by name without wrappers' prefixes."""
+def _require_same_classes(
+    model: nn.Module, path: str | os.PathLike[str], odd: Mapping[str, tuple[str, Tensor]]
+) -> None:
+    """Raise InputError if a head's tensor among ``odd``, by the model's name (key and tensor of the file), differs."""
+    heads = {id(p) for p in getattr(model, "head_parameters", tuple)()}
+    for name, parameter in model.named_parameters():
+        if name in odd and id(parameter) in heads:
+            key, tensor = odd[name]
+            if tensor.shape[:1] != parameter.shape[:1]:
+                classes = sum(tensor.shape[:1])  # 0 of a scalar
+                raise bad(f"weights {path}", f"{classes} classes in {key}", f"{len(parameter)} classes")
+
+
+def read_tensors(thing: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of safetensors, which holds no code: (tensors by name, on the CPU; the header's metadata).
+
+    Raises:
+        InputError: no such file, or one that is damaged or of another kind; it begins with ``thing`` and the path.
+    """
+    expected = f"a {SUFFIX} file"
     if not path.is_file():
-        raise bad(f"weights {path}", "no such file", WANTED)
+        raise bad(f"{thing} {path}", "no such file", expected)
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise bad(f"{thing} {path}", f"unreadable data ({first_line(error)})", expected) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a state dict, by name without wrappers' prefixes."""
+    if not path.is_file():
+        raise bad(f"weights {path}", "no such file", EXPECTED)
     if path.suffix == SUFFIX:
         return _state_of(read_tensors("weights", path)[0], path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the reader raise anything
         found = f"a file that torch cannot read safely ({type(error).__name__})"
-        raise bad(f"weights {path}", found, WANTED) from error
+        raise bad(f"weights {path}", found, EXPECTED) from error
     while isinstance(content, Mapping):
         wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if wrapper is None:
             break
         content = content[wrapper]
     if not isinstance(content, Mapping):
-        raise bad(f"weights {path}", type(content).__name__, WANTED)
+        raise bad(f"weights {path}", type(content).__name__, EXPECTED)
     return _state_of(content, path)
 
 
-def _state_of(content: Mapping[object, object], path: Path) -> dict[str, Tensor]:
+def _state_of(content: Mapping[Any, object], path: Path) -> dict[str, Tensor]:
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise bad(f"weights {path}", "no tensors", WANTED)
+        raise bad(f"weights {path}", "no tensors", EXPECTED)
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 
 def _find(name: str, own: Mapping[str, Tensor]) -> str | None:
-    """The model's name for a tensor, which may sit in its backbone."""
+    """Return the model's name for a tensor, which may be one of its backbone."""
     return next((n for n in (name, f"backbone.{name}") if n in own), None)
 
 
 def _implied(name: str, fits: Mapping[str, Tensor]) -> bool:
-    """Whether ``name`` is a statistic that its layer derives from an ordinary, perhaps old, checkpoint."""
+    """Check whether ``name`` is a statistic that its layer derives from an ordinary, perhaps old, checkpoint."""
     layer, _, last = name.rpartition(".")
     derived = last == "num_batches_tracked" or last.startswith("source_running_")
     return derived and f"{layer}.running_mean" in fits
 
 
+def _from_adaptsegnet(keys: Iterable[str]) -> dict[str, str]:
+    """Map AdaptSegNet's keys to those of :class:`udas_fast.models.DeepLabV2` (the backbone's without "backbone.").
+
+    layer5 is the auxiliary head and layer6 the primary one; a single-level network has layer5 only, and it is
+    the primary. Empty for the keys of any other file.
+    """
+    keys = list(keys)
+    if not any(".conv2d_list." in key for key in keys):
+        return {}
+    multi_level = any(key.startswith("layer6.") for key in keys)
+    heads = {"layer6": "primary", "layer5": "auxiliary"} if multi_level else {"layer5": "primary"}
+    names = {}
+    for key in keys:
+        name = key if key.startswith(OTHER_HEAD) else key.removeprefix("Scale.")
+        for layer, head in heads.items():
+            prefix = f"{layer}.conv2d_list."
+            if name.startswith(prefix):
+                name = f"{head}.branches.{name.removeprefix(prefix)}"
+        names[key] = name
+    return names
+
+
 def _convert_input(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Convert the first layer in ``tensors`` if it is there; whether it was."""
-    conv1, mean = _find("conv1.weight", own), _find("bn1.running_mean", own)
-    if any(name not in tensors or tensors[name].shape != own[name].shape for name in (conv1, mean)):
+    """Convert AdaptSegNet's first layer in ``tensors`` to :func:`udas_fast.models.normalize`'s input; False if absent.
+
+    AdaptSegNet's input is BGR, 255·x − CAFFE_MEAN; ours RGB, (x − MEAN) / STD. The scale goes into the weights, the
+    difference of the means through them into the batch norm's mean. Exact except for the padding at the border,
+    which is zero in either input.
+    """
+    conv, mean = _find("conv1.weight", own), _find("bn1.running_mean", own)
+    if conv is None or mean is None:
         return False
-    tensors[conv1], tensors[mean] = adaptsegnet.convert_input(tensors[conv1], tensors[mean])
+    if any(name not in tensors or tensors[name].shape != own[name].shape for name in (conv, mean)):
+        return False
+    rgb = tensors[conv].float().flip(1)
+    scale = 255 * torch.tensor(STD).view(1, 3, 1, 1)
+    shift = 255 * torch.tensor(MEAN) - torch.tensor(CAFFE_MEAN)
+    tensors[conv] = rgb * scale
+    tensors[mean] = tensors[mean] - rgb.sum((2, 3)) @ shift
     return True
 
 
 def _collapse(keys: Iterable[str], universe: Iterable[str]) -> str:
-    """``keys`` as text; a name under which all of ``universe`` is meant stands for them: "layer4.* (9)"."""
+    """Return ``keys`` as text; a name under which all of ``universe`` is meant stands for them: "layer4.* (9)"."""
     keys = list(keys)
     partial = {prefix for key in set(universe) - set(keys) for prefix in _prefixes(key)}
     groups: dict[str, list[str]] = {}
@@ -178,5 +244,5 @@ def _collapse(keys: Iterable[str], universe: Iterable[str]) -> str:
 
 
 def _prefixes(key: str) -> list[str]:
-    """The names above ``key``, outermost first: ["a", "a.b"] of "a.b.c"."""
+    """Return the names above ``key``, outermost first: ["a", "a.b"] of "a.b.c"."""
     return list(accumulate(key.split(".")[:-1], "{}.{}".format))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from udas_fast import distributed, ops
-from udas_fast.data.types import IGNORE
+from udas_fast.data.classes import IGNORE
 from udas_fast.errors import InputError
 from udas_fast.models import SegmentationOutput
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from udas_fast import ops
 from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
-from udas_fast.data.types import IGNORE
+from udas_fast.data.classes import IGNORE
 from udas_fast.models import SegmentationOutput
 from udas_fast.objectives.base import (
     Batches,

@@ -26,8 +26,8 @@ from udas_fast.data import (
     resize,
     with_labels,
 )
+from udas_fast.data.classes import IGNORE
 from udas_fast.data.pseudo_labels import read_summary, write_json
-from udas_fast.data.types import IGNORE
 from udas_fast.errors import InputError
 from udas_fast.evaluation.pseudo_labels import pseudo_label_quality
 from udas_fast.objectives.pseudo_labels import PseudoLabeller

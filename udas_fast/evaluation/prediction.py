@@ -1,4 +1,4 @@
-"""One image's labels and confidence."""
+"""Labels and confidence of one image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from udas_fast import ops
 from udas_fast.data.geometry import resize
 from udas_fast.errors import bad
-from udas_fast.evaluation.evaluate import device_of, evaluating
+from udas_fast.evaluation.scoring import device_of, evaluating
 from udas_fast.evaluation.tiles import tiled_logits
 from udas_fast.models import SegmentationOutput, normalize, to_output
 
@@ -22,17 +22,27 @@ def predict(
     out_size: tuple[int, int] | None = None,
     tile: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(label uint8, confidence float32), both ``out_size`` (H, W), on the model's device.
+    """Return (label uint8, confidence float32), both ``out_size`` (H, W), on the model's device.
 
-    image: uint8 RGB [3, H, W], resized to ``size`` as for :func:`udas_fast.evaluation.evaluate`, so both see
-    the same pixels. out_size: the image's own size if None. tile: (H, W) of the parts of the resized image that the
-    network sees one by one (:mod:`udas_fast.evaluation.tiles`); None: all of it at once. The label is the arg-max of
-    the primary head, the confidence its softmax; nothing of C channels exists at ``out_size``. The model's mode is
-    left as it was. Raises InputError for another dtype or shape.
+    The label is the arg-max of the primary head, the confidence its softmax; nothing of C channels exists at
+    ``out_size``. The model runs in evaluation mode, and its own mode is restored.
+
+    Args:
+        model: a segmentation model (:func:`udas_fast.models.to_output`).
+        image: uint8 RGB [3, H, W].
+        size: (H, W) that the image is resized to for the network, as :func:`udas_fast.evaluation.evaluate_dataset`
+            does, so that both use the same pixels.
+        out_size: (H, W) of the result; None: the image's own size.
+        tile: (H, W) of the parts of the resized image that go through the network one by one
+            (:mod:`udas_fast.evaluation.tiles`); None: all of it at once.
+
+    Raises:
+        InputError: an image of another dtype or shape.
     """
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
         raise bad("image", f"{image.dtype} {list(image.shape)}", "torch.uint8 [3, H, W]")
-    pixels = resize(image.permute(1, 2, 0).cpu().numpy(), tuple(size), Image.Resampling.BILINEAR)
+    height, width = size
+    pixels = resize(image.permute(1, 2, 0).cpu().numpy(), (height, width), Image.Resampling.BILINEAR)
     resized, device = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0), device_of(model)
 
     def forward(part: Tensor) -> SegmentationOutput:

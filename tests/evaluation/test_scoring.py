@@ -1,4 +1,4 @@
-"""Evaluation pixel by pixel, the model left as it was, and wrong input named."""
+"""Evaluation against counting pixel by pixel, an unchanged model, and errors that name the wrong input."""
 
 import copy
 
@@ -68,7 +68,7 @@ def test_several_images_to_a_batch_count_as_each_alone(model, classes, protocol)
     assert torch.equal(together.matrix, evaluate(model, alone, classes, protocol()).matrix)
 
 
-def test_half_precision_is_close_and_is_what_the_protocol_says(model, batches, classes, protocol):
+def test_half_precision_is_close_and_recorded_in_the_protocol(model, batches, classes, protocol):
     full = evaluate(model, batches, classes, protocol())
     half = evaluate(model, batches, classes, protocol(precision="bf16"))
     assert half.protocol.precision == "bf16"
@@ -76,7 +76,7 @@ def test_half_precision_is_close_and_is_what_the_protocol_says(model, batches, c
     assert moved < 0.05
 
 
-def test_the_model_comes_back_in_the_modes_it_had_and_unchanged(model, batches, classes, protocol):
+def test_the_models_modes_are_restored_and_its_state_is_unchanged(model, batches, classes, protocol):
     model.train()
     model.norm.eval()
     before = copy.deepcopy(model.state_dict())
@@ -156,9 +156,7 @@ def test_no_batches_or_no_label_are_refused(model, batches, classes, protocol):
         evaluate(model, batches, classes, protocol())
 
 
-def test_a_model_of_other_classes_or_without_finite_answers_is_refused(
-    make_model, batches, classes, protocol
-):
+def test_a_model_of_other_classes_or_without_finite_logits_is_refused(make_model, batches, classes, protocol):
     with pytest.raises(InputError, match="model output: found 7 classes, expected 5 as in tiny"):
         evaluate(make_model(7), batches, classes, protocol())
     broken = make_model()

@@ -1,4 +1,4 @@
-"""Tables: every number where it belongs."""
+"""Tables of scores: every number in its place."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Tables of scores in aligned Markdown, which reads in terminals and files alike."""
+"""Tables of scores in aligned Markdown, readable in terminals and files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from udas_fast.evaluation.metrics import Scores
 
 
 def scores_table(rows: Mapping[str, Scores], classes: ClassSet) -> str:
-    """Per-class IoU, means and pixel accuracy in percent: a line per class, a column per entry of ``rows``.
+    """Format per-class IoU, means and pixel accuracy in percent: a line per class, a column per entry of ``rows``.
 
-    Aligned Markdown with the protocol below; "–" stands for a class that does not occur. Raises InputError for no
-    rows or scores of other classes.
+    Aligned Markdown with the protocol below; "–" stands for a class that does not occur.
+
+    Raises:
+        InputError: no rows, or scores of other classes.
     """
     return "\n".join([aligned_table(_cells(rows, classes)), "", *_protocols(rows)])
 
 
 def aligned_table(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of equally wide columns, the first one left-aligned; ``lines[0]`` is the header."""
+    """Format a Markdown table with padded columns, the first one left-aligned; ``lines[0]`` is the header."""
     header, *body = lines
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -32,7 +34,7 @@ def aligned_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _cells(rows: Mapping[str, Scores], classes: ClassSet) -> list[list[str]]:
-    """Header, a line per class, the means and the accuracy."""
+    """Return the header, a line per class, the means and the accuracy."""
     if not rows:
         raise bad("scores table", "no scores", "at least one")
     for name, scores in rows.items():
@@ -55,7 +57,7 @@ def _percent(value: float) -> str:
 
 
 def _protocols(rows: Mapping[str, Scores]) -> list[str]:
-    """One line where all scores share a protocol, else a line for each."""
+    """Return one line if all scores share a protocol, else a line for each."""
     if len({scores.protocol for scores in rows.values()}) == 1:
         return [f"Protocol: {next(iter(rows.values())).protocol}"]
     return [f"Protocol of {name}: {scores.protocol}" for name, scores in rows.items()]

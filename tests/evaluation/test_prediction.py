@@ -1,4 +1,4 @@
-"""One image's labels and confidence by the definition, and in step with evaluation."""
+"""Labels and confidence of one image against their definition and against evaluation."""
 
 import numpy as np
 import pixel_oracle as oracle
@@ -28,7 +28,7 @@ def test_label_and_confidence_are_arg_max_and_softmax_of_the_upsampled_logits(
     np.testing.assert_allclose(confidence.numpy(), probability.max(0), rtol=1e-5)
 
 
-def test_predictions_are_those_that_evaluation_scores(model, dataset):
+def test_predictions_equal_those_of_evaluation(model, dataset):
     matrix = np.zeros((5, 5), np.int64)
     for sample in dataset.samples:
         label, _ = predict(model, torch.from_numpy(sample.image).permute(2, 0, 1), (16, 24))
@@ -37,7 +37,7 @@ def test_predictions_are_those_that_evaluation_scores(model, dataset):
     np.testing.assert_array_equal(matrix, scores.matrix.numpy())
 
 
-def test_the_models_mode_is_left_as_it_was_and_the_result_can_be_trained_on(model):
+def test_the_models_mode_is_restored_and_the_result_can_be_trained_on(model):
     model.train()
     image = torch.zeros(3, 16, 24, dtype=torch.uint8)
     label, confidence = predict(model, image, (16, 24))

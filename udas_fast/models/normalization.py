@@ -1,4 +1,4 @@
-"""The one normalisation that every model here expects: RGB in [0, 1], ImageNet mean and deviation."""
+"""Input normalisation of every model here: RGB in [0, 1], ImageNet's mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ STD = (0.229, 0.224, 0.225)
 
 
 def normalize(image: Tensor) -> Tensor:
-    """(image / 255 - MEAN) / STD per RGB channel, float32.
+    """Return (image / 255 - MEAN) / STD per RGB channel, float32.
 
-    image: uint8 [..., 3, H, W]. Raises InputError for another dtype or shape.
+    image: uint8 [..., 3, H, W].
+
+    Raises:
+        InputError: another dtype or shape.
     """
     if image.dtype != torch.uint8 or image.dim() < 3 or image.shape[-3] != 3:
         raise bad("image", f"{image.dtype} {list(image.shape)}", "torch.uint8 [..., 3, H, W]")
@@ -24,10 +27,10 @@ def normalize(image: Tensor) -> Tensor:
 
 
 def normalize_signed(image: Tensor) -> Tensor:
-    """:func:`normalize` of a float image in [-1, 1] (CycleGAN's range); gradients pass."""
+    """Return :func:`normalize` of a float image in [-1, 1] (CycleGAN's range); gradients pass."""
     return ((image + 1) / 2 - _filled(MEAN, image)) / _filled(STD, image)
 
 
 def _filled(values: tuple[float, ...], image: Tensor) -> Tensor:
-    """float32 [3, 1, 1] on the image's device, filled there: to copy it from the host is to wait for the device."""
+    """Return float32 [3, 1, 1] made on the image's device: a copy from the host would wait for the device."""
     return torch.stack([torch.full((1, 1), value, device=image.device) for value in values])
