@@ -1,11 +1,11 @@
-"""Accuracy by task, made by the command line and kept as one JSON a task.
+"""Accuracy by task, measured with the command line and kept as one JSON per task.
 
     python benchmarks/accuracy.py streets --seeds 0 1 2
     python benchmarks/accuracy.py ablation-day-dusk --seeds 0 1 2 --data DATA --jobs 2
     python benchmarks/accuracy.py precision-day-dusk --seeds 0 1 2
 
-Steps are fixed and equal over the rows of a task, and the last weights count. A run that is already complete is not
-made again; one that was cut short goes on.
+Steps are fixed and equal over the rows of a task, and the last weights are scored. Complete runs are kept, interrupted
+ones are resumed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 import harness
 import torch
 
-from udas_fast.tools.study.plan import Plan, Row, Run, Task
-from udas_fast.tools.study.results import Spread, collect
+from udas_fast.tools.study.collect import Spread, collect
+from udas_fast.tools.study.plan import StudyPlan, StudyRow, StudyRun, Task
 from udas_fast.tools.study.runner import make_runs
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,16 +32,16 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class StudyTask:
-    """One study of one task: datasets below --data, labels, steps of every run, and how the source is translated."""
+    """One study of one task: datasets below --data, numbers of labels, steps of each run, translation of the source."""
 
     study: str
-    folder: str  # of the runs; studies of one folder share them
+    folder: str  # of the runs; studies with the same folder share them
     source: str
     target: str
     labels: str
     steps: int
     translate: str = "lab"
-    cyclegan: tuple[str, ...] = ()  # options of `udas-fast translate`, which then makes the source
+    cyclegan: tuple[str, ...] = ()  # options of `udas-fast translate`, whose images are then the source
 
 
 ADAPTATION = "stages.adaptation.objective"
@@ -51,7 +51,7 @@ SETTINGS = (
     "model.output_stride=8",
     "model.norm=batch",
     f"precision={SHARED}",
-    f"uda,udas:{ADAPTATION}.agreement=null",  # Seg-Uncertainty is made of it
+    f"uda,udas:{ADAPTATION}.agreement=null",  # Seg-Uncertainty consists of it
     f"{ADAPTATION}.adversary.width=16",
     f"{ADAPTATION}.adversary.stride=2",
 )
@@ -73,12 +73,12 @@ STUDIES = {
     ),
     "methods-day-dusk": StudyTask("methods", "day-dusk", *DAY_DUSK, "20,0", STEPS),
 }
-# By precision: UDAS with the most labels of a study, whose own precision's runs are taken from there.
+# UDAS by precision, with the most labels of a study; the runs in the study's own precision are shared with it.
 PRECISIONS = {"precision-day-dusk": "labels-day-dusk"}
 
 
 def main() -> None:
-    """Run what is missing for the seeds asked for, then write the task's JSON."""
+    """Make the missing runs of the seeds, then write the task's JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def streets(seed: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The four rows of one demo."""
+    """Yield the four rows of one demo."""
     out = arguments.runs / "streets" / f"seed-{seed}"
     command = ["udas-fast", "demo", "--seed", str(seed), "--out", str(out)]
     if not (out / "demo.json").is_file():
@@ -116,12 +116,12 @@ def streets(seed: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]
 
 
 def compact(phases: dict[str, Any]) -> dict[str, Any]:
-    """Scores without the confusion matrices, which the runs keep."""
+    """Return scores without the confusion matrices, which stay in the run folders."""
     return {name: {k: v for k, v in s.items() if k != "confusion_matrix"} for name, s in phases.items()}
 
 
 def study(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The study's table.json."""
+    """Run the study and return its table.json."""
     out = arguments.runs / task.folder
     source, target = (spec.format(data=arguments.data) for spec in (task.source, task.target))
     domains, translate = ["--source", source, "--target", target], task.translate
@@ -133,7 +133,7 @@ def study(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
         translate = f"translated:{translated}"
     command = ["udas-fast", "study", task.study, *domains, "--num-labels", task.labels, "--out", str(out)]
     command += ["--translate", translate, "--seeds", ",".join(map(str, arguments.seeds))]
-    # One data engine, whatever is installed: the engines' pixels differ by a grey level.
+    # Always the same data engine, as the pixels of the engines differ by a grey level.
     command += ["--engine", "torch", "--small", "{}x{}".format(*SIZE), "--steps", str(task.steps)]
     command += [word for setting in SETTINGS for word in ("--set", setting)]
     run([*command, "--jobs", str(arguments.jobs)])
@@ -141,10 +141,10 @@ def study(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def precision(study: StudyTask, arguments: argparse.Namespace, command: str) -> dict[str, Any]:
-    """UDAS on ``study``'s task in each precision that runs here: scores, and their differences from fp32's by seed."""
+    """Train UDAS on ``study``'s task in each precision; return scores and their differences from fp32 by seed."""
     source, target = (spec.format(data=arguments.data) for spec in (study.source, study.target))
     labels = max(map(int, study.labels.split(",")))
-    row = Row(f"UDAS, {labels} labels", "udas", labels, translated=True)
+    row = StudyRow(f"UDAS, {labels} labels", "udas", labels, translated=True)
     tables = {}
     for name in ("fp32", "bf16", "fp16"):
         if name == "fp16" and not torch.cuda.is_available():
@@ -152,10 +152,10 @@ def precision(study: StudyTask, arguments: argparse.Namespace, command: str) -> 
             continue
         settings = tuple(s.replace(f"precision={SHARED}", f"precision={name}") for s in SETTINGS)
         task = Task(source, target, study.translate, SIZE, study.steps, settings, engine="torch")
-        runs = tuple(Run(row, task, seed) for seed in arguments.seeds)
+        runs = tuple(StudyRun(row, task, seed) for seed in arguments.seeds)
         folder = arguments.runs / (study.folder if name == SHARED else f"{study.folder}-{name}") / "runs"
         make_runs(runs, folder, jobs=arguments.jobs)
-        tables[name] = collect(Plan("labels", task, (row,), runs, study.steps), folder, command)
+        tables[name] = collect(StudyPlan("labels", task, (row,), runs, study.steps), folder, command)
     scores = {name: table.rows[0].miou.by_seed for name, table in tables.items()}
     gaps = {
         name: Spread.of([ours - full for ours, full in zip(found, scores["fp32"], strict=True)])
@@ -169,7 +169,7 @@ def precision(study: StudyTask, arguments: argparse.Namespace, command: str) -> 
 
 
 def run(command: list[str]) -> None:
-    """Run the command line of this interpreter's environment; stop at its first failure."""
+    """Run ``udas-fast`` with this interpreter; stop at the first failure."""
     print(shlex.join(command), flush=True)
     subprocess.run([sys.executable, "-m", "udas_fast", *command[1:]], check=True)
 

@@ -4,7 +4,7 @@
     python benchmarks/data.py --device cuda     # and the share of a training step that waits for data
     python benchmarks/data.py --check           # few images, seconds
 
-CPU milliseconds per image are CPU time of this process, with one thread or no worker: other work on the machine
+CPU milliseconds per image are CPU time of this process, with one thread or no worker, so that other work on the machine
 hardly changes them. Images per second are wall time with two threads or workers. Writes results/data-DEVICE.json and
 prints its table.
 """
@@ -34,18 +34,18 @@ from udas_fast.data import FileDataset, Geometry, TrainLoader, augment, open_dat
 from udas_fast.data.specs import DATASETS
 from udas_fast.models import normalize
 
-# name → (size of the files, size of the batch), (H, W): AdaptSegNet's source and target.
+# name → (suffix, (H, W) of the files, (H, W) of the batch): AdaptSegNet's source and target.
 CASES = {
     "1280x720 JPEG": ("jpg", (720, 1280), (720, 1280)),
     "2048x1024 PNG": ("png", (1024, 2048), (512, 1024)),
 }
 LOADERS = ("plain", "torch", "dali")
 WORKERS = 2  # for images per second
-WARM_UP = 5  # batches until memory is reused: before, most of the system's time goes into new pages
+WARM_UP = 5  # batches until memory is reused; before that, new pages take most of the system time
 
 
 def write_files(root: Path, suffix: str, size: tuple[int, int], count: int) -> FileDataset:
-    """``count`` drawn street scenes in GTA5's layout: images of the given kind, palette labels."""
+    """Write ``count`` drawn street scenes in GTA5's layout: images of the given kind, palette labels."""
     scenes = open_dataset("streets:real", "train", size=size)
     ids = np.array([i for i, train in DATASETS["gta5"].ids.items() if train != 255], np.uint8)
     for folder in ("images", "labels"):
@@ -60,7 +60,7 @@ def write_files(root: Path, suffix: str, size: tuple[int, int], count: int) -> F
 
 
 class PlainDataset(Dataset):
-    """What AdaptSegNet's datasets do to a sample, written anew: float arrays, one comparison per class.
+    """Dataset that prepares samples as AdaptSegNet's code does: float arrays, one comparison per class.
 
     The K - 1 strong views are Pillow's own operations, by the policy of the package.
     """
@@ -88,7 +88,7 @@ class PlainDataset(Dataset):
 
 
 def strong(image: Image.Image, operations: augment.Operations) -> Image.Image:
-    """``operations`` as Pillow has them."""
+    """Apply ``operations`` with Pillow."""
     for name, level in operations:
         if name == "posterize":
             image = ImageOps.posterize(image, 8 - round(4 * level / 9))
@@ -104,10 +104,10 @@ def strong(image: Image.Image, operations: augment.Operations) -> Image.Image:
 def batches(
     loader: str, files: FileDataset, size: tuple[int, int], views: int, workers: int, device: str
 ) -> Iterator[object]:
-    """Endless normalised batches of two images with their K views."""
+    """Yield normalised batches of two images with their K views, without end."""
     if loader == "plain":
         data = PlainDataset(files, size, views)
-        # Without end, as AdaptSegNet's lists are: workers that start anew would be charged to this loader.
+        # Endless, as AdaptSegNet's lists are: restarting workers would count against this loader.
         order = RandomSampler(data, replacement=True, num_samples=10**6)
         for batch in DataLoader(data, 2, sampler=order, num_workers=workers):
             yield [part.to(device) for part in batch]
@@ -121,11 +121,11 @@ def batches(
 
 
 def rate(make: Callable[[], Iterator[object]], steps: int) -> tuple[float, float]:
-    """(CPU ms, wall ms) per image of ``steps`` batches of two, in a steady state."""
+    """Return (CPU ms, wall ms) per image of ``steps`` batches of two, in a steady state."""
     iterator = make()
     for _ in range(WARM_UP):
         next(iterator)
-    # What was read ahead is complete at both ends, so that exactly ``steps`` batches lie between them.
+    # Reading ahead is complete at both ends, so that exactly ``steps`` batches lie between them.
     time.sleep(0.5)
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(steps):
@@ -136,7 +136,7 @@ def rate(make: Callable[[], Iterator[object]], steps: int) -> tuple[float, float
 
 
 def measure(files: FileDataset, size: tuple[int, int], views: int, arguments: argparse.Namespace) -> dict:
-    """Every loader in turn, several times over; medians."""
+    """Measure every loader in turn, several times over, and return medians."""
     found: dict[str, list[tuple[float, float]]] = {loader: [] for loader in LOADERS}
     for _ in range(arguments.rounds):
         for loader in LOADERS:
@@ -158,7 +158,7 @@ def measure(files: FileDataset, size: tuple[int, int], views: int, arguments: ar
 
 
 def data_wait(files: FileDataset, size: tuple[int, int]) -> dict[str, Any]:
-    """The share of a training step that waits for data: no_adaptation on a GPU, full size, by engine."""
+    """Measure the part of a training step that waits for data, by engine: no_adaptation on a GPU at full size."""
     from udas_fast.data.domains import Domains
     from udas_fast.recipes import InputConfig, get_recipe
     from udas_fast.training.trainer import Trainer
@@ -172,17 +172,19 @@ def data_wait(files: FileDataset, size: tuple[int, int]) -> dict[str, Any]:
         input=InputConfig(source=geometry, target=geometry, batch_size=2),
     )
     for engine in ("torch", "dali"):
-        with tempfile.TemporaryDirectory() as run:
+        with tempfile.TemporaryDirectory() as run_dir:
             domains = Domains(source=files, workers=WORKERS, engine=engine)
-            Trainer(recipe, domains, run_dir=run, device="cuda").fit()
-            lines = [json.loads(line) for line in (Path(run) / "timing.jsonl").read_text().splitlines()][50:]
+            Trainer(recipe, domains, run_dir=run_dir, device="cuda").fit()
+            lines = [json.loads(line) for line in (Path(run_dir) / "timing.jsonl").read_text().splitlines()][
+                50:
+            ]
         seconds, wait = (sum(line[key] for line in lines) for key in ("seconds", "data_wait"))
         found[engine] = {"step_ms": 1e3 * seconds / len(lines), "waiting": wait / seconds}
     return found
 
 
 def table(document: dict[str, Any]) -> str:
-    """A line for each case: ours, and how many times as long the plain loader takes."""
+    """Return a line for each case: ours, and how many times as long the plain loader takes."""
     header = ["files", "K", "loader", "CPU ms per image", "plain ×", "images per second"]
     rows = []
     for row in document["rows"]:
@@ -196,6 +198,7 @@ def table(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Measure, print the table, and write the JSON (not with --check)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
-"""What every benchmark shares: timing, peak extra memory, the environment, JSON and tables.
+"""Shared parts of all benchmarks: timing, peak extra memory, the environment, JSON and tables.
 
 One measurement is a dict: ``wall_ms`` (median), ``cpu_ms`` (median CPU time of the process, or the time between
-events on a GPU), ``best_ms``, ``repeats``, and ``extra_mib``, by how much memory grows at most during one call, its
-results included.
+events on a GPU), ``best_ms``, ``repeats``, and ``extra_mib``, the peak growth of memory during one call, results
+included.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_":
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a reader needs to judge the figures: the package's own report, and what a benchmark adds."""
+    """Return the environment of the figures: the package's own report, the commit, page faults and the GPU."""
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "commit": _git_commit(),
@@ -46,24 +46,24 @@ def environment(device: str) -> dict[str, Any]:
             "memory_mib": gpu.total_memory // MIB,
         }
         found["ceilings"] = ceilings()
-        torch.cuda.empty_cache()  # what it worked on is no benchmark's
+        torch.cuda.empty_cache()  # frees the buffers of ceilings()
     return found
 
 
 def _git_commit() -> str | None:
     try:
-        said = subprocess.run(
+        result = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return said.stdout.strip()
+    return result.stdout.strip()
 
 
 def measure(
     action: Callable[[], object], device: str, *, repeats: int = 9, seconds: float = 20.0
 ) -> dict[str, Any]:
-    """Two calls to warm up, then up to ``repeats`` timed ones within about ``seconds``, then one for memory."""
+    """Measure two calls to warm up, up to ``repeats`` timed ones within about ``seconds``, then one for memory."""
     for _ in range(2):
         action()
     time_one = _time_on_gpu if device == "cuda" else _time_on_cpu
@@ -99,7 +99,7 @@ def _time_on_gpu(action: Callable[[], object]) -> tuple[float, float]:
 
 
 def peak_growth(action: Callable[[], object], device: str) -> float:
-    """By how many MiB memory grows at most during ``action``: resident memory, or the CUDA allocator's."""
+    """Return the peak growth in MiB during ``action`` of resident memory, or of the CUDA allocator's."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -110,8 +110,8 @@ def peak_growth(action: Callable[[], object], device: str) -> float:
     if not reset.exists():
         return float("nan")
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else freed memory that is still resident would hide what is taken
-    reset.write_text("5")  # forget the peak so far
+    ctypes.CDLL(None).malloc_trim(0)  # else freed but resident memory would hide new allocations
+    reset.write_text("5")  # reset the peak
     before = _resident("VmRSS")
     action()
     return (_resident("VmHWM") - before) / MIB
@@ -122,7 +122,7 @@ def _resident(key: str) -> int:
 
 
 def ceilings() -> dict[str, float]:
-    """What this GPU can do, measured: bytes copied, exps and FMAs a second."""
+    """Measure the limits of this GPU: bytes copied, exps and FMAs per second."""
     big = torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")
     other = torch.empty_like(big)
     copy = _best_ms(lambda: other.copy_(big))
@@ -155,13 +155,13 @@ def without_page_faults(script: str, arguments: Sequence[str]) -> None:
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    """``document`` as JSON."""
+    """Write ``document`` as JSON."""
     make_folder(path.parent)
     atomic_write(json.dumps(document, indent=1) + "\n", path)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A markdown table; numbers keep three significant digits."""
+    """Return a Markdown table; numbers keep three significant digits."""
 
     def cell(value: object) -> str:
         return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else str(value)

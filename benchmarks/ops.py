@@ -1,9 +1,9 @@
-"""The fused operators against eager PyTorch and torch.compile of the same: time and peak extra memory.
+"""Time and peak extra memory of the fused operators against eager PyTorch and torch.compile.
 
     python benchmarks/ops.py --check                 # one small size, seconds
     python benchmarks/ops.py                         # CPU, one thread, the real sizes
     python benchmarks/ops.py --no-page-faults        # the same with an allocator that keeps its memory
-    python benchmarks/ops.py --device cuda           # and the share of the GPU's floor
+    python benchmarks/ops.py --device cuda           # and the fraction of the GPU's floor
 
 Writes results/ops-DEVICE[-SIMD][-no-page-faults].json and prints its table. UDAS_FAST_SIMD=v3 measures AVX2.
 """
@@ -45,6 +45,7 @@ class Inputs:
 
     @classmethod
     def make(cls, size: tuple[int, int], batch: int, dtype: torch.dtype, device: str) -> Inputs:
+        """Draw inputs for images of ``size`` (H, W); the same for the same arguments."""
         generator = torch.Generator().manual_seed(0)
         height, width = size
         low = (batch, CLASSES, height // 8 + 1, width // 8 + 1)
@@ -59,11 +60,12 @@ class Inputs:
 
 
 def up(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Upsample logits ``[N, C, h, w]`` to ``size``, in float32."""
     return F.interpolate(logits, size, mode="bilinear", align_corners=False).float()
 
 
 def eager_pseudo_label(maps: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """As a user would write it; without the histogram, which ours counts too."""
+    """Label K views as a user would write it; without the histogram, which ours counts too."""
     confidence, label = up(maps[0], size).softmax(1).max(1)
     for view in maps[1:]:
         value, index = up(view, size).softmax(1).max(1)
@@ -73,14 +75,16 @@ def eager_pseudo_label(maps: list[Tensor], size: tuple[int, int]) -> tuple[Tenso
 
 
 def eager_symmetric_kl(a: Tensor, b: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return KL(a‖b) + KL(b‖a) in plain PyTorch."""
     p, q = up(a, size).log_softmax(1), up(b, size).log_softmax(1)
-    there, back = (
+    forth, back = (
         F.kl_div(y, x, reduction="none", log_target=True).sum(1).mean() for x, y in ((p, q), (q, p))
     )
-    return there + back
+    return forth + back
 
 
 def eager_ensemble_kl(a: Tensor, b: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return KL(m‖a) + KL(m‖b), m = softmax(0.5·b + a) detached, in plain PyTorch."""
     p, q = up(a, size), up(b, size)
     mean = (0.5 * q + p).detach().log_softmax(1)
     first, second = (F.kl_div(x.log_softmax(1), mean, reduction="none", log_target=True) for x in (p, q))
@@ -88,11 +92,13 @@ def eager_ensemble_kl(a: Tensor, b: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def eager_distillation_kl(student: Tensor, teachers: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Return KL(mean of the teachers ‖ student) in plain PyTorch."""
     mean = torch.stack([up(t, size).softmax(1) for t in teachers]).mean(0)
     return F.kl_div(up(student, size).log_softmax(1), mean, reduction="none").sum(1).mean()
 
 
 def eager_rectified(a: Tensor, b: Tensor, target: Tensor) -> Tensor:
+    """Return mean(CE(a)·exp(−var)) + mean(var), var = KL(b‖a), in plain PyTorch."""
     size = tuple(target.shape[1:])
     p, q = up(a, size), up(b, size)
     variance = F.kl_div(p.log_softmax(1), q.softmax(1), reduction="none").sum(1)
@@ -101,15 +107,18 @@ def eager_rectified(a: Tensor, b: Tensor, target: Tensor) -> Tensor:
 
 
 def eager_entropy(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the mean normalised entropy in plain PyTorch."""
     log_p = up(logits, size).log_softmax(1)
     return -(log_p.exp() * log_p).sum(1).mean() / torch.log(torch.tensor(float(CLASSES)))
 
 
 def eager_upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the softmax of upsampled logits in plain PyTorch."""
     return F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1, dtype=torch.float32)
 
 
 def eager_confusion(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the confusion matrix int64 ``[C, C]`` in plain PyTorch."""
     prediction = up(logits, tuple(target.shape[1:])).argmax(1)
     valid = target != 255
     cell = target[valid].long() * CLASSES + prediction[valid]
@@ -119,6 +128,7 @@ def eager_confusion(logits: Tensor, target: Tensor) -> Tensor:
 def eager_mix(
     inside: Tensor, outside: Tensor, inside_label: Tensor, outside_label: Tensor, boxes: Tensor
 ) -> Any:
+    """Return the composite of two images and labels in plain PyTorch, the image normalised."""
     height, width = inside.shape[2:]
     y = torch.arange(height, device=inside.device).view(1, -1, 1)
     x = torch.arange(width, device=inside.device).view(1, 1, -1)
@@ -131,7 +141,7 @@ def eager_mix(
 
 @dataclass(frozen=True)
 class Case:
-    """One operator: ours and the eager form of the same, on the same inputs; ``gradients`` maps get a gradient.
+    """One operator, ours and eager on the same inputs; ``gradients`` maps get a gradient.
 
     ``exps`` and ``fmas`` count per full-resolution pixel and class, forward and backward, for the GPU's floor.
     """
@@ -146,6 +156,7 @@ class Case:
 
 
 def heads(name: str, twin: Callable[..., Tensor], exps: float) -> Case:
+    """Return the case of an operator on the logits of two heads."""
     return Case(
         name,
         lambda i: lambda a, b: getattr(ops, name)(a, b, i.size),
@@ -230,7 +241,7 @@ CASES = [
 
 
 def action(step: Step, maps: list[Tensor], gradients: int) -> Callable[[], object]:
-    """One call of ``step``, with its backward pass where there are ``gradients``."""
+    """Return one call of ``step``, with its backward pass where there are ``gradients``."""
 
     def forward() -> Any:
         with torch.no_grad():
@@ -239,7 +250,7 @@ def action(step: Step, maps: list[Tensor], gradients: int) -> Callable[[], objec
     if gradients == 0:
         return forward
 
-    incoming = torch.ones_like(forward())  # of a loss, or of a full-resolution map
+    incoming = torch.ones_like(forward())  # gradient of a loss, or of a full-resolution map
 
     def both() -> object:
         leaves = [m.detach().requires_grad_(k < gradients) for k, m in enumerate(maps)]
@@ -250,7 +261,7 @@ def action(step: Step, maps: list[Tensor], gradients: int) -> Callable[[], objec
 
 
 def floor_ms(case: Case, inputs: Inputs, backward: bool, ceilings: dict[str, float]) -> float:
-    """The time below which this GPU cannot do it: the largest of bytes, exps and FMAs over their ceilings."""
+    """Return the least time on this GPU: the largest of bytes, exps and FMAs over their ceilings."""
     height, width = inputs.size
     pixels = inputs.target.shape[0] * height * width
     maps = sum(m.numel() * m.element_size() for m in inputs.maps[: case.maps])
@@ -264,16 +275,16 @@ def floor_ms(case: Case, inputs: Inputs, backward: bool, ceilings: dict[str, flo
     if case.name == "region_mix":
         moved = pixels * (3 + 3 * 4 + 2)
     work = pixels * CLASSES
-    share = 1.0 if backward or not case.gradients else 0.5
+    fraction = 1.0 if backward or not case.gradients else 0.5
     return 1e3 * max(
         moved / ceilings["bytes_per_s"],
         work * case.exps / ceilings["exps_per_s"],
-        work * case.fmas * share / ceilings["fmas_per_s"],
+        work * case.fmas * fraction / ceilings["fmas_per_s"],
     )
 
 
 def run(arguments: argparse.Namespace, ceilings: dict[str, float] | None) -> Iterator[dict[str, Any]]:
-    """Every case, size, batch, dtype and pass asked for."""
+    """Measure every requested case, size, batch, dtype and pass."""
     chosen = [case for case in CASES if not arguments.ops or case.name in arguments.ops]
     grid = [(s, b, d) for d in arguments.dtypes for b in arguments.batches for s in arguments.sizes]
     for size, batch, dtype in grid:
@@ -286,7 +297,7 @@ def run(arguments: argparse.Namespace, ceilings: dict[str, float] | None) -> Ite
                 row |= {"size": size, "batch": batch, "dtype": dtype}
                 try:
                     row |= compare(case, inputs, backward, arguments)
-                except RuntimeError as error:  # memory, a compiler: the other rows count all the same
+                except RuntimeError as error:  # out of memory, a failing compiler: the other rows follow
                     row["error"] = str(error).splitlines()[0]
                 if ceilings:
                     row["floor_ms"] = round(floor_ms(case, inputs, backward, ceilings), 4)
@@ -295,7 +306,7 @@ def run(arguments: argparse.Namespace, ceilings: dict[str, float] | None) -> Ite
 
 
 def compare(case: Case, inputs: Inputs, backward: bool, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measurements of ours, of eager and, where asked for, of torch.compile."""
+    """Measure ours, eager and, where requested, torch.compile."""
     maps, gradients = inputs.maps[: case.maps], case.gradients if backward else 0
     steps = {"ours": case.ours(inputs), "eager": case.eager(inputs)}
     if arguments.compile:
@@ -313,6 +324,7 @@ def compare(case: Case, inputs: Inputs, backward: bool, arguments: argparse.Name
 
 
 def summary(row: dict[str, Any]) -> str:
+    """Return a row in one line, for progress."""
     parts = [f"{row['op']} {row['pass']} {row['size']} batch {row['batch']} {row['dtype']}:"]
     parts += [f"{k} {row[k]['cpu_ms']:.2f} ms" for k in ("ours", "eager", "compile") if k in row]
     parts += [row["error"]] if "error" in row else []
@@ -320,7 +332,7 @@ def summary(row: dict[str, Any]) -> str:
 
 
 def table(document: dict[str, Any]) -> str:
-    """Ours, and how many times eager and torch.compile take; memory beside it; the floor's share on a GPU."""
+    """Return a table of ours, eager and torch.compile: time, memory, and on a GPU the fraction of the floor."""
     cuda = document["device"] == "cuda"
     header = [
         "operator",
@@ -347,6 +359,7 @@ def table(document: dict[str, Any]) -> str:
 
 
 def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -364,7 +377,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--no-page-faults", action="store_true", help="with an allocator that keeps its memory"
     )
-    parser.add_argument("--check", action="store_true", help="one small size, quickly: does it run?")
+    parser.add_argument("--check", action="store_true", help="one small size, to see that it runs")
     parser.add_argument("--output", type=Path, help="JSON to write")
     arguments = parser.parse_args()
     if arguments.batches is None:
@@ -376,6 +389,7 @@ def parse() -> argparse.Namespace:
 
 
 def output_path(arguments: argparse.Namespace) -> Path:
+    """Return the path of the JSON."""
     if arguments.output:
         return arguments.output
     simd = {"AVX-512": "avx512", "AVX2": "avx2"}.get(build_info()["simd"], "baseline")

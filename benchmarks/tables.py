@@ -1,6 +1,7 @@
-"""Write the tables of README.md and benchmarks/README.md, and the charts, from results/: python benchmarks/tables.py
+"""Write the tables of README.md and benchmarks/README.md, and the charts, from results/.
 
-Each table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else is touched. --check only compares.
+Each table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else is changed.
+`python benchmarks/tables.py --check` only compares.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from udas_fast.atomic import atomic_write
 from udas_fast.engine.memory import GIB
 from udas_fast.evaluation import save_figure
 from udas_fast.memory.table import policy
-from udas_fast.tools.study.plots import methods_plot
-from udas_fast.tools.study.results import Spread, StudyTable
+from udas_fast.tools.study.collect import Spread, StudyTable
+from udas_fast.tools.study.figures import methods_figure
 from udas_fast.tools.study.tables import note, study_tables
 
 HERE = Path(__file__).parent
@@ -37,12 +38,12 @@ CHART = HERE / "results" / "ops-cpu.png"
 
 
 def load(name: str) -> dict[str, Any]:
-    """One committed result."""
+    """Load one committed result."""
     return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def accuracy(task: str) -> str:
-    """mIoU by row: mean ± standard deviation over the seeds, after the first stage and at the end."""
+    """Return mIoU by row, mean ± standard deviation over seeds, after the first stage and at the end."""
     document = load(task)
     rows: dict[str, list[dict[str, Any]]] = {}
     for run in document["runs"]:
@@ -66,16 +67,16 @@ def accuracy(task: str) -> str:
 
 
 def study(name: str) -> str:
-    """The ablation by class, or methods by labels and DDM by round."""
+    """Return the ablation by class, or the methods by labels and DDM by round."""
     document = load(name)
     table = StudyTable.from_dict(document["study"])
     made = "\n\n".join(study_tables(table))
-    said = note(table).removesuffix(f"; `{table.command}`")  # all of it is in the JSON
-    return f"{made}\n\n{said}; `{document['command']}` → `benchmarks/results/{name}.json`."
+    conditions = note(table).removesuffix(f"; `{table.command}`")  # the JSON has the whole command
+    return f"{made}\n\n{conditions}; `{document['command']}` → `benchmarks/results/{name}.json`."
 
 
 def precision(name: str) -> str:
-    """mIoU of the same runs in each precision, and the difference from fp32 by seed."""
+    """Return mIoU of the same runs in each precision, and the difference from fp32 by seed."""
     if not (HERE / "results" / f"{name}.json").is_file():
         return f"`python benchmarks/accuracy.py {name}`: not measured."
     document = load(name)
@@ -99,7 +100,7 @@ def precision(name: str) -> str:
 
 
 def plan(name: str) -> str:
-    """For each card and batch size the first policy that fits, with the GB that each stage needs."""
+    """Return the first policy that fits for each card and batch size, with the GB that each stage needs."""
     needs: dict[tuple[int, str], list[float]] = {}
     for row in (rows := load(name)["rows"]):
         way = row["batch_size"], policy(row["checkpointing"], row["micro_batch_size"])
@@ -116,7 +117,7 @@ def plan(name: str) -> str:
 
 
 def tried(task: str) -> str:
-    """Variants of a study's rows: mIoU after the first stage and at the end, beside the row at the same seed."""
+    """Return mIoU of variants of a study's rows, beside the row itself at the same seed."""
     document = load(f"tried-{task}")
     ours = {}
     for name in document["studies"]:
@@ -148,7 +149,7 @@ def _mean(values: list[float]) -> str:
 
 
 def benchmark(name: str, table: Callable[[dict[str, Any]], str]) -> str:
-    """A benchmark's own ``table`` of one of its results, with the machine below."""
+    """Return the ``table`` of one of a benchmark's results, with the machine below."""
     document = load(name)
     env = document["environment"]
     where = (
@@ -159,7 +160,7 @@ def benchmark(name: str, table: Callable[[dict[str, Any]], str]) -> str:
 
 
 def chart(names: Sequence[str]) -> None:
-    """How many times longer eager takes than ours, 1280×720 float32, a bar for each of the results ``names``."""
+    """Draw how many times longer eager takes than ours, 1280×720 float32, with a bar for each result in ``names``."""
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for offset, name in enumerate(names):
         rows = [r for r in load(name)["rows"] if (r["size"], r["dtype"]) == ("1280x720", "float32")]
@@ -196,7 +197,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Rewrite the pages and the chart, or with --check exit with 1 where a page differs."""
+    """Rewrite the pages and the charts; with --check exit with 1 where a page differs."""
     check = "--check" in sys.argv[1:]
     for page in PAGES:
         old = new = page.read_text(encoding="utf-8")
@@ -211,7 +212,7 @@ def main() -> None:
     if not check:
         chart(CHARTED)
         for path in sorted((HERE / "results").glob("methods-*.json")):
-            methods_plot(StudyTable.from_dict(load(path.stem)["study"]), path.with_suffix(".png"))
+            methods_figure(StudyTable.from_dict(load(path.stem)["study"]), path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

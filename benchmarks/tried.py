@@ -1,8 +1,7 @@
-"""What was tried on a task beside the rows of its studies, one run a variant: python benchmarks/tried.py day-dusk
+"""Variants of a task's study rows, one run each: ``python benchmarks/tried.py day-dusk``.
 
-Every variant is a row of the task's ablation, or DDM's of its methods study, with a few settings of its own, at that
-study's size and steps, so its figures stand beside ablation-TASK.json and methods-TASK.json. A run that is already
-complete is not made again.
+Every variant is a row of the task's ablation, or DDM's row of its methods study, with a few other settings at the same
+size and steps, so its figures compare with ablation-TASK.json and methods-TASK.json. Complete runs are kept.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ import harness
 import torch
 
 from udas_fast.recipes.ddm import ROUNDS
-from udas_fast.tools.study.plan import Row, Run, Task
-from udas_fast.tools.study.runner import is_complete
+from udas_fast.tools.study.plan import StudyRow, StudyRun, Task
+from udas_fast.tools.study.runner import is_run_complete
 
 ADAPTATION, SELF_TRAINING = "stages.adaptation", "stages.self_training"
-# By what is varied: the row's recipe, and the settings after those of every study.
+# Settings by the title of the variant; they follow those of all studies.
 UDA = {
     "λ_adv 0: no adversary": [f"{ADAPTATION}.objective.adversarial_weights=[0,0]"],
     "λ_adv × 10": [f"{ADAPTATION}.objective.adversarial_weights=[0.01,0.002]"],
@@ -41,7 +40,7 @@ UDAS = {
     "statistics by domain": ["model.norm=domain"],
 }
 TEACHERS = [f"stages.{level}_{n}" for n in range(1, ROUNDS + 1) for level in ("region", "sample")]
-# Its second teachers are the first that see pseudo-labels.
+# From the second round on, teachers see pseudo-labels.
 JOINED, STUDENTS = TEACHERS[2:], [f"stages.student_{n}" for n in range(1, ROUNDS + 1)]
 DDM = {
     "no LAB": [f"{teacher}.objective.mixing.translate=none" for teacher in TEACHERS],
@@ -53,7 +52,7 @@ DDM = {
 }
 TRANSLATIONS = {"lab": "LAB statistics", "fda": "FDA"}
 TASKS = {
-    # The task's ablation, how the source is translated in its variants, and DDM's labels.
+    # (ablation of the task, translation of the source in the variants, number of labels of DDM)
     "day-dusk": ("ablation-day-dusk", "lab", 20),
     "rendered-camvid": ("ablation-rendered-camvid", "none", 50),
 }
@@ -61,20 +60,20 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One run: which row, what is different in it, and how the source is translated."""
+    """One run: its row, what is different, and how the source is translated."""
 
     row: str
     title: str
     recipe: str
     translate: str | None  # None: as the recipe has it
     settings: tuple[str, ...] = ()
-    labels: int = 0
+    num_labels: int = 0
 
 
-def variants(translate: str, labels: int) -> list[Variant]:
-    """The runs of a task that its studies have not, in the table's order."""
-    ddm = f"DDM, {labels} labels"
-    found = [Variant(ddm, title, "ddm", None, tuple(settings), labels) for title, settings in DDM.items()]
+def variants(translate: str, num_labels: int) -> list[Variant]:
+    """Return the variants of a task in the table's order."""
+    ddm = f"DDM, {num_labels} labels"
+    found = [Variant(ddm, title, "ddm", None, tuple(settings), num_labels) for title, settings in DDM.items()]
     found += [
         Variant("ST", title, "no_adaptation", kind)
         for kind, title in TRANSLATIONS.items()
@@ -90,7 +89,7 @@ def variants(translate: str, labels: int) -> list[Variant]:
 
 
 def main() -> None:
-    """Run what is missing, then write tried-TASK.json."""
+    """Make the missing runs, then write tried-TASK.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -99,7 +98,7 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data", help="folder that holds rendered/ and camvid/")
     parser.add_argument("--runs", type=Path, default=Path("runs/tried"), help="folder of the runs")
     arguments = parser.parse_args()
-    name, translate, labels = TASKS[arguments.task]
+    name, translate, num_labels = TASKS[arguments.task]
     study = accuracy.STUDIES[name]
     source, target = (spec.format(data=arguments.data) for spec in (study.source, study.target))
     document: dict[str, Any] = {
@@ -110,29 +109,29 @@ def main() -> None:
         "steps": study.steps,
         "seed": arguments.seed,
     }
-    runs: list[tuple[Variant, Run, Path]] = []
-    for variant in variants(translate, labels):
+    runs: list[tuple[Variant, StudyRun, Path]] = []
+    for variant in variants(translate, num_labels):
         settings = (*accuracy.SETTINGS, *variant.settings)
         kind = variant.translate or "none"
         task = Task(source, target, kind, accuracy.SIZE, study.steps, settings, engine="torch")
         translated = None if variant.translate is None else kind != "none"
-        row = Row(variant.title, variant.recipe, variant.labels, translated)
+        row = StudyRow(variant.title, variant.recipe, variant.num_labels, translated)
         slug = re.sub(r"\W+", "-", f"{variant.row} {variant.title}".lower()).strip("-")
         out = arguments.runs / arguments.task / f"{slug}-seed-{arguments.seed}"
-        runs.append((variant, Run(row, task, arguments.seed), out))
+        runs.append((variant, StudyRun(row, task, arguments.seed), out))
     path = accuracy.RESULTS / f"tried-{arguments.task}.json"
     for _, run, out in runs:
-        if not is_complete(run, out):
+        if not is_run_complete(run, out):
             again = ["udas-fast", "train", "--resume", str(out)]
             accuracy.run(again if (out / "run.yaml").is_file() else run.command(str(out)))
-        # All that there are, after every run, as they take minutes.
-        document["rows"] = [result(*each) for each in runs if is_complete(*each[1:])]
+        # Written after every run, as a run takes minutes.
+        document["rows"] = [result(*each) for each in runs if is_run_complete(*each[1:])]
         harness.write(path, document)
     print(path)
 
 
-def result(variant: Variant, run: Run, out: Path) -> dict[str, Any]:
-    """What a complete run is and came to."""
+def result(variant: Variant, run: StudyRun, out: Path) -> dict[str, Any]:
+    """Return the settings and scores of a complete run."""
     scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     return {
         "row": variant.row,

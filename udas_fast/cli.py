@@ -425,7 +425,7 @@ def study(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="KEY=VALUE of the recipes that have the key's stage, or RECIPE[,RECIPE]:KEY=VALUE"
+            "--set", help="KEY=VALUE of the recipes that have the key, or RECIPE[,RECIPE]:KEY=VALUE"
         ),
     ] = None,
     weights: Weights = None,
@@ -456,7 +456,9 @@ def study(
         weights=weights,
         device=device,
     )
-    plan = plan_study(kind, task, seeds=numbers("--seeds", seeds), labels=numbers("--num-labels", num_labels))
+    plan = plan_study(
+        kind, task, seeds=numbers("--seeds", seeds), num_labels=numbers("--num-labels", num_labels)
+    )
     run_study(plan, out, command=shlex.join(["udas-fast", *sys.argv[1:]]), jobs=jobs)
     print((out / kind / "table.md").read_text(encoding="utf-8"))
     print(f"tables and pictures: {out / kind}")

@@ -9,6 +9,7 @@ PAPER = "Learning to Adapt Structured Output Space for Semantic Segmentation, CV
 # Their code decays over 250,000 steps and stops at 150,000: OptimizerConfig's defaults, as all weights here.
 ADAPTSEGNET = Recipe(
     name="adaptsegnet",
+    title="AdaptSegNet",
     summary="discriminators on the softmax of both heads separate source from target, and the network confuses them",
     stages=(Stage("adaptation", AdaptationConfig(adversary=AdversaryConfig()), steps=150_000),),
     paper=PAPER,
@@ -17,6 +18,7 @@ ADAPTSEGNET = Recipe(
 
 ADAPTSEGNET_SINGLE = Recipe(
     name="adaptsegnet_single",
+    title="AdaptSegNet (one level)",
     summary="AdaptSegNet with the primary head and one discriminator only",
     stages=(
         Stage(

@@ -10,6 +10,7 @@ OPTIMIZER = OptimizerConfig(horizon=250 / 120)  # decay over 250,000 steps, stop
 
 ADVENT = Recipe(
     name="advent",
+    title="AdvEnt",
     summary="AdaptSegNet whose discriminators see the weighted self-information of the predictions",
     stages=(
         Stage(
@@ -25,6 +26,7 @@ ADVENT = Recipe(
 
 MINENT = Recipe(
     name="minent",
+    title="MinEnt",
     summary="the entropy of the target's predictions as a loss; no discriminators",
     stages=(
         Stage(

@@ -5,6 +5,7 @@ from udas_fast.recipes.recipe import Recipe, Stage
 
 NO_ADAPTATION = Recipe(
     name="no_adaptation",
+    title="No adaptation",
     summary="cross-entropy on the labelled source only; the target is never seen in training",
     paper="baseline of UDAS",
     published="GTA5 → Cityscapes 28.5",
@@ -13,6 +14,7 @@ NO_ADAPTATION = Recipe(
 
 SUPERVISED = Recipe(
     name="supervised",
+    title="Supervised",
     summary="cross-entropy on the labelled target images only",
     paper="baseline of UDAS",
     published="Cityscapes 41.6 with 100 labels, 69.1 with all",

@@ -11,6 +11,7 @@ from udas_fast.recipes.recipe import Recipe, Stage
 
 CYCADA = Recipe(
     name="cycada",
+    title="CyCADA",
     summary="a source that CycleGAN translated (`translated:RUN`), then a gated adversary on the scores of pixels",
     stages=(
         # As many steps as the weights that they begin with.

@@ -11,6 +11,7 @@ from udas_fast.recipes.recipe import Recipe, Stage
 
 CYCLEGAN = Recipe(
     name="cyclegan",
+    title="CycleGAN",
     summary="CycleGAN from random crops; `udas-fast translate` applies it to the whole source",
     paper="Unpaired image-to-image translation using cycle-consistent adversarial networks (ICCV 2017)",
     stages=(

@@ -32,6 +32,7 @@ def _round(number: int) -> tuple[Stage, ...]:
 
 DDM = Recipe(
     name="ddm",
+    title="DDM",
     summary="teachers on regions and on samples of both labelled domains teach a student, in rounds",
     stages=tuple(stage for number in range(1, ROUNDS + 1) for stage in _round(number)),
     # Regions are exchanged between images of one size.

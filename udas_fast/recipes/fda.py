@@ -6,6 +6,7 @@ from udas_fast.recipes.recipe import Recipe, Stage
 
 FDA = Recipe(
     name="fda",
+    title="FDA",
     summary="source images with the target's low-frequency amplitudes, and a robust entropy loss on the target",
     stages=(
         Stage(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import yaml
 from pydantic import Field, PlainSerializer, PlainValidator
@@ -74,6 +74,30 @@ class Stage:
     network: str = "main"
 
 
+class StageRounds(Protocol):
+    """A stage's name and its lengths, which a full :class:`Stage` and one read from a run's file have."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def rounds(self) -> int: ...
+
+
+StageT = TypeVar("StageT", bound=StageRounds)
+
+
+def enumerate_rounds(stages: Iterable[StageT]) -> Iterator[tuple[StageT, int, str, int]]:
+    """Yield (stage, round, name of the phase, number of steps before it) for the rounds of ``stages`` in order."""
+    first_step = 0
+    for stage in stages:
+        for index in range(stage.rounds):
+            name = stage.name if stage.rounds == 1 else f"{stage.name}.{index + 1}"
+            yield stage, index, name, first_step
+            first_step += stage.steps
+
+
 @plain_dataclass(frozen=True)
 class Phase:
     """One round of one stage: the unit that is trained, checkpointed at its end and scored."""
@@ -130,14 +154,10 @@ class Recipe:
 
     def phases(self) -> tuple[Phase, ...]:
         """Return the rounds of all stages in order; the only source of their names and of step counts."""
-        found: list[Phase] = []
-        first_step = 0
-        for stage in self.stages:
-            for index in range(stage.rounds):
-                name = stage.name if stage.rounds == 1 else f"{stage.name}.{index + 1}"
-                found.append(Phase(name, stage, index, first_step))
-                first_step += stage.steps
-        return tuple(found)
+        return tuple(
+            Phase(name, stage, index, first_step)
+            for stage, index, name, first_step in enumerate_rounds(self.stages)
+        )
 
     @property
     def steps(self) -> int:

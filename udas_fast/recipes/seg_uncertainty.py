@@ -18,6 +18,7 @@ OPTIMIZER = OptimizerConfig(lr=2e-4, horizon=100 / 25, warmup=5 / 25)
 
 SEG_UNCERTAINTY = Recipe(
     name="seg_uncertainty",
+    title="Seg-Uncertainty",
     summary="multi-scale least-squares adversary and agreement of the heads, then pseudo-labels weighted by it",
     stages=(
         Stage(

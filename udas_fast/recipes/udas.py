@@ -9,6 +9,7 @@ from udas_fast.recipes.recipe import Recipe, Stage
 
 UDAS = Recipe(
     name="udas",
+    title="UDAS",
     summary="LAB translation, multi-level adversary, head agreement, Domain CutMix, then K-view self-training",
     paper="Self-training with combined unsupervised domain adaptation and semi-supervised learning (UDAS)",
     published="GTA5 → Cityscapes 44.4 without labels, 63.5 with all",
@@ -36,6 +37,7 @@ UDAS = Recipe(
 # The row UDA of 4.3.1: adversary and agreement alone, on as many steps as the whole method takes.
 UDA = Recipe(
     name="uda",
+    title="UDA",
     summary="multi-level adversary and head agreement: no translation, no mixing, no self-training",
     paper="the row UDA of UDAS",
     published="GTA5 → Cityscapes 30.8, 44.4 on translated images",

@@ -1,1 +1,1 @@
-"""Tools around training: they read run folders or call the Trainer, and only the command line imports them."""
+"""Tools around training that read run folders or call the Trainer; only the command line imports them."""

@@ -1,4 +1,4 @@
-"""The demo: four recipes on procedural streets, sim to real, in minutes on two CPU cores."""
+"""Demo: four recipes on procedural streets, from sim to real, in minutes on two CPU cores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from udas_fast import evaluation
 from udas_fast.atomic import atomic_write
+from udas_fast.data import open_dataset
 from udas_fast.data.domains import DataConfig
 from udas_fast.recipes import Recipe, get_recipe, small
 from udas_fast.training.environment import environment
@@ -17,7 +18,8 @@ from udas_fast.training.run_folder import locked
 from udas_fast.training.trainer import Trainer
 
 SIZE = (96, 192)
-LABELS = 10
+NUM_LABELS = 10
+SOURCE, TARGET = "streets:sim", "streets:real"
 
 
 @dataclass(frozen=True)
@@ -25,42 +27,46 @@ class Entry:
     """One row of the demo's table; every row takes the same number of optimisation steps."""
 
     recipe: str
-    labels: int = 0
+    num_labels: int = 0
     steps: int = 600
 
     @property
     def name(self) -> str:
-        return f"{self.recipe}, {self.labels} labels" if self.labels or self.recipe == "udas" else self.recipe
+        """Name of the row in the table."""
+        if self.num_labels or self.recipe == "udas":
+            return f"{self.recipe}, {self.num_labels} labels"
+        return self.recipe
 
     @property
     def folder(self) -> str:
-        return f"{self.recipe}-{self.labels}"
+        """Name of the run's folder."""
+        return f"{self.recipe}-{self.num_labels}"
 
     def build(self) -> Recipe:
-        """The recipe at the demo's size."""
+        """Return the recipe at the demo's size."""
         return small(get_recipe(self.recipe), size=SIZE, steps=self.steps)
 
 
-ENTRIES = (Entry("no_adaptation"), Entry("udas"), Entry("udas", LABELS), Entry("supervised", LABELS))
+ENTRIES = (Entry("no_adaptation"), Entry("udas"), Entry("udas", NUM_LABELS), Entry("supervised", NUM_LABELS))
 
 
 def run_demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, evaluation.Scores]:
-    """Train every row, print one table, write ``demo.json`` and ``demo.png``; return the last scores."""
+    """Train every row, print one table, write ``demo.json`` and ``demo.png``, and return the last scores."""
     started = time.perf_counter()
     trainers: dict[str, Trainer] = {}
     phases: dict[str, dict[str, evaluation.Scores]] = {}
     for entry in ENTRIES:
-        run = out / entry.folder
-        if (run / "run.yaml").is_file():  # an earlier demo's; any other folder is left alone and refused
-            with locked(run):  # and not one that another demo is filling
-                shutil.rmtree(run)
+        run_dir = out / entry.folder
+        if (run_dir / "run.yaml").is_file():  # of an earlier demo; the trainer refuses any other folder
+            with locked(run_dir):  # raises where another demo is writing into it
+                shutil.rmtree(run_dir)
         data = DataConfig(
-            source=None if entry.recipe == "supervised" else "streets:sim",
-            target="streets:real",
-            num_labels=entry.labels,
+            source=None if entry.recipe == "supervised" else SOURCE,
+            target=TARGET,
+            num_labels=entry.num_labels,
         )
-        print(f"\n{entry.name}: {run}", flush=True)
-        trainer = Trainer(entry.build(), data, run_dir=run, seed=seed, device=device)
+        print(f"\n{entry.name}: {run_dir}", flush=True)
+        trainer = Trainer(entry.build(), data, run_dir=run_dir, seed=seed, device=device)
         phases[entry.name] = trainer.fit()
         trainers[entry.name] = trainer
     final = {name: list(scores.values())[-1] for name, scores in phases.items()}
@@ -78,19 +84,21 @@ def run_demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, eva
         },
     }
     _figure(trainers, out / "demo.png")
-    atomic_write(json.dumps(document, indent=1) + "\n", out / "demo.json")  # last: it says that all is there
+    atomic_write(
+        json.dumps(document, indent=1) + "\n", out / "demo.json"
+    )  # written last: the demo is complete
     print("\n" + evaluation.scores_table(final, next(iter(trainers.values())).classes))
     print(f"\n{out / 'demo.png'}, {out / 'demo.json'}: {document['seconds']:.0f} s, seed {seed}")
     return final
 
 
 def _figure(trainers: dict[str, Trainer], path: Path) -> None:
-    """Image, truth and each prediction; confidence and kept pseudo-labels of UDAS with labels."""
+    """Draw image, ground truth and each prediction; confidence and pseudo-labels are of UDAS with labels."""
     teacher = trainers[ENTRIES[2].name]
     evaluation.validation_figure(
         {name: trainer.model for name, trainer in trainers.items()},
         teacher.model,
-        teacher.domains.val,
+        open_dataset(TARGET, "val", size=SIZE),
         SIZE,
         path,
     )

@@ -1,4 +1,4 @@
-"""What was built, what runs here, and what to do about what is missing."""
+"""Diagnosis of the installation: versions, hardware, operators, and advice on missing parts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from udas_fast.training.environment import environment
 
 
 def diagnose() -> str:
-    """The text of ``udas-fast doctor``."""
+    """Return the text of ``udas-fast doctor``."""
     env, build = environment(), udas_fast.build_info()
     lines = [
         f"udas_fast    {env['udas_fast']} on Python {env['python']}, {env['os']}",
         f"torch        {env['torch']}, CUDA {env['torch_cuda'] or 'none (CPU-only build)'}",
-        f"DALI         {env['dali'] or 'not installed; images are read by torch workers'}",
+        f"DALI         {env['dali'] or 'not installed; torch workers read the images'}",
         f"CPU          {env['cpu']}, {env['cpu_count']} cores, {env['threads']} threads, {env['cpu_capability']}",
         f"GPU          {', '.join(env['gpus']) or 'none that torch can use'}",
         f"extension    {_extension(build)}",
@@ -34,13 +34,13 @@ def _extension(build: dict[str, Any]) -> str:
         if build["cuda"]
         else f"no CUDA: {build['cuda_reason']}"
     )
-    return f"built against torch {build['torch_built']}; {build['simd']} chosen here; {cuda}"
+    return f"built against torch {build['torch_built']}; {build['simd']} on this CPU; {cuda}"
 
 
 def _advice(env: dict[str, Any], build: dict[str, Any]) -> list[str]:
     if not build["extension"]:
         return [
-            "The compiled extension is missing, every operator runs its plain PyTorch form: run `pip install .` "
+            "The compiled extension is missing, so every operator runs its plain PyTorch form: run `pip install .` "
             "(with --no-build-isolation where pip cannot find your torch)."
         ]
     if env["gpus"] and not build["cuda"]:

@@ -1,4 +1,4 @@
-"""The comparison of runs: every number and difference, and what it says where they do not compare."""
+"""The comparison of runs: every number and difference, and the sentences where they cannot be compared."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_scores_and_differences_to_the_first(make_run: Callable[..., Path]) -> N
     assert table["labels"] == ["3", "3"]
     assert table["seed"] == ["0", "1"]
     assert text.splitlines()[-2:] == [
-        "Steps and batch size: equal.",
+        "The runs have the same number of steps and the same batch size.",
         "Protocol: tiny val, 3 images, 2 classes, input 16x24, labels native, scales 1, corners not aligned, fp32",
     ]
     assert document["same_protocol"]
@@ -44,13 +44,14 @@ def test_scores_and_differences_to_the_first(make_run: Callable[..., Path]) -> N
     assert two["scores"]["miou"] == pytest.approx((80 / 100 + 100 / 120) / 2)
 
 
-def test_other_protocols_and_budgets_are_told_in_words(make_run: Callable[..., Path]) -> None:
+def test_other_protocols_and_budgets_are_named(make_run: Callable[..., Path]) -> None:
     runs = [make_run("one"), make_run("two", batch_size=4, input_size=(8, 12), split="test")]
     text, document = compare_runs(runs)
     assert (
-        "two was measured under another protocol than one (split test against val, input_size (8, 12)" in text
+        "two was measured under a different protocol from one (split test against val, input_size (8, 12)"
+        in text
     )
-    assert "do not compare" in text
+    assert "cannot be compared" in text
     assert "budgets are not equal" in text
     assert not document["same_protocol"]
     assert not document["same_budget"]
@@ -63,7 +64,7 @@ def test_an_unfinished_run_is_compared_as_far_as_it_is(make_run: Callable[..., P
     del scores["phases"]["train.2"]
     (two / "scores.json").write_text(json.dumps(scores))
     text, document = compare_runs([one, two])
-    assert "two is not finished: its scores are those after train.1." in text
+    assert "two is not finished; its scores are from the end of train.1." in text
     assert _cells(text)["steps"] == ["14", "14 of 14"]
     assert not document["runs"]["two"]["finished"]
 

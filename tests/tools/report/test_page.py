@@ -1,4 +1,4 @@
-"""The report of runs: what the page says, what it never does, and which folders it refuses."""
+"""HTML report: contents of the page, what it never loads or runs, and the folders that are refused."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from udas_fast import Trainer
 from udas_fast.data import open_dataset
 from udas_fast.data.domains import Domains
 from udas_fast.errors import InputError
-from udas_fast.recipes import get_recipe, override, small
+from udas_fast.recipes import get_recipe, list_recipes, override, small
 from udas_fast.tools.report import read_run, read_runs, write_report
-from udas_fast.tools.report.samples import ALL_BYTES
-from udas_fast.tools.report.series import POINTS, Series
+from udas_fast.tools.report.pictures import ALL_BYTES
+from udas_fast.tools.report.read import POINTS, Series, read_run_yaml
 
 VOID = {"meta", "img"}
 HOSTILE = "<script>alert(1)</script>\"' onload=x \ud800&"
@@ -73,7 +74,7 @@ def trained(camvid_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of the finished run under another name, without what it tells about its pseudo-labels."""
+    """A copy of the finished run under another name, without its pseudo-labels."""
 
     def make(name: str) -> Path:
         run = shutil.copytree(trained, tmp_path / name, ignore=shutil.ignore_patterns("*-pseudo.png"))
@@ -113,7 +114,7 @@ def test_the_page_of_one_run(trained: Path) -> None:
     for i, j in ((0, 0), (3, 4), (10, 1)):
         names = list(final["iou"])
         share = 100 * matrix[i, j] / matrix[i].sum()
-        tip = f"{names[i]} taken for {names[j]}: {share:.1f} % of {names[i]}, {matrix[i, j]:,} pixels"
+        tip = f"{names[i]} predicted as {names[j]}: {share:.1f} % of {names[i]}, {matrix[i, j]:,} pixels"
         assert tip in page.texts
     assert page.sections == [
         "summary",
@@ -187,7 +188,7 @@ def test_other_protocols_are_told_apart(copy: Callable[[str], Path], tmp_path: P
     text = (two / "scores.json").read_text()
     (two / "scores.json").write_text(text.replace('"split": "val"', '"split": "test"'))
     page = Page(write_report([one, two], tmp_path / "both.html"))
-    assert any("do not compare" in text for text in page.texts)
+    assert any("cannot be compared" in text for text in page.texts)
 
 
 def test_hostile_files_stay_text(copy: Callable[[str], Path], tmp_path: Path) -> None:
@@ -223,12 +224,17 @@ def test_an_unfinished_run_says_what_is_missing(copy: Callable[[str], Path]) -> 
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "pha')
     read = read_run(run)
-    assert read.steps == (6, 6)
+    assert (read.recorded_steps, read.recipe.steps) == (6, 6)
     assert read.final is None
     page = Page(write_report([run]))
-    for text in ("the run is not finished", "half written", "no scores yet", "environment was not recorded"):
+    for text in (
+        "The run is not finished",
+        "incomplete",
+        "There are no scores",
+        "environment was not recorded",
+    ):
         assert any(text in t for t in page.texts), text
-    assert "cannot be read" in page.texts
+    assert "This picture cannot be read." in page.texts
     assert not {"confusion", "iou-by-class", "protocol"} & set(page.sections)
 
 
@@ -237,7 +243,7 @@ def test_a_run_of_which_only_its_settings_are_there(copy: Callable[[str], Path],
     shutil.copy(copy("run") / "run.yaml", tmp_path / "new")
     page = Page(write_report([tmp_path / "new"]))
     assert page.sections == ["summary", "recipe"]
-    assert "no step has been recorded yet" in page.texts
+    assert "No step has been recorded yet." in page.texts
     assert "0 of 6" in page.texts
 
 
@@ -258,7 +264,7 @@ def test_pseudo_labels_by_round(copy: Callable[[str], Path]) -> None:
     (run / "pseudo_labels/self_training.11").mkdir()  # not written yet
     shutil.copy(run / "pictures/val.png", run / "pictures/self_training.2-pseudo.png")
     shutil.copy(run / "pictures/val.png", run / "pictures/translation-0.png")
-    assert [r.phase for r in read_run(run).pseudo_labels] == ["self_training.2", "self_training.10"]
+    assert [r.phase for r in read_run(run).label_reports] == ["self_training.2", "self_training.10"]
     page = Page(write_report([run]))
     assert {"pseudo-labels", "translation"} <= set(page.sections)
     assert page.texts.count("71.2") == page.texts.count("94.6") == 2
@@ -275,6 +281,16 @@ def test_many_large_pictures_stay_small(copy: Callable[[str], Path], tmp_path: P
     assert page.stat().st_size < 5_000_000
     assert "3 more in run/pictures" in page.read_text()
     assert ALL_BYTES * 4 / 3 < 5_000_000
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_phases_are_those_of_the_recipe(name: str, tmp_path: Path) -> None:
+    recipe = get_recipe(name)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"recipe": recipe.to_dict(), "run": {}}))
+    _, document = read_run_yaml(tmp_path)
+    expected = {p.name: range(p.first_step, p.first_step + p.steps) for p in recipe.phases()}
+    assert document.recipe.phases() == expected
+    assert document.recipe.steps == recipe.steps
 
 
 def test_a_long_series_is_kept_as_means() -> None:
@@ -308,6 +324,11 @@ def test_runs_of_one_name_are_told_apart(trained: Path, tmp_path: Path) -> None:
         ("run.yaml", "recipe: [", "run.yaml: damaged"),
         ("run.yaml", "recipe: {name: 3}", "run.yaml: damaged"),
         ("run.yaml", "just text", "run.yaml: damaged"),
+        (
+            "run.yaml",
+            "recipe: {name: x, stages: [{name: a, steps: 1, rounds: 20000}]}\nrun: {}",
+            "rounds: input",
+        ),
         ("run.yaml", "\x00", "run.yaml: damaged"),
         ("scores.json", "{", "scores.json: damaged"),
         ("scores.json", "[]", "scores.json: damaged"),

@@ -1,4 +1,4 @@
-"""The view of a running run: what it shows at which moment, and when it ends."""
+"""View of a running run: its lines at each moment, and when it ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from udas_fast import cli
 from udas_fast.data.translated import Manifest, manifest_file, read_manifest
 from udas_fast.errors import InputError
 from udas_fast.tools.report import watch_run
-from udas_fast.tools.report.watch import TAIL, glance
+from udas_fast.tools.report.watch import TAIL, read_status
 
 
 def _cut(run: Path, steps: int) -> None:
@@ -32,9 +32,9 @@ def test_where_a_run_is_and_how_long_it_takes(
     _cut(run, 8)
     hour_ago = time.time() - 3600
     os.utime(run / "metrics.jsonl", (hour_ago, hour_ago))
-    seen = glance(run)
-    assert (seen.done, seen.total, seen.finished) == (8, 14, False)
-    assert seen.seconds_left == pytest.approx(6 * 0.5)
+    status = read_status(run)
+    assert (status.done, status.total, status.finished) == (8, 14, False)
+    assert status.seconds_left == pytest.approx(6 * 0.5)
     watch_run(run, once=True)
     shown = " ".join(capsys.readouterr().out.split())
     for text in (
@@ -44,7 +44,7 @@ def test_where_a_run_is_and_how_long_it_takes(
         "8 of 14",
         "seg 1.3",
         "0.01",
-        "2.00 steps a second, 20.0% waiting for data",
+        "2.00 steps per second, 20.0% waiting for data",
         "0:00:03 at this rate",
         "adapt 58.3, train.1 81.7, train.2 90.5",
     ):
@@ -111,12 +111,12 @@ def test_a_translation_goes_on_after_its_steps(
         os.utime(images / f"{i:04d}.png", (hour_ago + 2 * i, hour_ago + 2 * i))
     manifest = {"source": "a:b", "split": "train", "size": None, "classes": ["road"], "generator": ""}
     (run / "translated/manifest.json").write_text(json.dumps({**manifest, "files": files}))
-    seen = glance(run)
-    assert seen.seconds_left == pytest.approx(4 * 2)
-    assert seen.age < 600  # an image is a sign of life too
+    status = read_status(run)
+    assert status.seconds_left == pytest.approx(4 * 2)
+    assert status.age < 600  # an image is a sign of life too
     watch_run(run, once=True)
     shown = " ".join(capsys.readouterr().out.split())
-    for text in ("14 of 14", "3 of 7 translated, 0.50 a second", "0:00:08 at this rate", "not complete"):
+    for text in ("14 of 14", "3 of 7 translated, 0.50 per second", "0:00:08 at this rate", "not complete"):
         assert text in shown
     files = dict.fromkeys(files, record)
     (run / "translated/manifest.json").write_text(json.dumps({**manifest, "files": files}))
@@ -142,7 +142,7 @@ def test_a_manifest_is_read_again_only_when_it_has_changed(
     for written, total in ((1000, 3), (2000, 5)):
         file.write_text(json.dumps({**empty, "files": {str(i): None for i in range(total)}}))
         os.utime(file, (written, written))
-        assert [glance(run).images.total for _ in range(3)] == [total] * 3
+        assert [read_status(run).images.total for _ in range(3)] == [total] * 3
     assert len(reads) == 2
 
 
@@ -152,7 +152,7 @@ def test_only_the_end_of_long_files_is_read(make_run: Callable[..., Path]) -> No
     lines = [{"step": i, "seconds": 1.0 if i < steps - 100 else 0.25, "data_wait": 0.0} for i in range(steps)]
     content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
     (run / "timing.jsonl").write_bytes(b"not read" + content)
-    assert glance(run).seconds == 0.25
+    assert read_status(run).seconds == 0.25
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,17 @@ import typer
 
 from udas_fast import cli
 from udas_fast.errors import InputError
-from udas_fast.recipes import get_recipe
-from udas_fast.tools.study import Plan, Task, plan_study
+from udas_fast.objectives.supervised import SupervisedConfig
+from udas_fast.recipes import Recipe, Stage, all_recipes, get_recipe
+from udas_fast.tools.study import StudyPlan, StudyRow, Task, plan_study
 from udas_fast.tools.study import plan as plan_module
 
 TASK = Task("camvid:day", "camvid:dusk", size=(32, 48), steps=100)
 
 
-def _plan(study: str, *, task: Task = TASK, seeds: tuple[int, ...] = (0, 1), **changes: object) -> Plan:
-    labels = changes.pop("labels", (50, 20, 0))
-    return plan_study(study, dataclasses.replace(task, **changes), seeds=seeds, labels=labels)
+def _plan(study: str, *, task: Task = TASK, seeds: tuple[int, ...] = (0, 1), **changes: object) -> StudyPlan:
+    num_labels = changes.pop("num_labels", (50, 20, 0))
+    return plan_study(study, dataclasses.replace(task, **changes), seeds=seeds, num_labels=num_labels)
 
 
 def test_ablation_has_the_papers_rows() -> None:
@@ -43,37 +45,74 @@ def test_ablation_has_the_papers_rows() -> None:
         assert adaptation.adversarial_weights[0] > 0
         assert adaptation.kl_weight > 0
     assert [o.mixing.translate for o in objectives["ST + DA + SSL, 0 labels"]] == ["lab", "lab"]
-    assert {title: run.data.labels for title, run in runs.items() if run.data.labels} == {
+    assert {title: run.data.num_labels for title, run in runs.items() if run.data.num_labels} == {
         "ST + DA + SSL, 50 labels": 50
     }
 
 
 def test_labels_study_has_no_supervised_row_without_labels() -> None:
-    plan = _plan("labels", labels=(0, 20, 50))
-    assert [(row.recipe, row.labels) for row in plan.rows] == [
+    plan = _plan("labels", num_labels=(0, 20, 50))
+    assert [(row.recipe, row.num_labels) for row in plan.rows] == [
         *(("supervised", 50), ("supervised", 20)),
         *(("udas", 50), ("udas", 20), ("udas", 0)),
     ]
     assert all(run.data.source is None for run in plan.runs if run.row.recipe == "supervised")
 
 
-METHODS = ("no_adaptation", "adaptsegnet_single", "adaptsegnet", "minent", "advent", "seg_uncertainty", "fda")
+def _fitting(recipe: Recipe, counts: tuple[int, ...]) -> set[int]:
+    """Numbers of labels that a recipe can train with: none where it never sees them, all but 0 where it needs them."""
+    needs, uses = recipe.streams
+    if "labelled" in needs:
+        return {*counts} - {0}
+    return {*counts} if "labelled" in uses else {0} & {*counts}
 
 
-def test_methods_study_has_every_method_without_labels_and_three_with() -> None:
-    plan = _plan("methods", labels=(0, 20, 50))
-    assert [(row.recipe, row.labels) for row in plan.rows] == [
-        *((name, 0) for name in (*METHODS, "uda", "udas")),
-        *((name, n) for n in (50, 20) for name in ("supervised", "udas", "ddm")),
-    ]
+@pytest.mark.parametrize("counts", [(0, 20, 50), (20,), (0,)])
+def test_methods_study_has_every_recipe_with_the_labels_that_it_can_use(counts: tuple[int, ...]) -> None:
+    recipes = {name: recipe for name, recipe in all_recipes().items() if recipe.trains == "segmentation"}
+    plan = _plan("methods", num_labels=counts, translate="translated:runs/gan")
+    assert not plan.left_out
+    for name, recipe in recipes.items():
+        rows = [row for row in plan.rows if row.recipe == name]
+        assert {row.num_labels for row in rows} == _fitting(recipe, counts)
+        assert len(rows) == len(_fitting(recipe, counts))
+        title = recipe.title or name
+        assert all(row.title == title + f", {row.num_labels} labels" * bool(row.num_labels) for row in rows)
+    assert {row.recipe for row in plan.rows} <= recipes.keys()
+    assert len({row.title for row in plan.rows}) == len(plan.rows)
+    groups = [row.num_labels for row in plan.rows if row.recipe in plan_module.ORDER]
+    assert list(dict.fromkeys(groups)) == sorted(counts, key=lambda n: (n > 0, -n))  # without labels first
+    assert groups == sorted(groups, key=lambda n: (n > 0, -n))
+
+
+def test_cycada_needs_translated_images() -> None:
+    plan = _plan("methods")
     assert "CyCADA is left out" in plan.left_out
+    assert "cycada" not in {row.recipe for row in plan.rows}
+    assert not _plan("methods", num_labels=(20,)).left_out
     translated = _plan("methods", translate="translated:runs/gan")
-    assert [row.recipe for row in translated.rows][7] == "cycada"
-    assert translated.runs[7].data.source == "translated:runs/gan"
-    assert not translated.left_out
-    labelled = _plan("methods", labels=(20,))
-    assert [row.recipe for row in labelled.rows] == ["supervised", "udas", "ddm"]
-    assert not labelled.left_out
+    (run,) = (run for run in translated.runs if (run.row.recipe, run.seed) == ("cycada", 0))
+    assert run.data.source == "translated:runs/gan"
+
+
+RESULTS = Path(__file__).resolve().parents[3] / "benchmarks/results"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for study in plan_module.STUDIES for path in sorted(RESULTS.glob(f"{study}-*.json"))],
+    ids=lambda path: path.stem,
+)
+def test_rows_are_those_of_the_committed_tables(path: Path) -> None:
+    table = json.loads(path.read_text(encoding="utf-8"))["study"]
+    counts = tuple(sorted({row["labels"] for row in table["rows"]}, reverse=True))
+    plan = _plan(table["study"], translate=table["translate"], num_labels=counts)
+    committed = [(row["name"], row["recipe"], row["labels"], row["translated"]) for row in table["rows"]]
+    assert committed == [
+        (row.title, row.recipe, row.num_labels, row.translated)
+        for row in plan.rows
+        if row.recipe in plan_module.ORDER
+    ]
 
 
 def test_recipes_in_files_join_the_methods(tmp_path: Path) -> None:
@@ -81,8 +120,8 @@ def test_recipes_in_files_join_the_methods(tmp_path: Path) -> None:
     for name, base in (("mine", "uda"), ("mine too", "udas"), ("taught", "supervised")):
         files.append(tmp_path / f"{name}.yaml")
         files[-1].write_text(get_recipe(base).to_yaml().replace(f"name: {base}", f"name: {name}", 1))
-    joined = _plan("methods", labels=(20, 0), recipes=tuple(map(str, files)), settings=("mine:ema=0.9",))
-    before = _plan("methods", labels=(20, 0)).rows
+    joined = _plan("methods", num_labels=(20, 0), recipes=tuple(map(str, files)), settings=("mine:ema=0.9",))
+    before = _plan("methods", num_labels=(20, 0)).rows
     assert joined.rows[: len(before)] == before
     titles = ["mine", "mine too, 20 labels", "mine too", "taught, 20 labels"]
     assert [row.title for row in joined.rows[len(before) :]] == titles
@@ -108,12 +147,38 @@ def test_recipes_in_files_that_cannot_join(tmp_path: Path, study: str, base: str
         _plan(study, recipes=(str(tmp_path / "mine.yaml"),))
 
 
-def test_a_recipe_of_the_package_needs_no_entry_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = plan_module.recipes()
-    new = dataclasses.replace(known["uda"], name="new")
-    monkeypatch.setattr(plan_module, "recipes", lambda: {**known, "new": new})
+@pytest.fixture
+def new_recipe(monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe beside the package's whose stage "adaptation" has an objective of another kind."""
+    stage = Stage("adaptation", SupervisedConfig(domain="source"), steps=100)
+    recipe = Recipe(name="new", title="New, with a comma", summary="", stages=(stage,))
+    known = all_recipes()
+    monkeypatch.setattr(plan_module, "all_recipes", lambda: {"new": recipe, **known})
+    monkeypatch.setattr(plan_module, "get_recipe", lambda name: recipe if name == "new" else get_recipe(name))
+    return recipe
+
+
+def test_a_new_recipe_joins_the_methods_without_an_entry(new_recipe: Recipe) -> None:
+    plan = _plan("methods", num_labels=(20, 0))
+    assert plan.rows[-1] == StudyRow(new_recipe.title, "new", 0, None)
+    setting = "stages.adaptation.objective.discriminator_width=4"
+    plan = _plan("methods", settings=(setting, "stages.adaptation.optimizer.lr=0.5"))
+    recipes = {run.row.recipe: run for run in plan.runs}
+    assert recipes["new"].settings == ("stages.adaptation.optimizer.lr=0.5",)  # it lacks the other key
+    assert recipes["new"].recipe().stages[0].optimizer.lr == 0.5
+    assert setting in recipes["uda"].settings
+
+
+def test_a_copy_of_a_recipe_goes_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = all_recipes()
+    copy = dataclasses.replace(known["uda"], name="copy")
+    monkeypatch.setattr(plan_module, "all_recipes", lambda: {"copy": copy, **known})
     rows = plan_module._methods((20, 0), (), cycada=False)
-    assert rows[-1] == plan_module.Row("new", "new", 0, None)
+    assert rows[-1] == StudyRow("copy", "copy", 0, None)
+    clash = dataclasses.replace(known["uda"], name="UDA")
+    monkeypatch.setattr(plan_module, "all_recipes", lambda: {**known, "UDA": clash})
+    with pytest.raises(InputError, match="recipe UDA: found the title 'UDA' of another recipe"):
+        plan_module._methods((20, 0), (), cycada=False)
 
 
 def test_methods_study_shares_runs_with_the_others() -> None:
@@ -151,7 +216,7 @@ def test_methods_keep_their_own_numbers(translate: str) -> None:
 
 
 def test_every_network_of_ddm_takes_the_steps_of_a_row() -> None:
-    plan = _plan("methods", labels=(20,), steps=101)  # not a multiple of its four rounds
+    plan = _plan("methods", num_labels=(20,), steps=101)  # not a multiple of its four rounds
     (ddm,) = (run.recipe() for run in plan.runs if (run.row.recipe, run.seed) == ("ddm", 0))
     for network in ("region", "sample", "student"):
         assert sum(stage.steps for stage in ddm.stages if stage.network == network) == 101
@@ -183,13 +248,13 @@ def test_studies_share_the_runs_that_are_the_same() -> None:
     assert len(ablation) == len(_plan("ablation").runs)  # no two runs of a plan share a folder
 
 
-def test_settings_reach_the_recipes_that_have_their_stage() -> None:
+def test_settings_reach_the_recipes_that_have_their_key() -> None:
     settings = ("model.width=4", "stages.source.optimizer.lr=0.5", "stages.self_training.rounds=1")
     plan = plan_study(
         "ablation",
         dataclasses.replace(TASK, settings=(*settings, "stages.self_training.steps=32")),
         seeds=(0,),
-        labels=(20,),
+        num_labels=(20,),
     )
     recipes = {run.row.title: run.recipe() for run in plan.runs}
     assert {recipe.model.width for recipe in recipes.values()} == {4}
@@ -218,8 +283,8 @@ def test_commands_are_the_command_lines_own() -> None:
         given = train.make_context("train", arguments).params
         recipe = small(get_recipe(given["recipe"]), size=cli.parse_size(given["small"]), steps=given["steps"])
         assert override(recipe, given["settings"]) == run.recipe()
-        assert (given["source"], given["target"], given["labels"], given["seed"]) == (
-            *(run.data.source, run.data.target, run.data.labels),
+        assert (given["source"], given["target"], given["num_labels"], given["seed"]) == (
+            *(run.data.source, run.data.target, run.data.num_labels),
             run.seed,
         )
 
@@ -230,10 +295,21 @@ def test_commands_are_the_command_lines_own() -> None:
         ({"translate": "lba"}, "--translate: found 'lba'.*did you mean 'lab'"),
         ({"translate": "none"}, "--translate: found none.*rows ST"),
         ({"steps": None}, "--small and --steps: found one of them"),
-        ({"labels": (-1,)}, "--num-labels: found -1"),
+        ({"num_labels": (-1,)}, "--num-labels: found -1"),
         ({"seeds": (1, 1)}, "--seeds: found 1,1"),
         ({"seeds": ()}, "--seeds: found none"),
-        ({"settings": ("stages.self_trainig.steps=3",)}, "stage of the ablation.*mean 'self_training'"),
+        (
+            {"settings": ("stages.self_trainig.steps=3",)},
+            "key of stages in the ablation study: .*mean 'self_training'",
+        ),
+        (
+            {"settings": ("stages.target.objective.auxiliary_weight=0",)},
+            "key of stages in the ablation study",
+        ),
+        (
+            {"settings": ("model.width.x=3",)},
+            "found model.width, which has no keys, expected a key of the ablation",
+        ),
         ({"settings": ("model.widht=3",)}, "did you mean 'width'"),
         ({"settings": ("uads:model.width=3",)}, "recipe: found 'uads'.*did you mean 'udas'"),
         ({"settings": ("ddm,fda:model.width=3",)}, "recipe of the ablation study: found 'ddm'"),

@@ -17,13 +17,13 @@ import pytest
 from udas_fast import cli
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.errors import InputError
-from udas_fast.tools.study import Plan, Task, plan_study, run_study
-from udas_fast.tools.study.results import StudyTable
-from udas_fast.tools.study.runner import LOG, is_complete, last_line, make_runs
+from udas_fast.tools.study import StudyPlan, Task, plan_study, run_study
+from udas_fast.tools.study.collect import StudyTable
+from udas_fast.tools.study.runner import LOG, is_run_complete, last_line, make_runs
 from udas_fast.training.run_folder import RunConfig, write_run_file
 
 
-def _plan(root: Path, steps: int = 6, study: str = "labels", settings: tuple[str, ...] = ()) -> Plan:
+def _plan(root: Path, steps: int = 6, study: str = "labels", settings: tuple[str, ...] = ()) -> StudyPlan:
     task = Task(
         f"camvid:{root}",
         f"camvid:{root}",
@@ -33,7 +33,7 @@ def _plan(root: Path, steps: int = 6, study: str = "labels", settings: tuple[str
         engine="torch",
         device="cpu",
     )
-    return plan_study(study, task, seeds=(0,), labels=(2,))
+    return plan_study(study, task, seeds=(0,), num_labels=(2,))
 
 
 def _terminate_when_training(run: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_study_that_was_cut_goes_on_to_the_same_numbers(
 
     watcher = threading.Thread(target=_terminate_when_training, args=(first,))
     watcher.start()
-    with pytest.raises(Interrupted, match="goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes the runs"):
         run_study(plan, tmp_path / "out", command="study")
     watcher.join()
     assert list((first / "checkpoints").iterdir())
@@ -97,7 +97,7 @@ def test_the_first_failing_run_ends_the_study_with_its_last_line(
     assert not (tmp_path / "runs" / plan.runs[1].folder).exists()
 
 
-def _write_run(plan: Plan, folder: Path, complete: bool = True) -> Path:
+def _write_run(plan: StudyPlan, folder: Path, complete: bool = True) -> Path:
     run = plan.runs[0]
     folder = folder / run.folder
     write_run_file(folder, run.recipe(), RunConfig(run.data))
@@ -108,23 +108,23 @@ def _write_run(plan: Plan, folder: Path, complete: bool = True) -> Path:
 
 def test_a_run_is_complete_when_it_has_its_model(camvid_root: Path, tmp_path: Path) -> None:
     plan = _plan(camvid_root)
-    assert not is_complete(plan.runs[0], tmp_path)
-    assert is_complete(plan.runs[0], _write_run(plan, tmp_path / "a"))
-    assert not is_complete(plan.runs[0], _write_run(plan, tmp_path / "b", complete=False))
+    assert not is_run_complete(plan.runs[0], tmp_path)
+    assert is_run_complete(plan.runs[0], _write_run(plan, tmp_path / "a"))
+    assert not is_run_complete(plan.runs[0], _write_run(plan, tmp_path / "b", complete=False))
 
 
 def test_a_run_of_other_settings_is_refused(camvid_root: Path, tmp_path: Path) -> None:
     folder = _write_run(_plan(camvid_root), tmp_path)
     other = _plan(camvid_root, settings=("input.batch_size=3",))
-    sentence = r"input\.batch_size: found 1, expected 3: give another --out"
+    sentence = r"input\.batch_size: found 1, expected 3: pass another --out"
     with pytest.raises(InputError, match=sentence):
         make_runs(other.runs, tmp_path)
     moved = replace(other.runs[0], seed=1)
     with pytest.raises(InputError, match="expected"):
-        is_complete(moved, folder)
+        is_run_complete(moved, folder)
     (folder / "run.yaml").write_text("recipe: 3")
     with pytest.raises(InputError, match="damaged"):
-        is_complete(other.runs[0], folder)
+        is_run_complete(other.runs[0], folder)
 
 
 def test_a_folder_where_a_process_trains_is_left_alone(camvid_root: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_folder_where_a_process_trains_is_left_alone(camvid_root: Path, tmp_pa
 def test_missing_data_ends_before_the_first_run(camvid_root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="labelled images of camvid: found 2000, expected 1 to 4"):
         run_study(
-            plan_study("labels", _plan(camvid_root).task, seeds=(0,), labels=(2000,)),
+            plan_study("labels", _plan(camvid_root).task, seeds=(0,), num_labels=(2000,)),
             tmp_path,
             command="study",
         )
@@ -149,7 +149,7 @@ def test_missing_data_ends_before_the_first_run(camvid_root: Path, tmp_path: Pat
 def test_the_last_line_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     log.write_text("a\n 10%|█ \r 20%|██ \nudas-fast: label x: found 3, expected 2\n\n")
-    assert last_line(log) == f"label x: found 3, expected 2 (all of it in {log})"
+    assert last_line(log) == f"label x: found 3, expected 2 (the log is {log})"
     log.write_text("")
     assert last_line(log).startswith("no output")
 

@@ -1,4 +1,4 @@
-"""Runs side by side as text and as data: final scores, differences to the first, and whether they compare."""
+"""Comparison of runs as text and as data: final scores, differences to the first run, and fairness."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from udas_fast.errors import bad
 from udas_fast.evaluation import Scores, aligned_table
 from udas_fast.tools.report.markup import percent
-from udas_fast.tools.report.read import Run, read_runs
+from udas_fast.tools.report.read import RunRecord, read_runs
 
 
-def compare_runs(paths: Sequence[Path]) -> tuple[str, dict[str, Any]]:
-    """(text, document for JSON) of the runs in folders ``paths``: scores after each run's last phase.
+def compare_runs(run_dirs: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+    """Compare the scores of runs after their last phases; return a text and a document for JSON.
 
-    IoU and mIoU are in percent in the text and fractions of 1 in the document; differences are to the first run's.
+    IoU and mIoU are in percent in the text and fractions of 1 in the document. Differences are to the first run.
 
     Raises:
-        InputError: fewer than two runs, a folder that :func:`read_runs` refuses, a run without scores, or other
-            classes than the first run's.
+        InputError: fewer than two runs, a folder that :func:`read_runs` refuses, a run without scores, or classes
+            that differ from the first run's.
     """
-    if len(paths) < 2:
-        raise bad("runs to compare", len(paths), "two or more")
-    runs = read_runs(paths)
+    if len(run_dirs) < 2:
+        raise bad("runs to compare", len(run_dirs), "two or more")
+    runs = read_runs(run_dirs)
     finals = {name: _final(name, run) for name, run in runs.items()}
     reference, first = next(iter(finals.items()))
     for name, scores in finals.items():
@@ -40,7 +40,7 @@ def compare_runs(paths: Sequence[Path]) -> tuple[str, dict[str, Any]]:
     return "\n".join([aligned_table(lines), "", *notes]), _document(runs, finals, first)
 
 
-def _final(name: str, run: Run) -> Scores:
+def _final(name: str, run: RunRecord) -> Scores:
     if run.final is None:
         raise bad(f"run {name}", "no scores", "a run with validation data and a phase that has ended")
     return run.final
@@ -50,35 +50,35 @@ def _listed(classes: tuple[str, ...]) -> str:
     return f"{len(classes)} ({', '.join(classes):.60})"
 
 
-def _heads(runs: dict[str, Run]) -> list[list[str]]:
-    """The table's header and what each run is."""
+def _heads(runs: dict[str, RunRecord]) -> list[list[str]]:
+    """Return the table's header and the lines that describe the runs."""
     return [
         ["", *runs],
-        ["recipe", *(run.head.recipe.name for run in runs.values())],
+        ["recipe", *(run.recipe.name for run in runs.values())],
         ["scored after", *map(_phase, runs.values())],
         ["steps", *map(_steps, runs.values())],
         ["batch size", *(_plain(_batch_size(run)) for run in runs.values())],
-        ["labels", *(_plain(_labels(run)) for run in runs.values())],
-        ["seed", *(str(run.head.run.seed) for run in runs.values())],
+        ["labels", *(_plain(_num_labels(run)) for run in runs.values())],
+        ["seed", *(str(run.config.seed) for run in runs.values())],
     ]
 
 
-def _phase(run: Run) -> str:
-    """The one that was scored last."""
+def _phase(run: RunRecord) -> str:
+    """Return the name of the phase that was scored last."""
     return list(run.scores)[-1]
 
 
-def _steps(run: Run) -> str:
-    done, total = run.steps
-    return f"{total:,}" if run.finished else f"{done:,} of {total:,}"
+def _steps(run: RunRecord) -> str:
+    total = f"{run.recipe.steps:,}"
+    return total if run.finished else f"{run.recorded_steps:,} of {total}"
 
 
-def _batch_size(run: Run) -> int | None:
-    return None if run.head.recipe.input is None else run.head.recipe.input.batch_size
+def _batch_size(run: RunRecord) -> int | None:
+    return None if run.recipe.input is None else run.recipe.input.batch_size
 
 
-def _labels(run: Run) -> int | None:
-    return None if run.head.run.data is None else run.head.run.data.num_labels
+def _num_labels(run: RunRecord) -> int | None:
+    return None if run.config.data is None else run.config.data.num_labels
 
 
 def _plain(value: int | None) -> str:
@@ -86,7 +86,7 @@ def _plain(value: int | None) -> str:
 
 
 def _values(scores: Scores) -> dict[str, float]:
-    """Every score by the name of its line."""
+    """Return every score by the name of its line."""
     iou = dict(zip(scores.classes, scores.iou.tolist(), strict=True))
     subsets = {f"mIoU {name}": value for name, value in scores.subset_means.items()}
     return iou | {"mIoU": scores.miou} | subsets | {"pixel accuracy": scores.pixel_accuracy}
@@ -103,53 +103,58 @@ def _scores(finals: dict[str, Scores], first: Scores) -> list[list[str]]:
 
 
 def _with_difference(value: float, base: float) -> str:
-    gap = 100 * (value - base)
+    gap = round(100 * (value - base), 1) + 0.0  # not -0.0
     return percent(value) if math.isnan(gap) else f"{percent(value)} ({gap:+.1f})"
 
 
-def _budgets(runs: dict[str, Run]) -> list[str]:
-    """Whether the runs had the same steps and batch size, and which have not come to their end."""
+def _budgets(runs: dict[str, RunRecord]) -> list[str]:
+    """Return sentences about unfinished runs and about equal steps and batch sizes."""
     notes = [
-        f"{name} is not finished: its scores are those after {_phase(run)}."
+        f"{name} is not finished; its scores are from the end of {_phase(run)}."
         for name, run in runs.items()
         if not run.finished
     ]
-    same = _same_budget(runs)
-    return [
-        *notes,
-        f"Steps and batch size: {'equal' if same else 'they differ, so the budgets are not equal'}.",
-    ]
+    verdict = (
+        "The runs have the same number of steps and the same batch size."
+        if _same_budget(runs)
+        else "The runs differ in steps or batch size, so their budgets are not equal."
+    )
+    return [*notes, verdict]
 
 
-def _same_budget(runs: dict[str, Run]) -> bool:
-    return len({(run.steps[1], _batch_size(run)) for run in runs.values()}) == 1
+def _same_budget(runs: dict[str, RunRecord]) -> bool:
+    return len({(run.recipe.steps, _batch_size(run)) for run in runs.values()}) == 1
 
 
 def _protocols(finals: dict[str, Scores]) -> list[str]:
-    """The one protocol, or what is otherwise than in the first run's."""
+    """Return the common protocol, or how the others differ from the first run's."""
     reference, first = next((name, scores.protocol) for name, scores in finals.items())
-    ours = dataclasses.asdict(first)
+    expected = dataclasses.asdict(first)
     notes = []
     for name, scores in finals.items():
-        theirs = dataclasses.asdict(scores.protocol)
-        gaps = [f"{key} {value} against {ours[key]}" for key, value in theirs.items() if value != ours[key]]
+        found = dataclasses.asdict(scores.protocol)
+        gaps = [
+            f"{key} {value} against {expected[key]}" for key, value in found.items() if value != expected[key]
+        ]
         if gaps:
-            found = f"{name} was measured under another protocol than {reference} ({', '.join(gaps)})"
-            notes.append(f"{found}: their scores do not compare.")
+            notes.append(
+                f"{name} was measured under a different protocol from {reference} ({', '.join(gaps)}): "
+                "their scores cannot be compared."
+            )
     return notes or [f"Protocol: {first}"]
 
 
-def _document(runs: dict[str, Run], finals: dict[str, Scores], first: Scores) -> dict[str, Any]:
+def _document(runs: dict[str, RunRecord], finals: dict[str, Scores], first: Scores) -> dict[str, Any]:
     reference = _values(first)
     entries = {}
     for name, run in runs.items():
         values = _values(finals[name])
         entries[name] = {
-            "recipe": run.head.recipe.name,
-            "seed": run.head.run.seed,
-            "labels": _labels(run),
+            "recipe": run.recipe.name,
+            "seed": run.config.seed,
+            "labels": _num_labels(run),
             "finished": run.finished,
-            "steps": run.steps[1],
+            "steps": run.recipe.steps,
             "batch_size": _batch_size(run),
             "phase": _phase(run),
             "scores": finals[name].to_dict(),

@@ -1,4 +1,4 @@
-"""HTML and SVG as trees: what comes from files is text or an attribute's value, and is escaped when written."""
+"""HTML and SVG as trees. Text and attribute values, which may come from files, are escaped when written."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 
 Element: TypeAlias = ElementTree.Element
 COLOURS = 8
-"""Of style.css (c0 to c7); the runs after them are dashed."""
+"""Number of colours in style.css (c0 to c7); the runs after them are dashed."""
 
 
 def element(tag: str, *children: Element | str | None, **attributes: object) -> Element:
-    """A node; ``class_`` and ``stroke_width`` become ``class`` and ``stroke-width``, None is left out."""
+    """Make a node; ``class_`` and ``stroke_width`` become ``class`` and ``stroke-width``, None is left out."""
     named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
     node = ElementTree.Element(
         tag, {name: _plain(value) for name, value in named.items() if value is not None}
@@ -29,7 +29,7 @@ def element(tag: str, *children: Element | str | None, **attributes: object) -> 
 
 
 def table(header: Iterable[Element | str], rows: Iterable[Iterable[Element | str]]) -> Element:
-    """A table that scrolls inside its box where it is wider than the page; the first column names the rows."""
+    """Make a table whose first column names the rows; it scrolls where it is wider than the page."""
     head = element("tr", *(element("th", cell, scope="col") for cell in header))
     body = [
         element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in cells))
@@ -40,7 +40,7 @@ def table(header: Iterable[Element | str], rows: Iterable[Iterable[Element | str
 
 
 def legend(names: Iterable[str]) -> Element:
-    """The colours of the runs, or of the phases of one run, in their order."""
+    """Make a list of names, of runs or of the phases of one run, in their colours."""
     entries = []
     for index, name in enumerate(names):
         line = element("line", x1=0, x2=40, y1=9, y2=9, class_=f"line {colour(index)}")
@@ -50,21 +50,21 @@ def legend(names: Iterable[str]) -> Element:
 
 
 def colour(index: int) -> str:
-    """The CSS classes of the run or phase ``index``."""
+    """Return the CSS classes of the run or phase ``index``."""
     return f"c{index % COLOURS}" + (" dashed" if index >= COLOURS else "")
 
 
-def percent(share: float | None) -> str:
-    """``0.4567`` as ``45.7``; a dash where there is nothing to tell."""
-    return "–" if share is None or math.isnan(share) else f"{100 * share:.1f}"
+def percent(fraction: float | None) -> str:
+    """Format ``0.4567`` as ``45.7``; a dash for None and NaN."""
+    return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
 def document(root: Element) -> str:
-    """The page's text, which UTF-8 can hold: JSON may bring halves of characters."""
+    """Return the page's text; lone surrogates, which JSON may hold and UTF-8 may not, are replaced."""
     text = "<!DOCTYPE html>\n" + ElementTree.tostring(root, encoding="unicode", method="html") + "\n"
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _plain(value: object) -> str:
-    """Numbers of a drawing need no more than two digits, which keeps pages small."""
+    """Format an attribute; two digits are enough for a drawing and keep pages small."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The page: sections in reading order, each from what the runs have; a section without content is left out."""
+"""The HTML page: sections in reading order; a section without content is left out."""
 
 from __future__ import annotations
 
@@ -8,46 +8,47 @@ from pathlib import Path
 
 from udas_fast.atomic import atomic_write
 from udas_fast.errors import bad
-from udas_fast.tools.report import results, samples, training
+from udas_fast.tools.report import history, pictures, scores
 from udas_fast.tools.report.markup import Element, document, element
-from udas_fast.tools.report.read import Run, read_runs
+from udas_fast.tools.report.read import RunRecord, read_runs
 
-# Nothing is loaded and nothing runs, whatever a run's files say.
+# The browser loads and runs nothing, whatever the files of a run contain.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-SECTIONS: dict[str, Callable[[dict[str, Run]], list[Element]]] = {
-    "Summary": training.summary,
-    "Protocol": results.protocols,
-    "Curves": training.curves,
-    "mIoU by phase": results.by_phase,
-    "IoU by class": results.by_class,
-    "Confusion": results.confusions,
-    "Samples": samples.validation,
-    "Pseudo-labels": samples.pseudo_labels,
-    "Translation": samples.translation,
-    "Speed": training.speed,
-    "Environment": training.environment,
-    "Recipe": training.recipe,
+SECTIONS: dict[str, Callable[[dict[str, RunRecord]], list[Element]]] = {
+    "Summary": history.summary,
+    "Protocol": scores.protocols,
+    "Curves": history.curves,
+    "mIoU by phase": scores.by_phase,
+    "IoU by class": scores.by_class,
+    "Confusion": scores.confusions,
+    "Samples": pictures.validation,
+    "Pseudo-labels": pictures.pseudo_labels,
+    "Translation": pictures.translation,
+    "Speed": history.speed,
+    "Environment": history.environment,
+    "Recipe": history.recipe,
 }
 
 
-def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write one self-contained HTML page about ``runs`` to ``out``; one run's default is its ``report.html``.
+def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one self-contained HTML page about runs and return its path.
 
-    The same runs give the same bytes. Returns where the page is.
+    ``out`` may be left out for one run: the page is then ``report.html`` in its folder. The same runs give the same
+    bytes.
 
     Raises:
-        InputError: a folder is no run, a file in it is damaged, or ``out`` is missing or cannot be written.
+        InputError: a folder holds no run, a file in it is damaged, or ``out`` is missing or cannot be written.
     """
-    if out is None and len(runs) != 1:
-        raise bad("--out", f"none for {len(runs)} runs", "the page's file")
-    out = out or runs[0] / "report.html"
-    page = render(read_runs(runs))
+    if out is None and len(run_dirs) != 1:
+        raise bad("--out", f"none for {len(run_dirs)} runs", "the page's file")
+    out = out or run_dirs[0] / "report.html"
+    page = render(read_runs(run_dirs))
     atomic_write(page, out)
     return out
 
 
-def render(runs: dict[str, Run]) -> str:
-    """The page's text; ``runs`` by the names that it calls them."""
+def render(runs: dict[str, RunRecord]) -> str:
+    """Return the page's text; ``runs`` are by the names that the page uses."""
     made = {name: section(runs) for name, section in SECTIONS.items()}
     present = {name: content for name, content in made.items() if content}
     ids = {name: name.lower().replace(" ", "-") for name in present}

@@ -1,4 +1,4 @@
-"""A run's folder as data. Any version's run is read as far as it goes: what is not there is said, not refused."""
+"""Read a run folder of any version. Parts that are missing are listed in the record's notes, not refused."""
 
 from __future__ import annotations
 
@@ -26,78 +26,87 @@ from udas_fast.data.translated import Manifest, read_manifest
 from udas_fast.errors import InputError, bad, first_line, first_problem
 from udas_fast.evaluation import Scores, read_scores
 from udas_fast.inference import MODEL_FILE
-from udas_fast.tools.report.series import Series
+from udas_fast.recipes.recipe import enumerate_rounds
 
-LENIENT = ConfigDict(extra="ignore")  # a newer version's file may hold more
+LENIENT = ConfigDict(extra="ignore")  # files of a newer version may hold more
 BINS = 64
-"""Of a confidence histogram, equal parts of 0 to 1 (:func:`udas_fast.ops.pseudo_label`)."""
-
-Curves: TypeAlias = dict[str, dict[str, Series]]
-"""Series by the name of the quantity, then by phase."""
+"""Equal parts of 0 to 1 in a confidence histogram (:func:`udas_fast.ops.pseudo_label`)."""
+POINTS = 240
+"""Most points of a series: about as many as a chart on a phone or in a column can show."""
+MOST_ROUNDS = 10_000
 
 
 @checked_dataclass(frozen=True, config=LENIENT)
-class StageHead:
-    """What a reader needs of a recipe's stage."""
+class RecordedStage:
+    """The part of a recipe's stage that reports use."""
 
     name: str
     steps: PositiveInt
-    rounds: PositiveInt = 1
+    rounds: Annotated[int, Field(gt=0, le=MOST_ROUNDS)] = 1
 
 
 @checked_dataclass(frozen=True, config=LENIENT)
-class InputHead:
-    """What a reader needs of a recipe's input."""
+class RecordedInput:
+    """The part of a recipe's input that reports use."""
 
     batch_size: PositiveInt
 
 
 @checked_dataclass(frozen=True, config=LENIENT)
-class RecipeHead:
-    """What a reader needs of a recipe."""
+class RecordedRecipe:
+    """The part of a recipe that reports use: reading it needs none of the run's objectives."""
 
     name: str
-    stages: tuple[StageHead, ...]
+    stages: tuple[RecordedStage, ...]
     summary: str = ""
-    input: InputHead | None = None
+    input: RecordedInput | None = None
+
+    def phases(self) -> dict[str, range]:
+        """Return the optimisation steps of each phase by its name, in order."""
+        rounds = enumerate_rounds(self.stages)
+        return {name: range(first, first + stage.steps) for stage, _, name, first in rounds}
+
+    @property
+    def steps(self) -> int:
+        """Number of optimisation steps of the whole run."""
+        return sum(map(len, self.phases().values()))
 
 
 @checked_dataclass(frozen=True, config=LENIENT)
-class DataHead:
-    """The datasets' names."""
+class RecordedData:
+    """Names of the datasets."""
 
     source: str | None = None
     target: str | None = None
-    labels: int = 0
+    num_labels: int = 0
 
 
 @checked_dataclass(frozen=True, config=LENIENT)
-class ConfigHead:
-    """What a reader needs of the part ``run`` of run.yaml; ``data`` is None where datasets came as objects."""
+class RecordedConfig:
+    """The part of run.yaml's ``run`` that reports use; ``data`` is None where the datasets were objects."""
 
-    data: DataHead | None = None
+    data: RecordedData | None = None
     engine: str = "not recorded"
-    weights: str | None = None
     seed: int = 0
 
 
 @checked_dataclass(frozen=True, config=LENIENT)
-class RunFile:
-    """run.yaml."""
+class RunYaml:
+    """Content of run.yaml."""
 
-    recipe: RecipeHead
-    run: ConfigHead
+    recipe: RecordedRecipe
+    run: RecordedConfig
 
 
-Share: TypeAlias = Annotated[float, Field(ge=0, le=1)] | None
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)] | None
 Counts: TypeAlias = Annotated[tuple[NonNegativeInt, ...], Field(min_length=BINS, max_length=BINS)]
 
 
 @checked_dataclass(frozen=True, config=LENIENT)
-class PseudoLabels:
-    """``pseudo_labels/ROUND/report.json``: what one round of self-training labelled itself.
+class LabelReport:
+    """Content of ``pseudo_labels/ROUND/report.json``: statistics of the pseudo-labels of one round.
 
-    Lists go by class; shares are of 1, None where a class has no pixels; ``histogram`` is (kept, dropped) by class.
+    Lists are by class. Fractions are None where a class has no pixels. ``histogram`` is (kept, dropped) by class.
     """
 
     phase: str
@@ -105,13 +114,13 @@ class PseudoLabels:
     threshold: tuple[float, ...]
     histogram: tuple[tuple[Counts, Counts], ...]
     images: NonNegativeInt
-    kept_share: tuple[Share, ...]
-    kept_share_all: Share
-    accuracy: tuple[Share, ...] | None = None  # None: no ground truth
-    accuracy_all: Share = None
+    kept_share: tuple[Fraction, ...]
+    kept_share_all: Fraction
+    accuracy: tuple[Fraction, ...] | None = None  # None: no ground truth
+    accuracy_all: Fraction = None
 
     @model_validator(mode="after")
-    def _one_of_each_per_class(self) -> PseudoLabels:
+    def _one_of_each_per_class(self) -> LabelReport:
         for name in ("threshold", "histogram", "kept_share", "accuracy"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.classes):
@@ -119,28 +128,85 @@ class PseudoLabels:
         return self
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run's folder, read.
+class Series:
+    """Values by step as means over spans of ``span`` steps, at most :data:`POINTS` of them.
 
-    ``curves`` holds ``lr`` and the losses, ``timing`` the seconds of each step (``seconds``, ``data_wait``;
-    lines without a phase are of ""); ``scores`` go by phase in the order of training; ``notes`` say what is missing.
+    ``first`` and ``last`` are the smallest and largest step, ``count`` is the number of values, ``total`` their sum.
     """
 
-    path: Path
-    head: RunFile
+    def __init__(self) -> None:
+        self.span = 1
+        self.first, self.last = 0, 0
+        # By step // span: count, sum of steps, sum of values.
+        self._cells: dict[int, tuple[int, int, float]] = {}
+
+    def add(self, step: int, value: float) -> None:
+        """Add the ``value`` of ``step``; the span doubles while there are too many points."""
+        self.first, self.last = (min(self.first, step), max(self.last, step)) if self._cells else (step, step)
+        self._merge(step // self.span, (1, step, value))
+        while len(self._cells) > POINTS:
+            self._double()
+
+    def coarsen(self, span: int) -> None:
+        """Widen the span to at least ``span``, so that series in one chart are equally smooth."""
+        while self.span < span:
+            self._double()
+
+    def _double(self) -> None:
+        self.span *= 2
+        cells, self._cells = self._cells, {}
+        for index, cell in cells.items():
+            self._merge(index // 2, cell)
+
+    def _merge(self, index: int, cell: tuple[int, int, float]) -> None:
+        count, steps, total = self._cells.get(index, (0, 0, 0.0))
+        self._cells[index] = (count + cell[0], steps + cell[1], total + cell[2])
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """(mean step, mean value) of each span, in the order of steps."""
+        cells = sorted(self._cells.items())
+        return [(steps / count, total / count) for _, (count, steps, total) in cells]
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return sum(count for count, _, _ in self._cells.values())
+
+    @property
+    def total(self) -> float:
+        """Sum of the values."""
+        return sum(total for _, _, total in self._cells.values())
+
+
+Curves: TypeAlias = dict[str, dict[str, Series]]
+"""Series by the name of the quantity, then by phase."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Content of one run folder.
+
+    ``curves`` holds ``lr`` and the losses. ``timing`` holds the seconds of each step (``seconds``, ``data_wait``);
+    lines without a phase are under "". ``scores`` are by phase in the order of training. ``notes`` list what is
+    missing.
+    """
+
+    run_dir: Path
+    recipe: RecordedRecipe
+    config: RecordedConfig
     yaml: str
     curves: Curves
     timing: Curves
     scores: dict[str, Scores]
-    pseudo_labels: list[PseudoLabels]
+    label_reports: list[LabelReport]
     pictures: list[Path]
     environment: dict[str, Any]
     finished: bool
     notes: tuple[str, ...]
 
     @property
-    def phases(self) -> dict[str, tuple[int, int]]:
+    def recorded_phases(self) -> dict[str, tuple[int, int]]:
         """(first, last) recorded step of each phase."""
         found: dict[str, tuple[int, int]] = {}
         for series in self.curves.values():
@@ -150,62 +216,70 @@ class Run:
         return found
 
     @property
-    def steps(self) -> tuple[int, int]:
-        """Steps (recorded, of the whole recipe)."""
-        total = sum(stage.steps * stage.rounds for stage in self.head.recipe.stages)
-        return max((last + 1 for _, last in self.phases.values()), default=0), total
+    def recorded_steps(self) -> int:
+        """Number of steps up to the last recorded one."""
+        return max((last + 1 for _, last in self.recorded_phases.values()), default=0)
 
     @property
     def final(self) -> Scores | None:
-        """The scores after the last phase that has ended."""
+        """Scores after the last phase that was scored."""
         return list(self.scores.values())[-1] if self.scores else None
 
 
-def read_run(path: Path) -> Run:
-    """Read the run in folder ``path``; a run that is not finished, or was killed while it wrote, is one too.
+def read_run(run_dir: Path) -> RunRecord:
+    """Read a run folder; the run may be unfinished, or killed in the middle of a line.
 
     Raises:
-        InputError: no run there, or a damaged file; names the file.
+        InputError: ``run_dir`` holds no run, or a file in it is damaged; the message names the file.
     """
-    text, head = read_run_file(path)
-    curves, half_metrics = _read_curves(path / "metrics.jsonl")
-    timing, half_timing = _read_curves(path / "timing.jsonl")
-    found = {
-        "scores": read_scores(path / "scores.json"),
-        "pseudo_labels": _read_pseudo_labels(path / "pseudo_labels"),
-        "pictures": sorted((path / "pictures").glob("*.png"), key=_natural),
-        "environment": _read_json(path / "environment.json") or {},
-        "finished": is_finished(path, read_manifest(path)),
+    text, document = read_run_yaml(run_dir)
+    curves, cut_metrics = _read_curves(run_dir / "metrics.jsonl")
+    timing, cut_timing = _read_curves(run_dir / "timing.jsonl")
+    scores = read_scores(run_dir / "scores.json")
+    pictures = sorted((run_dir / "pictures").glob("*.png"), key=_natural)
+    environment = _read_json(run_dir / "environment.json") or {}
+    if not isinstance(environment, dict):
+        raise bad(f"{run_dir / 'environment.json'}", type(environment).__name__, "a JSON object")
+    finished = is_finished(run_dir, read_manifest(run_dir))
+    notes = {
+        "The run is not finished.": not finished,
+        "No step has been recorded yet.": not curves,
+        "The last line of metrics.jsonl is incomplete and was ignored.": cut_metrics,
+        "The last line of timing.jsonl is incomplete and was ignored.": cut_timing,
+        "There are no scores: no phase has ended yet, or there is no validation data.": not scores,
+        "There are no pictures yet.": not pictures,
+        "The environment was not recorded.": not environment,
     }
-    if not isinstance(found["environment"], dict):
-        raise bad(f"{path / 'environment.json'}", type(found["environment"]).__name__, "a JSON object")
-    missing = [
-        (not found["finished"], "the run is not finished"),
-        (not curves, "no step has been recorded yet"),
-        (half_metrics, "the last line of metrics.jsonl is half written and left out"),
-        (half_timing, "the last line of timing.jsonl is half written and left out"),
-        (not found["scores"], "no scores yet: no phase has ended, or there is no validation data"),
-        (not found["pictures"], "no pictures yet"),
-        (not found["environment"], "the environment was not recorded"),
-    ]
-    notes = tuple(note for applies, note in missing if applies)
-    return Run(path=path, head=head, yaml=text, curves=curves, timing=timing, notes=notes, **found)
+    return RunRecord(
+        run_dir=run_dir,
+        recipe=document.recipe,
+        config=document.run,
+        yaml=text,
+        curves=curves,
+        timing=timing,
+        scores=scores,
+        label_reports=_read_label_reports(run_dir / "pseudo_labels"),
+        pictures=pictures,
+        environment=environment,
+        finished=finished,
+        notes=tuple(note for note, applies in notes.items() if applies),
+    )
 
 
-def read_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """The runs by their folders' names, with as much of the path before as tells them apart.
+def read_runs(run_dirs: Sequence[Path]) -> dict[str, RunRecord]:
+    """Read run folders, by their names with as much of the parent path as makes the names differ.
 
     Raises:
-        InputError: as :func:`read_run`, or a folder given twice.
+        InputError: as :func:`read_run`, or a folder was given twice.
     """
-    parts = [path.resolve().parts for path in paths]
-    for path, own in zip(paths, parts, strict=True):
+    parts = [path.resolve().parts for path in run_dirs]
+    for path, own in zip(run_dirs, parts, strict=True):
         if parts.count(own) > 1:
             raise bad("runs", f"{path} twice", "each folder once")
     length = 1
     while len({own[-length:] for own in parts}) < len(parts):
         length += 1
-    return {"/".join(own[-length:]): read_run(path) for path, own in zip(paths, parts, strict=True)}
+    return {"/".join(own[-length:]): read_run(path) for path, own in zip(run_dirs, parts, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -218,7 +292,7 @@ class StepLine:
 
 
 def parse_step(line: bytes, origin: str) -> StepLine:
-    """What ``line`` says; raises InputError that names ``origin`` where it is no JSON object of numbers."""
+    """Parse a line; raises InputError that names ``origin`` unless it is a JSON object of numbers."""
     content = _parse(line, origin)
     if not isinstance(content, dict):
         raise bad(origin, type(content).__name__, "a JSON object")
@@ -232,13 +306,13 @@ def parse_step(line: bytes, origin: str) -> StepLine:
 
 
 def _read_curves(path: Path) -> tuple[Curves, bool]:
-    """(curves of one span, whether the last line is half written); a missing file has none."""
+    """Return the curves, all of one span, and whether the last line is incomplete; no file gives no curves."""
     curves: Curves = {}
-    half = False
+    incomplete = False
     if path.is_file():
         with path.open("rb") as file:
             for number, text in enumerate(file, 1):
-                if half := not text.endswith(b"\n"):  # a killed run leaves one
+                if incomplete := not text.endswith(b"\n"):  # as a killed run leaves it
                     break
                 line = parse_step(text, f"{path} line {number}")
                 for name, value in line.values.items():
@@ -246,41 +320,41 @@ def _read_curves(path: Path) -> tuple[Curves, bool]:
     series = [series for phases in curves.values() for series in phases.values()]
     for each in series:
         each.coarsen(max(other.span for other in series))
-    return curves, half
+    return curves, incomplete
 
 
-def is_finished(path: Path, images: Manifest | None) -> bool:
-    """Whether the run in folder ``path`` has come to its end: it writes its model, or translated ``images``, last."""
-    return (path / MODEL_FILE).is_file() if images is None else not images.missing
+def is_finished(run_dir: Path, images: Manifest | None) -> bool:
+    """Return whether the run is complete: it writes its model, or the last of its translated ``images``, at the end."""
+    return (run_dir / MODEL_FILE).is_file() if images is None else not images.missing
 
 
-def read_run_file(run: Path) -> tuple[str, RunFile]:
-    """(text, content) of ``run.yaml``. Raises InputError as :func:`read_run`."""
-    path = run / "run.yaml"
+def read_run_yaml(run_dir: Path) -> tuple[str, RunYaml]:
+    """Return text and content of ``run.yaml``; raises InputError as :func:`read_run`."""
+    path = run_dir / "run.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-        return text, TypeAdapter(RunFile).validate_python(yaml.safe_load(text))
+        return text, TypeAdapter(RunYaml).validate_python(yaml.safe_load(text))
     except OSError as error:
-        raise bad(run, f"no run (run.yaml: {error.strerror})", "the folder of a run") from error
+        raise bad(str(run_dir), f"no run (run.yaml: {error.strerror})", "the folder of a run") from error
     except ValidationError as error:
         raise InputError(f"{path}: damaged ({first_problem(error)})") from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({first_line(error)})") from error
 
 
-def _read_pseudo_labels(folder: Path) -> list[PseudoLabels]:
-    """Of every round that is whole, in order."""
-    rounds = []
+def _read_label_reports(folder: Path) -> list[LabelReport]:
+    """Return the reports of all rounds that have one, in order."""
+    reports = []
     for path in sorted(folder.glob("*/report.json"), key=_natural):
         try:
-            rounds.append(TypeAdapter(PseudoLabels).validate_python(_read_json(path)))
+            reports.append(TypeAdapter(LabelReport).validate_python(_read_json(path)))
         except ValidationError as error:
             raise InputError(f"{path}: damaged ({first_problem(error)})") from None
-    return rounds
+    return reports
 
 
 def _read_json(path: Path) -> Any:
-    """The content of a JSON file, None where it is not there."""
+    """Return the content of a JSON file, None where there is no file."""
     return _parse(path.read_bytes(), str(path)) if path.is_file() else None
 
 
@@ -292,6 +366,6 @@ def _parse(content: bytes, origin: str) -> Any:
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:
-    """Sorts round 10 after round 9."""
+    """Return a sort key that puts round 10 after round 9."""
     pieces = re.findall(r"\d+|\D+", "/".join(path.parts[-2:]))
     return [(piece.isdecimal(), int(piece) if piece.isdecimal() else 0, piece) for piece in pieces]

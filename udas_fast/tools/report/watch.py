@@ -1,4 +1,4 @@
-"""A running run in the terminal: where it is, what it costs, how long it will take."""
+"""View of a running run in the terminal: its position, losses, rate and time left."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from rich.text import Text
 from udas_fast.data.translated import Manifest, image_path, manifest_file, read_manifest
 from udas_fast.evaluation import Scores, read_scores
 from udas_fast.tools.report.markup import percent
-from udas_fast.tools.report.read import RunFile, StepLine, is_finished, parse_step, read_run_file
+from udas_fast.tools.report.read import RecordedRecipe, StepLine, is_finished, parse_step, read_run_yaml
 
 REFRESH = 1.0  # seconds
 TAIL = 1 << 16
-"""Bytes that are read of the end of a file, so that a look at a run of any length costs the same."""
-STEPS = 100
-"""The last steps, or translated images, over which rate and wait for data are means."""
+"""Bytes read from the end of a file, so that runs of any length cost the same."""
+RECENT = 100
+"""Number of last steps, or translated images, over which rates are averaged."""
 
 
 @dataclass(frozen=True)
-class Images:
-    """How far the images of `udas-fast translate` are, ``written`` of ``total``, and the ``seconds`` that one takes.
+class TranslatedImages:
+    """Progress of `udas-fast translate`: ``written`` of ``total`` images, and the ``seconds`` per image.
 
-    Its manifest, which counts them, is up to half a minute old; where several processes share the images it counts
-    the main one's alone until all are written, so that ``written`` is too low and the time left too long.
+    The manifest, which counts them, is up to half a minute old. Where several processes share the images, it counts
+    those of the main process until all are written, so ``written`` is too low and the time left too long.
     """
 
     written: int
@@ -43,28 +43,33 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Glance:
-    """What a run's folder tells at one moment.
+class RunStatus:
+    """State of a run folder at one moment.
 
-    ``done`` of ``total`` steps are recorded; ``last`` is the last line of metrics.jsonl (learning rate and losses).
-    ``seconds`` of a step and ``data_wait`` in it are means over the last :data:`STEPS`, None where none is timed;
-    ``age`` is how many seconds ago a step or an image was written; ``images`` is None where none are translated (yet).
+    ``done`` of ``total`` steps are recorded. ``last`` is the last line of metrics.jsonl (learning rate and losses).
+    ``seconds`` of a step and ``data_wait`` in it are means over the last :data:`RECENT` steps, None where no step is
+    timed. ``age`` is the number of seconds since a step or an image was written. ``images`` is None where no
+    translation has begun.
     """
 
-    head: RunFile
+    recipe: RecordedRecipe
     done: int
-    total: int
     last: StepLine | None
     seconds: float | None
     data_wait: float | None
     age: float | None
     scores: dict[str, Scores]
-    images: Images | None
+    images: TranslatedImages | None
     finished: bool
 
     @property
+    def total(self) -> int:
+        """Number of steps of the whole run."""
+        return self.recipe.steps
+
+    @property
     def seconds_left(self) -> float | None:
-        """At the rate of the last steps, or images; a later phase may have another."""
+        """Time left at the rate of the last steps or images; a later phase may be slower or faster."""
         if self.images is not None:
             left, seconds = self.images.total - self.images.written, self.images.seconds
         else:
@@ -72,128 +77,121 @@ class Glance:
         return None if seconds is None else seconds * left
 
 
-def glance(run: Path) -> Glance:
-    """Look at the run in folder ``run``.
+def read_status(run_dir: Path) -> RunStatus:
+    """Read the state of a run.
 
     Raises:
-        InputError: no run there, or a damaged file; names the file.
+        InputError: ``run_dir`` holds no run, or a file in it is damaged; the message names the file.
     """
-    _, head = read_run_file(run)
-    metrics, times = _tail(run / "metrics.jsonl"), _tail(run / "timing.jsonl")[-STEPS:]
-    means = {
-        key: sum(line.values.get(key, 0.0) for line in times) / len(times) if times else None
-        for key in ("seconds", "data_wait")
-    }
+    _, document = read_run_yaml(run_dir)
+    metrics, times = _tail(run_dir / "metrics.jsonl"), _tail(run_dir / "timing.jsonl")[-RECENT:]
     last = metrics[-1] if metrics else None
-    manifest = _manifest(run, _written(manifest_file(run)))
-    written = [_written(run / name) for name in ("metrics.jsonl", "translated/images")]
+    manifest = _manifest(run_dir, _written(manifest_file(run_dir)))
+    written = [_written(run_dir / name) for name in ("metrics.jsonl", "translated/images")]
     newest = max((moment for moment in written if moment is not None), default=None)
-    return Glance(
-        head=head,
+    return RunStatus(
+        recipe=document.recipe,
         done=0 if last is None else last.step + 1,
-        total=sum(stage.steps * stage.rounds for stage in head.recipe.stages),
         last=last,
+        seconds=_mean(times, "seconds"),
+        data_wait=_mean(times, "data_wait"),
         age=None if newest is None else max(0.0, time.time() - newest),
-        scores=read_scores(run / "scores.json"),
-        images=None if manifest is None else _images(run, manifest),
-        finished=is_finished(run, manifest),
-        **means,
+        scores=read_scores(run_dir / "scores.json"),
+        images=None if manifest is None else _images(run_dir, manifest),
+        finished=is_finished(run_dir, manifest),
     )
 
 
-def watch_run(run: Path, *, once: bool = False) -> None:
-    """Show the run in folder ``run`` until it is complete or Ctrl-C; ``once``: print it as it is now.
+def watch_run(run_dir: Path, *, once: bool = False) -> None:
+    """Show the state of a run until it is complete or Ctrl-C; with ``once`` print it and return.
 
     Raises:
-        InputError: as :func:`glance`.
+        InputError: as :func:`read_status`.
     """
     console = Console()
     if once:
-        console.print(draw(run, glance(run)))
+        console.print(status_table(run_dir, read_status(run_dir)))
         return
     with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
-            seen = glance(run)
-            live.update(draw(run, seen), refresh=True)
-            if seen.finished:
+            status = read_status(run_dir)
+            live.update(status_table(run_dir, status), refresh=True)
+            if status.finished:
                 return
             time.sleep(REFRESH)
 
 
-def draw(run: Path, seen: Glance) -> Table:
-    """``seen`` as lines of a name and a value."""
+def status_table(run_dir: Path, status: RunStatus) -> Table:
+    """Return ``status`` as lines of a name and a value."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()
-    for name, value in _lines(seen):
+    for name, value in _lines(status):
         grid.add_row(name, Text(value) if isinstance(value, str) else value)
-    grid.title, grid.title_justify = Text(f"{run}: {seen.head.recipe.name}"), "left"
+    grid.title, grid.title_justify = Text(f"{run_dir}: {status.recipe.name}"), "left"
     return grid
 
 
-def _lines(seen: Glance) -> Iterator[tuple[str, str | ProgressBar]]:
-    yield "state", _state(seen)
-    if seen.last is not None:
-        yield "phase", _phase(seen, seen.last.phase)
-    yield "steps", f"{seen.done:,} of {seen.total:,}"
-    yield "", ProgressBar(total=seen.total, completed=seen.done, width=40)
-    if seen.last is not None:
-        values = dict(seen.last.values)
+def _lines(status: RunStatus) -> Iterator[tuple[str, str | ProgressBar]]:
+    yield "state", _state(status)
+    if status.last is not None:
+        yield "phase", _phase(status, status.last.phase)
+    yield "steps", f"{status.done:,} of {status.total:,}"
+    yield "", ProgressBar(total=status.total, completed=status.done, width=40)
+    if status.last is not None:
+        values = dict(status.last.values)
         lr = values.pop("lr", None)
         yield "losses", ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         yield "learning rate", "–" if lr is None else f"{lr:.3g}"
-    if seen.images is not None:
-        rate = f", {1 / seen.images.seconds:.2f} a second" if seen.images.seconds else ""
-        yield "images", f"{seen.images.written:,} of {seen.images.total:,} translated{rate}"
-    if seen.seconds:
-        yield (
-            "rate",
-            f"{1 / seen.seconds:.2f} steps a second, {seen.data_wait / seen.seconds:.1%} waiting for data",
-        )
-    if seen.seconds_left is not None and not seen.finished:
-        yield "time left", f"{timedelta(seconds=round(seen.seconds_left))} at this rate"
-    if seen.scores:
-        yield "mIoU, %", ", ".join(f"{phase} {percent(score.miou)}" for phase, score in seen.scores.items())
+    if status.images is not None:
+        rate = f", {1 / status.images.seconds:.2f} per second" if status.images.seconds else ""
+        yield "images", f"{status.images.written:,} of {status.images.total:,} translated{rate}"
+    if status.seconds and status.data_wait is not None:
+        wait = status.data_wait / status.seconds
+        yield "rate", f"{1 / status.seconds:.2f} steps per second, {wait:.1%} waiting for data"
+    if status.seconds_left is not None and not status.finished:
+        yield "time left", f"{timedelta(seconds=round(status.seconds_left))} at this rate"
+    if status.scores:
+        yield "mIoU, %", ", ".join(f"{phase} {percent(score.miou)}" for phase, score in status.scores.items())
 
 
-def _state(seen: Glance) -> str:
-    if seen.finished:
+def _state(status: RunStatus) -> str:
+    if status.finished:
         return "complete"
-    if seen.age is None:
+    if status.age is None:
         return "no step has been recorded yet"
-    return f"not complete; last write {timedelta(seconds=round(seen.age))} ago"
+    return f"not complete; last write {timedelta(seconds=round(status.age))} ago"
 
 
-def _phase(seen: Glance, name: str) -> str:
-    """Name, number and step of phase ``name``."""
-    stages = seen.head.recipe.stages
-    phases = [
-        (s.name if s.rounds == 1 else f"{s.name}.{r + 1}", s.steps) for s in stages for r in range(s.rounds)
-    ]
-    before = 0
-    for number, (other, steps) in enumerate(phases, 1):
-        if name == other:
-            return f"{name} ({number} of {len(phases)}), step {seen.done - before:,} of {steps:,}"
-        before += steps
-    return name
+def _phase(status: RunStatus, name: str) -> str:
+    """Return the name, number and step of phase ``name``."""
+    phases = status.recipe.phases()
+    if name not in phases:
+        return name
+    steps, number = phases[name], list(phases).index(name) + 1
+    return f"{name} ({number} of {len(phases)}), step {status.done - steps.start:,} of {len(steps):,}"
 
 
 @lru_cache(maxsize=1)
-def _manifest(run: Path, written: float | None) -> Manifest | None:
-    """As it was ``written`` last: it has a line for every image, too many to read once a second for nothing."""
-    return None if written is None else read_manifest(run)
+def _manifest(run_dir: Path, written: float | None) -> Manifest | None:
+    """Read the manifest again only when its time of writing has changed: it has a line for every image."""
+    return None if written is None else read_manifest(run_dir)
 
 
-def _images(run: Path, manifest: Manifest) -> Images:
+def _images(run_dir: Path, manifest: Manifest) -> TranslatedImages:
     names = [name for name, record in manifest.files.items() if record is not None]
-    moments = [_written(image_path(run, name)) for name in names[-STEPS:]]
+    moments = [_written(image_path(run_dir, name)) for name in names[-RECENT:]]
     known = [moment for moment in moments if moment is not None]
     seconds = (max(known) - min(known)) / (len(known) - 1) if len(known) > 1 else None
-    return Images(len(names), len(manifest.files), seconds)
+    return TranslatedImages(len(names), len(manifest.files), seconds)
+
+
+def _mean(lines: list[StepLine], name: str) -> float | None:
+    return sum(line.values.get(name, 0.0) for line in lines) / len(lines) if lines else None
 
 
 def _written(path: Path) -> float | None:
-    """When ``path`` was changed last, in seconds since the epoch; None where it is not there."""
+    """Return when ``path`` was last changed, in seconds since the epoch; None where there is no such file."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -201,7 +199,7 @@ def _written(path: Path) -> float | None:
 
 
 def _tail(path: Path) -> list[StepLine]:
-    """The last whole lines of a file of one JSON object a line; none where no file is."""
+    """Return the last whole lines of a file with one JSON object per line; none where there is no file."""
     if not path.is_file():
         return []
     with path.open("rb") as file:
@@ -209,4 +207,4 @@ def _tail(path: Path) -> list[StepLine]:
         file.seek(start)
         lines = file.read(TAIL).splitlines(keepends=True)
     whole = [line for line in lines[start > 0 :] if line.endswith(b"\n")]
-    return [parse_step(line, f"the last lines of {path}") for line in whole[-STEPS:]]
+    return [parse_step(line, f"the last lines of {path}") for line in whole[-RECENT:]]

@@ -1,10 +1,10 @@
-"""Studies on any task: UDAS 4.3's of its parts (ablation) and of labels (labels), and all methods (methods).
+"""Studies on any task: the parts of UDAS (ablation), its need for labels (labels), and all methods (methods).
 
-Reads like its folder: a plan of runs (:mod:`plan`), the runs themselves, each an ordinary run folder
-(:mod:`runner`), their scores (:mod:`results`), and what is shown of them (:mod:`tables`, :mod:`plots`).
+A study is a plan of runs (:mod:`plan`, :mod:`settings`), the runs themselves, each an ordinary run folder
+(:mod:`runner`), their scores (:mod:`collect`), and tables and figures of them (:mod:`tables`, :mod:`figures`).
 """
 
-from udas_fast.tools.study.plan import STUDIES, Plan, Run, Task, plan_study
-from udas_fast.tools.study.study import run_study
+from udas_fast.tools.study.plan import STUDIES, StudyPlan, StudyRow, StudyRun, Task, plan_study
+from udas_fast.tools.study.runner import run_study
 
-__all__ = ["STUDIES", "Plan", "Run", "Task", "plan_study", "run_study"]
+__all__ = ["STUDIES", "StudyPlan", "StudyRow", "StudyRun", "Task", "plan_study", "run_study"]

@@ -1,12 +1,12 @@
-"""The figures of UDAS 4.3.1 and 4.3.2: GTA5 → Cityscapes, validation, in percent; single runs.
+"""Figures of UDAS 4.3.1 and 4.3.2: GTA5 → Cityscapes, validation, in percent; single runs.
 
-By row of the plan: titles of the ablation, and (recipe, labels). The ablation's last row was trained with labels;
-the paper does not say in the table how many, its mIoU is that of all 2975 in 4.3.2.
+The ablation's figures are by title, the others by recipe and number of labels. The ablation's last row was trained
+with labels. The table does not say how many; its mIoU equals that of all 2975 in 4.3.2.
 """
 
 TASK = ("gta5", "cityscapes")
 
-# In the order of Cityscapes' train ids; the means are the paper's own column.
+# In the order of Cityscapes' train ids; mIoU is the paper's own column.
 ABLATION = {
     "No adaptation": (
         (
@@ -53,5 +53,5 @@ LABELS = {
 
 
 def is_paper_task(source: str, target: str) -> bool:
-    """Whether ``KIND:ROOT`` ``source`` and ``target`` are the paper's task."""
+    """Return whether ``source`` and ``target``, both ``KIND:ROOT``, are the paper's task."""
     return (source.partition(":")[0], target.partition(":")[0]) == TASK

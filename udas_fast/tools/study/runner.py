@@ -1,7 +1,8 @@
-"""Makes the runs of a plan: skips what is complete, goes on with what was cut short, several side by side."""
+"""Execution of a study: complete runs are kept, interrupted ones are resumed, several run at the same time."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,33 +14,66 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from udas_fast.atomic import make_folder, writing
+from udas_fast.atomic import atomic_write, make_folder, writing
 from udas_fast.data.domains import DataConfig
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import MODEL_FILE
 from udas_fast.recipes import Recipe
-from udas_fast.tools.study.plan import Run
+from udas_fast.tools.study.collect import StudyTable, collect
+from udas_fast.tools.study.figures import labels_figure, methods_figure, predictions_figure
+from udas_fast.tools.study.plan import StudyPlan, StudyRun
+from udas_fast.tools.study.tables import csv_text, markdown
 from udas_fast.training.run_folder import RunConfig, lock, read_run_file
+from udas_fast.training.trainer import open_domains
 
 LOG = "train.log"
-# One thread a run: several run side by side, and threads that wait for each other slow all of them down.
+# One thread per run: several run at the same time, and threads that wait for each other slow all of them down.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+FIGURES = {"labels": labels_figure, "methods": methods_figure}
 
 
-def make_runs(runs: Sequence[Run], folder: Path, *, jobs: int = 1) -> None:
+def run_study(plan: StudyPlan, out: Path, *, command: str, jobs: int = 1) -> StudyTable:
+    """Make the missing runs of ``plan`` under ``out/runs``, then write ``out/STUDY/``.
+
+    The latter holds table.md, table.csv, table.json and sheet.png, and labels.png or methods.png for these studies.
+    Studies with the same ``out`` share their common runs. table.json records ``command`` for its readers.
+
+    Raises:
+        InputError: before the first run, a dataset that does not fit; later the reasons of :func:`make_runs`.
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    for run in plan.runs[: len(plan.rows)]:
+        open_domains(run.data, run.recipe()).classes()
+    if plan.left_out:
+        print(plan.left_out, flush=True)
+    make_runs(plan.runs, out / "runs", jobs=jobs)
+    table = collect(plan, out / "runs", command)
+    folder = out / plan.study
+    make_folder(folder)
+    atomic_write(markdown(table), folder / "table.md")
+    atomic_write(csv_text(table), folder / "table.csv")
+    atomic_write(json.dumps(table.to_dict(), indent=1) + "\n", folder / "table.json")
+    predictions_figure(plan, out / "runs", folder / "sheet.png")
+    if plan.study in FIGURES:
+        FIGURES[plan.study](table, folder / f"{plan.study}.png")
+    return table
+
+
+def make_runs(runs: Sequence[StudyRun], folder: Path, *, jobs: int = 1) -> None:
     """Make every run under ``folder`` that is not complete there, ``jobs`` processes at a time.
 
     Raises:
-        InputError: a folder holds another run or is in use, or a run failed; its last line is told, the
-            others stop with a checkpoint.
-        Interrupted: Ctrl-C or SIGTERM; every run that was under way has written a checkpoint.
+        InputError: a folder holds another run or is in use, or a run failed. The message ends in the last line of
+            its log; the other runs stop with a checkpoint.
+        Interrupted: Ctrl-C or SIGTERM; every run in progress has written a checkpoint.
     """
     if jobs < 1:
         raise bad("--jobs", jobs, "at least 1")
-    todo = [run for run in runs if not is_complete(run, folder / run.folder)]
+    todo = [run for run in runs if not is_run_complete(run, folder / run.folder)]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} complete", flush=True)
-    waiting, active = iter(todo), {}
+    waiting = iter(todo)
+    active: dict[subprocess.Popen[bytes], StudyRun] = {}
     with StopSignal() as stop, _ended(active):
         while True:
             while len(active) < jobs and (run := next(waiting, None)) is not None:
@@ -49,7 +83,7 @@ def make_runs(runs: Sequence[Run], folder: Path, *, jobs: int = 1) -> None:
                 return
             time.sleep(0.2)
             if stop.requested:
-                raise Interrupted(f"stopped; the same command goes on with the runs in {folder}")
+                raise Interrupted(f"stopped; the same command resumes the runs in {folder}")
             for process in [p for p in active if p.poll() is not None]:
                 run = active.pop(process)
                 if process.returncode:
@@ -57,38 +91,37 @@ def make_runs(runs: Sequence[Run], folder: Path, *, jobs: int = 1) -> None:
                 print(f"{run.folder}: complete", flush=True)
 
 
-def is_complete(run: Run, folder: Path) -> bool:
-    """Whether ``folder`` holds ``run`` to its end.
+def is_run_complete(run: StudyRun, run_dir: Path) -> bool:
+    """Return whether ``run_dir`` holds ``run`` and it is complete.
 
     Raises:
-        InputError: it holds another run.
+        InputError: the folder holds another run.
     """
-    if not (folder / "run.yaml").is_file():
+    if not (run_dir / "run.yaml").is_file():
         return False
-    recipe, config = read_run_file(folder, RunConfig)
-    found = _identity(recipe, config.data, config.weights, config.seed)
-    expected = _identity(run.recipe(), run.data, run.task.weights, run.seed)
+    recipe, config = read_run_file(run_dir, RunConfig)
+    found = _flat(_identity(recipe, config.data, config.weights, config.seed))
+    expected = _flat(_identity(run.recipe(), run.data, run.task.weights, run.seed))
     if found != expected:
-        there, asked = _flat(found), _flat(expected)
-        key = next(k for k in {**asked, **there} if there.get(k) != asked.get(k))
+        key = next(k for k in {**expected, **found} if found.get(k) != expected.get(k))
         raise bad(
-            f"run folder {folder}: {key}",
-            there.get(key),
-            f"{asked.get(key)}: give another --out, or the settings that it was made with",
+            f"run folder {run_dir}: {key}",
+            found.get(key),
+            f"{expected.get(key)}: pass another --out, or the settings that it was made with",
         )
-    return (folder / MODEL_FILE).is_file()
+    return (run_dir / MODEL_FILE).is_file()
 
 
 def _identity(recipe: Recipe, data: DataConfig | None, weights: str | None, seed: int) -> dict[str, Any]:
-    """What makes a run the run that it is; a recipe's texts and the memory that it takes change no score."""
+    """Return everything that a run's scores depend on; the recipe's texts and memory options change no score."""
     plain = recipe.to_dict()
-    for key in ("summary", "paper", "published", "memory"):
+    for key in ("title", "summary", "paper", "published", "memory"):
         del plain[key]
     return {**plain, "data": data and asdict(data), "weights": weights, "seed": seed}
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
     if isinstance(node, list):
         node = dict(enumerate(node))
     if not isinstance(node, dict):
@@ -96,17 +129,17 @@ def _flat(node: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, child in node.items() for k, v in _flat(child, f"{path}.{key}".lstrip(".")).items()}
 
 
-def _start(run: Run, folder: Path) -> subprocess.Popen[bytes]:
-    """``udas-fast train`` in a process, its output in the run's log."""
-    make_folder(folder)
-    command = run.command(str(folder))
-    if (folder / "run.yaml").is_file():
-        command = ["udas-fast", "train", "--resume", str(folder), "--device", run.task.device]
-    with writing(folder / LOG):
-        log = (folder / LOG).open("ab")
+def _start(run: StudyRun, run_dir: Path) -> subprocess.Popen[bytes]:
+    """Start ``udas-fast train`` in a process, with its output in the run's log."""
+    make_folder(run_dir)
+    command = run.command(str(run_dir))
+    if (run_dir / "run.yaml").is_file():
+        command = ["udas-fast", "train", "--resume", str(run_dir), "--device", run.task.device]
+    with writing(run_dir / LOG):
+        log = (run_dir / LOG).open("ab")
     with log:
-        lock(log, folder)  # for as long as the run lives, even where the study that started it was killed
-        # A session of its own: of a Ctrl-C in the terminal it hears once, through us.
+        lock(log, run_dir)  # held for as long as the run lives, even where the study was killed
+        # In a session of its own, so that Ctrl-C in the terminal reaches it once, through the study.
         return subprocess.Popen(
             [sys.executable, "-m", "udas_fast", *command[1:]],
             stdout=log,
@@ -118,8 +151,8 @@ def _start(run: Run, folder: Path) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def _ended(active: dict[subprocess.Popen[bytes], Run]) -> Iterator[None]:
-    """On the way out ask what still runs to stop, and wait for its checkpoint."""
+def _ended(active: dict[subprocess.Popen[bytes], StudyRun]) -> Iterator[None]:
+    """Stop the processes that still run at exit, and wait for their checkpoints."""
     try:
         yield
     finally:
@@ -130,6 +163,6 @@ def _ended(active: dict[subprocess.Popen[bytes], Run]) -> Iterator[None]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log; a progress bar's carriage return ends a line as well."""
+    """Return the last line of a log; a progress bar's carriage return ends a line as well."""
     lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())
-    return f"{lines[-1].removeprefix('udas-fast: ') or 'no output'} (all of it in {log})"
+    return f"{lines[-1].removeprefix('udas-fast: ') or 'no output'} (the log is {log})"

@@ -1,4 +1,4 @@
-"""A study's tables: rows × classes as in UDAS 4.3.1, methods × labels as in 4.3.2, DDM by round; Markdown and CSV."""
+"""Tables of a study, Markdown and CSV: rows × classes as in UDAS 4.3.1, methods × labels as in 4.3.2, DDM by round."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from udas_fast.evaluation import Protocol
 from udas_fast.tools.study import paper
-from udas_fast.tools.study.results import RowScores, Spread, StudyTable
+from udas_fast.tools.study.collect import RowScores, Spread, StudyTable
 
-# Of DDM's phases: region_1, sample_1, student_1.teachers, student_1, region_2, …
+# Scores of DDM's phases: region_1, sample_1, student_1.teachers, student_1, region_2, …
 DDM_NETWORKS = {
     "region_{}": "Region-level teacher",
     "sample_{}": "Sample-level teacher",
@@ -20,7 +20,7 @@ DDM_NETWORKS = {
 
 
 def markdown(table: StudyTable) -> str:
-    """``table.md``: the study's own tables first, then a line of IoU by class for each row."""
+    """Return ``table.md``: the study's own tables, then a line of IoU by class for each row."""
     tables = study_tables(table)
     if table.study != "ablation":
         tables.append(class_table(table))
@@ -28,14 +28,14 @@ def markdown(table: StudyTable) -> str:
 
 
 def study_tables(table: StudyTable) -> list[str]:
-    """What the study is about: rows × classes, or methods × labels, and DDM's networks by round where it is in it."""
+    """Return the study's own tables: rows × classes, or methods × labels and the networks of DDM by round."""
     if table.study == "ablation":
         return [class_table(table)]
     return [labels_table(table), *ddm_tables(table)]
 
 
 def note(table: StudyTable) -> str:
-    """What the figures are: task, steps, seeds, labels, protocol, machine and command."""
+    """Return the conditions of the figures: task, steps, seeds, labels, protocol, machine and command."""
     several = len(table.seeds) > 1
     seeds = ", ".join(map(str, table.seeds))
     env = table.environment
@@ -54,36 +54,33 @@ def note(table: StudyTable) -> str:
 
 
 def class_table(table: StudyTable) -> str:
-    """IoU by class and mIoU; on the paper's task with the paper's line below each of its rows."""
-    lines = []
+    """Return IoU by class and mIoU; on the paper's task with the paper's line below each of its rows."""
+    lines: list[list[object]] = []
     for row in table.rows:
         lines.append([row.name, *row.iou.values(), f"**{row.miou}**"])
         if paper.is_paper_task(table.source, table.target) and (published := _published(row)):
             iou, miou = published
-            lines.append([f"*{_paper_name(row)}, UDAS paper*", *(f"{v:.1f}" for v in iou), f"{miou:.1f}"])
+            lines.append([f"*{row.method}, UDAS paper*", *(f"{v:.1f}" for v in iou), f"{miou:.1f}"])
     return pipe_table(["Model", *table.rows[0].iou, "mIoU"], lines)
 
 
-def _paper_name(row: RowScores) -> str:
-    return row.name.partition(",")[0]
-
-
 def _published(row: RowScores) -> tuple[tuple[float, ...], float] | None:
-    """The paper trains its last row with labels: it has nothing to set beside ours without."""
+    """Return the paper's (IoU by class, mIoU) of a row; it trains its last row with labels only."""
     if row.recipe == "udas" and not row.labels:
         return None
-    return paper.ABLATION.get(_paper_name(row))
+    return paper.ABLATION.get(row.method)
 
 
 def labels_table(table: StudyTable) -> str:
-    """mIoU of each method by number of labelled target images, most first, and what it has over Supervised by seed."""
+    """Return mIoU of each method by number of labelled target images, most first, and its gain over Supervised."""
     counts = label_counts(table)
-    lines = []
+    base = _baseline(table)
+    lines: list[list[object]] = []
     for name, rows in methods(table).items():
         lines.append([name, *(rows[n].miou if n in rows else "–" for n in counts)])
     for name, by_labels in gaps(table).items():
-        cells = (by_labels.get(n) for n in counts)
-        lines.append([f"{name} − Supervised", *("–" if gap is None else _signed(gap) for gap in cells)])
+        found = (by_labels.get(n) for n in counts)
+        lines.append([f"{name} − {base}", *("–" if gap is None else _signed(gap) for gap in found)])
     if paper.is_paper_task(table.source, table.target):
         for name, rows in methods(table).items():
             recipe = next(iter(rows.values())).recipe
@@ -97,35 +94,42 @@ def labels_table(table: StudyTable) -> str:
 
 
 def label_counts(table: StudyTable) -> list[int]:
-    """Numbers of labelled target images, most first."""
+    """Return the numbers of labelled target images, most first."""
     return sorted({row.labels for row in table.rows}, reverse=True)
 
 
 def methods(table: StudyTable) -> dict[str, dict[int, RowScores]]:
-    """The rows by name without its labels, and by number of labels."""
+    """Return the rows by method, then by number of labels."""
     found: dict[str, dict[int, RowScores]] = {}
     for row in table.rows:
-        found.setdefault(row.name.partition(",")[0], {})[row.labels] = row
+        found.setdefault(row.method, {})[row.labels] = row
     return found
 
 
 def gaps(table: StudyTable) -> dict[str, dict[int, Spread]]:
-    """Method − Supervised by method and number of labels: the spread of the differences at one seed."""
+    """Return the spread over seeds of method − Supervised, by method and number of labels."""
     rows = methods(table)
-    base = rows.get("Supervised", {})
+    baseline = _baseline(table)
+    base = rows.pop(baseline, {})
     return {
-        name: {
-            n: Spread.of([a - b for a, b in zip(row.miou.by_seed, base[n].miou.by_seed, strict=True)])
-            for n, row in by_labels.items()
-            if n in base
-        }
+        name: {n: _difference(row.miou, base[n].miou) for n, row in by_labels.items() if n in base}
         for name, by_labels in rows.items()
-        if name != "Supervised" and by_labels.keys() & base.keys()
+        if by_labels.keys() & base.keys()
     }
 
 
+def _baseline(table: StudyTable) -> str:
+    """Return the name of recipe ``supervised`` in the table, "" where it has no row."""
+    return next((row.method for row in table.rows if row.recipe == "supervised"), "")
+
+
+def _difference(ours: Spread, base: Spread) -> Spread:
+    pairs = zip(ours.by_seed, base.by_seed, strict=True)
+    return Spread.of([None if a is None or b is None else a - b for a, b in pairs])
+
+
 def ddm_tables(table: StudyTable) -> list[str]:
-    """A table for each row of DDM: both teachers, their mean and the student after each round."""
+    """Return a table for each row of DDM: both teachers, their mean and the student after each round."""
     found = []
     for row in table.rows:
         if row.recipe != "ddm":
@@ -144,13 +148,13 @@ def _signed(gap: Spread) -> str:
 
 
 def pipe_table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; all columns but the first are right-aligned."""
+    """Return a Markdown table; all columns but the first are right-aligned."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, rule, *lines))
 
 
 def csv_text(table: StudyTable) -> str:
-    """``table.csv``: a line for each row and seed, then each row's mean and standard deviation, in percent."""
+    """Return ``table.csv``: a line per row and seed, then each row's mean and standard deviation, in percent."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["model", "recipe", "labels", "seed", *table.rows[0].iou, "mIoU"])

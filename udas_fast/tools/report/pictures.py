@@ -1,4 +1,4 @@
-"""The page's sections with pictures: samples, translation, and the pseudo-labels of each round."""
+"""Sections of the page with pictures: samples, translation, and the pseudo-labels of each round."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from pathlib import Path
 
 from PIL import Image
 
+from udas_fast.tools.report.charts import histogram
 from udas_fast.tools.report.markup import Element, element, percent, table
-from udas_fast.tools.report.plots import histogram
-from udas_fast.tools.report.read import PseudoLabels, Run
+from udas_fast.tools.report.read import LabelReport, RunRecord
 
 WIDTHS = (1600, 1280, 960, 720, 480, 320)
 MOST_PICTURES = 24
-ALL_BYTES = 3_000_000  # of the page's pictures as files; base64 makes 4 MB of them
+ALL_BYTES = 3_000_000  # of all pictures of a page; base64 makes 4 MB of them
 QUALITY = 85
 
 
-def validation(runs: dict[str, Run]) -> list[Element]:
-    """What the trained models make of validation images."""
+def validation(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show predictions on validation images."""
     return _pictures(runs, "validation")
 
 
-def translation(runs: dict[str, Run]) -> list[Element]:
-    """Source images before and after."""
+def translation(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show source images before and after translation."""
     return _pictures(runs, "translation")
 
 
-def pseudo_labels(runs: dict[str, Run]) -> list[Element]:
-    """Of each round of self-training: what was kept, how much of it was right, how sure the teacher was."""
+def pseudo_labels(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show the kept share, its accuracy and the teacher's confidence for each round of self-training."""
     parts: list[Element] = []
     for name, run in runs.items():
-        if run.pseudo_labels:
+        if run.label_reports:
             parts += [element("h3", name)] if len(runs) > 1 else []
-            parts += _rounds(run.pseudo_labels)
+            parts += _rounds(run.label_reports)
     return parts + _pictures(runs, "pseudo-labels")
 
 
-def _rounds(rounds: list[PseudoLabels]) -> list[Element]:
-    header = ("Round", "Images", "Kept, %", "Right of these, %")
+def _rounds(rounds: list[LabelReport]) -> list[Element]:
+    header = ("Round", "Images", "Kept, %", "Accuracy of kept, %")
     rows = [[r.phase, f"{r.images:,}", percent(r.kept_share_all), percent(r.accuracy_all)] for r in rounds]
     parts = [table(header, rows)]
     for number, r in enumerate(rounds, 1):
@@ -50,21 +50,21 @@ def _rounds(rounds: list[PseudoLabels]) -> list[Element]:
                 r.classes, r.threshold, r.kept_share, accuracy, strict=True
             )
         ]
-        by_class = table(("Class", "Threshold", "Kept, %", "Right of these, %"), rows)
+        by_class = table(("Class", "Threshold", "Kept, %", "Accuracy of kept, %"), rows)
         drawings = [
             histogram(name, *counts, threshold)
             for name, counts, threshold in zip(r.classes, r.histogram, r.threshold, strict=True)
         ]
-        text = "Confidences from 0 to 1: kept ones in colour, dropped ones grey; dashed: the threshold."
+        text = "Confidences from 0 to 1: kept pixels in colour, dropped pixels in grey, the threshold dashed."
         content = (by_class, element("p", text, class_="soft"), element("div", *drawings, class_="small"))
         is_open = "open" if number == len(rounds) else None
         parts.append(element("details", element("summary", f"{r.phase} by class"), *content, open=is_open))
     return parts
 
 
-def _pictures(runs: dict[str, Run], kind: str) -> list[Element]:
+def _pictures(runs: dict[str, RunRecord], kind: str) -> list[Element]:
     each = max(1, MOST_PICTURES // len(runs))
-    # Samples first: they are what a page with too many pictures should keep.
+    # Samples first: a page with too many pictures keeps these.
     chosen = {
         name: sorted(run.pictures, key=lambda p: _kind(p) != "validation")[:each]
         for name, run in runs.items()
@@ -76,26 +76,28 @@ def _pictures(runs: dict[str, Run], kind: str) -> list[Element]:
             title = f"{name}: {path.name}" if len(runs) > 1 else path.name
             source = data_uri(path, most_bytes)
             shown = (
-                element("p", "cannot be read") if source is None else element("img", src=source, alt=title)
+                element("p", "This picture cannot be read.")
+                if source is None
+                else element("img", src=source, alt=title)
             )
             parts.append(element("figure", element("figcaption", title), shown))
-        left = sum(_kind(p) == kind and p not in chosen[name] for p in run.pictures)
-        if left:
-            parts.append(element("p", f"{left} more in {name}/pictures", class_="soft"))
+        others = sum(_kind(p) == kind and p not in chosen[name] for p in run.pictures)
+        if others:
+            parts.append(element("p", f"{others} more in {name}/pictures", class_="soft"))
     return parts
 
 
 def _kind(path: Path) -> str:
-    """The section that a picture belongs to."""
+    """Return the section that a picture belongs to."""
     if path.name.startswith("translation-"):
         return "translation"
     return "pseudo-labels" if path.stem.endswith("-pseudo") else "validation"
 
 
 def data_uri(path: Path, most_bytes: int) -> str | None:
-    """The picture as JPEG at the largest of :data:`WIDTHS` that needs at most ``most_bytes``, else the smallest.
+    """Encode a picture as JPEG at the largest of :data:`WIDTHS` that fits in ``most_bytes``, else the smallest.
 
-    None where the file is no picture, which a run killed while it drew may leave.
+    Returns None where the file is no picture, as a run that was killed while drawing may leave it.
     """
     try:
         with Image.open(path) as file:

@@ -6,15 +6,16 @@ import csv
 import io
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from udas_fast.data import CITYSCAPES
 from udas_fast.errors import InputError
-from udas_fast.tools.study import Plan, Task, paper, plan_study
-from udas_fast.tools.study.plots import labels_plot, methods_plot
-from udas_fast.tools.study.results import Spread, StudyTable, collect
+from udas_fast.tools.study import StudyPlan, Task, paper, plan_study
+from udas_fast.tools.study.collect import Spread, StudyTable, collect
+from udas_fast.tools.study.figures import labels_figure, methods_figure
 from udas_fast.tools.study.tables import csv_text, gaps, markdown
 
 PROTOCOL = {"dataset": "made up", "split": "val", "images": 3, "input_size": [32, 48], "num_classes": 3}
@@ -28,8 +29,8 @@ def _write(folder: Path, iou: dict[str, float | None], protocol: dict[str, objec
     (folder / "scores.json").write_text(json.dumps({"phases": phases}))
 
 
-def _plan(study: str = "labels", target: str = "camvid:b", source: str = "camvid:a") -> Plan:
-    return plan_study(study, Task(source, target, size=(32, 48), steps=60), seeds=(0, 1), labels=(20, 0))
+def _plan(study: str = "labels", target: str = "camvid:b", source: str = "camvid:a") -> StudyPlan:
+    return plan_study(study, Task(source, target, size=(32, 48), steps=60), seeds=(0, 1), num_labels=(20, 0))
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def table(tmp_path: Path) -> StudyTable:
     plan = _plan()
     scores = {"supervised": {20: (0.4, 0.5)}, "udas": {20: (0.6, 0.64), 0: (0.3, 0.3)}}
     for run in plan.runs:
-        value = scores[run.row.recipe][run.row.labels][run.seed]
+        value = scores[run.row.recipe][run.row.num_labels][run.seed]
         sky = None if (run.row.recipe, run.seed) == ("supervised", 1) else value  # does not occur there
         _write(tmp_path / run.folder, {"sky": sky, "road": value, "car": value})
     return collect(plan, tmp_path, "udas-fast study labels")
@@ -69,6 +70,11 @@ def test_gap_is_the_spread_of_the_differences_by_seed(table: StudyTable) -> None
     assert gap[20].by_seed == pytest.approx([20, 14])
     assert (gap[20].mean, gap[20].std) == (pytest.approx(17), pytest.approx(18**0.5))
     assert list(gap) == [20]
+
+
+def test_a_title_with_a_comma_is_one_method(table: StudyTable) -> None:
+    rows = [replace(row, name=row.name.replace("UDAS", "New, with a comma")) for row in table.rows]
+    assert list(gaps(replace(table, rows=rows))) == ["New, with a comma"]
 
 
 def test_json_and_back(table: StudyTable) -> None:
@@ -136,7 +142,7 @@ def test_methods_by_labels_and_ddm_by_round(methods: StudyTable) -> None:
 
 
 def test_bars_are_drawn(methods: StudyTable, tmp_path: Path) -> None:
-    methods_plot(methods, tmp_path / "methods.png")
+    methods_figure(methods, tmp_path / "methods.png")
     assert (tmp_path / "methods.png").stat().st_size > 10_000
 
 
@@ -149,7 +155,7 @@ def test_csv_holds_every_seed_and_the_spread(table: StudyTable) -> None:
 
 
 def test_plot_is_drawn(table: StudyTable, tmp_path: Path) -> None:
-    labels_plot(table, tmp_path / "labels.png")
+    labels_figure(table, tmp_path / "labels.png")
     assert (tmp_path / "labels.png").stat().st_size > 10_000
 
 

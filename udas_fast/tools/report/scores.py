@@ -1,17 +1,17 @@
-"""The page's sections on scores: mIoU by phase, IoU by class, confusion, protocol."""
+"""Sections of the page about scores: mIoU by phase, IoU by class, confusion, protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 from udas_fast.evaluation import Scores
+from udas_fast.tools.report.charts import Line, bar_chart, confusion, line_chart
 from udas_fast.tools.report.markup import Element, element, legend, percent, table
-from udas_fast.tools.report.plots import Line, bar_chart, confusion, line_chart
-from udas_fast.tools.report.read import Run
+from udas_fast.tools.report.read import RunRecord
 
 
-def by_phase(runs: dict[str, Run]) -> list[Element]:
-    """mIoU after each phase, where there is more than one."""
+def by_phase(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show mIoU after each phase, where there is more than one phase."""
     phases = list(dict.fromkeys(phase for run in runs.values() for phase in run.scores))
     if len(phases) < 2:
         return []
@@ -20,15 +20,15 @@ def by_phase(runs: dict[str, Run]) -> list[Element]:
         scores = {phase: score.miou for phase, score in run.scores.items()}
         rows.append([name, *(percent(scores.get(phase)) for phase in phases)])
         points = [(float(i), 100 * scores[p]) for i, p in enumerate(phases) if scores.get(p, -1.0) >= 0]
-        if points:  # no class at all makes a mean of none, NaN
+        if points:  # mIoU is NaN where no class occurs
             lines.append(Line(name, index, points))
     chart = [line_chart("mIoU after each phase, %", lines, names=phases)] if lines else []
     keys = [legend(runs)] if len(runs) > 1 else []
     return [table(("Run", *phases), rows), *keys, element("div", *chart, class_="charts")]
 
 
-def by_class(runs: dict[str, Run]) -> list[Element]:
-    """Bars of the last phase of each run, or of all phases of a single run; a table of all phases."""
+def by_class(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show bars of the last phase of each run, or of all phases of a single run, and a table of all phases."""
     parts: list[Element] = []
     for classes, members in _by_classes(runs):
         columns = {
@@ -36,7 +36,7 @@ def by_class(runs: dict[str, Run]) -> list[Element]:
             for name, run in members.items()
             for phase, score in run.scores.items()
         }
-        bars = {name: run.final for name, run in members.items()} if len(members) > 1 else columns
+        bars = _finals(members) if len(members) > 1 else columns
         values = {name: score.iou.tolist() for name, score in bars.items()}
         parts.append(legend(bars))
         parts.append(element("div", bar_chart("IoU by class, %", classes, values), class_="charts"))
@@ -44,11 +44,16 @@ def by_class(runs: dict[str, Run]) -> list[Element]:
     return parts
 
 
-def _by_classes(runs: dict[str, Run]) -> Iterator[tuple[tuple[str, ...], dict[str, Run]]]:
-    """(class names, the scored runs on them)."""
-    scored = {name: run for name, run in runs.items() if run.final is not None}
-    for classes in dict.fromkeys(run.final.classes for run in scored.values()):
-        yield classes, {name: run for name, run in scored.items() if run.final.classes == classes}
+def _by_classes(runs: dict[str, RunRecord]) -> Iterator[tuple[tuple[str, ...], dict[str, RunRecord]]]:
+    """Yield (class names, the scored runs with these classes)."""
+    finals = _finals(runs)
+    for classes in dict.fromkeys(score.classes for score in finals.values()):
+        yield classes, {name: runs[name] for name, score in finals.items() if score.classes == classes}
+
+
+def _finals(runs: dict[str, RunRecord]) -> dict[str, Scores]:
+    """Return the last scores of the runs that have any."""
+    return {name: run.final for name, run in runs.items() if run.final is not None}
 
 
 def _class_table(classes: tuple[str, ...], columns: Mapping[str, Scores]) -> Element:
@@ -62,8 +67,8 @@ def _class_table(classes: tuple[str, ...], columns: Mapping[str, Scores]) -> Ele
     return table(("IoU, %", *columns), rows)
 
 
-def confusions(runs: dict[str, Run]) -> list[Element]:
-    """The matrix after the last phase of each run."""
+def confusions(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show the confusion matrix after the last phase of each run."""
     drawings = [
         confusion(f"{name}, {list(run.scores)[-1]}", run.final.matrix.numpy(), run.final.classes)
         for name, run in runs.items()
@@ -71,12 +76,12 @@ def confusions(runs: dict[str, Run]) -> list[Element]:
     ]
     if not drawings:
         return []
-    text = "Rows: the true class; columns: the prediction; numbers: percent of the row's pixels."
+    text = "Rows are true classes, columns are predictions; numbers are percent of the row's pixels."
     return [element("p", text, class_="soft"), element("div", *drawings)]
 
 
-def protocols(runs: dict[str, Run]) -> list[Element]:
-    """How the scores were measured; whether they compare."""
+def protocols(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show how the scores were measured, with a warning where they cannot be compared."""
     found: dict[str, list[str]] = {}
     for name, run in runs.items():
         for phase, score in run.scores.items():
@@ -86,5 +91,5 @@ def protocols(runs: dict[str, Run]) -> list[Element]:
     if len(found) == 1:
         return [element("p", next(iter(found)), class_="soft")]
     lines = [element("li", f"{', '.join(names)}: {protocol}") for protocol, names in found.items()]
-    warning = "These scores were measured under different protocols and do not compare:"
+    warning = "These scores were measured under different protocols and cannot be compared:"
     return [element("p", warning), element("ul", *lines, class_="notes")]

@@ -1,13 +1,14 @@
-"""Drawings as inline SVG in the page's own colours, dark or light; each part tells its numbers when pointed at.
+"""Charts as inline SVG in the colours of the page, dark or light; tooltips give the numbers.
 
-A chart is 400 units wide, a phone's width, and its letters keep their size there.
+A chart is 400 units wide, about the width of a phone, so that its text is readable there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -16,12 +17,15 @@ from udas_fast.tools.report.markup import Element, colour, element, percent
 
 WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 22, 24
-LETTER = 6.2  # width of one, about
+LETTER = 6.2  # approximate width of a letter
+
+Position: TypeAlias = Callable[[float], float]
+"""Map from a value to its place on an axis of the drawing."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart: (x, y) points, and the number of its colour."""
+    """Line of a chart: (x, y) points and the number of its colour."""
 
     label: str
     colour: int
@@ -36,9 +40,10 @@ def line_chart(
     names: Sequence[str] = (),
     end: float = 1,
 ) -> Element:
-    """Lines over one pair of axes; ``bounds`` are marked positions on x, which goes from 0 at least to ``end``.
+    """Draw lines over one pair of axes.
 
-    With ``names``, x counts them from 0 and every point is a dot. Raises ValueError for no point at all.
+    The x axis goes from 0 to ``end`` or further; ``bounds`` are marked positions on it. With ``names``, x counts them
+    from 0 and every point is a dot. Raises ValueError where there is no point at all.
     """
     xs, ys = zip(*(point for line in lines for point in line.points), strict=True)
     y_ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(min(ys), max(ys))
@@ -51,7 +56,7 @@ def line_chart(
     def at_y(y: float) -> float:
         return float(TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM))
 
-    parts = [_grid(float(at_y(y)), f"{y:.6g}") for y in y_ticks]
+    parts = [_grid(at_y(y), f"{y:.6g}") for y in y_ticks]
     parts += _x_axis(left, right, names, at_x) + _bounds(bounds, at_x)
     for line in lines:
         label = f"{line.label}: last {line.points[-1][1]:.4g}"
@@ -73,7 +78,7 @@ def line_chart(
 
 
 def bar_chart(title: str, names: Sequence[str], columns: Mapping[str, Sequence[float]]) -> Element:
-    """A group of horizontal bars for each of ``names``, a bar in it for each column of shares of 1."""
+    """Draw a group of horizontal bars for each of ``names``, one bar per column; values are fractions of 1."""
     bar, gap, label = 11.0, 7.0, _label_width(names)
     room = WIDTH - label - 34
     parts = []
@@ -82,9 +87,11 @@ def bar_chart(title: str, names: Sequence[str], columns: Mapping[str, Sequence[f
         parts.append(_text(label - 6, y + len(columns) * bar / 2 + 3.5, name, "end"))
         for index, (column, values) in enumerate(columns.items()):
             value = values[row]
-            long = 0.0 if math.isnan(value) else value * room
-            rect = element("rect", x=label, y=y, width=long, height=bar - 1.5, class_=f"bar {colour(index)}")
-            number = _text(label + long + 3, y + 8.5, percent(value), "start")
+            length = 0.0 if math.isnan(value) else value * room
+            rect = element(
+                "rect", x=label, y=y, width=length, height=bar - 1.5, class_=f"bar {colour(index)}"
+            )
+            number = _text(label + length + 3, y + 8.5, percent(value), "start")
             tip = element("title", f"{name}, {column}: {percent(value)} %")
             parts.append(element("g", tip, rect, number))
             y += bar
@@ -93,7 +100,7 @@ def bar_chart(title: str, names: Sequence[str], columns: Mapping[str, Sequence[f
 
 
 def confusion(title: str, matrix: np.ndarray, names: Sequence[str]) -> Element:
-    """A confusion matrix int64 ``[C, C]``, each row (the truth) in shares of its pixels."""
+    """Draw a confusion matrix int64 ``[C, C]``, each row (the true class) in fractions of its pixels."""
     cell, label = 24.0, _label_width(names)
     parts = []
     for i, (name, counts) in enumerate(zip(names, matrix.tolist(), strict=True)):
@@ -103,12 +110,12 @@ def confusion(title: str, matrix: np.ndarray, names: Sequence[str]) -> Element:
             _text(middle + 3.5, label - 4, name, "start", transform=f"rotate(-90 {middle + 3.5} {label - 4})")
         )
         for j, count in enumerate(counts):
-            share = count / sum(counts) if sum(counts) else 0.0
+            fraction = count / sum(counts) if sum(counts) else 0.0
             x, y = label + j * cell, label + i * cell
-            tip = f"{name} taken for {names[j]}: {percent(share)} % of {name}, {count:,} pixels"
-            box = element("rect", x=x, y=y, width=cell - 1, height=cell - 1, fill_opacity=float(share))
-            number = f"{100 * share:.0f}" if share >= 0.01 else ""
-            kind = "strong" if share > 0.5 else None
+            tip = f"{name} predicted as {names[j]}: {percent(fraction)} % of {name}, {count:,} pixels"
+            box = element("rect", x=x, y=y, width=cell - 1, height=cell - 1, fill_opacity=fraction)
+            number = f"{100 * fraction:.0f}" if fraction >= 0.01 else ""
+            kind = "strong" if fraction > 0.5 else None
             written = _text(x + cell / 2 - 0.5, y + cell / 2 + 3, number, "middle", class_=kind)
             parts.append(element("g", element("title", tip), box, written, class_="cell"))
     side = label + len(names) * cell
@@ -116,7 +123,7 @@ def confusion(title: str, matrix: np.ndarray, names: Sequence[str]) -> Element:
 
 
 def histogram(title: str, kept: Sequence[int], dropped: Sequence[int], threshold: float) -> Element:
-    """Confidences from 0 to 1 in equal bins, kept ones upon dropped ones, and the threshold."""
+    """Draw confidences from 0 to 1 in equal bins, kept ones on top of dropped ones, and the threshold."""
     width, height, base = 190.0, 90.0, 74.0
     top = max(max(k + d for k, d in zip(kept, dropped, strict=True)), 1)
     step = width / len(kept)
@@ -124,11 +131,11 @@ def histogram(title: str, kept: Sequence[int], dropped: Sequence[int], threshold
     def area(counts: Sequence[int], under: Sequence[int]) -> str:
         up = [base - (c + u) / top * (base - 4) for c, u in zip(counts, under, strict=True)]
         down = [base - u / top * (base - 4) for u in under]
-        there = "".join(f"L{i * step:.1f} {y:.1f}H{(i + 1) * step:.1f}" for i, y in enumerate(up))
+        forth = "".join(f"L{i * step:.1f} {y:.1f}H{(i + 1) * step:.1f}" for i, y in enumerate(up))
         back = "".join(
             f"L{(i + 1) * step:.1f} {y:.1f}H{i * step:.1f}" for i, y in reversed([*enumerate(down)])
         )
-        return "M" + there[1:] + back + "Z"
+        return "M" + forth[1:] + back + "Z"
 
     at = min(max(threshold, 0.0), 1.0) * width
     parts = [
@@ -163,7 +170,8 @@ def _grid(y: float, label: str) -> Element:
     return element("g", line, _text(LEFT - 5, y + 3.5, label, "end"))
 
 
-def _x_axis(left: float, right: float, names: Sequence[str], at_x: object) -> list[Element]:
+def _x_axis(left: float, right: float, names: Sequence[str], at_x: Position) -> list[Element]:
+    ticks: list[tuple[float, str]]
     if names:
         every = -(-len(names) * max(len(name) for name in names) * LETTER // (WIDTH - LEFT - RIGHT))
         ticks = [(i, name) for i, name in enumerate(names) if i % max(int(every), 1) == 0]
@@ -173,8 +181,8 @@ def _x_axis(left: float, right: float, names: Sequence[str], at_x: object) -> li
     return [_text(at_x(x), HEIGHT - 8, label, "middle") for x, label in ticks]
 
 
-def _bounds(bounds: Mapping[float, str], at_x: object) -> list[Element]:
-    """Dashed lines, with the names that have room."""
+def _bounds(bounds: Mapping[float, str], at_x: Position) -> list[Element]:
+    """Draw dashed lines, with their names where there is room."""
     parts, free = [], 0.0
     for x, name in sorted(bounds.items()):
         at = at_x(x)

@@ -1,4 +1,4 @@
-"""What the runs of a plan scored, read from their scores.json alone: the content of table.json."""
+"""Scores of a study, collected from the scores.json of its runs: the content of table.json."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from udas_fast.config import STRICT
 from udas_fast.errors import InputError, bad, first_line
-from udas_fast.objectives import STRICT
-from udas_fast.tools.study.plan import Plan, Row, Study
+from udas_fast.tools.study.plan import Study, StudyPlan, StudyRow
 from udas_fast.training.environment import environment
 
 
 @dataclass(frozen=True, config=STRICT)
 class Spread:
-    """Values by seed in percent, their mean and sample standard deviation."""
+    """Values by seed in percent, with mean and sample standard deviation."""
 
-    by_seed: list[float | None]  # None: the class does not occur under that seed, and is left out
+    by_seed: list[float | None]  # None: the class does not occur under that seed
     mean: float | None  # None without values
     std: float | None  # None with fewer than two
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread:
-        """The spread of ``values``."""
+        """Return the spread of ``values``; None is left out of mean and standard deviation."""
         known = [v for v in values if v is not None]
         mean = statistics.mean(known) if known else None
         return cls(list(values), mean, statistics.stdev(known) if len(known) > 1 else None)
@@ -41,7 +41,7 @@ class Spread:
 
 @dataclass(frozen=True, config=STRICT)
 class RowScores:
-    """A row after its last phase."""
+    """Scores of a row after its last phase."""
 
     name: str
     recipe: str
@@ -50,13 +50,18 @@ class RowScores:
     settings: list[str]
     miou: Spread
     iou: dict[str, Spread]  # by class
-    phases: list[dict[str, float]]  # mIoU after each phase, by seed
+    phases: list[dict[str, float | None]]  # mIoU after each phase, by seed
     commands: list[str]  # by seed
+
+    @property
+    def method(self) -> str:
+        """Name without the number of labels."""
+        return self.name.removesuffix(f", {self.labels} labels")
 
 
 @dataclass(frozen=True, config=STRICT)
 class StudyTable:
-    """``table.json``: everything that the tables show and what it takes to judge and repeat them."""
+    """Content of ``table.json``: everything that the tables show, and what is needed to judge and repeat them."""
 
     study: Study
     command: str
@@ -68,26 +73,26 @@ class StudyTable:
     environment: dict[str, Any]
     protocol: dict[str, Any]
     rows: list[RowScores]
-    left_out: str = ""  # what a reader would look for, and why it is not there
+    left_out: str = ""  # a row that readers may expect, and why it is missing
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return plain data for JSON."""
         return _ADAPTER.dump_python(self, mode="json")
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> StudyTable:
-        """What :meth:`to_dict` wrote; raises pydantic's ValidationError for anything else."""
+        """Return the table that :meth:`to_dict` wrote; raises pydantic's ValidationError for anything else."""
         return _ADAPTER.validate_python(content)
 
 
 _ADAPTER: TypeAdapter[StudyTable] = TypeAdapter(StudyTable)
 
 
-def collect(plan: Plan, folder: Path, command: str) -> StudyTable:
-    """Read the scores of every run of ``plan`` under ``folder``; ``command`` made them.
+def collect(plan: StudyPlan, folder: Path, command: str) -> StudyTable:
+    """Read the scores of every run of ``plan`` under ``folder``; ``command`` is recorded in the table.
 
     Raises:
-        InputError: a run has no scores, they are damaged, or they were measured in different ways.
+        InputError: a run has no scores, they are damaged, or they were measured under different protocols.
     """
     phases = {run.folder: _phases(folder / run.folder / "scores.json") for run in plan.runs}
     last = [list(p.values())[-1] for p in phases.values()]
@@ -109,14 +114,14 @@ def collect(plan: Plan, folder: Path, command: str) -> StudyTable:
     )
 
 
-def _row(plan: Plan, row: Row, phases: dict[str, dict[str, Any]]) -> RowScores:
+def _row(plan: StudyPlan, row: StudyRow, phases: dict[str, dict[str, Any]]) -> RowScores:
     runs = [run for run in plan.runs if run.row == row]
     of_row = [phases[run.folder] for run in runs]
     last = [list(p.values())[-1] for p in of_row]
     return RowScores(
         name=row.title,
         recipe=row.recipe,
-        labels=row.labels,
+        labels=row.num_labels,
         translated=row.translated,
         settings=list(runs[0].settings),
         miou=Spread.of([_percent(s["miou"]) for s in last]),
@@ -143,7 +148,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _environment(runs: Sequence[Path]) -> dict[str, Any]:
-    """What the runs computed on, as they recorded it; where they differ, "A and B". Of older runs: what is here."""
+    """Return the environment that the runs recorded, "A and B" where they differ; this machine's for older runs."""
     paths = [path for run in runs if (path := run / "environment.json").is_file()]
     found = [_read(path) for path in paths] or [environment()]
     return {key: _joined([each.get(key) for each in found]) for key in found[0]}
@@ -154,5 +159,5 @@ def _joined(values: Sequence[object]) -> object:
     return different[0] if len(different) == 1 else " and ".join(map(str, different))
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction

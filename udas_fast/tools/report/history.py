@@ -1,40 +1,39 @@
-"""The page's sections on what ran: summary, curves, speed, environment, recipe."""
+"""Sections of the page about the training: summary, curves, speed, environment, recipe."""
 
 from __future__ import annotations
 
 import json
 
+from udas_fast.tools.report.charts import Line, line_chart
 from udas_fast.tools.report.markup import Element, element, legend, percent, table
-from udas_fast.tools.report.plots import Line, line_chart
-from udas_fast.tools.report.read import Curves, Run
+from udas_fast.tools.report.read import Curves, RunRecord
 
 
-def summary(runs: dict[str, Run]) -> list[Element]:
-    """What each run is, how far it came and what it scored; what its folder lacks."""
+def summary(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show data, progress and score of each run, and what is missing in its folder."""
     header = ("Run", "Recipe", "Source", "Target", "Labels", "Seed", "Steps", "mIoU, %")
     parts = [table(header, [_summary_row(name, run) for name, run in runs.items()])]
     if len(runs) == 1:
         run = next(iter(runs.values()))
         if run.final is not None:
             parts.insert(0, element("p", f"mIoU {percent(run.final.miou)} %", class_="headline"))
-        parts.append(element("p", run.head.recipe.summary, class_="soft"))
+        parts.append(element("p", run.recipe.summary, class_="soft"))
     notes = [f"{name}: {note}" if len(runs) > 1 else note for name, run in runs.items() for note in run.notes]
     if notes:
         parts.append(element("ul", *(element("li", note) for note in notes), class_="notes"))
     return parts
 
 
-def _summary_row(name: str, run: Run) -> list[str]:
-    config, (done, total) = run.head.run, run.steps
-    data = config.data
+def _summary_row(name: str, run: RunRecord) -> list[str]:
+    data, done, total = run.config.data, run.recorded_steps, run.recipe.steps
     names = ("as objects",) * 2 + ("–",) if data is None else (data.source, data.target, str(data.num_labels))
     miou = "–" if run.final is None else percent(run.final.miou)
     steps = f"{done:,}" if run.finished and done == total else f"{done:,} of {total:,}"
-    return [name, run.head.recipe.name, *(n or "–" for n in names), str(config.seed), steps, miou]
+    return [name, run.recipe.name, *(n or "–" for n in names), str(run.config.seed), steps, miou]
 
 
-def curves(runs: dict[str, Run]) -> list[Element]:
-    """The losses by name and the learning rate over the steps, every run in its colour."""
+def curves(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show the losses by name and the learning rate over the steps, each run in its colour."""
     found = {name: run.curves for name, run in runs.items()}
     names = dict.fromkeys(name for curves in found.values() for name in curves)
     if not names:
@@ -42,13 +41,14 @@ def curves(runs: dict[str, Run]) -> list[Element]:
     shown = sorted(names, key=lambda name: name == "lr")  # the losses first
     charts = [_chart(name, found, _bounds(runs), "learning rate" if name == "lr" else name) for name in shown]
     spans = {s.span for run in runs.values() for phases in run.curves.values() for s in phases.values()}
-    drawn = "each step" if spans == {1} else f"means over up to {max(spans):,} steps"
-    parts = [element("p", f"By optimisation step; {drawn}. Dashed lines: a phase begins.", class_="soft")]
+    points = "each step" if spans == {1} else f"means over up to {max(spans):,} steps"
+    text = f"By optimisation step ({points}). Dashed lines mark where a phase begins."
+    parts = [element("p", text, class_="soft")]
     return [*_legend(runs), *parts, element("div", *charts, class_="charts")]
 
 
-def speed(runs: dict[str, Run]) -> list[Element]:
-    """Seconds of a step and the wait for data in it."""
+def speed(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show the time of a step and the part of it spent waiting for data."""
     timed = {name: run.timing for name, run in runs.items() if {"seconds", "data_wait"} <= run.timing.keys()}
     if not timed:
         return []
@@ -56,30 +56,30 @@ def speed(runs: dict[str, Run]) -> list[Element]:
     for name, timing in timed.items():
         steps = sum(series.count for series in timing["seconds"].values())
         seconds, wait = (sum(s.total for s in timing[key].values()) for key in ("seconds", "data_wait"))
-        share = wait / seconds if seconds else None
+        waiting = wait / seconds if seconds else None
         rate = f"{steps / seconds:.2f}" if seconds else "–"
-        rows.append([name, f"{steps:,}", f"{seconds:,.0f}", rate, percent(share)])
-    header = ("Run", "Steps timed", "Seconds", "Steps a second", "Waiting for data, %")
+        rows.append([name, f"{steps:,}", f"{seconds:,.0f}", rate, percent(waiting)])
+    header = ("Run", "Steps timed", "Seconds", "Steps per second", "Waiting for data, %")
     charts = [
-        _chart("seconds", timed, {}, "seconds a step"),
-        _chart("data_wait", timed, {}, "of these, waiting for data"),
+        _chart("seconds", timed, {}, "seconds per step"),
+        _chart("data_wait", timed, {}, "seconds per step waiting for data"),
     ]
     return [table(header, rows), *_legend(runs), element("div", *charts, class_="charts")]
 
 
-def environment(runs: dict[str, Run]) -> list[Element]:
-    """Versions and hardware of each run, as it recorded them."""
+def environment(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show the versions and hardware that each run recorded."""
     known = {name: run.environment for name, run in runs.items() if run.environment}
     keys = list(dict.fromkeys(key for values in known.values() for key in values))
     if not keys:
         return []
     rows = [[key, *(_plain(values.get(key)) for values in known.values())] for key in keys]
-    rows.append(["data engine", *(runs[name].head.run.engine for name in known)])
+    rows.append(["data engine", *(runs[name].config.engine for name in known)])
     return [table(("", *known), rows)]
 
 
-def recipe(runs: dict[str, Run]) -> list[Element]:
-    """run.yaml of each run, folded."""
+def recipe(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show run.yaml of each run, folded."""
     return [
         element("details", element("summary", f"{name}: run.yaml"), element("pre", run.yaml))
         for name, run in runs.items()
@@ -87,7 +87,7 @@ def recipe(runs: dict[str, Run]) -> list[Element]:
 
 
 def _chart(name: str, curves: dict[str, Curves], bounds: dict[float, str], title: str) -> Element:
-    """Every run keeps its colour, also where an earlier one has no such curve."""
+    """Draw one quantity of all runs; a run keeps its colour where an earlier one lacks the curve."""
     lines = [
         Line(" · ".join(filter(None, (run, phase))), index, series.points)
         for index, (run, named) in enumerate(curves.items())
@@ -97,17 +97,17 @@ def _chart(name: str, curves: dict[str, Curves], bounds: dict[float, str], title
     return line_chart(title, lines, bounds=bounds, end=max(end, 1))
 
 
-def _bounds(runs: dict[str, Run]) -> dict[float, str]:
-    """Where phases begin, the first of a run aside."""
+def _bounds(runs: dict[str, RunRecord]) -> dict[float, str]:
+    """Return where phases begin, except the first of each run."""
     starts: dict[float, str] = {}
     for run in runs.values():
-        for phase, (first, _) in run.phases.items():
+        for phase, (first, _) in run.recorded_phases.items():
             if first > 0:
                 starts.setdefault(first, phase)
     return starts
 
 
-def _legend(runs: dict[str, Run]) -> list[Element]:
+def _legend(runs: dict[str, RunRecord]) -> list[Element]:
     return [legend(runs)] if len(runs) > 1 else []
 
 
