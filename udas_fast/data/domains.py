@@ -120,7 +120,7 @@ class Domains:
         for name in sorted(needs):
             if getattr(self, name) is None:
                 raise bad(f"data for recipe {recipe.name}", f"no {name!r} dataset", "one")
-        self._check_batch_sizes(recipe)
+        self.require_batch_sizes(recipe)
         if recipe.input.rare_classes is not None and isinstance(self.source, UserLoader):
             raise bad(
                 "input.rare_classes", "a source that is a UserLoader", "none, or a dataset to draw from"
@@ -139,8 +139,8 @@ class Domains:
             if isinstance(loader := getattr(self, name), UserLoader):
                 loader.require_part(scored=name == "val")
 
-    def _check_batch_sizes(self, recipe: Recipe) -> None:
-        """Raise InputError for batches that the processes cannot share, or that a stage cannot combine."""
+    def require_batch_sizes(self, recipe: Recipe) -> None:
+        """Raise InputError for batches of ``recipe`` that processes cannot share or that a stage cannot combine."""
         datasets = [
             name for name in recipe.batch_sizes if isinstance(getattr(self, name), SegmentationDataset)
         ]
