@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -36,13 +36,38 @@ class RareClassConfig:
 
 
 @config_dataclass
+class StreamBatchSize:
+    """Batch sizes of single streams, over all processes; None: :attr:`InputConfig.batch_size`."""
+
+    source: Annotated[int, Field(gt=0)] | None = None
+    labelled: Annotated[int, Field(gt=0)] | None = None
+    unlabelled: Annotated[int, Field(gt=0)] | None = None
+
+
+@config_dataclass
 class InputConfig:
     """Images as the network sees them. Labelled target images that are mixed with the source take its geometry."""
 
     source: Geometry = field(default_factory=lambda: Geometry(size=(720, 1280)))  # AdaptSegNet
     target: Geometry = field(default_factory=lambda: Geometry(size=(512, 1024)))  # AdaptSegNet
-    batch_size: Annotated[int, Field(gt=0)] = 1  # of a step, over all processes
+    batch_size: Annotated[int, Field(gt=0)] = 1  # of each stream in a step, over all processes
+    stream_batch_size: StreamBatchSize = field(default_factory=StreamBatchSize)  # of streams that differ
     rare_classes: RareClassConfig | None = None  # None: each source image once an epoch
+
+    def batch_size_of(self, stream: str) -> int:
+        """Return the number of images of ``stream`` in a step, over all processes."""
+        return getattr(self.stream_batch_size, stream) or self.batch_size
+
+    def per_process(self, processes: int) -> InputConfig:
+        """Return this configuration with each process's part of the batches."""
+        parts = {
+            name: size and max(1, size // processes) for name, size in asdict(self.stream_batch_size).items()
+        }
+        return replace(
+            self,
+            batch_size=max(1, self.batch_size // processes),
+            stream_batch_size=StreamBatchSize(**parts),
+        )
 
 
 @config_dataclass
@@ -238,7 +263,7 @@ class Domains:
             return TrainLoader(
                 data,
                 geometries[name],
-                batch_size=distributed.per_rank(inputs.batch_size, "input.batch_size"),
+                batch_size=batch_size_per_process(inputs, name),
                 seed=seed,
                 name=place,
                 workers=self.workers,
@@ -251,6 +276,13 @@ class Domains:
             )
 
         return {name: loader(name, data) for name in geometries if (data := datasets[name]) is not None}
+
+
+def batch_size_per_process(inputs: InputConfig, stream: str) -> int:
+    """Return this process's part of a batch of ``stream``; raises InputError where it does not divide."""
+    own = getattr(inputs.stream_batch_size, stream) is not None
+    key = f"input.stream_batch_size.{stream}" if own else "input.batch_size"
+    return distributed.per_rank(inputs.batch_size_of(stream), key)
 
 
 def _open_unlabelled(spec: str, size: tuple[int, int]) -> SegmentationDataset:

@@ -143,12 +143,11 @@ def _make_states(step: TrainStep) -> None:
 
 def _batches(recipe: Recipe, stage: Stage, labelled: bool, tracker: MemoryTracker) -> Batches:
     """Return one batch of each stream in its size."""
-    count = recipe.input.batch_size
     found = {}
     for name, geometry in recipe.geometries(stage).items():
         if name == "labelled" and name not in stage.objective.requirements.streams and not labelled:
             continue
-        size = geometry.crop or geometry.size
+        size, count = geometry.crop or geometry.size, recipe.input.batch_size_of(name)
         with tracker.making("inputs"):
             label = torch.zeros((count, *size), dtype=torch.uint8)  # unlabelled images: pseudo-labels
             image = torch.zeros((count, 3, *size), dtype=torch.uint8)

@@ -30,6 +30,7 @@ from udas_fast.objectives.mixing import (
     Translate,
     image_size,
     labelled_batches,
+    paired_streams,
     translated_source,
 )
 
@@ -86,6 +87,7 @@ class AdaptationConfig(ObjectiveConfig, kind="adaptation"):
         return Requirements(
             streams=("source", "unlabelled") if target else ("source",),
             optional_streams=() if self.mixing is None else ("labelled",),
+            paired=paired_streams(self.translate, self.mixing),
             min_size=1 if self.adversary is None else self.adversary.min_size,
             auxiliary_head=self._needs_auxiliary_head(),
         )

@@ -130,8 +130,12 @@ class Objective(nn.Module):
 
     #: The run's networks by name (``Stage.network``); those that are not trained now may teach.
     networks: Mapping[str, nn.Module] = MappingProxyType({})
-    #: Labels unlabelled images before the round, or in every step; None: the method has no pseudo-labels.
-    labeller: PseudoLabeller | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Labels unlabelled images before the round, or in every step; None: the method has no pseudo-labels.
+        # Not a class attribute, which would hide a submodule of this name.
+        self.labeller: PseudoLabeller | None = None
 
     def on_round_start(self, model: nn.Module) -> None:
         """Set up state that depends on the network that will be trained: a teacher copied from it, for example.
@@ -177,7 +181,8 @@ class Requirements:
     Attributes:
         streams: streams that must be there.
         optional_streams: streams that are used where they are given.
-        equal_sizes: streams whose images must have one size, as they are mixed.
+        paired: streams whose images are combined one by one, so that their batches are of one size.
+        equal_sizes: streams whose images must have one (H, W), as they are mixed.
         min_size: shortest side of the images, in pixels.
         auxiliary_head: reason for a network with an auxiliary head; None: one head is enough.
         networks: networks of the run that the method reads, by name.
@@ -190,6 +195,7 @@ class Requirements:
 
     streams: tuple[StreamName, ...]
     optional_streams: tuple[StreamName, ...] = ()
+    paired: tuple[StreamName, ...] = ()
     equal_sizes: tuple[StreamName, ...] = ()
     min_size: int = 1
     auxiliary_head: str | None = None
@@ -200,7 +206,7 @@ class Requirements:
     model: Literal["segmentation", "translation"] = "segmentation"
 
     def __post_init__(self) -> None:
-        for name in (*self.streams, *self.optional_streams, *self.equal_sizes):
+        for name in (*self.streams, *self.optional_streams, *self.paired, *self.equal_sizes):
             if name not in STREAMS:
                 raise bad("stream in a method's requirements", repr(name), f"one of {', '.join(STREAMS)}")
 

@@ -45,7 +45,7 @@ class CycleGANConfig(ObjectiveConfig, kind="cyclegan"):
     @property
     def requirements(self) -> Requirements:
         """Images of both domains, and the two generators."""
-        return Requirements(("source", "unlabelled"), model="translation")
+        return Requirements(("source", "unlabelled"), paired=("source", "unlabelled"), model="translation")
 
     def build(self, num_classes: int) -> CycleGAN:
         """Return the objective, without a segmentation network."""

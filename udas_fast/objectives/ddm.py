@@ -23,6 +23,7 @@ from udas_fast.objectives.base import (
     PrepareContext,
     Requirements,
     StepContext,
+    StreamName,
 )
 from udas_fast.objectives.losses import segmentation_loss
 from udas_fast.objectives.mixing import (
@@ -58,8 +59,13 @@ class DomainMixingConfig(ObjectiveConfig, kind="domain_mixing"):
     @property
     def requirements(self) -> Requirements:
         """All three streams, and the network that labels."""
+        translated: tuple[StreamName, ...] = () if self.translate == "none" else ("unlabelled",)
+        mixed: tuple[StreamName, ...] = ("labelled",) if self.level == "region" else ()
+        if mixed and self.labeller is not None:
+            mixed = ("labelled", "unlabelled")  # whose pseudo-labelled images are mixed by turns
         return Requirements(
             streams=("source", "labelled", "unlabelled"),
+            paired=tuple(dict.fromkeys(("source", *mixed, *translated))),
             networks=() if self.labeller is None else (self.labeller,),
             whole_images=self.labeller is not None and self.pseudo_labels.labels == "disk",
         )

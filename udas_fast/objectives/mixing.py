@@ -12,7 +12,7 @@ from udas_fast import ops
 from udas_fast.config import config_dataclass
 from udas_fast.data import Batch
 from udas_fast.data.style import match_fda, match_lab
-from udas_fast.objectives.base import Batches, PrepareContext
+from udas_fast.objectives.base import Batches, PrepareContext, StreamName
 
 Translate: TypeAlias = Literal["none", "lab", "fda"]
 FdaBeta: TypeAlias = Annotated[float, Field(ge=0, lt=0.5)]
@@ -31,6 +31,16 @@ class MixingConfig:
     alpha: Annotated[float, Field(gt=0)] = 1.0  # λ ~ Beta(alpha, alpha); the box has area 1 − λ (CutMix)
     replace: bool = False  # True: the mixed batch stands in place of the source batch; False: it joins it
     augment: bool = True  # photometric AutoAugment on the mixed image, or the source
+
+
+def paired_streams(translate: Translate, mixing: MixingConfig | None) -> tuple[StreamName, ...]:
+    """Return the streams whose images are combined one by one."""
+    found: list[StreamName] = []
+    if mixing is not None:
+        found.append("labelled")
+    if translate != "none":
+        found.append("unlabelled")
+    return ("source", *found) if found else ()
 
 
 def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, ctx: PrepareContext) -> Batch:

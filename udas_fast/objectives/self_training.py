@@ -31,6 +31,7 @@ from udas_fast.objectives.mixing import (
     Translate,
     image_size,
     labelled_batches,
+    paired_streams,
     translated_source,
 )
 from udas_fast.objectives.pseudo_labels import PseudoLabelConfig, PseudoLabeller
@@ -67,6 +68,7 @@ class SelfTrainingConfig(ObjectiveConfig, kind="self_training"):
         return Requirements(
             streams=("source", "unlabelled"),
             optional_streams=("labelled",),
+            paired=paired_streams(self.translate, self.mixing),
             auxiliary_head=None
             if self.pseudo_labels.heads == "primary"
             else "the teacher's ensemble of heads",

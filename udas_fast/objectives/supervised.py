@@ -41,7 +41,9 @@ class SupervisedConfig(ObjectiveConfig, kind="supervised"):
     @property
     def requirements(self) -> Requirements:
         """One labelled stream; the unlabelled target images where the source is translated."""
-        return Requirements((self.domain,) if self.translate == "none" else (self.domain, "unlabelled"))
+        if self.translate == "none":
+            return Requirements((self.domain,))
+        return Requirements((self.domain, "unlabelled"), paired=(self.domain, "unlabelled"))
 
     def build(self, num_classes: int) -> Supervised:
         """Return the objective."""

@@ -5,27 +5,31 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from udas_fast.data.domains import InputConfig
+from udas_fast.data.domains import InputConfig, StreamBatchSize
 from udas_fast.errors import InputError, bad, unknown
+from udas_fast.recipes.changes import Changes, with_batch_size, with_lr, with_size, with_steps
 from udas_fast.recipes.methods import load_method_file, user_recipes
 from udas_fast.recipes.recipe import (
     Phase,
     Recipe,
     Stage,
     load_recipe,
-    override,
     recipe_from_dict,
     select_stages,
 )
+from udas_fast.recipes.settings import has_key, override
 from udas_fast.recipes.small import small
 
 __all__ = [
+    "Changes",
     "InputConfig",
     "Phase",
     "Recipe",
     "Stage",
+    "StreamBatchSize",
     "all_recipes",
     "get_recipe",
+    "has_key",
     "list_recipes",
     "load_method_file",
     "load_recipe",
@@ -33,6 +37,10 @@ __all__ = [
     "recipe_from_dict",
     "select_stages",
     "small",
+    "with_batch_size",
+    "with_lr",
+    "with_size",
+    "with_steps",
 ]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from udas_fast import distributed
-from udas_fast.data import UserLoader
-from udas_fast.data.domains import Domains
+from udas_fast.data import SegmentationDataset, UserLoader
+from udas_fast.data.domains import Domains, batch_size_per_process
 from udas_fast.errors import bad
 from udas_fast.recipes import Recipe, Stage
 
@@ -15,15 +14,34 @@ def check_data(recipe: Recipe, domains: Domains) -> None:
     for name in sorted(needed):
         if getattr(domains, name) is None:
             raise bad(f"data for recipe {recipe.name}", f"no {name!r} dataset", "one")
-        if not isinstance(getattr(domains, name), UserLoader):
-            distributed.per_rank(recipe.input.batch_size, "input.batch_size")
     if recipe.input.rare_classes is not None and isinstance(domains.source, UserLoader):
         raise bad("input.rare_classes", "a source that is a UserLoader", "none, or a dataset to draw from")
+    check_batch_sizes(recipe, domains)
     for stage in recipe.stages:
         _check_stage(recipe, stage, domains)
     for role in sorted({*needed, *optional, "val"}):
         if isinstance(loader := getattr(domains, role), UserLoader):
             loader.check_sharding(scored=role == "val")
+
+
+def check_batch_sizes(recipe: Recipe, domains: Domains) -> None:
+    """Raise InputError for batches of ``recipe`` that processes cannot share or that a stage cannot combine."""
+    sizes = {
+        name: size
+        for name, size in recipe.batch_sizes.items()
+        if isinstance(getattr(domains, name), SegmentationDataset)  # a loader's batches are the user's own
+    }
+    for name in sizes:
+        batch_size_per_process(recipe.input, name)
+    for stage in recipe.stages:
+        paired = {name: sizes[name] for name in stage.objective.requirements.paired if name in sizes}
+        if len(set(paired.values())) > 1:
+            found = ", ".join(f"{name} {size}" for name, size in paired.items())
+            raise bad(
+                f"batch sizes of stage {stage.name}",
+                found,
+                "one size, as it combines their images one by one",
+            )
 
 
 def _check_stage(recipe: Recipe, stage: Stage, domains: Domains) -> None:

@@ -29,6 +29,7 @@ from udas_fast.recipes import Recipe
 from udas_fast.seeding import seed_step
 from udas_fast.training.environment import write_environment
 from udas_fast.training.fit import Run, attempting, start_step, train_phase
+from udas_fast.training.requirements import check_batch_sizes
 from udas_fast.training.run_folder import (
     begin_run,
     locked,
@@ -143,9 +144,9 @@ class Translation:
         self.objective_config = _check_recipe(recipe)
         self.recipe, self.config, self.run_dir = recipe, config, run_dir
         self.device = distributed.join(device)
-        distributed.per_rank(recipe.input.batch_size, "input.batch_size")
         self.amp = build_amp(recipe.precision, self.device)
         self.domains = open_domains(config.data)
+        check_batch_sizes(recipe, self.domains)
         seed_step(config.seed, "model", 0)
         self.model = CycleGenerators(self.objective_config.width, self.objective_config.blocks)
         self.model.to(self.device, memory_format=memory_format(self.amp, self.model))
