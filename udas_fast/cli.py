@@ -247,7 +247,7 @@ def translate(
     from udas_fast.distributed import join, leave
     from udas_fast.recipes import get_recipe, load_recipe, override
     from udas_fast.recipes.cyclegan import small_cyclegan
-    from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
+    from udas_fast.translation import Translation, TranslationConfig, at_native_size
 
     if resume is not None:
         refuse_beside_resume(context, "device")
@@ -264,7 +264,7 @@ def translate(
             chosen = small_cyclegan(chosen, crop=parse_size(small, "--small"), steps=steps)
         data = DataConfig(source, target, workers=workers)
         translation = Translation(
-            override(at_native_size(chosen, open_domains(data)), settings or ()),
+            override(at_native_size(chosen, data), settings or ()),
             TranslationConfig(data, semantic, seed, checkpoint_every=checkpoint_every),
             run_dir=out,
             device=device,

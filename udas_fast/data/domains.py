@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from typing import Annotated, Literal
+from functools import cached_property, partial
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -21,7 +21,7 @@ from udas_fast.data.factory import has_labels, open_dataset
 from udas_fast.data.geometry import Geometry
 from udas_fast.data.loader import AnyEngine, Engine, TrainLoader, choose_engine
 from udas_fast.data.sampler import RareClasses
-from udas_fast.data.types import SegmentationDataset
+from udas_fast.data.types import SegmentationDataset, StreamName
 from udas_fast.data.user_loader import UserLoader, UserTrainLoader
 from udas_fast.errors import InputError, bad
 
@@ -217,11 +217,12 @@ class Domains:
     @cached_property
     def _source_pixels(self) -> np.ndarray:
         """Pixels of each class in each source image, as :meth:`verify` counted them or counted now."""
-        return distributed.on_main(lambda: check_dataset(self.source).pixels)
+        assert isinstance(self.source, SegmentationDataset)  # rare classes are refused for a UserLoader
+        return distributed.on_main(partial(_count_pixels, self.source))
 
     def loaders(
         self,
-        geometries: Mapping[Literal["source", "labelled", "unlabelled"], Geometry],
+        geometries: Mapping[StreamName, Geometry],
         inputs: InputConfig,
         *,
         seed: int,
@@ -256,7 +257,7 @@ class Domains:
             "unlabelled": unlabelled or self.unlabelled,
         }
 
-        def loader(name: str, data: SegmentationDataset | UserLoader) -> TrainLoader | UserTrainLoader:
+        def loader(name: StreamName, data: SegmentationDataset | UserLoader) -> TrainLoader | UserTrainLoader:
             place = f"{phase}/{name}"
             if isinstance(data, UserLoader):
                 return UserTrainLoader(data, seed, place, labelled=name != "unlabelled")
@@ -276,6 +277,10 @@ class Domains:
             )
 
         return {name: loader(name, data) for name in geometries if (data := datasets[name]) is not None}
+
+
+def _count_pixels(dataset: SegmentationDataset) -> np.ndarray:
+    return check_dataset(dataset).pixels
 
 
 def batch_size_per_process(inputs: InputConfig, stream: str) -> int:

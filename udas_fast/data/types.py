@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from udas_fast.data.classes import ClassSet
 from udas_fast.data.geometry import SampledGeometry
 from udas_fast.data.specs import DatasetSpec
 from udas_fast.errors import bad
+
+StreamName: TypeAlias = Literal["source", "labelled", "unlabelled"]
+"""Streams of a run: labelled source, labelled target and unlabelled target images."""
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,8 @@ class _Files:
         ends = edges[[filled[0], filled[-1] + 1]] if len(filled) else edges[[0, -1]]
         self._board.add_histogram_raw(
             tag,
-            *ends.tolist(),
+            min=float(ends[0]),
+            max=float(ends[1]),
             num=int(counts.sum()),
             sum=float(counts @ middles),
             sum_squares=float(counts @ middles**2),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from udas_fast import distributed
 from udas_fast.data import Batch
 from udas_fast.data.augment import apply_each, draw_each
+from udas_fast.data.types import StreamName
 from udas_fast.errors import InputError, bad
 from udas_fast.models import SegmentationOutput, set_domain, to_output
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from udas_fast.objectives.pseudo_labels import PseudoLabeller
 
 Rows = TypeVar("Rows", Tensor, list)
-StreamName: TypeAlias = Literal["source", "labelled", "unlabelled"]
 Domain: TypeAlias = Literal["source", "target"]
 #: Detached scalar losses by name, on the device.
 Losses: TypeAlias = dict[str, Tensor]

@@ -45,9 +45,9 @@ def small_cyclegan(recipe: Recipe, *, crop: tuple[int, int], steps: int) -> Reci
     Raises:
         InputError: it is another one than CycleGAN's.
     """
-    if [stage.objective.kind for stage in recipe.stages] != ["cyclegan"]:
+    stage = recipe.stages[0]
+    if len(recipe.stages) > 1 or not isinstance(stage.objective, CycleGANConfig):
         raise bad(f"recipe {recipe.name}", "another one", "one stage of kind cyclegan")
-    (stage,) = recipe.stages
     objective = replace(stage.objective, width=16, blocks=4, discriminator_width=16)
     return replace(
         recipe,

@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from udas_fast.data import Batch
+from udas_fast.data.types import StreamName
 from udas_fast.engine.graph import WARM_UP, Capture
 from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.engine.step import TrainStep, start_objective
@@ -53,7 +55,7 @@ class RandomPhase:
     """One stage of a recipe with all its streams, from the same weights on every device."""
 
     step: TrainStep
-    loaders: dict[str, RandomLoader]
+    loaders: Mapping[StreamName, RandomLoader]
 
     def run(self, after_step: Callable[[Losses], None] = lambda losses: None) -> list[Losses]:
         """Take the steps that are left; return their losses."""
@@ -136,9 +138,10 @@ def assert_replays(recipe: Recipe, *replays: int) -> None:
 def assert_resumes(recipe: Recipe) -> None:
     """Assert that every stage of ``recipe``, stopped in the middle, goes on to the same bits."""
     for index, stage in enumerate(recipe.stages):
-        whole, states = random_phase(recipe, index), []
+        whole = random_phase(recipe, index)
+        states: list[dict[str, Any]] = []
 
-        def keep(losses: Losses, phase: RandomPhase = whole, states: list[object] = states) -> None:
+        def keep(losses: Losses, phase: RandomPhase = whole, states: list[dict[str, Any]] = states) -> None:
             if phase.step.done == phase.step.steps // 2:
                 states.append(copy.deepcopy(phase.step.state_dict()))
 

@@ -1,5 +1,5 @@
 """Image translation: CycleGAN trained on two domains, then the whole source in the target's look."""
 
-from udas_fast.translation.run import Translation, TranslationConfig, at_native_size, open_domains
+from udas_fast.translation.run import Translation, TranslationConfig, at_native_size, open_datasets
 
-__all__ = ["Translation", "TranslationConfig", "at_native_size", "open_domains"]
+__all__ = ["Translation", "TranslationConfig", "at_native_size", "open_datasets"]

@@ -62,8 +62,8 @@ class TranslationConfig:
         return 0
 
 
-def open_domains(data: DataConfig) -> Domains:
-    """Open both domains' training images, without labels.
+def open_datasets(data: DataConfig) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Open the training images of (source, target), without labels.
 
     Raises:
         InputError: one is not given, or is not as it should be.
@@ -75,26 +75,23 @@ def open_domains(data: DataConfig) -> Domains:
     if data.source.startswith("translated:"):  # its manifest could not name the files that hold the labels
         raise bad("--source", data.source, "an original dataset")
     source, target = open_dataset(data.source, SPLIT), open_dataset(data.target, SPLIT, labelled=False)
-    return Domains(
-        source=Unlabelled(source),
-        unlabelled=target,
-        workers=data.workers,
-        engine=data.engine,
-        max_bad_files=data.max_bad_files,
-    )
+    return Unlabelled(source), target
 
 
-def at_native_size(recipe: Recipe, domains: Domains) -> Recipe:
+def at_native_size(recipe: Recipe, data: DataConfig) -> Recipe:
     """Return ``recipe`` with crops of images as large as each domain's first one: the size of the translation."""
 
     def fit(geometry: Geometry, dataset: SegmentationDataset) -> Geometry:
-        size = dataset.unlabelled(0).image.shape[:2]
-        crop = tuple(min(pair) for pair in zip(geometry.crop or size, size, strict=True))
-        return replace(geometry, size=size, crop=crop)
+        height, width = dataset.unlabelled(0).image.shape[:2]
+        crop = geometry.crop or (height, width)
+        return replace(geometry, size=(height, width), crop=(min(crop[0], height), min(crop[1], width)))
 
     inputs = recipe.input
-    source, target = fit(inputs.source, domains.source), fit(inputs.target, domains.unlabelled)
-    return replace(recipe, input=replace(inputs, source=source, target=target))
+    source, target = open_datasets(data)
+    return replace(
+        recipe,
+        input=replace(inputs, source=fit(inputs.source, source), target=fit(inputs.target, target)),
+    )
 
 
 class Translation:
@@ -137,7 +134,8 @@ class Translation:
             InputError: no run of translation there, or a damaged file.
         """
         self = cls.__new__(cls)
-        self._set_up(*read_run_file(Path(run_dir), TranslationConfig), Path(run_dir), device)
+        recipe, config = read_run_file(Path(run_dir), TranslationConfig)
+        self._set_up(recipe, config, Path(run_dir), device)
         return self
 
     def _set_up(self, recipe: Recipe, config: TranslationConfig, run_dir: Path, device: str) -> None:
@@ -145,11 +143,19 @@ class Translation:
         self.recipe, self.config, self.run_dir = recipe, config, run_dir
         self.device = distributed.join(device)
         self.amp = build_amp(recipe.precision, self.device)
-        self.domains = open_domains(config.data)
+        self.source, self.target = open_datasets(config.data)
+        self.domains = Domains(
+            source=self.source,
+            unlabelled=self.target,
+            workers=config.data.workers,
+            engine=config.data.engine,
+            max_bad_files=config.data.max_bad_files,
+        )
         check_batch_sizes(recipe, self.domains)
         seed_step(config.seed, "model", 0)
         self.model = CycleGenerators(self.objective_config.width, self.objective_config.blocks)
-        self.model.to(self.device, memory_format=memory_format(self.amp, self.model))
+        self.model.to(self.device)
+        self.model.to(memory_format=memory_format(self.amp, self.model))  # type: ignore[call-overload]  # torch's stub lacks it
         networks = {recipe.stages[0].network: self.model}
         self._run = Run(run_dir, recipe, config, self.domains, networks, self.amp)
         self._threads, self._one_at_a_time = max(1, config.data.workers), threading.Lock()
@@ -181,7 +187,7 @@ class Translation:
             distributed.on_main(lambda: write_environment(self.run_dir, str(self.device), self.amp.name))
             self._train()
             return write_images(
-                self.domains.source,
+                self.source,
                 lambda image: self._translate(self.model.to_target, image),
                 self._manifest(),
                 self.run_dir,
@@ -213,11 +219,11 @@ class Translation:
         if self.config.semantic is None:
             return None
         trained = TrainedModel.load(Path(self.config.semantic), self.device)
-        if trained.classes.names != self.domains.source.classes.names:
+        if trained.classes.names != self.source.classes.names:
             raise bad(
                 f"--semantic {self.config.semantic}",
                 f"{len(trained.classes)} classes of {trained.classes.name}",
-                f"the {len(self.domains.source.classes)} of {self.domains.source.name}",
+                f"the {len(self.source.classes)} of {self.source.name}",
             )
         return trained.model
 
@@ -232,8 +238,8 @@ class Translation:
         there, back = self.model.to_target, self.model.to_source
         paths = {name: self.run_dir / "pictures" / f"translation-{name}.png" for name in ("source", "target")}
         for name, dataset, first, second in (
-            ("source", self.domains.source, there, back),
-            ("target", self.domains.unlabelled, back, there),
+            ("source", self.source, there, back),
+            ("target", self.target, back, there),
         ):
             if paths[name].exists():
                 continue
@@ -248,12 +254,13 @@ class Translation:
 
     def _manifest(self) -> Manifest:
         """Return the list of images to write, none of which is there yet."""
-        source = self.domains.source
-        drawn = source.spec is None
+        source = self.source
+        height, width = source.unlabelled(0).image.shape[:2]
+        assert self.config.data.source is not None  # open_datasets
         return Manifest(
             source=absolute(self.config.data.source),
             split=SPLIT,
-            size=source.unlabelled(0).image.shape[:2] if drawn else None,
+            size=(height, width) if source.spec is None else None,
             classes=source.classes.names,
             generator=_checksum(self.model.to_target),
             files={source.id(i): None for i in range(len(source))},

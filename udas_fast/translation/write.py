@@ -73,7 +73,8 @@ def write_images(
         return name, FileRecord(len(buffer.getvalue()), hashlib.sha256(buffer.getbuffer()).hexdigest()), True
 
     mine = distributed.shard_indices(len(source))
-    made, written, fresh, stopped = 0, time.monotonic(), {}, False
+    made, written, stopped = 0, time.monotonic(), False
+    fresh: dict[str, FileRecord | None] = {}
     bar = tqdm(
         total=len(mine), desc="translating", unit="image", disable=None if distributed.is_main() else True
     )
