@@ -76,7 +76,7 @@ def test_a_users_network_with_one_head(camvid_root: Path, tmp_path: Path) -> Non
     assert (label == ours).all()
     assert label.shape == image.shape[:2]
     assert (confidence >= 1 / 11).all()
-    with pytest.raises(InputError, match="the user's own; give it as `model`"):
+    with pytest.raises(InputError, match="a network of your own; pass it as `model`"):
         TrainedModel.load(tmp_path / "run", torch.device("cpu"))
 
 

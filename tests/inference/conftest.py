@@ -18,7 +18,7 @@ PROTOCOL = Protocol("camvid", "val", 2, (32, 48), 11)
 
 @pytest.fixture
 def make_trained() -> Callable[..., TrainedModel]:
-    """A model of CamVid's classes for images of 32x48; keywords change its ModelConfig."""
+    """Return a function that makes a model of CamVid's classes for 32x48; keywords change its ModelConfig."""
 
     def make(**changes: object) -> TrainedModel:
         torch.manual_seed(0)

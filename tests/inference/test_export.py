@@ -1,4 +1,4 @@
-"""Exported files give the model's logits, without this package and at any size; what cannot be exported is told."""
+"""Exported files give the model's logits, without this package and at any size; errors of the export."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ torch.save(torch.export.load(sys.argv[1]).module()(image), sys.argv[3])
 
 
 def _expected(trained: TrainedModel, image: Tensor) -> Tensor:
-    """Logits of the image's size, in float64."""
+    """Return the logits of the image's size, in float64."""
     mean = torch.tensor((0.485, 0.456, 0.406), dtype=torch.float64).view(3, 1, 1)
     std = torch.tensor((0.229, 0.224, 0.225), dtype=torch.float64).view(3, 1, 1)
     with torch.no_grad():
@@ -91,13 +91,13 @@ def test_onnx_runs_at_any_size(make_trained: Make, tmp_path: Path) -> None:
 
 
 class Branching(nn.Module):
-    """Looks at a value to decide what to do."""
+    """Network with a branch that depends on a value."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
 
 
-def test_what_cannot_be_exported_is_told(
+def test_impossible_exports_are_refused(
     make_trained: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = make_trained(name="fcn")

@@ -1,4 +1,4 @@
-"""The model's file: what it holds, how it loads, and what damaged or hostile ones come to."""
+"""Model file: contents, loading, and errors of damaged or hostile files."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_a_loaded_model_is_the_saved_one(
     trained = {n for n, p in saved.model.named_parameters() if p.requires_grad}
     assert {n for n, p in loaded.model.named_parameters() if p.requires_grad} == trained
     loaded.model.to(memory_format=torch.channels_last)  # another layout rounds differently
-    for ours, theirs in zip(loaded.predict(image), saved.predict(image), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for one, other in zip(loaded.predict(image), saved.predict(image), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
-def test_the_header_tells_all_without_this_package(make_trained: Make, tmp_path: Path) -> None:
+def test_the_header_is_complete_without_this_package(make_trained: Make, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     make_trained().save(path)
     with safe_open(path, "pt") as file:
@@ -87,7 +87,7 @@ def test_a_state_that_the_file_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 
 def _header(change: Callable[[dict], None]) -> Callable[[bytes], bytes]:
-    """Rewrites the JSON in a file's metadata."""
+    """Return a function that rewrites the JSON in a file's metadata."""
 
     def damage(data: bytes) -> bytes:
         (length,) = struct.unpack("<Q", data[:8])
@@ -124,7 +124,7 @@ def _flip(data: bytes) -> bytes:
         (_header(lambda c: c["config"].update(width=10**30)), "damaged header"),
         (_header(lambda c: c["config"].update(backbone="/etc/passwd")), "damaged header"),
         (_header(lambda c: c["normalisation"].update(mean=[0, 0, 0])), "normalisation of"),
-        (_header(lambda c: c.update(config=None)), "the user's own; give it as `model`"),
+        (_header(lambda c: c.update(config=None)), "a network of your own; pass it as `model`"),
     ],
 )
 def test_damaged_and_hostile_files_are_one_sentence(
@@ -152,7 +152,7 @@ def test_the_three_lines_of_the_readme(
     assert names["label"].shape == names["confidence"].shape == (40, 56)
 
 
-def test_files_of_others(tmp_path: Path) -> None:
+def test_other_and_missing_files_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")

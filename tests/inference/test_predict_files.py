@@ -1,4 +1,4 @@
-"""What `udas-fast predict` writes of images, folders and videos, and what it refuses."""
+"""`udas-fast predict`: results for images, folders and videos, and errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_picture_of_an_image(make_trained: Make, tmp_path: Path, image: np
 
 def test_a_photo_is_turned_upright(make_trained: Make, tmp_path: Path, image: np.ndarray) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 8  # the camera was turned: what was stored is to be turned anticlockwise
+    exif[0x0112] = 8  # the camera was turned: the stored image is to be turned anticlockwise
     Image.fromarray(image).save(tmp_path / "photo.png", exif=exif)
     trained, out = make_trained(), tmp_path / "out"
     predict_files(trained, [tmp_path / "photo.png"], out, pictures=["ids"])
@@ -77,24 +77,24 @@ def test_native_size_and_tiles(make_trained: Make) -> None:
     trained = make_trained()
     native = trained.predict(image, native=True)
     assert not np.array_equal(native[1], trained.predict(image)[1])  # resized to 32x48 before
-    for ours, theirs in zip(trained.predict(image, native=True, tile=(96, 140)), native, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for one, other in zip(trained.predict(image, native=True, tile=(96, 140)), native, strict=True):
+        np.testing.assert_array_equal(one, other)
     label, confidence = trained.predict(image, native=True, tile=(64, 64))
     assert label.shape == confidence.shape == (96, 140)
-    assert not np.array_equal(confidence, native[1])  # its ASPP sees further than a tile
+    assert not np.array_equal(confidence, native[1])  # the receptive field of its ASPP is larger than a tile
 
 
-def test_images_as_opencv_and_slices_give_them(make_trained: Make, image: np.ndarray) -> None:
+def test_strided_arrays_as_from_opencv(make_trained: Make, image: np.ndarray) -> None:
     trained = make_trained()
     flipped = image[..., ::-1]  # BGR to RGB, a view of negative strides
-    for ours, theirs in zip(trained.predict(flipped), trained.predict(flipped.copy()), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for one, other in zip(trained.predict(flipped), trained.predict(flipped.copy()), strict=True):
+        np.testing.assert_array_equal(one, other)
     for wrong in (image[..., 0], image.astype(np.float32), np.dstack([image, image[..., :1]])):
         with pytest.raises(InputError, match=r"image: found .*, expected uint8 RGB \[H, W, 3\]"):
             trained.predict(wrong)
 
 
-def test_what_cannot_be_predicted_is_told(
+def test_unreadable_input_is_refused(
     make_trained: Make, tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     video, trained = _video(tmp_path / "drive.mkv"), make_trained()

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from udas_fast.data import png
 from udas_fast.errors import InputError, bad
@@ -40,26 +40,34 @@ def _reason(error: BaseException) -> str:
     return f"unreadable data ({error})"
 
 
-def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
-    """The image as uint8 ``[H, W, 3]`` RGB; grey, palette, CMYK and 16-bit files are converted.
+def read_image(source: Path | Image.Image, *, upright: bool = False) -> np.ndarray:
+    """The image as uint8 ``[H, W, 3]`` RGB; grey, palette, CMYK and 16-bit images are converted.
 
     An EXIF orientation is ignored, because labels are drawn on the stored pixels; ``upright`` turns the image by it.
     Raises InputError naming the file where it is missing, truncated or no such image.
     """
+    name = "image" if isinstance(source, Image.Image) else f"image {source}"
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I;16"):
-                grey = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            if image.mode in ("I", "F"):
-                raise bad(f"image {path}", "32-bit grey pixels", "8 or 16 bits per channel")
-            return np.array(image.convert("RGB"))
+        if isinstance(source, Image.Image):
+            return _rgb(source, name, upright)
+        with Image.open(source, formats=IMAGE_FORMATS) as image:
+            return _rgb(image, name, upright)
     except InputError:
         raise
     except UNREADABLE as error:
-        raise bad(f"image {path}", _reason(error), "a whole image file") from error
+        raise bad(name, _reason(error), "a whole image file") from error
+
+
+def _rgb(image: Image.Image, name: str, upright: bool) -> np.ndarray:
+    image.load()  # a PNG may hold its orientation after the pixels
+    if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise bad(name, "32-bit grey pixels", "8 or 16 bits per channel")
+    return np.array(image.convert("RGB"))
 
 
 def read_ids(path: Path, *, wide: bool = False) -> np.ndarray:

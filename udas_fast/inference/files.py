@@ -1,4 +1,4 @@
-"""Images and videos in, labels out."""
+"""Prediction of labels for image files, folders and videos."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from udas_fast.atomic import atomic_write, make_folder
-from udas_fast.data import IMAGE_SUFFIXES, ClassSet, read_image
+from udas_fast.data import IMAGE_SUFFIXES, ClassSet
 from udas_fast.errors import bad, unknown
 from udas_fast.evaluation import colorize
-from udas_fast.inference.model import TrainedModel
+from udas_fast.inference.model import TrainedModel, read_pixels
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 
 
 def _overlay(image: np.ndarray, label: np.ndarray, classes: ClassSet) -> np.ndarray:
-    """Image and colours, half and half."""
+    """Blend image and colours, half and half."""
     return ((image.astype(np.uint16) + colorize(label, classes)) // 2).astype(np.uint8)
 
 
@@ -31,14 +31,14 @@ PICTURES: dict[str, Picture] = {
     "overlay": lambda image, label, confidence, classes: _overlay(image, label, classes),
     "confidence": lambda image, label, confidence, classes: np.rint(255 * confidence).astype(np.uint8),
 }
-"""What can be written of an image, by its name: train ids, colours, both over the image, confidence (255 is 1)."""
+"""Results that can be written for an image: train ids, colours, colours over the image, confidence (255 is 1)."""
 
 
 def media_files(paths: Iterable[Path]) -> list[Path]:
-    """The images and videos among ``paths``, and the images in the folders among them, in order.
+    """List the images and videos among ``paths``, and the images in the folders among them, in order.
 
     Raises:
-        InputError: a path that does not exist, a folder without images, or two files of one name.
+        InputError: a path that does not exist, a folder without images, or two files of the same name.
     """
     files: list[Path] = []
     for path in paths:
@@ -46,16 +46,13 @@ def media_files(paths: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not found or not path.exists():
-            raise bad(
-                f"image {path}",
-                "nothing" if path.exists() else "no such path",
-                "an image, a video or a folder of images",
-            )
+            problem = "nothing" if path.exists() else "no such path"
+            raise bad(f"image {path}", problem, "an image, a video or a folder of images")
         files += found
     stems = [file.stem for file in files]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise bad(
-            "images", f"two of the name {twice[0]!r}", "names that differ, as the results are named by them"
+            "images", f"two of the name {twice[0]!r}", "different names, which the results are named by"
         )
     return files
 
@@ -69,10 +66,13 @@ def predict_files(
     native: bool = False,
     tile: tuple[int, int] | None = None,
 ) -> int:
-    """Write ``NAME_PICTURE.png`` for each image or frame and each of ``pictures``, at its size; the number of images.
+    """Write ``NAME_PICTURE.png`` for each image or frame and each of ``pictures``, at its size.
 
-    Photos are turned upright as their EXIF orientation says, and so are the pictures of them.
-    ``native`` and ``tile``: see :meth:`TrainedModel.predict`. The frames of video NAME are NAME_000000 and so on.
+    Photos are turned upright by their EXIF orientation, and so are the results. ``native`` and ``tile``: see
+    :meth:`TrainedModel.predict`. The frames of video NAME are NAME_000000 and so on.
+
+    Returns:
+        The number of images and frames.
 
     Raises:
         InputError: an unknown picture, an image or video that cannot be read, or a folder that cannot be written.
@@ -94,13 +94,13 @@ def predict_files(
 
 
 def _frames(files: Iterable[Path]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, uint8 RGB [H, W, 3]) of each image and each frame."""
+    """Yield (name, uint8 RGB [H, W, 3]) of each image and each frame."""
     for file in files:
         if file.suffix.lower() in VIDEO_SUFFIXES:
             for number, image in enumerate(_video(file)):
                 yield f"{file.stem}_{number:06d}", image
         else:
-            yield file.stem, read_image(file, upright=True)
+            yield file.stem, read_pixels(file)
 
 
 def _video(file: Path) -> Iterator[np.ndarray]:
@@ -112,12 +112,12 @@ def _video(file: Path) -> Iterator[np.ndarray]:
     try:
         with av.open(str(file)) as container:
             if not container.streams.video:
-                raise bad(f"video {file}", "no pictures in it", "a video")
+                raise bad(f"video {file}", "no frames in it", "a video")
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
     except av.FFmpegError as error:
         reason = (error.strerror or str(error)).lower()
-        raise bad(f"video {file}", f"unreadable data ({reason})", "a whole video") from error
+        raise bad(f"video {file}", f"unreadable data ({reason})", "a complete video") from error
 
 
 def _png(pixels: np.ndarray) -> bytes:

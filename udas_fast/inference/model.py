@@ -1,35 +1,40 @@
-"""A trained model in one file of safetensors: weights, and in the header all that is needed to use them."""
+"""A trained model in one file of safetensors: weights, and a header with everything needed to use them."""
 
 from __future__ import annotations
 
 import os
+import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import safetensors.torch
 import torch
+from PIL import Image
 from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor, nn
 
 from udas_fast.atomic import atomic_write
-from udas_fast.data import ClassSet
-from udas_fast.errors import InputError, bad, first_problem
+from udas_fast.data import ClassSet, read_image
+from udas_fast.errors import InputError, bad, first_line, first_problem
 from udas_fast.evaluation import Protocol, predict
 from udas_fast.models import MEAN, STD, ModelConfig, build_model, require_finite
 from udas_fast.models.weights import SUFFIX, read_tensors
 
 MODEL_FILE = f"model{SUFFIX}"
-"""Of a run; it is written last, so a run that has it is complete."""
+"""File name in a run folder; it is written last, so a run that has it is complete."""
 KEY = "udas_fast"  # of the header's metadata, JSON
+
+ImageInput: TypeAlias = np.ndarray | Image.Image | str | os.PathLike[str]
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Normalisation:
-    """What is done to RGB in [0, 1] before the network: (x - mean) / std."""
+    """Normalisation of RGB in [0, 1] before the network: (x - mean) / std."""
 
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
@@ -37,7 +42,7 @@ class Normalisation:
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Header:
-    """What a model file says of its weights; see :class:`TrainedModel`. ``checksum``: :func:`_checksum` of them."""
+    """Header of a model file; see :class:`TrainedModel`. ``checksum``: :func:`_checksum` of the weights."""
 
     classes: ClassSet
     size: tuple[PositiveInt, PositiveInt]
@@ -52,14 +57,14 @@ HEADER = TypeAdapter(Header)
 
 @dataclass
 class TrainedModel:
-    """``model.safetensors`` of a run.
+    """Trained model of a run, saved as ``model.safetensors``.
 
     Attributes:
         model: the network, in evaluation mode after :meth:`load`.
-        config: how to build it; None where the user gave their own network, which then has to be given again.
+        config: of the network; None for a user's own network, which :meth:`load` needs as ``model``.
         classes: names and palette.
-        size: (height, width) that images are resized to before the network sees them.
-        protocol: under which the run scored it; None where it was not scored.
+        size: (height, width) that images are resized to for the network.
+        protocol: of the run's scores; None if the model was not scored.
     """
 
     model: nn.Module
@@ -69,9 +74,9 @@ class TrainedModel:
     protocol: Protocol | None = None
 
     def save(self, path: Path) -> None:
-        """Write to ``path`` atomically. Raises InputError as :func:`check_state`."""
+        """Write to ``path`` atomically. Raises InputError as :func:`check_state` does."""
         check_state(self.model)
-        # Each tensor by itself: a file of safetensors has no shared ones.
+        # Copies: a file of safetensors has no shared tensors.
         tensors = {
             name: value.cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.model.state_dict().items()
@@ -87,11 +92,16 @@ class TrainedModel:
         device: torch.device | str = "cpu",
         model: nn.Module | None = None,
     ) -> TrainedModel:
-        """Read ``path``, or ``model.safetensors`` in it where it is a run's folder.
+        """Read a model file.
+
+        Args:
+            path: of the file, or of the run folder with a ``model.safetensors``.
+            device: of the network.
+            model: the user's own network, if the run trained one.
 
         Raises:
-            InputError: no such file, a run that is not finished, not a model file or a damaged one, or a network of
-                the user's own that was not given.
+            InputError: no such file, a run that is not finished, not a model file or a damaged one, or a user's own
+                network that was not passed.
         """
         path = Path(path)
         if path.is_dir():
@@ -102,42 +112,57 @@ class TrainedModel:
         tensors, metadata = read_tensors("model", path)
         header = _header(path, metadata)
         if _checksum(tensors) != header.checksum:
-            raise bad(f"model {path}", "damaged weights (another checksum)", "the file as it was written")
+            raise bad(f"model {path}", "damaged weights (another checksum)", "the unchanged file")
         require_finite(f"model {path}", tensors)
         if model is not None:
             _fill(model, tensors, path)
         elif header.config is None:
-            raise InputError(f"{path}: its network was the user's own; give it as `model`")
+            raise InputError(f"{path}: the run trained a network of your own; pass it as `model`")
         else:
-            model = _build(header, tensors, path)
+            model = _build(header.config, len(header.classes), tensors, path)
         return cls(model.to(device).eval(), header.config, header.classes, header.size, header.protocol)
 
     def predict(
-        self, image: np.ndarray, *, native: bool = False, tile: tuple[int, int] | None = None
+        self, image: ImageInput, *, native: bool = False, tile: tuple[int, int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(train ids uint8, confidence float32), both ``[H, W]``, of a uint8 RGB image ``[H, W, 3]``.
+        """Return (train ids uint8, confidence float32), both ``[H, W]``, of an image.
 
-        native: the network sees the image at its own size instead of :attr:`size`. tile: (H, W) of the parts that it
-        sees one by one, for images larger than memory (:mod:`udas_fast.evaluation.tiles`). Raises InputError for
-        another dtype or shape.
+        Args:
+            image: uint8 RGB ``[H, W, 3]``, a Pillow image or the path of an image file. The latter two are turned
+                upright by their EXIF orientation, and so is the result.
+            native: run the network at the image's own size instead of :attr:`size`.
+            tile: (H, W) of the parts that go through the network one by one, for images larger than memory
+                (:mod:`udas_fast.evaluation.tiles`).
+
+        Raises:
+            InputError: another type, dtype or shape, or a file that cannot be read.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise bad("image", f"{image.dtype} {list(image.shape)}", "uint8 RGB [H, W, 3]")
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # OpenCV's [..., ::-1] is not
-        size = image.shape[:2] if native else self.size
-        label, confidence = predict(self.model, pixels, size, tile=tile)
+        pixels = read_pixels(image)
+        size = (pixels.shape[0], pixels.shape[1]) if native else self.size
+        label, confidence = predict(self.model, torch.from_numpy(pixels).permute(2, 0, 1), size, tile=tile)
         return label.cpu().numpy(), confidence.cpu().numpy()
 
 
+def read_pixels(image: ImageInput) -> np.ndarray:
+    """Return an image as uint8 RGB ``[H, W, 3]``, contiguous and writable; see :meth:`TrainedModel.predict`."""
+    if isinstance(image, (str, os.PathLike, Image.Image)):
+        with warnings.catch_warnings():  # Pillow's, about sizes, palettes and metadata
+            warnings.simplefilter("ignore")
+            return read_image(image if isinstance(image, Image.Image) else Path(image), upright=True)
+    if not isinstance(image, np.ndarray):
+        raise bad("image", type(image).__name__, "a uint8 RGB array [H, W, 3], a Pillow image or a path")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise bad("image", f"{image.dtype} {list(image.shape)}", "uint8 RGB [H, W, 3]")
+    # OpenCV's [..., ::-1] is not contiguous; Pillow's arrays are read-only, which torch warns about.
+    return np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+
+
 def check_state(model: nn.Module) -> None:
-    """Raise InputError where ``model`` has a state that is no dense tensor, which its file could not hold."""
+    """Raise InputError if ``model`` has a state that is no dense tensor, which a model file cannot hold."""
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or value.layout != torch.strided:
-            raise bad(
-                f"state {name!r} of {type(model).__name__}",
-                type(value).__name__,
-                "dense tensors alone, to be saved",
-            )
+            state = f"state {name!r} of {type(model).__name__}"
+            raise bad(state, type(value).__name__, "dense tensors only, which can be saved")
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> Header:
@@ -152,13 +177,13 @@ def _header(path: Path, metadata: Mapping[str, str]) -> Header:
     return header
 
 
-def _build(header: Header, tensors: dict[str, Tensor], path: Path) -> nn.Module:
-    """The network of ``header`` around ``tensors``; nothing is allocated for what a header claims."""
+def _build(config: ModelConfig, num_classes: int, tensors: dict[str, Tensor], path: Path) -> nn.Module:
+    """Build the network of a header around ``tensors``, without allocating the sizes that a header claims."""
     try:
         with torch.device("meta"):
-            model = build_model(header.config, len(header.classes))
-    except (RuntimeError, TypeError) as error:  # sizes beyond what a tensor can have
-        raise InputError(f"model {path}: damaged header ({str(error).splitlines()[0]})") from error
+            model = build_model(config, num_classes)
+    except (RuntimeError, TypeError) as error:  # sizes beyond those of a tensor
+        raise InputError(f"model {path}: damaged header ({first_line(error)})") from error
     for name, value in model.state_dict().items():
         if name in tensors and tensors[name].dtype != value.dtype:
             raise bad(f"{name} of {path}", tensors[name].dtype, value.dtype)
@@ -175,9 +200,9 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path, assign: bool
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of every name and value, in the order of the names."""
+    """Return the CRC-32 of every name and value, in the order of the names."""
     crc = 0
     for name in sorted(tensors):
-        values = tensors[name].reshape(-1).view(torch.uint8).numpy()
+        values = tensors[name].reshape(-1).view(torch.uint8).numpy().data
         crc = zlib.crc32(values, zlib.crc32(name.encode(), crc))
     return crc
