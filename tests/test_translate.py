@@ -169,7 +169,7 @@ def test_sheets_are_in_the_events_once_however_often_a_run_goes_on(run: Path) ->
 def test_the_view_of_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     watch_run(finished)
     shown = " ".join(capsys.readouterr().out.split())
-    for text in ("state complete", "step 6 of 6", "gan_target", "steps a second", "4 of 4 translated"):
+    for text in ("state complete", "step 6 of 6", "gan_target", "steps per second", "4 of 4 translated"):
         assert text in shown
 
 
