@@ -197,7 +197,7 @@ class Listener(Callback):
     def on_phase_end(self, phase: str, step: int, scores: dict) -> None:
         self.heard.append((phase, step, scores))
 
-    def on_run_end(self, run: Path) -> None:
+    def on_run_end(self, run_dir: Path) -> None:
         assert (run / "model.safetensors").is_file()
         self.heard.append(("end", run))
 

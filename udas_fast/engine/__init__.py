@@ -1,0 +1,1 @@
+"""How a step runs: optimisers, precision, graphs, checkpoints, records and interruption; knows no recipe."""

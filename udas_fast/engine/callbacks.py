@@ -1,4 +1,4 @@
-"""What a user's own code is told while a run trains: the base of loggers and hooks."""
+"""Callbacks of a run: the base class of a user's own loggers and hooks."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from pathlib import Path
 
 
 class Callback:
-    """Overrides what it wants to hear of. It changes nothing of a run, and what it raises ends one.
+    """Base class of callbacks; override the methods that you need.
 
-    A run that is resumed tells again of the steps and phases after its checkpoint.
+    A callback changes nothing of a run, and an exception in one ends it. A resumed run calls again for the steps and
+    phases after its checkpoint.
     """
 
     def on_step(self, record: Mapping[str, float | str]) -> None:
-        """Each optimisation step, in order: a line of ``metrics.jsonl``, with step, phase, lr and losses by name.
+        """Act on an optimisation step: a line of ``metrics.jsonl``, with step, phase, lr and losses by name.
 
-        Losses are read every ``log_every`` steps, so steps are told of in groups and nothing waits for them.
+        Called for every step, in order. Losses are read every ``log_every`` steps, so calls come in groups and nothing
+        waits for them.
         """
 
     def on_picture(self, name: str, step: int, path: Path) -> None:
-        """The PNG ``path`` was drawn after ``step`` steps of the run: "validation", or a round's "pseudo-labels"."""
+        """Act on the PNG ``path``, drawn after ``step`` steps: "validation", or a round's "pseudo-labels"."""
 
     def on_phase_end(self, phase: str, step: int, scores: Mapping[str, float]) -> None:
-        """A round of a stage is over, after ``step`` steps of the run; mIoU by network, empty without a val split."""
+        """Act on the end of a round of a stage, after ``step`` steps; ``scores``: mIoU by network, empty without a val split."""
 
-    def on_run_end(self, run: Path) -> None:
-        """All is written: the folder ``run`` has ``model.safetensors``."""
+    def on_run_end(self, run_dir: Path) -> None:
+        """Act on the end of the run: ``run_dir`` holds ``model.safetensors``."""

@@ -18,18 +18,18 @@ KEEP = 2  # the newest and the one before it
 
 
 def atomic_save(state: dict[str, Any], path: Path) -> None:
-    """``torch.save`` to a temporary file, fsync, rename: ``path`` is the old file or the whole new one."""
+    """Save with ``torch.save`` to a temporary file, fsync and rename: ``path`` is the old file or the complete new one."""
     with replacing(path) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):
-                raise error.__context__ from None  # what the system has said, which torch ends by an error of its own
+                raise error.__context__ from None  # the system's error, which torch replaces by one of its own
             raise
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A dictionary written by :func:`atomic_save`, on the CPU; only tensors and plain data are unpickled.
+    """Read a dictionary written by :func:`atomic_save` onto the CPU; only tensors and plain data are unpickled.
 
     Every byte is compared with the checksums (CRC-32) that ``torch.save`` writes and ``torch.load`` ignores.
 
@@ -54,20 +54,20 @@ def read_state(path: Path) -> dict[str, Any]:
 class CheckpointFolder:
     """``checkpoints/step-NNNNNNNN.pt`` of a run.
 
-    Kept are the newest :data:`KEEP` and every milestone, ``step-NNNNNNNN.NAME.pt``.
+    The newest :data:`KEEP` are kept, and every milestone, ``step-NNNNNNNN.NAME.pt``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, state: dict[str, Any], step: int, milestone: str | None = None) -> Path:
-        """Write the state after ``step`` optimisation steps in all and drop what is too old.
+        """Write the state after ``step`` optimisation steps of the run and delete old checkpoints.
 
-        Later ones are dropped as well: they are damaged, or :meth:`load` would have gone on from them.
+        Later ones are deleted as well: they are damaged, or :meth:`load` would have returned them.
         """
         make_folder(self.folder)
         path = self.folder / f"step-{step:08d}{f'.{milestone}' if milestone else ''}.pt"
-        for torn in self.folder.glob("step-*.pt.tmp"):  # of a kill at another step; its space is expected
+        for torn in self.folder.glob("step-*.pt.tmp"):  # of a kill at another step; its space is needed
             if torn.name != f"{path.name}.tmp":
                 torn.unlink()
         atomic_save(state, path)
@@ -80,9 +80,9 @@ class CheckpointFolder:
         return path
 
     def load(self) -> dict[str, Any] | None:
-        """The state in the newest checkpoint that is whole, or None where there is none yet.
+        """Return the state in the newest intact checkpoint, or None where there is none yet.
 
-        A damaged one is named on standard error, and the one before it is taken.
+        A damaged one is named on stderr, and the one before it is used.
 
         Raises:
             InputError: there are checkpoints, and all are damaged.
@@ -104,7 +104,7 @@ class CheckpointFolder:
         return None
 
     def newest(self) -> Path | None:
-        """The newest checkpoint, or None where there is none yet."""
+        """Return the newest checkpoint, or None where there is none yet."""
         return paths[-1] if (paths := self._all()) else None
 
     def _all(self) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Losses that are no use to go on from: the run stops and ``fault.json`` tells what the step was made of."""
+"""Handling of non-finite losses and gradients: steps are skipped and counted, or the run ends with ``fault.json``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from udas_fast.atomic import atomic_write
 from udas_fast.errors import InputError
 
 EXPLODED = 1e8
-"""No mean over pixels comes near it, and neither does a sum over the pixels of a full-HD image."""
+"""Bound above any mean over pixels, and above a sum over the pixels of a full-HD image."""
 
 
 @dataclass
 class BadSteps:
-    """A run's steps that were of no use: at most ``limit`` leave no trace in weights or state, one more ends it."""
+    """Counter of skipped steps: up to ``limit`` leave no trace in weights or state, one more ends the run."""
 
     limit: int = 0
     found: int = 0
@@ -31,19 +31,20 @@ class BadSteps:
         self,
         losses: Mapping[str, Tensor],
         gradients: Iterable[Tensor],
-        buffers: Sequence[tuple[Tensor, Tensor]],
+        state: Sequence[tuple[Tensor, Tensor]],
     ) -> bool:
-        """Whether a step is to be left out, because a loss or a gradient is not finite; waits for the device.
+        """Return whether the step must be skipped because a loss or gradient is not finite; waits for the device.
 
-        ``buffers`` then take back their values from before the step: (buffer, value) each. All processes decide the
-        same: by the means of their losses, which are the global batch's, and of their ``gradients`` (collective).
+        ``state``, (tensor, value) each, then gets its values from before the step back. All processes decide the same,
+        by the means of their losses, which are the global batch's, and of their ``gradients`` (collective).
         """
         means = distributed.all_reduce_mean(torch.stack([loss.detach().float() for loss in losses.values()]))
         finite = [(means.abs() <= EXPLODED).all(), *(gradient.isfinite().all() for gradient in gradients)]
         if torch.stack(finite).all().item():
             return False
-        for buffer, value in buffers:
-            buffer.copy_(value)
+        with torch.no_grad():
+            for tensor, value in state:
+                tensor.copy_(value)
         self.found += 1
         return True
 
@@ -56,18 +57,17 @@ def describe_fault(
     *,
     skipped: bool = False,
 ) -> str | None:
-    """What is wrong with a step, and ``folder/fault.json`` about it; None where all ``losses`` are as they should be.
+    """Write ``folder/fault.json`` about a bad step and return a sentence about it; None where all ``losses`` are good.
 
-    ``record`` has the step, its phase and rate; ``samples`` the ids of its images by stream. A step that was
-    ``skipped`` with good losses had gradients that were not. Collective: the losses are the same in all processes,
-    the images are each one's own.
+    ``record`` has the step, its phase and learning rate; ``samples`` the ids of its images by stream. A step that was
+    ``skipped`` with good losses had bad gradients. Collective: losses are the same in all processes, images differ.
     """
     term = next((name for name, value in losses.items() if not abs(value) <= EXPLODED), None)
     if term is None and not skipped:
         return None
     parts = distributed.all_gather_object(samples)
     images = {name: [i for part in parts for i in part[name]] for name in samples}
-    # JSON has no word for what is not finite.
+    # JSON cannot write numbers that are not finite.
     values = {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
     document = {**record, "term": term, "losses": values, "samples": images}
     distributed.on_main(lambda: atomic_write(json.dumps(document, indent=2) + "\n", folder / "fault.json"))
@@ -82,7 +82,7 @@ def check_losses(
     losses: Mapping[str, float],
     samples: Mapping[str, Sequence[str]],
 ) -> None:
-    """Stop where one of a step's ``losses`` is not finite or beyond :data:`EXPLODED`; see :func:`describe_fault`.
+    """End the run where one of a step's ``losses`` is not finite or above :data:`EXPLODED`; see :func:`describe_fault`.
 
     Raises:
         InputError: names the term, the step and the images, which ``folder/fault.json`` holds as well.

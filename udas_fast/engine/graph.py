@@ -29,11 +29,11 @@ class Capture(Protocol):
     """What records; :class:`CudaCapture`, or a test's stand-in for it."""
 
     def run(self, function: Callable[[], Result]) -> Result:
-        """``function()`` as it will be recorded later."""
+        """Return ``function()``, run as it will be recorded later."""
         ...
 
     def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-        """What ``function()`` returns, and what does its work; nothing is done and the result is empty until then."""
+        """Return (result of ``function()``, function that does its work); until that is called nothing is done."""
         ...
 
 
@@ -44,6 +44,7 @@ class CudaCapture:
         self._stream = torch.cuda.Stream(device)
 
     def run(self, function: Callable[[], Result]) -> Result:
+        """Return ``function()``, run on the stream of the recording."""
         outside = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(outside)
         with torch.cuda.stream(self._stream):
@@ -52,6 +53,7 @@ class CudaCapture:
         return result
 
     def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+        """Record ``function`` as a CUDA graph; return its empty result and the graph's replay."""
         gc.collect()  # a graph that dies while another is recorded ends that
         graph, failure = torch.cuda.CUDAGraph(), None
         outside = torch.cuda.stream(torch.cuda.current_stream(self._stream.device))  # also after a failure

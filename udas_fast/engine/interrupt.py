@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run at the next step with a checkpoint."""
+"""Interruption: Ctrl-C and SIGTERM end a run at the next step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """While active, SIGINT and SIGTERM set :attr:`requested`; a second one acts as usual.
+    """Context in which SIGINT and SIGTERM set :attr:`requested`; a second signal acts as usual.
 
-    Not so under torchrun: Ctrl-C comes from the terminal and once more from torchrun, which kills what has not ended
-    after half a minute.
+    Under torchrun a second one is ignored as well: Ctrl-C comes from the terminal and again from torchrun, which kills
+    processes that have not ended after half a minute.
     """
 
     def __init__(self) -> None:

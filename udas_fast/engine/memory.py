@@ -38,14 +38,14 @@ class MemoryConfig:
 
     # "auto": the first that the budget holds by prediction; "none" without a budget.
     checkpointing: Policy = "auto"
-    # Images of a batch that the networks hold the activations of at once, None: all. One more forward of each; batch
+    # Images of a batch whose activations the networks hold at once; None: all. One more forward of each; batch
     # statistics, where there are any, become those of a micro-batch.
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
     budget: Annotated[str | None, BeforeValidator(_as_cards_are_sold)] = None  # such as 11GB
 
     @property
     def budget_bytes(self) -> int | None:
-        """The budget in bytes; a card's GB are GiB."""
+        """Budget in bytes; a card's GB are GiB."""
         return None if self.budget is None else int(float(self.budget.removesuffix("GB")) * GIB)
 
     def apply(self, module: nn.Module) -> tuple[int, int]:

@@ -19,7 +19,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
-"""A user's own choice of optimiser and parameter groups for a network."""
+"""Function from a network to a user's own optimiser, with any parameter groups."""
 
 
 @config_dataclass
@@ -51,11 +51,11 @@ def build_optimizers(
     config: OptimizerConfig,
     make: MakeOptimizer | None = None,
 ) -> dict[str, torch.optim.Optimizer]:
-    """``{"model": …}`` and, where there are any, ``{"discriminators": …}``; each parameter in one group once.
+    """Return ``{"model": …}`` and, where there are any, ``{"discriminators": …}``; each parameter is in one group once.
 
-    ``make`` takes the place of what ``config`` says of the model; the schedule scales its rates all the same.
+    ``make`` replaces the optimiser that ``config`` describes for the model; the schedule scales its rates as well.
     """
-    optimizers = {"model": _recipes_own(model, config) if make is None else make(model)}
+    optimizers = {"model": _configured(model, config) if make is None else make(model)}
     if not isinstance(optimizers["model"], torch.optim.Optimizer):
         found = type(optimizers["model"]).__name__
         raise bad("optimizer(model)", found, "a torch.optim.Optimizer of its parameters")
@@ -71,7 +71,7 @@ def build_optimizers(
     return optimizers
 
 
-def _recipes_own(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def _configured(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     groups = parameter_groups(
         model,
         config.lr,
@@ -88,10 +88,10 @@ def _recipes_own(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optim
 
 
 def _begin_momentum(optimizer: torch.optim.SGD) -> None:
-    """Momentum of zero before the first step, which then is the same to the bit.
+    """Set the momentum to zero before the first step, whose result stays the same to the bit.
 
-    torch's fused SGD leaves it uninitialised where a scaler leaves out the first step, as fp16's mostly does, and fails
-    where only some parameters have a gradient in the first one.
+    torch's fused SGD leaves it uninitialised where a scaler skips the first step, as fp16's mostly does, and fails
+    where only some parameters have a gradient in the first step.
     """
     for group in optimizer.param_groups:
         if group["fused"] and group["momentum"] and not group["dampening"]:
@@ -100,10 +100,10 @@ def _begin_momentum(optimizer: torch.optim.SGD) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """``optimizer.load_state_dict(state)``, with what belongs to a parameter in the parameter's own memory layout.
+    """Load ``state`` into ``optimizer``, each parameter's state in the parameter's own memory layout.
 
     A run may go on where networks have another layout (:func:`udas_fast.engine.precision.memory_format`), and fused
-    optimisers take numbers as they lie in memory.
+    optimisers read memory as it lies.
     """
     optimizer.load_state_dict(state)
     for parameter, values in optimizer.state.items():
@@ -113,10 +113,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def apex_sgd() -> Callable[..., torch.optim.Optimizer]:
-    """``apex.optimizers.FusedSGD``.
+    """Return ``apex.optimizers.FusedSGD``.
 
     Raises:
-        InputError: NVIDIA Apex is not installed with its compiled part; the package of that name on PyPI is another.
+        InputError: NVIDIA Apex is not installed with its compiled part; the PyPI package of that name is a different one.
     """
     try:
         import_module("amp_C")  # the kernels; apex imports without them and fails in the first step
@@ -130,7 +130,7 @@ def apex_sgd() -> Callable[..., torch.optim.Optimizer]:
 
 
 def lr_factor(progress: float, config: OptimizerConfig) -> float:
-    """The schedule's decay with linear warm-up; ``progress`` is the stage's share that is done.
+    """Return the schedule's decay with linear warm-up; ``progress`` is the share of the stage that is done.
 
     ``poly``: (1 − progress/horizon)^power. ``linear``: min(1, 2 · (1 − progress)).
     """
@@ -144,7 +144,7 @@ def lr_factor(progress: float, config: OptimizerConfig) -> float:
 def set_learning_rates(
     optimizers: dict[str, torch.optim.Optimizer], progress: float, config: OptimizerConfig
 ) -> None:
-    """Set every group's rate for the step at ``progress``."""
+    """Set every group's learning rate for the step at ``progress``."""
     factor = lr_factor(progress, config)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:

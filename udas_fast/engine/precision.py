@@ -24,14 +24,14 @@ class Amp:
     name: str
     scaler: torch.amp.GradScaler
     skips: Tensor
-    """Steps that the scaler has left out, because a gradient in fp16 was not finite; int64, on the device."""
+    """Steps that the scaler has skipped because a gradient in fp16 was not finite; int64, on the device."""
 
     def autocast(self) -> AbstractContextManager:
-        """Context of every forward."""
+        """Return the context of every forward."""
         return torch.autocast(self.device.type, _DTYPES[self.name], enabled=self.name != "fp32")
 
     def step(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        """Step by the unscaled gradients; an optimiser with one that is not finite stays, and the scale gets less."""
+        """Step by the unscaled gradients; an optimiser with a non-finite one does not step, and the scale shrinks."""
         before = self._scale()
         for optimizer in optimizers:
             self.scaler.step(optimizer)
@@ -57,7 +57,7 @@ def build_amp(precision: Precision, device: torch.device) -> Amp:
 
 
 def memory_format(amp: Amp, model: nn.Module) -> torch.memory_format:
-    """channels_last on a GPU, and for bf16 on a CPU where it is half as fast again and safe; else contiguous.
+    """Return channels_last on a GPU, and for bf16 on a CPU where it is half as fast again and safe; else contiguous.
 
     torch 2.13's channels_last convolutions on a CPU crash or return NaN for some numbers of channels that are no
     multiple of 16, and gain nothing in float32. The three colours of an image are safe.

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: metrics.jsonl, timing.jsonl, TensorBoard events and a progress bar.
+"""Records of a run while it trains: metrics.jsonl, timing.jsonl, TensorBoard events and a progress bar.
 
 Times have a file of their own, because metrics.jsonl is the same in every run of one recipe and seed.
 """
@@ -28,16 +28,16 @@ from udas_fast.errors import bad, first_line
 
 
 class Recorder:
-    """Collects the losses of every step on the device and reads them once every ``every`` steps.
+    """Recorder of every step's losses: collected on the device, read once every ``every`` steps.
 
-    Among several processes these are the means of all, and the main one alone writes.
+    Among several processes the means are recorded, and only the main process writes.
 
     Args:
         folder: the run's folder.
-        first: number of the first step to come; what an earlier attempt wrote from there on is dropped.
+        first: number of the next step; records of an earlier attempt from there on are dropped.
         total: number of steps of the whole run.
         every: steps between two reads, the only places where training waits for the device.
-        callbacks: are told of every step.
+        callbacks: called for every step.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Recorder:
         self._before = time.perf_counter()
 
     def begin_phase(self) -> None:
-        """The next step's time begins now: what came before it (labelling, scoring) is no step's."""
+        """Start the clock of the next step: labelling and scoring before it belong to no step."""
         self._before = time.perf_counter()
 
     def step(
@@ -73,8 +73,8 @@ class Recorder:
     ) -> None:
         """Record the losses (scalars on the device) of optimisation step ``step``, counted from 0.
 
-        ``samples``: ids of the step's images by stream, ``data_wait``: seconds that it waited for them. A step that
-        was ``skipped`` for its losses is told of on standard error and has no line.
+        ``samples``: ids of the step's images by stream; ``data_wait``: seconds that it waited for them. A step that
+        was ``skipped`` is reported on stderr and not logged.
         """
         now = time.perf_counter()
         self._waits.append({"step": step, "seconds": now - self._before, "data_wait": data_wait})
@@ -87,7 +87,7 @@ class Recorder:
             self._files.show_step(phase)
 
     def flush(self) -> None:
-        """Read what is pending, check it and write it.
+        """Read the pending losses, check them and write them.
 
         Raises:
             InputError: a loss is not finite (:func:`udas_fast.engine.faults.check_losses`), or the disk is full.
@@ -99,7 +99,7 @@ class Recorder:
                 callback.on_step(record)
 
     def _write(self) -> list[dict[str, float | str]]:
-        """The lines that were written."""
+        """Write the pending steps; return the lines that were written."""
         written = []
         for (record, losses, samples, skipped), values in zip(self._pending, self._read(), strict=True):
             named = dict(zip(losses, values, strict=True))
@@ -119,7 +119,7 @@ class Recorder:
         return written
 
     def _read(self) -> list[list[float]]:
-        """The values of each pending step's losses; waits for the device once."""
+        """Return the values of each pending step's losses; waits for the device once."""
         if not self._pending:
             return []
         values = torch.stack([v.float() for _, losses, *_ in self._pending for v in losses.values()])
@@ -132,7 +132,7 @@ class Recorder:
             self._files.add_scores(step, values)
 
     def picture(self, name: str, step: int, path: Path) -> None:
-        """Add the PNG ``path`` to the events, and tell the callbacks of it; nothing where it was not drawn."""
+        """Add the PNG ``path`` to the events and call the callbacks; nothing where it was not drawn."""
         if self._files is None or not path.is_file():
             return
         with writing(self._folder / "tensorboard"):
@@ -149,13 +149,13 @@ class Recorder:
                 self._files.add_pseudo_labels(step, content)
 
     def close(self) -> None:
-        """Close files and bar; what is pending and could not be read is left out."""
+        """Close files and bar; pending losses that could not be read are left out."""
         if self._files is not None:
             self._files.close()
 
 
 class _Files:
-    """Where a :class:`Recorder` writes and what it shows."""
+    """Files and progress bar of a :class:`Recorder`."""
 
     def __init__(self, folder: Path, first: int, total: int) -> None:
         self._file = _continue(folder / "metrics.jsonl", first)
@@ -182,7 +182,7 @@ class _Files:
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in named.items()}, refresh=False)
 
     def add_times(self, waits: Sequence[Mapping[str, float]]) -> None:
-        """Times are means over what was pending: on a GPU a single step's is the host's, not the device's."""
+        """Add mean times over the pending steps: on a GPU a single step's time is the host's, not the device's."""
         self._file.flush()
         if waits:
             step = waits[-1]["step"]
@@ -192,7 +192,7 @@ class _Files:
             self._bar.set_description(f"{self._phase}, {wait / seconds:.1%} waiting for data", refresh=False)
         self._times.writelines(json.dumps(wait) + "\n" for wait in waits)
         self._times.flush()
-        self._board.flush()  # a checkpoint comes after this: what is before it must outlive a kill
+        self._board.flush()  # a checkpoint comes after this: events before it must outlive a kill
 
     def add_scores(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -202,7 +202,7 @@ class _Files:
         self._board.add_image(name, read_image(path), step, dataformats="HWC")
 
     def add_pseudo_labels(self, step: int, report: Mapping[str, Any]) -> None:
-        """Confidences of all classes together; kept shares and accuracies of all and by class."""
+        """Add confidences of all classes together, and kept shares and accuracies of all and by class."""
         for name, counts in zip(("kept", "dropped"), np.sum(report["histogram"], axis=0), strict=True):
             self._add_histogram(f"confidence/{name}", step, counts)
         for quantity in ("kept_share", "accuracy"):
@@ -212,10 +212,10 @@ class _Files:
                     self._board.add_scalar(f"pseudo_labels_{quantity}/{name}", value, step)
 
     def _add_histogram(self, tag: str, step: int, counts: np.ndarray) -> None:
-        """``counts``: in equal parts of 0 to 1; sums are taken at the parts' middles."""
+        """Add a histogram of ``counts`` in equal bins of [0, 1]; sums are taken at the bins' middles."""
         edges = np.linspace(0, 1, len(counts) + 1)
         middles = (edges[:-1] + edges[1:]) / 2
-        # TensorBoard drops empty ends and draws the first and last part that are left from min and to max.
+        # TensorBoard drops empty ends and draws the first and last remaining bins from min and to max.
         filled = np.flatnonzero(counts)
         ends = edges[[filled[0], filled[-1] + 1]] if len(filled) else edges[[0, -1]]
         self._board.add_histogram_raw(
@@ -233,7 +233,7 @@ class _Files:
     def close(self) -> None:
         self._bar.close()
         for file in (self._file, self._times, self._board):
-            with suppress(OSError):  # a full disk has been told of where it was met
+            with suppress(OSError):  # a full disk has been reported where it was met
                 file.close()
 
 

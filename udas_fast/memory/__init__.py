@@ -1,4 +1,4 @@
-"""How much memory a recipe needs, and how it gets by with less: `udas-fast plan` and ``memory.budget``."""
+"""Memory requirements of a recipe and how to reduce them: `udas-fast plan` and ``memory.budget``."""
 
 from udas_fast.memory.choose import POLICIES, advice, choose_memory
 from udas_fast.memory.predict import Peak, predict

@@ -1,4 +1,4 @@
-"""What a run does to keep within its memory, and what to try when a GPU's was not enough."""
+"""Choice of checkpointing and micro-batches for a memory budget, and advice when a GPU's memory was not enough."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ POLICIES: tuple[Policy, ...] = ("none", "layer3", "layers2-4", "all")
 
 
 def needed(recipe: Recipe, memory: MemoryConfig, num_classes: int, labelled: bool) -> int:
-    """Bytes that a GPU needs for every stage of ``recipe`` with ``memory``."""
+    """Return the bytes that a GPU needs for every stage of ``recipe`` with ``memory``."""
     recipe = replace(recipe, memory=memory)
     return max(peak.needed for peak in predict(recipe, num_classes=num_classes, labelled=labelled))
 
 
 def choose_memory(recipe: Recipe, *, num_classes: int, labelled: bool) -> MemoryConfig:
-    """What ``recipe.memory`` names or, of what it leaves open, the fastest that its budget holds by prediction.
+    """Return the settings that ``recipe.memory`` names; where it leaves one open, the fastest that fits its budget.
 
-    Without a budget nothing is checkpointed that is not named.
+    Whether one fits is predicted. Without a budget nothing is checkpointed that is not named.
 
     Raises:
-        InputError: the budget holds nothing, or not what is named.
+        InputError: nothing fits the budget, or the named settings do not.
     """
     memory = recipe.memory
     if memory.budget_bytes is None:
@@ -44,7 +44,7 @@ def choose_memory(recipe: Recipe, *, num_classes: int, labelled: bool) -> Memory
 
 
 def advice(recipe: Recipe, memory: MemoryConfig, *, num_classes: int, labelled: bool) -> str:
-    """What to change when a run with ``memory`` has run out of it, with predictions."""
+    """Return advice for a run with ``memory`` that has run out of it, with predictions."""
     memory = replace(memory, budget=None)
     every = list(candidates(replace(recipe, memory=MemoryConfig())))
     after = every[every.index(memory) + 1 :] if memory in every else []
@@ -54,7 +54,7 @@ def advice(recipe: Recipe, memory: MemoryConfig, *, num_classes: int, labelled: 
 
 
 def candidates(recipe: Recipe) -> Iterator[MemoryConfig]:
-    """What is named, with each choice for what is left open, from the fastest to the one that needs least memory.
+    """Yield the named settings with each choice for the open ones, from the fastest to the one that needs least memory.
 
     A micro-batch costs one more forward whatever its size, as much as checkpointing everything.
     """
@@ -85,7 +85,7 @@ def _described(memory: MemoryConfig) -> str:
 
 
 def _smaller(recipe: Recipe) -> str:
-    """What else needs less, though it changes numbers."""
+    """Return settings that need less memory but change numbers."""
     several = any(size > 1 for size in recipe.batch_sizes.values())
     batch = "input.batch_size, memory.micro_batch_size or " if several else ""
     return f"a smaller {batch}size{', or 16-bit precision' if recipe.precision == 'fp32' else ''}"

@@ -37,10 +37,10 @@ KINDS = ("weights", "gradients", "optimiser", "activations", "inputs", "temporar
 
 @dataclass(frozen=True)
 class Peak:
-    """The moment of a stage's step at which most memory is in use.
+    """Memory in use at the peak of a stage's step.
 
-    ``kinds`` are the bytes of tensors by what they are for: "activations" is what any network's forward made,
-    "temporary" all that fits nowhere else, such as losses and what a backward pass works with.
+    ``kinds``: bytes of tensors by purpose; "activations" are made by a network's forward, "temporary" is the rest, such
+    as losses and the workspace of a backward pass.
     """
 
     stage: str
@@ -58,18 +58,18 @@ class Peak:
 
 
 def predict(recipe: Recipe, *, num_classes: int = 19, labelled: bool = True) -> list[Peak]:
-    """The peak of each stage of ``recipe`` on a GPU, in its input sizes, batch size, precision and checkpointing.
+    """Return the peak of each stage of ``recipe`` on a GPU, in its input sizes, batch size, precision and checkpointing.
 
-    One step of each stage's objective runs, with all its terms, by the training loop itself, on tensors that have a
-    size and no values. Precision "auto" counts as 16 bits, checkpointing "auto" as "none".
+    One training step of each stage runs with all its terms, on tensors that have a size and no values. Precision
+    "auto" counts as 16 bits, checkpointing "auto" as "none".
 
     Args:
-        recipe: what would be trained, on its own network.
+        recipe: the recipe, with its own network.
         num_classes: classes of the data.
-        labelled: whether labelled target images are there for the stages that may use them.
+        labelled: whether there are labelled target images for the stages that may use them.
 
     Raises:
-        InputError: the objective of a stage asks for the values of tensors on the GPU.
+        InputError: a stage's step reads values of tensors on the GPU.
     """
     with _without_values() as tracker:
         networks = _networks(recipe, num_classes)
@@ -79,7 +79,7 @@ def predict(recipe: Recipe, *, num_classes: int = 19, labelled: bool = True) -> 
 
 
 def _networks(recipe: Recipe, num_classes: int) -> dict[str, nn.Module]:
-    """Every network that a stage trains, as the trainer has them."""
+    """Return every network that a stage trains, as the trainer has them."""
     objective = recipe.stages[0].objective
     if isinstance(objective, CycleGANConfig):
         model: nn.Module = CycleGenerators(objective.width, objective.blocks)
@@ -157,7 +157,7 @@ def _batches(recipe: Recipe, stage: Stage, labelled: bool, tracker: MemoryTracke
 
 @contextmanager
 def _without_values() -> Iterator[MemoryTracker]:
-    """Tensors that are made inside have no values; the tracker counts them."""
+    """Give tensors that are made inside no values, and count them with the tracker that is returned."""
     tracker = MemoryTracker()
     with ExitStack() as stack:
         stack.enter_context(patch.object(FakeTensor, "__deepcopy__", _copy_fake, create=True))
@@ -169,7 +169,7 @@ def _without_values() -> Iterator[MemoryTracker]:
 
 
 class _Host(TorchDispatchMode):
-    """What a GPU run has on the host keeps its values: numbers drawn from a step's generator, and what they give."""
+    """Keeps the values of host tensors of a GPU run: numbers drawn from a step's generator, and results from them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -205,7 +205,7 @@ def _forwards_make_activations(tracker: MemoryTracker) -> Iterator[None]:
 
 
 def _copy_fake(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
-    """Tensor's own deepcopy reads the data."""
+    """Copy a fake tensor; Tensor's own deepcopy reads the data."""
     new = tensor.detach().clone()
     if isinstance(tensor, nn.Parameter):
         new = nn.Parameter(new, requires_grad=tensor.requires_grad)

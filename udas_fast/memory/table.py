@@ -1,4 +1,4 @@
-"""The table of `udas-fast plan`: what each stage takes by batch size and policy, and what fits which card."""
+"""The table of `udas-fast plan`: memory of each stage by batch size and policy, and what fits which card."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from udas_fast.memory.predict import KINDS, Peak, predict
 from udas_fast.recipes import Recipe
 
 CARDS = (4, 6, 8, 11, 16, 24)
-"""GB of the cards that the table asks for."""
+"""Memory in GB of the cards in the table."""
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Row:
-    """The peaks of a recipe's stages at one batch size under one policy."""
+    """Peaks of a recipe's stages at one batch size under one policy."""
 
     batch_size: int
     memory: MemoryConfig
@@ -35,7 +35,7 @@ class Row:
         return policy(self.memory.checkpointing, self.memory.micro_batch_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; sizes in bytes."""
+        """Return plain data; sizes in bytes."""
         stages = {
             peak.stage: {**peak.kinds, "tensors": peak.tensors, "needed": peak.needed} for peak in self.peaks
         }
@@ -48,7 +48,7 @@ class Row:
 
 
 def policy(checkpointing: str, micro_batch_size: int | None) -> str:
-    """How the tables call a way to need less memory."""
+    """Return the tables' name of a way to need less memory."""
     return checkpointing if micro_batch_size is None else f"{checkpointing}, {micro_batch_size} at once"
 
 
@@ -60,7 +60,7 @@ def plan(
     labelled: bool = True,
     progress: Callable[[], object] = lambda: None,
 ) -> list[Row]:
-    """Every batch size under every policy that a budget may choose, or under the one that the recipe names."""
+    """Predict every batch size under every policy that a budget may choose, or under the one that the recipe names."""
     rows = []
     for size in batch_sizes:
         of_size = replace(recipe, input=replace(recipe.input, batch_size=size))
@@ -72,7 +72,7 @@ def plan(
 
 
 def plan_table(rows: Sequence[Row]) -> str:
-    """``rows`` in MiB by stage and kind; below the fastest policy that each of :data:`CARDS`, and the budget, holds."""
+    """Return ``rows`` as text, in MiB by stage and kind; below, the fastest policy that fits each of :data:`CARDS`."""
     stages = max(len(peak.stage) for row in rows for peak in row.peaks)
     columns = (*KINDS, "tensors", "on a GPU")
     wide = max(14, *(len(row.policy) + 2 for row in rows))

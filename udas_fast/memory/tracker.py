@@ -1,4 +1,4 @@
-"""Counts the memory that tensors take while a computation runs, on real tensors or on fake ones."""
+"""Count of the memory that tensors take while a computation runs, real tensors or fake ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BLOCK = 512  # bytes: the CUDA caching allocator rounds every request up to a mu
 
 
 class MemoryTracker(TorchDispatchMode):
-    """While active, counts the storages that are alive and that an operation made or :meth:`hold` named.
+    """Counter of live storages, made by operations while it is active or named by :meth:`hold`.
 
     A storage is counted once, whatever views of it there are, from the operation that made it until it is freed.
-    ``peak`` is the largest sum, ``peak_by_kind`` what it was made of: bytes by the kind that was current when a
-    storage was made (:meth:`making`), or that :meth:`hold` gave it later.
+    ``peak`` is the largest sum, ``peak_by_kind`` its parts: bytes by the kind that was current when a storage was made
+    (:meth:`making`), or that :meth:`hold` gave it later.
     """
 
     def __init__(self) -> None:
@@ -33,16 +33,16 @@ class MemoryTracker(TorchDispatchMode):
 
     @property
     def live(self) -> int:
-        """Bytes that are alive now."""
+        """Bytes in use now."""
         return self._live.total()
 
     def reset_peak(self) -> None:
-        """Forget the largest sum so far; what is alive stays counted."""
+        """Forget the largest sum so far; live storages stay counted."""
         self.peak, self.peak_by_kind = self.live, dict(self._live)
 
     @contextmanager
     def making(self, kind: str) -> Iterator[None]:
-        """What is made inside is of ``kind``."""
+        """Count storages made inside as of ``kind``."""
         before, self._kind = self._kind, kind
         try:
             yield
@@ -50,7 +50,7 @@ class MemoryTracker(TorchDispatchMode):
             self._kind = before
 
     def hold(self, kind: str, tensors: Iterable[Tensor | None]) -> None:
-        """Say that the storages of ``tensors`` are of ``kind`` from now on."""
+        """Count the storages of ``tensors`` as of ``kind`` from now on."""
         for tensor in tensors:
             if tensor is not None:
                 self._drop(id(tensor.untyped_storage()))

@@ -220,7 +220,9 @@ class Requirements:
 
 
 class ObjectiveConfig:
-    """Base of the configurations of methods, which register themselves under ``kind``, their name in YAML::
+    """Base of the configurations of methods, which register themselves under ``kind``, their name in YAML.
+
+    Example::
 
     @config
     class MyConfig(ObjectiveConfig, kind="my_method"):

@@ -78,11 +78,19 @@ class StageRounds(Protocol):
     """A stage's name and its lengths, which a full :class:`Stage` and one read from a run's file have."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the stage."""
+        ...
+
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Steps of a round."""
+        ...
+
     @property
-    def rounds(self) -> int: ...
+    def rounds(self) -> int:
+        """Number of rounds."""
+        ...
 
 
 StageT = TypeVar("StageT", bound=StageRounds)

@@ -45,7 +45,7 @@ class RandomLoader:
         self.made = [batch() for _ in range(5)]
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Yield the batches of steps ``start_step``, ``start_step`` + 1, …"""
+        """Yield the batches of steps ``start_step``, ``start_step`` + 1 and so on."""
         for step in count(start_step):
             yield self.made[step % len(self.made)]
 

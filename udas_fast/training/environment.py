@@ -1,4 +1,4 @@
-"""Versions and hardware of a run: ``environment.json``, and what stands beside every reported figure."""
+"""Versions and hardware of a run: ``environment.json``, and the environment beside every reported figure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from udas_fast.atomic import atomic_write
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, as they stand beside every figure that this project reports."""
+    """Return versions and hardware, which stand beside every figure that this project reports."""
     build = udas_fast.build_info()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -40,7 +40,7 @@ def environment() -> dict[str, Any]:
 
 
 def write_environment(run: Path, device: str, precision: str) -> None:
-    """``environment.json``: what this attempt computes on. Where a run goes on elsewhere, standard error says so."""
+    """Write ``environment.json``: what this attempt computes on. A run that goes on elsewhere is reported on stderr."""
     path = run / "environment.json"
     document = {**environment(), "device": device, "precision": precision}
     if changes := _changes(path, document):
@@ -52,7 +52,7 @@ def write_environment(run: Path, device: str, precision: str) -> None:
 
 
 def _changes(path: Path, now: dict[str, Any]) -> list[str]:
-    """What another attempt at the run computed with otherwise; nothing where it left no readable file."""
+    """Return the differences to the environment of an earlier attempt; none where it left no readable file."""
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         return [f"{k} {now[k]} ({before[k]} before)" for k in now if k in before and before[k] != now[k]]

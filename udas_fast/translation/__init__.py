@@ -1,4 +1,4 @@
-"""Image translation: CycleGAN trained on two domains, then the whole source in the target's look."""
+"""Image translation: CycleGAN trained on two domains, then the whole source in the target's style."""
 
 from udas_fast.translation.run import Translation, TranslationConfig, at_native_size, open_datasets
 

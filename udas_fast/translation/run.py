@@ -109,6 +109,10 @@ class Translation:
         InputError: before any work, where recipe, data, device or run folder are not as they should be.
     """
 
+    run_dir: Path
+    domains: Domains
+    _run: Run
+
     @distributed.stopping_all()
     def __init__(
         self,

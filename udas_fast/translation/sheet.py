@@ -15,7 +15,7 @@ PANEL = 2.6  # inches
 
 
 def write_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], path: Path) -> None:
-    """A PNG with a row of pictures, uint8 ``[H, W, 3]``, for each sample, ``titles`` above the columns."""
+    """Write a PNG with a row of pictures, uint8 ``[H, W, 3]``, for each sample, and ``titles`` above the columns."""
     height, width = rows[0][0].shape[:2]
     figure = Figure(figsize=(PANEL * len(titles), PANEL * height / width * len(rows) + 0.3), layout="tight")
     FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""Every image of a dataset through a generator into a run folder, to be opened as ``translated:RUN``."""
+"""Translated images of a dataset, written into a run folder that opens as ``translated:RUN``."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from udas_fast.data.translated import FileRecord, Manifest, image_path, manifest
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.errors import InputError
 
-EVERY = 30.0  # seconds between two manifests: what a kill makes again
+EVERY = 30.0  # seconds between two manifests: the work that a kill may lose
 
 
 def is_complete(run: Path, threads: int) -> bool:
-    """Whether every image is there as it was written; reads them all."""
+    """Return whether every image is there and undamaged; reads them all."""
     manifest = read_manifest(run)
     if manifest is None or manifest.missing:
         return False
@@ -43,14 +43,14 @@ def write_images(
     *,
     threads: int,
 ) -> int:
-    """Make the images that are missing or damaged, ``threads`` at a time; how many that were.
+    """Write the images that are missing or damaged, ``threads`` at a time; return their number.
 
-    ``translate`` maps uint8 RGB ``[H, W, 3]`` to the same shape and is called from all threads. What an earlier
-    attempt by the same generator left is kept. Each file is written atomically, and so is the manifest. Several
-    processes share the images (collective).
+    ``translate`` maps uint8 RGB ``[H, W, 3]`` to the same shape and is called from all threads. Images of an earlier
+    attempt by the same generator are kept. Each file is written atomically, and so is the manifest. Several processes
+    share the images (collective).
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; what is written is in the manifest.
+        Interrupted: Ctrl-C or SIGTERM; written images are in the manifest.
         InputError: an image of ``source`` cannot be read.
     """
     make_folder(image_path(run, "").parent)
@@ -113,6 +113,6 @@ def _write_manifest(manifest: Manifest, run: Path) -> None:
 
 
 def absolute(spec: str) -> str:
-    """``KIND:ROOT`` with an absolute root, so that it opens from any folder; ``streets:STYLE`` as it is."""
+    """Return ``KIND:ROOT`` with an absolute root, so that it opens from any folder; ``streets:STYLE`` as it is."""
     kind, _, root = spec.partition(":")
     return spec if kind == "streets" else f"{kind}:{os.path.abspath(os.path.expanduser(root))}"
