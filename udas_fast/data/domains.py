@@ -1,4 +1,4 @@
-"""Which data a run uses: a source, a target, and how many of the target's labels may be seen."""
+"""Data of a run: a source, a target, and how many of the target's labels may be seen."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class Domains:
             vars(self)["_source_pixels"] = pixels
 
     def _check_files(self) -> np.ndarray | None:
-        """What :attr:`_source_pixels` is, where the source has files."""
+        """Check every file; return :attr:`_source_pixels` where the source has files."""
         pixels = None
         datasets = [d for d in self._datasets() if d.on_disk]
         total = sum(map(len, datasets))
@@ -176,7 +176,7 @@ class Domains:
         return pixels
 
     def describe(self) -> str:
-        """One line: which images the run sees."""
+        """Return one line about the images that the run sees."""
         named = self._named().items()
         images = ", ".join(
             f"{role} {d.name} ({'loader' if isinstance(d, UserLoader) else len(d)})" for role, d in named
@@ -185,7 +185,7 @@ class Domains:
         return f"data {images}; engine {self.chosen_engine}{unscored}"
 
     def _named(self) -> dict[str, SegmentationDataset | UserLoader]:
-        """What is there, by role."""
+        """Return the datasets and loaders that are there, by role."""
         roles = {
             "source": self.source,
             "labelled": self.labelled,
@@ -198,7 +198,7 @@ class Domains:
         return [data for data in self._named().values() if not isinstance(data, UserLoader)]
 
     def classes(self) -> ClassSet:
-        """The classes, the same in every domain.
+        """Return the classes, the same in every domain.
 
         Raises:
             InputError: the domains have different classes.
@@ -216,7 +216,7 @@ class Domains:
 
     @cached_property
     def _source_pixels(self) -> np.ndarray:
-        """Pixels of each class in each source image, as :meth:`verify` counted them or counted now."""
+        """Pixels of each class in each source image, counted by :meth:`verify` or now."""
         assert isinstance(self.source, SegmentationDataset)  # rare classes are refused for a UserLoader
         return distributed.on_main(partial(_count_pixels, self.source))
 
@@ -291,7 +291,7 @@ def batch_size_per_process(inputs: InputConfig, stream: str) -> int:
 
 
 def _open_unlabelled(spec: str, size: tuple[int, int]) -> SegmentationDataset:
-    """The images alone; labels that exist stay behind :class:`Unlabelled`, for reports."""
+    """Open images alone; labels that exist stay behind :class:`Unlabelled`, for reports."""
     try:
         return Unlabelled(open_dataset(spec, "train", size=size))
     except InputError:

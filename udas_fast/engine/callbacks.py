@@ -24,7 +24,7 @@ class Callback:
         """Act on the PNG ``path``, drawn after ``step`` steps: "validation", or a round's "pseudo-labels"."""
 
     def on_phase_end(self, phase: str, step: int, scores: Mapping[str, float]) -> None:
-        """Act on the end of a round of a stage, after ``step`` steps; ``scores``: mIoU by network, empty without a val split."""
+        """Act on the end of a round of a stage, after ``step`` steps; ``scores`` is mIoU by network, or empty."""
 
     def on_run_end(self, run_dir: Path) -> None:
         """Act on the end of the run: ``run_dir`` holds ``model.safetensors``."""

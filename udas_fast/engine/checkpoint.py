@@ -18,7 +18,7 @@ KEEP = 2  # the newest and the one before it
 
 
 def atomic_save(state: dict[str, Any], path: Path) -> None:
-    """Save with ``torch.save`` to a temporary file, fsync and rename: ``path`` is the old file or the complete new one."""
+    """Save ``state`` to a temporary file, fsync and rename: ``path`` is the old file or the complete new one."""
     with replacing(path) as file:
         try:
             torch.save(state, file)

@@ -51,7 +51,7 @@ def build_optimizers(
     config: OptimizerConfig,
     make: MakeOptimizer | None = None,
 ) -> dict[str, torch.optim.Optimizer]:
-    """Return ``{"model": …}`` and, where there are any, ``{"discriminators": …}``; each parameter is in one group once.
+    """Return ``{"model": …}`` and, if there are any, ``{"discriminators": …}``; each parameter is in one group.
 
     ``make`` replaces the optimiser that ``config`` describes for the model; the schedule scales its rates as well.
     """

@@ -58,7 +58,7 @@ class Peak:
 
 
 def predict(recipe: Recipe, *, num_classes: int = 19, labelled: bool = True) -> list[Peak]:
-    """Return the peak of each stage of ``recipe`` on a GPU, in its input sizes, batch size, precision and checkpointing.
+    """Return the peak of each stage of ``recipe`` on a GPU, at its input and batch sizes, precision and checkpointing.
 
     One training step of each stage runs with all its terms, on tensors that have a size and no values. Precision
     "auto" counts as 16 bits, checkpointing "auto" as "none".
