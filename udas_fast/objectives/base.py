@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,7 @@ from udas_fast.data.augment import apply_each, draw_each
 from udas_fast.data.types import StreamName
 from udas_fast.errors import InputError, bad
 from udas_fast.models import SegmentationOutput, set_domain, to_output
-
-if TYPE_CHECKING:
-    from udas_fast.objectives.pseudo_labels import PseudoLabeller
+from udas_fast.objectives.pseudo_labels import PseudoLabeller
 
 Rows = TypeVar("Rows", Tensor, list)
 Domain: TypeAlias = Literal["source", "target"]
