@@ -18,7 +18,7 @@ from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.domain_mixing import DomainMixingConfig
 from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
 from udas_fast.objectives.rectification import RectificationConfig
-from udas_fast.recipes import all_recipes, fda, get_recipe, load_recipe, override, recipe_from_dict, small
+from udas_fast.recipes import all_recipes, fda, get_recipe, load_recipe, recipe_from_dict
 from udas_fast.recipes.listing import listing
 
 
@@ -239,65 +239,6 @@ def test_listing_tells_stages_and_needs(name: str) -> None:
         assert f"{stage.steps:,} steps" in text
     assert ("labelled source" in text) == ("source" in recipe.streams[0])
     assert ("--num-labels" in text) == ("labelled" in recipe.streams[0] | recipe.streams[1])
-
-
-def test_small_shares_the_steps_over_stages_and_rounds() -> None:
-    recipe = small(get_recipe("udas"), size=(96, 192), steps=100)
-    assert [(s.steps, s.rounds) for s in recipe.stages] == [(68, 1), (16, 2)]
-    assert [s.steps for s in small(get_recipe("no_adaptation"), size=(96, 192), steps=100).stages] == [100]
-    ddm = small(get_recipe("ddm"), size=(96, 192), steps=40)  # of each network
-    assert {stage.steps for stage in ddm.stages} == {10}
-    with pytest.raises(InputError, match="steps: found 5, expected at least 6"):
-        small(get_recipe("udas"), size=(96, 192), steps=5)
-
-
-def test_small_keeps_the_proportion_of_the_rates() -> None:
-    names = ("adaptsegnet", "seg_uncertainty", "cycada")
-    rates = {
-        name: [s.optimizer.lr for s in small(get_recipe(name), size=(96, 192), steps=100).stages]
-        for name in names
-    }
-    assert rates["adaptsegnet"] == [4e-3]  # for 2.5e-4
-    assert rates["seg_uncertainty"] == pytest.approx([3.2e-3, 1.6e-3])  # 2e-4, 1e-4
-    assert rates["cycada"] == pytest.approx([4e-3, 1.6e-4])  # 2.5e-4, 1e-5
-
-
-def test_override_reaches_every_level() -> None:
-    recipe = override(
-        get_recipe("udas"),
-        ["model.width=32", "stages.self_training.objective.threshold=0.7", "input.source.size=[90, 160]"],
-    )
-    assert recipe.model.width == 32
-    assert recipe.stages[1].objective.threshold == 0.7
-    assert recipe.input.source.size == (90, 160)
-
-
-@pytest.mark.parametrize(
-    ("setting", "sentence"),
-    [
-        ("model.widht=3", "key of model: found 'widht'.*did you mean 'width'"),
-        (
-            "stages.self_trainnig.steps=3",
-            "key of stages: found 'self_trainnig'.*did you mean 'self_training'",
-        ),
-        ("stages.adaptation.objective.kl=max", "stages.*objective.kl.*'mean' or 'symmetric'"),
-        ("stages.adaptation.steps=0", "stages.*steps.*greater than 0"),
-        ("stages.adaptation.objective.kl_weight=-1", "kl_weight.*greater than or equal to 0"),
-        ("model.width", "found 'model.width', expected KEY=VALUE"),
-        (
-            "input.source.size.0=9",
-            "found input.source.size, which has no keys, expected input.source.size=VALUE",
-        ),
-        (
-            "input.rare_classes.min_pixels=9",
-            "found input.rare_classes, which has no keys, expected input.rare_cl",
-        ),
-        ("precision=fp8", "precision.*found 'fp8'"),
-    ],
-)
-def test_wrong_settings_are_named(setting: str, sentence: str) -> None:
-    with pytest.raises(InputError, match=sentence):
-        override(get_recipe("udas"), [setting])
 
 
 def test_unknown_keys_of_a_file_are_named_with_the_nearest() -> None:

@@ -12,10 +12,10 @@ from udas_fast.recipes.recipe import (
     Recipe,
     Stage,
     load_recipe,
-    override,
     recipe_from_dict,
     select_stages,
 )
+from udas_fast.recipes.settings import has_key, override
 from udas_fast.recipes.small import small
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Stage",
     "all_recipes",
     "get_recipe",
+    "has_key",
     "list_recipes",
     "load_recipe",
     "override",

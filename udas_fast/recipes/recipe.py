@@ -192,27 +192,6 @@ def load_recipe(path: Path) -> Recipe:
     return recipe_from_dict(data, f"recipe file {path}")
 
 
-def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
-    """Apply ``KEY=VALUE`` settings: ``model.width=32``, ``stages.self_training.objective.threshold=0.7``.
-
-    Stages are named by their ``name``; the value is YAML.
-
-    Raises:
-        InputError: a key that the recipe does not have, or a value that does not fit.
-    """
-    data = recipe.to_dict()
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise bad("--set", repr(assignment), "KEY=VALUE")
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise bad(f"--set {key}", repr(text), "a value in YAML") from error
-        _assign(data, key, value)
-    return recipe_from_dict(data, "--set")
-
-
 def select_stages(recipe: Recipe, names: Iterable[str]) -> Recipe:
     """``recipe`` with the stages ``names`` alone, in the recipe's order.
 
@@ -225,24 +204,6 @@ def select_stages(recipe: Recipe, names: Iterable[str]) -> Recipe:
         if name not in stages:
             raise unknown(f"stage of {recipe.name}", name, stages)
     return replace(recipe, stages=tuple(stage for stage in recipe.stages if stage.name in expected))
-
-
-def _assign(data: dict[str, Any], key: str, value: object) -> None:
-    *parents, last = key.split(".")
-    node: Any = data
-    for depth, name in enumerate([*parents, last]):
-        at = ".".join(parents[:depth]) or "recipe"
-        children = {stage["name"]: stage for stage in node} if at == "stages" else node
-        if not isinstance(children, dict):
-            raise bad(f"--set {key}", f"{at}, which has no keys", f"{at}=VALUE, in YAML")
-        if name not in children:
-            raise unknown(f"--set {key}: key of {at}", name, children)
-        if depth < len(parents):
-            node = children[name]
-        elif isinstance(node, list):
-            raise bad(f"--set {key}", "a whole stage", "a key inside it")
-        else:
-            node[name] = value
 
 
 def _sentence(error: ValidationError, origin: str) -> InputError:

@@ -1,0 +1,90 @@
+"""KEY=VALUE settings of a recipe: which places a key reaches, and what is said about keys that reach none."""
+
+from __future__ import annotations
+
+import pytest
+
+from udas_fast.errors import InputError
+from udas_fast.recipes import get_recipe, has_key, override
+
+
+def test_override_reaches_every_level() -> None:
+    recipe = override(
+        get_recipe("udas"),
+        ["model.width=32", "stages.self_training.objective.threshold=0.7", "input.source.size=[90, 160]"],
+    )
+    assert recipe.model.width == 32
+    assert recipe.stages[1].objective.threshold == 0.7
+    assert recipe.input.source.size == (90, 160)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("model.widht=3", "key of model: found 'widht'.*did you mean 'width'"),
+        (
+            "stages.self_trainnig.steps=3",
+            "key of stages: found 'self_trainnig'.*did you mean 'self_training'",
+        ),
+        ("stages.adaptation.objective.kl=max", "stages.*objective.kl.*'mean' or 'symmetric'"),
+        ("stages.adaptation.steps=0", "stages.*steps.*greater than 0"),
+        ("stages.adaptation.objective.kl_weight=-1", "kl_weight.*greater than or equal to 0"),
+        ("model.width", "found 'model.width', expected KEY=VALUE"),
+        (
+            "input.source.size.0=9",
+            "found input.source.size, which has no keys, expected input.source.size=VALUE",
+        ),
+        (
+            "input.rare_classes.min_pixels=9",
+            "found input.rare_classes, which has no keys, expected input.rare_cl",
+        ),
+        ("precision=fp8", "precision.*found 'fp8'"),
+    ],
+)
+def test_wrong_settings_are_named(setting: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        override(get_recipe("udas"), [setting])
+
+
+def test_a_star_reaches_every_stage_that_has_the_key() -> None:
+    ddm = override(get_recipe("ddm"), ["stages.*.optimizer.lr=1e-4", "stages.*.objective.level=sample"])
+    assert {stage.optimizer.lr for stage in ddm.stages} == {1e-4}
+    levels = {stage.objective.level for stage in ddm.stages if stage.network != "student"}
+    assert levels == {"sample"}  # students have no level and are left alone
+    unchanged = get_recipe("ddm").stages[2].objective
+    assert ddm.stages[2].objective == unchanged
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        (
+            "stages.*.objective.tresholdd=1",
+            r"key of stages\.\*\.objective: found 'tresholdd'.*mean 'threshold'",
+        ),
+        ("stages.*.optimiser.lr=1", r"key of stages\.\*: found 'optimiser'.*mean 'optimizer'"),
+        ("stages.*.steps.rounds=1", r"found stages\.\*\.steps, which has no keys"),
+        ("stages.*=1", "found a whole stage, expected a key inside it"),
+        ("*.width=1", r"key of recipe: found '\*'"),
+    ],
+)
+def test_a_star_that_reaches_no_stage_is_refused(setting: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        override(get_recipe("udas"), [setting])
+
+
+@pytest.mark.parametrize(
+    ("key", "recipes"),
+    [
+        ("model.width", {"udas", "ddm", "cyclegan"}),
+        ("stages.self_training.steps", {"udas"}),
+        ("stages.*.objective.level", {"ddm"}),
+        ("stages.*.optimizer.lr", {"udas", "ddm", "cyclegan"}),
+        ("stages.*.optimizer", {"udas", "ddm", "cyclegan"}),
+        ("input.rare_classes.min_pixels", set()),  # absent in all three
+        ("stages.*", set()),
+        ("", set()),
+    ],
+)
+def test_has_key_is_true_where_override_would_set_it(key: str, recipes: set[str]) -> None:
+    assert {name for name in ("udas", "ddm", "cyclegan") if has_key(get_recipe(name), key)} == recipes
