@@ -120,8 +120,7 @@ class Domains:
         for name in sorted(needs):
             if getattr(self, name) is None:
                 raise bad(f"data for recipe {recipe.name}", f"no {name!r} dataset", "one")
-            if not isinstance(getattr(self, name), UserLoader):
-                distributed.per_rank(recipe.input.batch_size, "input.batch_size")
+        self.require_batch_sizes(recipe)
         if recipe.input.rare_classes is not None and isinstance(self.source, UserLoader):
             raise bad(
                 "input.rare_classes", "a source that is a UserLoader", "none, or a dataset to draw from"
@@ -139,6 +138,27 @@ class Domains:
         for name in sorted({*needs, *uses, "val"}):
             if isinstance(loader := getattr(self, name), UserLoader):
                 loader.require_part(scored=name == "val")
+
+    def require_batch_sizes(self, recipe: Recipe) -> None:
+        """Raise InputError for batches of ``recipe`` that processes cannot share or that a stage cannot combine."""
+        datasets = [
+            name for name in recipe.batch_sizes if isinstance(getattr(self, name), SegmentationDataset)
+        ]
+        for name in datasets:
+            _batch_size(recipe.input, name)
+        for stage in recipe.stages:
+            sizes = {
+                n: size
+                for n, size in recipe.batch_sizes.items()
+                if n in stage.objective.paired and n in datasets
+            }
+            if len(set(sizes.values())) > 1:
+                found = ", ".join(f"{name} {size}" for name, size in sizes.items())
+                raise bad(
+                    f"batch sizes of stage {stage.name}",
+                    found,
+                    "one size, as it combines their images one by one",
+                )
 
     def verify(self) -> None:
         """Read every file once: damage, sizes that differ and ids outside the map end a run before it starts.
@@ -247,7 +267,7 @@ class Domains:
             return TrainLoader(
                 data,
                 inputs.source if name in source_like else inputs.target,
-                batch_size=distributed.per_rank(inputs.batch_size, "input.batch_size"),
+                batch_size=_batch_size(inputs, name),
                 seed=seed,
                 name=place,
                 workers=self.workers,
@@ -260,6 +280,14 @@ class Domains:
             )
 
         return {name: stream(name) for name in names if datasets[name] is not None}
+
+
+def _batch_size(inputs: InputConfig, stream: str) -> int:
+    """Return this process's part of a batch of ``stream``."""
+    own = getattr(inputs.stream_batch_size, stream) is not None
+    return distributed.per_rank(
+        inputs.batch_size_of(stream), f"input.stream_batch_size.{stream}" if own else "input.batch_size"
+    )
 
 
 def _open_unlabelled(spec: str, size: tuple[int, int]) -> SegmentationDataset:

@@ -67,7 +67,7 @@ def candidates(recipe: Recipe) -> Iterator[MemoryConfig]:
     if memory.micro_batch_size is not None or recipe.model.batch_statistics:
         return
     for policy in dict.fromkeys((policies[0], policies[-1])):
-        size = recipe.input.batch_size // 2
+        size = max(recipe.batch_sizes.values(), default=1) // 2
         while size:
             yield replace(memory, checkpointing=policy, micro_batch_size=size)
             size //= 2
@@ -86,5 +86,6 @@ def _described(memory: MemoryConfig) -> str:
 
 def _smaller(recipe: Recipe) -> str:
     """What else needs less, though it changes numbers."""
-    batch = "input.batch_size, memory.micro_batch_size or " if recipe.input.batch_size > 1 else ""
+    several = any(size > 1 for size in recipe.batch_sizes.values())
+    batch = "input.batch_size, memory.micro_batch_size or " if several else ""
     return f"a smaller {batch}size{', or 16-bit precision' if recipe.precision == 'fp32' else ''}"

@@ -167,7 +167,7 @@ def _streams(recipe: Recipe, stage: Stage, labelled: bool, tracker: MemoryTracke
     source_like = {"source", "labelled"} if "source" in objective.needs else {"source"}
     geometries = {name: inputs.source if name in source_like else inputs.target for name in names}
     return {
-        name: _Stream(geometry.crop or geometry.size, inputs.batch_size, tracker)
+        name: _Stream(geometry.crop or geometry.size, inputs.batch_size_of(name), tracker)
         for name, geometry in geometries.items()
     }
 

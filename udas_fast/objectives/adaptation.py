@@ -61,6 +61,10 @@ class AdaptationConfig(ObjectiveConfig):
         return () if self.mixing.paste == "none" else ("labelled",)
 
     @property
+    def paired(self) -> tuple[str, ...]:
+        return self.mixing.paired
+
+    @property
     def shortest_side(self) -> int:
         if self.discriminator == "pixel" or not any(self.adversarial_weights):
             return 1

@@ -153,6 +153,11 @@ class ObjectiveConfig:
         return 1
 
     @property
+    def paired(self) -> tuple[str, ...]:
+        """Streams whose images a step combines one by one: their batches are of one size."""
+        return ()
+
+    @property
     def two_heads(self) -> str | None:
         """What needs a network with an auxiliary head; None: one head is enough."""
         return None

@@ -41,6 +41,10 @@ class CycleGANConfig(ObjectiveConfig):
     def needs(self) -> tuple[str, ...]:
         return ("source", "unlabelled")
 
+    @property
+    def paired(self) -> tuple[str, ...]:
+        return self.needs
+
     def build(self, num_classes: int) -> CycleGAN:
         return CycleGAN(self)
 

@@ -41,6 +41,13 @@ class DomainMixingConfig(ObjectiveConfig):
         return ("source", "labelled", "unlabelled")
 
     @property
+    def paired(self) -> tuple[str, ...]:
+        translated = () if self.mixing.translate == "none" else ("unlabelled",)
+        if self.level == "sample":
+            return ("source", *translated)
+        return ("source", "labelled", *(("unlabelled",) if self.labeller else translated))
+
+    @property
     def teachers(self) -> tuple[str, ...]:
         return () if self.labeller is None else (self.labeller,)
 

@@ -33,6 +33,13 @@ class MixingConfig:
     replace: bool = False  # True: the mixed batch stands in place of the source batch; False: it joins it
     augment: bool = True  # photometric AutoAugment on the mixed image, or the source
 
+    @property
+    def paired(self) -> tuple[str, ...]:
+        """Streams whose images are combined one by one."""
+        partners = {"labelled": self.paste != "none", "unlabelled": self.translate != "none"}
+        found = tuple(name for name, combined in partners.items() if combined)
+        return ("source", *found) if found else ()
+
 
 #: The source as it is and nothing else: what the methods before Domain CutMix train on.
 NO_MIXING = MixingConfig(translate="none", paste="none", augment=False)

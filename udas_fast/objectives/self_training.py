@@ -67,6 +67,10 @@ class SelfTrainingConfig(ObjectiveConfig):
         return ("labelled",)
 
     @property
+    def paired(self) -> tuple[str, ...]:
+        return self.mixing.paired
+
+    @property
     def by_number(self) -> bool:
         return self.labels == "disk"
 

@@ -59,6 +59,10 @@ class SupervisedConfig(ObjectiveConfig):
     def needs(self) -> tuple[str, ...]:
         return (self.domain,) if self.translate == "none" else (self.domain, "unlabelled")
 
+    @property
+    def paired(self) -> tuple[str, ...]:
+        return self.needs
+
     def build(self, num_classes: int) -> Supervised:
         return Supervised(self)
 

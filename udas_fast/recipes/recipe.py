@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, field, replace
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import field, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -35,13 +35,36 @@ class RareClassConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class StreamBatchSize:
+    """Batch sizes of single streams, over all processes; None: :attr:`InputConfig.batch_size`."""
+
+    source: Annotated[int, Field(gt=0)] | None = None
+    labelled: Annotated[int, Field(gt=0)] | None = None
+    unlabelled: Annotated[int, Field(gt=0)] | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class InputConfig:
     """What the network is shown. Labelled target images that are mixed with the source take its geometry."""
 
     source: Geometry = field(default_factory=lambda: Geometry(size=(720, 1280)))  # AdaptSegNet
     target: Geometry = field(default_factory=lambda: Geometry(size=(512, 1024)))  # AdaptSegNet
-    batch_size: Annotated[int, Field(gt=0)] = 1  # of a step, over all processes
+    batch_size: Annotated[int, Field(gt=0)] = 1  # of each stream in a step, over all processes
+    stream_batch_size: StreamBatchSize = field(default_factory=StreamBatchSize)  # of streams that differ
     rare_classes: RareClassConfig | None = None  # None: each source image once an epoch
+
+    def batch_size_of(self, stream: str) -> int:
+        """Return how many images of ``stream`` a step takes, over all processes."""
+        return getattr(self.stream_batch_size, stream) or self.batch_size
+
+    def per_process(self, processes: int) -> InputConfig:
+        """Return this configuration with each process's part of the batches."""
+        parts = {
+            name: size and max(1, size // processes) for name, size in asdict(self.stream_batch_size).items()
+        }
+        return replace(
+            self, batch_size=max(1, self.batch_size // processes), stream_batch_size=StreamBatchSize(**parts)
+        )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -160,6 +183,11 @@ class Recipe:
         needs = {name for stage in self.stages for name in stage.objective.needs}
         uses = {name for stage in self.stages for name in stage.objective.uses}
         return needs, uses - needs
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Batch size of each stream that a stage may use, over all processes."""
+        return {name: self.input.batch_size_of(name) for name in sorted(set().union(*self.streams))}
 
 
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)

@@ -115,9 +115,7 @@ class Networks(dict[str, nn.Module]):
     @property
     def _share(self) -> Recipe:
         """The recipe with this process's part of a batch, which is what its memory is taken for."""
-        inputs = self._recipe.input
-        batch_size = max(1, inputs.batch_size // distributed.get_world_size())
-        return replace(self._recipe, input=replace(inputs, batch_size=batch_size))
+        return replace(self._recipe, input=self._recipe.input.per_process(distributed.get_world_size()))
 
     def _apply_memory(self, model: nn.Module) -> None:
         memory, name = self.memory, type(model).__name__

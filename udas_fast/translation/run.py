@@ -139,9 +139,9 @@ class Translation:
         self.recipe, self.config, self.run = recipe, config, run
         self.stage = recipe.stages[0]
         self.device = join(device)
-        distributed.per_rank(recipe.input.batch_size, "input.batch_size")
         self.amp = build_amp(recipe.precision, self.device)
         self.domains = open_domains(config.data)
+        self.domains.require_batch_sizes(recipe)
         self.checkpoints = CheckpointFolder(run / "checkpoints")
         seed_step(config.seed, "model", 0)
         model = CycleGenerators(self.stage.objective.width, self.stage.objective.blocks)
