@@ -6,11 +6,13 @@ import importlib
 import pkgutil
 
 from udas_fast.errors import unknown
+from udas_fast.recipes.changes import Changes, with_batch_size, with_lr, with_size, with_steps
 from udas_fast.recipes.recipe import (
     InputConfig,
     Phase,
     Recipe,
     Stage,
+    StreamBatchSize,
     load_recipe,
     recipe_from_dict,
     select_stages,
@@ -19,10 +21,12 @@ from udas_fast.recipes.settings import has_key, override
 from udas_fast.recipes.small import small
 
 __all__ = [
+    "Changes",
     "InputConfig",
     "Phase",
     "Recipe",
     "Stage",
+    "StreamBatchSize",
     "all_recipes",
     "get_recipe",
     "has_key",
@@ -32,6 +36,10 @@ __all__ = [
     "recipe_from_dict",
     "select_stages",
     "small",
+    "with_batch_size",
+    "with_lr",
+    "with_size",
+    "with_steps",
 ]
 
 

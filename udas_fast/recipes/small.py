@@ -12,9 +12,11 @@ from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.recipes.recipe import InputConfig, Recipe, Stage
 
+STEPS = 600  # minutes on two CPU cores
 
-def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int = 4) -> Recipe:
-    """``recipe`` on a narrow ResNet-18 at output stride 4, from random weights, ``steps`` steps of each network.
+
+def small(recipe: Recipe, *, size: tuple[int, int], steps: int = STEPS, batch_size: int = 4) -> Recipe:
+    """Return ``recipe`` on a narrow ResNet-18 at output stride 4, from random weights, for ``steps`` of each network.
 
     Where there are several stages, the rounds of the later ones share a third of the steps and the first takes
     the rest; stages of equal length stay so. AdamW replaces SGD, whose published rates are for ImageNet weights;
@@ -38,12 +40,12 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int, batch_size: int 
 
 
 def _lengths(recipe: str, stages: Sequence[Stage], steps: int) -> dict[str, int]:
-    """Steps of a round of each of the ``stages`` that train one network, by name."""
+    """Return the steps of a round of each of the ``stages`` that train one network, by name."""
     rounds = sum(stage.rounds for stage in stages[1:])
     equal = len({stage.steps for stage in stages}) == 1
     least = rounds + 1 if equal else 3 * rounds
     if steps < max(1, least):
-        raise bad("steps", steps, f"at least {least} for {recipe}")
+        raise bad("--steps", steps, f"at least {least} for {recipe}")
     later = steps // (rounds + 1) if equal else steps // 3 // max(1, rounds)
     first = steps - later * rounds
     return {stage.name: first if i == 0 else later for i, stage in enumerate(stages)}
