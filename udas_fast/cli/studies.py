@@ -107,7 +107,7 @@ def study(
         one_of("study", kind, STUDIES),
         task,
         seeds=parse_numbers(seeds, "--seeds"),
-        labels=parse_numbers(num_labels, "--num-labels"),
+        num_labels=parse_numbers(num_labels, "--num-labels"),
     )
     run_study(plan, out, command=shlex.join(["udas-fast", *sys.argv[1:]]), jobs=jobs)
     print((out / kind / "table.md").read_text(encoding="utf-8"))
