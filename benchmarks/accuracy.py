@@ -23,6 +23,7 @@ from typing import Any
 import harness
 import torch
 
+from udas_fast.recipes import Changes
 from udas_fast.tools.study.collect import Spread, collect
 from udas_fast.tools.study.plan import StudyPlan, StudyRow, StudyRun, Task
 from udas_fast.tools.study.runner import make_runs
@@ -151,7 +152,9 @@ def precision(study: StudyTask, arguments: argparse.Namespace, command: str) -> 
             print("fp16: left out, it needs a GPU", flush=True)
             continue
         settings = tuple(s.replace(f"precision={SHARED}", f"precision={name}") for s in SETTINGS)
-        task = Task(source, target, study.translate, SIZE, study.steps, settings, engine="torch")
+        task = Task(
+            source, target, study.translate, Changes(small=SIZE, steps=study.steps), settings, engine="torch"
+        )
         runs = tuple(StudyRun(row, task, seed) for seed in arguments.seeds)
         folder = arguments.runs / (study.folder if name == SHARED else f"{study.folder}-{name}") / "runs"
         make_runs(runs, folder, jobs=arguments.jobs)

@@ -17,6 +17,7 @@ import accuracy
 import harness
 import torch
 
+from udas_fast.recipes import Changes
 from udas_fast.recipes.ddm import ROUNDS
 from udas_fast.tools.study.plan import StudyRow, StudyRun, Task
 from udas_fast.tools.study.runner import is_run_complete
@@ -113,7 +114,8 @@ def main() -> None:
     for variant in variants(translate, num_labels):
         settings = (*accuracy.SETTINGS, *variant.settings)
         kind = variant.translate or "none"
-        task = Task(source, target, kind, accuracy.SIZE, study.steps, settings, engine="torch")
+        changes = Changes(small=accuracy.SIZE, steps=study.steps)
+        task = Task(source, target, kind, changes, settings, engine="torch")
         translated = None if variant.translate is None else kind != "none"
         row = StudyRow(variant.title, variant.recipe, variant.num_labels, translated)
         slug = re.sub(r"\W+", "-", f"{variant.row} {variant.title}".lower()).strip("-")

@@ -74,7 +74,9 @@ def test_a_recipe_may_be_named(camvid_root: Path, tmp_path: Path) -> None:
 
 def test_arguments_of_the_wrong_kind_are_named(tmp_path: Path) -> None:
     network, data = uf.models.ModelConfig, uf.DataConfig()
-    with pytest.raises(InputError, match="Trainer: recipe: found ABCMeta|type, expected a Recipe or the name"):
+    with pytest.raises(
+        InputError, match="Trainer: recipe: found ABCMeta|type, expected a Recipe or the name"
+    ):
         uf.Trainer(network, data, run_dir=tmp_path)
     with pytest.raises(InputError, match="Trainer: data: found str, expected a DataConfig"):
         uf.Trainer("udas", "gta5:DATA", run_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""``python -m udas_fast``: the command line."""
+"""Run the command line by ``python -m udas_fast``, as torchrun does."""
 
 from udas_fast.cli import main
 

@@ -290,6 +290,14 @@ def batch_size_per_process(inputs: InputConfig, stream: str) -> int:
     return distributed.per_rank(inputs.batch_size_of(stream), key)
 
 
+def _batch_size(inputs: InputConfig, stream: str) -> int:
+    """Return this process's part of a batch of ``stream``."""
+    own = getattr(inputs.stream_batch_size, stream) is not None
+    return distributed.per_rank(
+        inputs.batch_size_of(stream), f"input.stream_batch_size.{stream}" if own else "input.batch_size"
+    )
+
+
 def _open_unlabelled(spec: str, size: tuple[int, int]) -> SegmentationDataset:
     """Open images alone; labels that exist stay behind :class:`Unlabelled`, for reports."""
     try:

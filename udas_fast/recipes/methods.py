@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
 from udas_fast.errors import InputError, bad, first_line
+from udas_fast.objectives import objective_kinds
 from udas_fast.objectives.base import KINDS
 from udas_fast.recipes.recipe import Recipe
 
@@ -64,18 +65,23 @@ def origins(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def import_origins(found: Sequence[str], place: str) -> None:
-    """Import what :func:`origins` returned.
+def method_files(recipe: Recipe) -> list[str]:
+    """Return the files that define the methods of ``recipe``, for `--method-file`."""
+    return [origin for origin in origins(recipe) if origin.endswith(".py") and not origin.startswith(_SCRIPT)]
+
+
+def import_origins(found: Sequence[str], place: str, kinds: Iterable[str]) -> None:
+    """Import what :func:`origins` returned, unless all ``kinds`` of methods are registered already.
 
     Raises:
         InputError: something that cannot be imported any more; ``place`` names the file that asks for it.
     """
     if isinstance(found, str) or not all(isinstance(origin, str) for origin in found):
         raise bad(f"{place}: methods", repr(found), "a list of files and modules")
+    if set(kinds) <= objective_kinds().keys():
+        return  # --method-file or the user's program has imported them, from wherever they are now
     for origin in found:
         if origin.startswith(_SCRIPT):
-            if any(cls.__module__ == "__main__" for cls in KINDS.values()):
-                continue  # the script itself is running
             raise bad(
                 f"{place}: methods",
                 f"a method defined in the script {origin.removeprefix(_SCRIPT)}",

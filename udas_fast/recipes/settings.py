@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import yaml
 
-from udas_fast.errors import InputError, bad, unknown
+from udas_fast.errors import bad, unknown
 from udas_fast.recipes.recipe import Recipe, recipe_from_dict
 
 EVERY_STAGE = "*"
+
+
+class MissingPart(NamedTuple):
+    """The first part of a key that is nowhere: its place, its name, and the names that are there instead."""
+
+    place: str
+    name: str
+    known: frozenset[str]
 
 
 def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
@@ -31,52 +39,52 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError) as error:
             raise bad(f"--set {key}", repr(text), "a value in YAML") from error
-        for owner, name in _find(data, key):
-            owner[name] = value
+        _assign(data, key, value)
     return recipe_from_dict(data, "--set")
 
 
 def has_key(recipe: Recipe, key: str) -> bool:
-    """Return whether :func:`override` finds ``key`` in ``recipe``, in any stage where it is ``stages.*.…``."""
-    try:
-        return bool(_find(recipe.to_dict(), key))
-    except InputError:
-        return False
+    """Return whether :func:`override` finds ``key`` in ``recipe``; ``stages.*.…``: in one of its stages."""
+    return missing_part([recipe], key) is None
 
 
-def _find(data: dict[str, Any], key: str) -> list[tuple[dict[str, Any], str]]:
-    """Return (mapping, its key) for each place that ``key`` names.
+def missing_part(recipes: Iterable[Recipe], key: str) -> MissingPart | None:
+    """Return the first part of ``key`` that none of ``recipes`` has; None where one of them has the whole key."""
+    found = _look_up([recipe.to_dict() for recipe in recipes], key)
+    return found if isinstance(found, MissingPart) else None
 
-    Raises:
-        InputError: there is none, with the nearest valid key.
-    """
+
+def _assign(data: dict[str, Any], key: str, value: object) -> None:
+    found = _look_up([data], key)
+    if isinstance(found, MissingPart):
+        place, name, known = found
+        if not known:
+            raise bad(f"--set {key}", f"{place}, which has no keys", f"{place}=VALUE, in YAML")
+        raise unknown(f"--set {key}: key of {place}", name, known)
+    if key.startswith("stages.") and key.count(".") == 1:
+        raise bad(f"--set {key}", "a whole stage", "a key inside it")
+    for owner in found:
+        owner[key.split(".")[-1]] = value
+
+
+def _look_up(data: list[dict[str, Any]], key: str) -> list[dict[str, Any]] | MissingPart:
+    """Return the mappings, below any of ``data``, that hold the last part of ``key``."""
     names = key.split(".")
-    nodes: list[Any] = [data]
+    nodes: list[Any] = list(data)
     for depth, name in enumerate(names):
-        at = ".".join(names[:depth]) or "recipe"
-        mappings = [found for node in nodes if (found := _mapping(node, at)) is not None]
-        if not mappings:
-            raise bad(f"--set {key}", f"{at}, which has no keys", f"{at}=VALUE, in YAML")
-        if at == "stages" and name == EVERY_STAGE:
-            nodes = list(mappings[0].values())
-        else:
-            mappings = _with_name(mappings, name, f"--set {key}: key of {at}")
-            nodes = [mapping[name] for mapping in mappings]
-        if at == "stages" and depth == len(names) - 1:
-            raise bad(f"--set {key}", "a whole stage", "a key inside it")
-    return [(mapping, names[-1]) for mapping in mappings]
+        place = ".".join(names[:depth])
+        mappings = [found for node in nodes if (found := _mapping(node, place)) is not None]
+        every = place == "stages" and name == EVERY_STAGE
+        owners = mappings if every else [mapping for mapping in mappings if name in mapping]
+        if not owners:
+            known = frozenset(key for mapping in mappings for key in mapping)
+            return MissingPart(place or "recipe", name, known)
+        nodes = [node for owner in owners for node in (owner.values() if every else [owner[name]])]
+    return owners
 
 
-def _mapping(node: Any, at: str) -> dict[str, Any] | None:
+def _mapping(node: Any, place: str) -> dict[str, Any] | None:
     """Return the children of ``node`` by name, None where it has no named children."""
-    if at == "stages" and isinstance(node, list):
+    if place == "stages" and isinstance(node, list):
         return {stage["name"]: stage for stage in node if isinstance(stage, dict) and "name" in stage}
     return node if isinstance(node, dict) else None
-
-
-def _with_name(mappings: Sequence[dict[str, Any]], name: str, thing: str) -> list[dict[str, Any]]:
-    """Return those of ``mappings`` that have ``name``; raise InputError where none has."""
-    found = [mapping for mapping in mappings if name in mapping]
-    if not found:
-        raise unknown(thing, name, {key for mapping in mappings for key in mapping})
-    return found

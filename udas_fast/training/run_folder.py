@@ -158,7 +158,7 @@ def read_run_file(run_dir: Path, kind: type[Settings]) -> tuple[Recipe, Settings
         ) from error
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
-    methods.import_origins(origins, str(path))
+    methods.import_origins(origins, str(path), _kinds(recipe_data))
     recipe = recipe_from_dict(recipe_data, str(path))
     if recipe.trains != kind.trains:
         command = {"segmentation": "train", "translation": "translate"}[recipe.trains]
@@ -168,6 +168,14 @@ def read_run_file(run_dir: Path, kind: type[Settings]) -> tuple[Recipe, Settings
             f"one of {kind.trains}: `udas-fast {command} --resume` goes on with this one",
         )
     return recipe, from_dict(kind, settings, f"{path}: run")
+
+
+def _kinds(recipe: Any) -> list[str]:
+    """Return the kinds of objectives in a recipe's plain data, as far as it has any."""
+    try:
+        return [str(stage["objective"]["kind"]) for stage in recipe["stages"]]
+    except (TypeError, KeyError):
+        return []  # recipe_from_dict says what is wrong
 
 
 def require_same_run(run_dir: Path, recipe: Recipe, settings: RunSettings) -> None:

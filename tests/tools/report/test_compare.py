@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def test_other_protocols_and_budgets_are_named(make_run: Callable[..., Path]) ->
     assert "budgets are not equal" in text
     assert not document["same_protocol"]
     assert not document["same_budget"]
+
+
+def test_a_batch_size_by_stream_is_another_budget(make_run: Callable[..., Path]) -> None:
+    one, two = make_run("one"), make_run("two")
+    text = (two / "run.yaml").read_text()
+    streams = "stream_batch_size: {source: null, unlabelled: 8}"
+    changed = re.sub(r"^( *)batch_size: 2$", rf"\1batch_size: 2\n\1{streams}", text, flags=re.MULTILINE)
+    (two / "run.yaml").write_text(changed)
+    table, document = compare_runs([one, two])
+    assert _cells(table)["batch size"] == ["2", "2 (unlabelled 8)"]
+    assert not document["same_budget"]
+    assert document["runs"]["two"]["stream_batch_size"] == {"source": None, "unlabelled": 8}
 
 
 def test_an_unfinished_run_is_compared_as_far_as_it_is(make_run: Callable[..., Path]) -> None:

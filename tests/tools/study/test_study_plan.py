@@ -10,13 +10,14 @@ import pytest
 import typer
 
 from udas_fast import cli
+from udas_fast.cli.options import parse_size, read_changes
 from udas_fast.errors import InputError
 from udas_fast.objectives.supervised import SupervisedConfig
-from udas_fast.recipes import Recipe, Stage, all_recipes, get_recipe
+from udas_fast.recipes import Changes, Recipe, Stage, StreamBatchSize, all_recipes, get_recipe
 from udas_fast.tools.study import StudyPlan, StudyRow, Task, plan_study
 from udas_fast.tools.study import plan as plan_module
 
-TASK = Task("camvid:day", "camvid:dusk", size=(32, 48), steps=100)
+TASK = Task("camvid:day", "camvid:dusk", changes=Changes(small=(32, 48), steps=100))
 
 
 def _plan(study: str, *, task: Task = TASK, seeds: tuple[int, ...] = (0, 1), **changes: object) -> StudyPlan:
@@ -216,7 +217,9 @@ def test_methods_keep_their_own_numbers(translate: str) -> None:
 
 
 def test_every_network_of_ddm_takes_the_steps_of_a_row() -> None:
-    plan = _plan("methods", num_labels=(20,), steps=101)  # not a multiple of its four rounds
+    plan = _plan(
+        "methods", num_labels=(20,), changes=Changes(small=(32, 48), steps=101)
+    )  # not a multiple of its four rounds
     (ddm,) = (run.recipe() for run in plan.runs if (run.row.recipe, run.seed) == ("ddm", 0))
     for network in ("region", "sample", "student"):
         assert sum(stage.steps for stage in ddm.stages if stage.network == network) == 101
@@ -224,7 +227,7 @@ def test_every_network_of_ddm_takes_the_steps_of_a_row() -> None:
 
 
 def test_at_full_size_every_method_takes_its_published_steps() -> None:
-    assert _plan("methods", size=None, steps=None).steps is None
+    assert _plan("methods", changes=Changes()).steps is None
 
 
 @pytest.mark.parametrize("study", ["ablation", "labels"])
@@ -232,7 +235,7 @@ def test_every_run_takes_the_same_steps(study: str) -> None:
     plan = _plan(study)
     totals = {sum(stage.steps * stage.rounds for stage in run.recipe().stages) for run in plan.runs}
     assert totals == {plan.steps} == {100}
-    full = _plan(study, size=None, steps=None)
+    full = _plan(study, changes=Changes())
     assert full.steps == 250_000
     with pytest.raises(InputError, match="optimisation steps: found .*expected the same number in every row"):
         _plan(study, settings=("stages.self_training.steps=7",))
@@ -281,7 +284,7 @@ def test_commands_are_the_command_lines_own() -> None:
     for run in _plan("ablation", settings=("model.width=4",)).runs:
         _, _, *arguments = run.command("out")
         given = train.make_context("train", arguments).params
-        recipe = small(get_recipe(given["recipe"]), size=cli.parse_size(given["small"]), steps=given["steps"])
+        recipe = small(get_recipe(given["recipe"]), size=parse_size(given["small"], ""), steps=given["steps"])
         assert override(recipe, given["settings"]) == run.recipe()
         assert (given["source"], given["target"], given["num_labels"], given["seed"]) == (
             *(run.data.source, run.data.target, run.data.num_labels),
@@ -289,12 +292,31 @@ def test_commands_are_the_command_lines_own() -> None:
         )
 
 
+@pytest.mark.parametrize("small", [None, (32, 48)])
+def test_changes_reach_every_run_and_its_command(small: tuple[int, int] | None) -> None:
+    streams = StreamBatchSize(source=3, unlabelled=3)
+    changes = Changes(small, (24, 40), steps=60, batch_size=2, stream_batch_size=streams, lr=0.1 + 0.2)
+    plan = _plan("methods", changes=changes)
+    assert plan.steps == 60
+    train = typer.main.get_command(cli.app).commands["train"]
+    names = ("small", "size", "steps", "batch_size", "lr")
+    for run in plan.runs:
+        recipe = run.recipe()
+        assert recipe.input.source.size == (24, 40)
+        assert recipe.stages[0].optimizer.lr == 0.1 + 0.2
+        for stream, size in recipe.batch_sizes.items():
+            assert size == (2 if stream == "labelled" else 3)
+        given = train.make_context("train", run.command("out")[2:]).params
+        asked = read_changes(**{name: given[name] for name in names})
+        assert asked.apply(run.row.load()) == changes.for_recipe(run.row.load()).apply(run.row.load())
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"translate": "lba"}, "--translate: found 'lba'.*did you mean 'lab'"),
         ({"translate": "none"}, "--translate: found none.*rows ST"),
-        ({"steps": None}, "--small and --steps: found one of them"),
+        ({"changes": Changes(steps=2)}, "--steps: found 2, expected at least 3, one for each round of udas"),
         ({"num_labels": (-1,)}, "--num-labels: found -1"),
         ({"seeds": (1, 1)}, "--seeds: found 1,1"),
         ({"seeds": ()}, "--seeds: found none"),

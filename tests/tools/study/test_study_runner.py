@@ -17,6 +17,7 @@ import pytest
 from udas_fast import cli
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.errors import InputError
+from udas_fast.recipes import Changes
 from udas_fast.tools.study import StudyPlan, Task, plan_study, run_study
 from udas_fast.tools.study.collect import StudyTable
 from udas_fast.tools.study.runner import LOG, is_run_complete, last_line, make_runs
@@ -27,8 +28,7 @@ def _plan(root: Path, steps: int = 6, study: str = "labels", settings: tuple[str
     task = Task(
         f"camvid:{root}",
         f"camvid:{root}",
-        size=(32, 48),
-        steps=steps,
+        changes=Changes(small=(32, 48), steps=steps),
         settings=("model.width=4", "input.batch_size=1", *settings),
         engine="torch",
         device="cpu",
@@ -157,6 +157,6 @@ def test_the_last_line_of_a_log(tmp_path: Path) -> None:
 def test_numbers_of_the_command_line() -> None:
     arguments = {"kind": "labels", "source": "a:b", "target": "a:b", "out": Path("x")}
     with pytest.raises(InputError, match="--seeds: found '0 1', expected whole numbers from 0 with commas"):
-        cli.study(**arguments, seeds="0 1")
+        cli.studies.study(**arguments, seeds="0 1")
     with pytest.raises(InputError, match="--engine: found 'dalli', expected .*did you mean 'dali'"):
-        cli.study(**arguments, engine="dalli")
+        cli.studies.study(**arguments, engine="dalli")

@@ -13,6 +13,7 @@ import pytest
 
 from udas_fast.data import CITYSCAPES
 from udas_fast.errors import InputError
+from udas_fast.recipes import Changes
 from udas_fast.tools.study import StudyPlan, Task, paper, plan_study
 from udas_fast.tools.study.collect import Spread, StudyTable, collect
 from udas_fast.tools.study.figures import labels_figure, methods_figure
@@ -30,7 +31,12 @@ def _write(folder: Path, iou: dict[str, float | None], protocol: dict[str, objec
 
 
 def _plan(study: str = "labels", target: str = "camvid:b", source: str = "camvid:a") -> StudyPlan:
-    return plan_study(study, Task(source, target, size=(32, 48), steps=60), seeds=(0, 1), num_labels=(20, 0))
+    return plan_study(
+        study,
+        Task(source, target, changes=Changes(small=(32, 48), steps=60)),
+        seeds=(0, 1),
+        num_labels=(20, 0),
+    )
 
 
 @pytest.fixture

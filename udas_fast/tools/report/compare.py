@@ -57,7 +57,7 @@ def _heads(runs: dict[str, RunRecord]) -> list[list[str]]:
         ["recipe", *(run.recipe.name for run in runs.values())],
         ["scored after", *map(_phase, runs.values())],
         ["steps", *map(_steps, runs.values())],
-        ["batch size", *(_plain(_batch_size(run)) for run in runs.values())],
+        ["batch size", *(_batch_size(run) for run in runs.values())],
         ["labels", *(_plain(_num_labels(run)) for run in runs.values())],
         ["seed", *(str(run.config.seed) for run in runs.values())],
     ]
@@ -73,8 +73,13 @@ def _steps(run: RunRecord) -> str:
     return total if run.finished else f"{run.recorded_steps:,} of {total}"
 
 
-def _batch_size(run: RunRecord) -> int | None:
-    return None if run.recipe.input is None else run.recipe.input.batch_size
+def _batch_size(run: RunRecord) -> str:
+    """Return the batch size, with those of streams that differ: "4 (unlabelled 8)"."""
+    inputs = run.recipe.input
+    if inputs is None:
+        return _plain(None)
+    streams = ", ".join(f"{name} {size}" for name, size in inputs.stream_batch_size.items() if size)
+    return f"{inputs.batch_size} ({streams})" if streams else str(inputs.batch_size)
 
 
 def _num_labels(run: RunRecord) -> int | None:
@@ -155,7 +160,8 @@ def _document(runs: dict[str, RunRecord], finals: dict[str, Scores], first: Scor
             "labels": _num_labels(run),
             "finished": run.finished,
             "steps": run.recipe.steps,
-            "batch_size": _batch_size(run),
+            "batch_size": None if run.recipe.input is None else run.recipe.input.batch_size,
+            "stream_batch_size": {} if run.recipe.input is None else run.recipe.input.stream_batch_size,
             "phase": _phase(run),
             "scores": finals[name].to_dict(),
             "difference": {key: _or_none(value - reference[key]) for key, value in values.items()},

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -50,6 +50,7 @@ class RecordedInput:
     """The part of a recipe's input that reports use."""
 
     batch_size: PositiveInt
+    stream_batch_size: dict[str, PositiveInt | None] = field(default_factory=dict)  # of streams that differ
 
 
 @checked_dataclass(frozen=True, config=LENIENT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -11,7 +11,8 @@ from udas_fast.data.domains import DataConfig
 from udas_fast.data.loader import AnyEngine
 from udas_fast.errors import bad, unknown
 from udas_fast.objectives.mixing import Translate
-from udas_fast.recipes import Recipe, all_recipes, get_recipe, load_recipe, override, small
+from udas_fast.recipes import Changes, Recipe, all_recipes, get_recipe, load_recipe, override
+from udas_fast.recipes.methods import method_files
 from udas_fast.tools.study.settings import check_settings, reaching
 
 Study: TypeAlias = Literal["ablation", "labels", "methods"]
@@ -36,9 +37,8 @@ class Task:
 
     source: str  # KIND:ROOT
     target: str
-    translate: str = "lab"  # a value of MixingConfig.translate, or translated:DIR, a source in its place
-    size: tuple[int, int] | None = None  # with steps: the recipes as `small` makes them; None: full size
-    steps: int | None = None
+    translate: str = "lab"  # a value of an objective's translate, or translated:DIR, a source in its place
+    changes: Changes = field(default_factory=Changes)  # of the size, length, … of every recipe
     # KEY=VALUE goes to the recipes that have the key, RECIPE[,RECIPE]:KEY=VALUE to these recipes.
     settings: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()  # files of recipes that join the package's in the methods study
@@ -106,23 +106,25 @@ class StudyRun:
             source = self.task.translate if is_folder else self.task.source
         return DataConfig(source, self.task.target, self.row.num_labels, engine=self.task.engine)
 
+    @property
+    def changes(self) -> Changes:
+        """Changes of the recipe: the task's, as far as they are for its streams."""
+        return self.task.changes.for_recipe(self.row.load())
+
     def recipe(self) -> Recipe:
         """Return the recipe with all settings, as the run trains it."""
-        chosen = self.row.load()
-        if self.task.size is not None and self.task.steps is not None:
-            chosen = small(chosen, size=self.task.size, steps=self.task.steps)
-        return override(chosen, self.settings)
+        return override(self.changes.apply(self.row.load()), self.settings)
 
     def command(self, out: str) -> list[str]:
         """Return the command line that makes the run in folder ``out``."""
         task, data = self.task, self.data
         recipe = [self.row.recipe] if self.row.file is None else ["--recipe", self.row.file]
         words = ["udas-fast", "train", *recipe]
+        for file in method_files(self.row.load()):
+            words += ["--method-file", file]
         words += ["--source", data.source] if data.source else []
         words += ["--target", task.target, "--num-labels", str(data.num_labels), "--seed", str(self.seed)]
-        if task.size is not None:
-            words += ["--small", "{}x{}".format(*task.size), "--steps", str(task.steps)]
-        words += ["--engine", task.engine, "--device", task.device]
+        words += [*self.changes.options(), "--engine", task.engine, "--device", task.device]
         words += ["--weights", task.weights] if task.weights else []
         return [*words, *(word for s in self.settings for word in ("--set", s)), "--out", out]
 
@@ -167,7 +169,8 @@ def plan_study(study: Study, task: Task, *, seeds: Sequence[int], num_labels: Se
         left_out = NO_CYCADA if 0 in num_labels and task.translation != "translated" else ""
     check_settings(study, task.settings, [row.load() for row in rows])
     runs = tuple(StudyRun(row, task, seed) for seed in seeds for row in rows)
-    steps = _common_steps(runs[: len(rows)], allow_different=study == "methods" and task.steps is None)
+    own_lengths = study == "methods" and task.changes.small is None and task.changes.steps is None
+    steps = _common_steps(runs[: len(rows)], allow_different=own_lengths)
     return StudyPlan(study, task, rows, runs, steps, left_out)
 
 
@@ -274,8 +277,6 @@ def _candidates(files: Sequence[str]) -> dict[str, tuple[Recipe, str | None]]:
 
 
 def _check_task(study: Study, task: Task) -> None:
-    if (task.size is None) != (task.steps is None):
-        raise bad("--small and --steps", "one of them", "both or neither")
     if task.translation != "translated" and task.translate not in get_args(Translate):
         raise unknown("--translate", task.translate, [*get_args(Translate), "translated:DIR"])
     if study != "methods" and task.recipes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from udas_fast.errors import bad, unknown
-from udas_fast.recipes import Recipe, get_recipe
+from udas_fast.recipes import Recipe, get_recipe, has_key
+from udas_fast.recipes.settings import missing_part
 
 
 def reaching(settings: Iterable[str], recipe: Recipe) -> list[str]:
@@ -14,7 +14,7 @@ def reaching(settings: Iterable[str], recipe: Recipe) -> list[str]:
     return [
         setting
         for names, setting in map(_scope, settings)
-        if recipe.name in names or (not names and _missing([recipe], _key(setting)) is None)
+        if recipe.name in names or (not names and has_key(recipe, _key(setting)))
     ]
 
 
@@ -31,7 +31,7 @@ def check_settings(study: str, settings: Iterable[str], recipes: Sequence[Recipe
                 get_recipe(name)
         if names and not known & set(names):
             raise unknown(f"--set {setting}: recipe of the {study} study", names[0], known)
-        if not names and (missing := _missing(recipes, _key(setting))) is not None:
+        if not names and (missing := missing_part(recipes, _key(setting))) is not None:
             place, name, keys = missing
             if not keys:
                 raise bad(
@@ -48,25 +48,3 @@ def _scope(setting: str) -> tuple[list[str], str]:
 
 def _key(setting: str) -> str:
     return setting.partition("=")[0]
-
-
-def _missing(recipes: Iterable[Recipe], key: str) -> tuple[str, str, set[str]] | None:
-    """Look ``key`` up as :func:`udas_fast.recipes.override` does; None where one of ``recipes`` has it.
-
-    Otherwise return the place of the first part that none of them has, that part, and the keys that are there.
-    """
-    nodes: list[Any] = [recipe.to_dict() for recipe in recipes]
-    parts = key.split(".")
-    for depth, name in enumerate(parts):
-        place = ".".join(parts[:depth])
-        if place == "stages":
-            nodes = [{stage["name"]: stage for stage in stages} for stages in nodes]
-        nodes = [node for node in nodes if isinstance(node, dict)]
-        keys = {key for node in nodes for key in node}
-        if place == "stages" and name == "*":
-            nodes = [stage for node in nodes for stage in node.values()]
-        else:
-            nodes = [node[name] for node in nodes if name in node]
-        if not nodes:
-            return place or "a recipe", name, keys
-    return None

@@ -1,0 +1,138 @@
+"""Commands on runs and trained models: ``evaluate``, ``predict``, ``export``, ``report``, ``watch`` and ``compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udas_fast.cli.options import KINDS, OUT, SIZE, Device, Json, Model, Split, parse_size, write_json
+from udas_fast.errors import bad
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[str, typer.Option(metavar="KIND:ROOT", help=f"KIND is one of {KINDS}")],
+    split: Split = "val",
+    json_file: Json = None,
+    device: Device = "auto",
+) -> None:
+    """Score a trained model on a labelled dataset.
+
+    Labels are compared at their own size.
+    """
+    from udas_fast import distributed
+    from udas_fast.data import open_dataset
+    from udas_fast.distributed import join, leave
+    from udas_fast.evaluation import evaluate_dataset, scores_table
+    from udas_fast.inference import TrainedModel
+
+    trained = TrainedModel.load(model, join(device))
+    dataset = open_dataset(data, split, size=trained.size)
+    if difference := dataset.classes.first_difference(trained.classes):
+        raise bad(
+            f"dataset {data}",
+            f"{len(dataset.classes)} classes for the model's {len(trained.classes)}, {difference}",
+            "the model's classes",
+        )
+    scores = evaluate_dataset(trained.model, dataset, split, trained.size)
+    if distributed.is_main():
+        print(scores_table({split: scores}, trained.classes))
+        write_json(scores.to_dict(), json_file)
+    leave()
+
+
+def predict(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="images, folders of images, videos")],
+    out: Annotated[
+        Path, typer.Option(*OUT, metavar="FOLDER", help="folder for NAME_ids.png, NAME_colour.png and so on")
+    ],
+    write: Annotated[
+        str,
+        typer.Option(metavar="NAME[,NAME]", help="pictures of each image: ids, colour, overlay, confidence"),
+    ] = "ids,colour",
+    native: Annotated[
+        bool, typer.Option("--native", help="show images at their own size, not at the one of training")
+    ] = False,
+    tile: Annotated[
+        str | None,
+        typer.Option(metavar=SIZE, help="label large images in overlapping parts of this size, one by one"),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Label images, folders and videos.
+
+    Train ids, colours and more as PNG files, at each image's own size.
+    """
+    from udas_fast.distributed import resolve_device
+    from udas_fast.inference import TrainedModel, media_files, predict_files
+
+    files, parts = media_files(images), None if tile is None else parse_size(tile, "--tile")
+    trained = TrainedModel.load(model, resolve_device(device))
+    count = predict_files(trained, files, out, pictures=write.split(","), native=native, tile=parts)
+    print(f"{count} image{'s' * (count != 1)} labelled in {out}")
+
+
+def export(
+    model: Model,
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="torch (torch.export, .pt2) or onnx")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            *OUT, metavar="FILE", help="the file, NAME.pt2 or NAME.onnx; NAME.….json beside it describes it"
+        ),
+    ],
+) -> None:
+    """Write a trained model for use without udas_fast.
+
+    It takes uint8 images of any size and returns logits, which are compared with the original model's.
+    """
+    from udas_fast.inference import TrainedModel, export_model
+
+    print(f"{out}: {export_model(TrainedModel.load(model), out, form)}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS", help="folders of runs, also unfinished ones")],
+    out: Annotated[
+        Path | None,
+        typer.Option(*OUT, metavar="FILE", help="file of the page; for one run RUN/report.html by default"),
+    ] = None,
+) -> None:
+    """Write one HTML page about one or more runs.
+
+    Curves, scores, pictures and speed, with several runs side by side; the page needs no network.
+    """
+    from udas_fast.tools.report import write_report
+
+    print(write_report(runs, out))
+
+
+def watch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")],
+    once: Annotated[bool, typer.Option("--once", help="print the state as it is now and end")] = False,
+) -> None:
+    """Follow a run in the terminal.
+
+    Step, losses, rate, time left, scores and images, until the run is complete or Ctrl-C.
+    """
+    from udas_fast.tools.report import watch_run
+
+    watch_run(run, once=once)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS", help="folders of two or more runs")],
+    json_file: Json = None,
+) -> None:
+    """Print the final scores of runs side by side.
+
+    With their differences to the first, and whether they compare.
+    """
+    from udas_fast.tools.report import compare_runs
+
+    text, document = compare_runs(runs)
+    print(text)
+    write_json(document, json_file)
