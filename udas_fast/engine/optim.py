@@ -116,7 +116,7 @@ def apex_sgd() -> Callable[..., torch.optim.Optimizer]:
     """Return ``apex.optimizers.FusedSGD``.
 
     Raises:
-        InputError: NVIDIA Apex is not installed with its compiled part; the PyPI package of that name is a different one.
+        InputError: NVIDIA Apex is not installed with its compiled part; the PyPI package of that name is another.
     """
     try:
         import_module("amp_C")  # the kernels; apex imports without them and fails in the first step

@@ -47,10 +47,6 @@ class CycleGANConfig(ObjectiveConfig, kind="cyclegan"):
         """Images of both domains, and the two generators."""
         return Requirements(("source", "unlabelled"), paired=("source", "unlabelled"), model="translation")
 
-    @property
-    def paired(self) -> tuple[str, ...]:
-        return self.needs
-
     def build(self, num_classes: int) -> CycleGAN:
         """Return the objective, without a segmentation network."""
         return CycleGAN(self)

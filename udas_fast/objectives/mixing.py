@@ -32,13 +32,6 @@ class MixingConfig:
     replace: bool = False  # True: the mixed batch stands in place of the source batch; False: it joins it
     augment: bool = True  # photometric AutoAugment on the mixed image, or the source
 
-    @property
-    def paired(self) -> tuple[str, ...]:
-        """Streams whose images are combined one by one."""
-        partners = {"labelled": self.paste != "none", "unlabelled": self.translate != "none"}
-        found = tuple(name for name, combined in partners.items() if combined)
-        return ("source", *found) if found else ()
-
 
 def paired_streams(translate: Translate, mixing: MixingConfig | None) -> tuple[StreamName, ...]:
     """Return the streams whose images are combined one by one."""

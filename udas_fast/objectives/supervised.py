@@ -45,10 +45,6 @@ class SupervisedConfig(ObjectiveConfig, kind="supervised"):
             return Requirements((self.domain,))
         return Requirements((self.domain, "unlabelled"), paired=(self.domain, "unlabelled"))
 
-    @property
-    def paired(self) -> tuple[str, ...]:
-        return self.needs
-
     def build(self, num_classes: int) -> Supervised:
         """Return the objective."""
         return Supervised(self)

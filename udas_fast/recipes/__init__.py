@@ -13,7 +13,6 @@ from udas_fast.recipes.recipe import (
     Phase,
     Recipe,
     Stage,
-    StreamBatchSize,
     load_recipe,
     recipe_from_dict,
     select_stages,

@@ -33,19 +33,6 @@ def _objective(value: object) -> ObjectiveConfig:
 def _objective_to_dict(objective: ObjectiveConfig) -> dict[str, Any]:
     return {"kind": objective.kind, **to_dict(objective)}
 
-    def batch_size_of(self, stream: str) -> int:
-        """Return how many images of ``stream`` a step takes, over all processes."""
-        return getattr(self.stream_batch_size, stream) or self.batch_size
-
-    def per_process(self, processes: int) -> InputConfig:
-        """Return this configuration with each process's part of the batches."""
-        parts = {
-            name: size and max(1, size // processes) for name, size in asdict(self.stream_batch_size).items()
-        }
-        return replace(
-            self, batch_size=max(1, self.batch_size // processes), stream_batch_size=StreamBatchSize(**parts)
-        )
-
 
 def objective_from_dict(data: object, origin: str) -> ObjectiveConfig:
     """Return the configuration of the registered ``kind`` in ``data``.
