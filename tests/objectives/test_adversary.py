@@ -9,16 +9,41 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from udas_fast.models import set_checkpointing
+from udas_fast.data import Batch
+from udas_fast.errors import InputError
+from udas_fast.models import SegmentationOutput, set_checkpointing
 from udas_fast.objectives import adversary as module
-from udas_fast.objectives.adversary import OutputAdversary
+from udas_fast.objectives.adversary import AdversaryConfig, OutputAdversary
 
 SIZE = (40, 48)
 
 
 def _outputs(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(2, 4, 5, 6, generator=generator, requires_grad=True) for _ in range(2))
+    primary, auxiliary = (torch.randn(2, 4, 5, 6, generator=generator, requires_grad=True) for _ in range(2))
+    return primary, auxiliary
+
+
+def _images(size: tuple[int, int] = SIZE) -> Batch:
+    return Batch(torch.zeros(2, 3, *size, dtype=torch.uint8), None, ["0", "1"])
+
+
+def _adversary(**options: Any) -> OutputAdversary:
+    return OutputAdversary(4, AdversaryConfig(**{"width": 4} | options))
+
+
+def _generator_loss(adversary: OutputAdversary, target: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return adversary.generator_loss(SegmentationOutput(*target), _images())
+
+
+def _discriminator_loss(
+    adversary: OutputAdversary,
+    source: tuple[torch.Tensor, torch.Tensor],
+    target: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    return adversary.discriminator_loss(
+        SegmentationOutput(*source), _images(), SegmentationOutput(*target), _images()
+    )
 
 
 def _answer(discriminator: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
@@ -30,10 +55,10 @@ def _softplus(x: torch.Tensor) -> torch.Tensor:
     return torch.log1p(torch.exp(x)).mean()
 
 
-def test_fool_is_the_weighted_loss_of_target_labelled_as_source() -> None:
-    adversary = OutputAdversary(4, width=4, weights=(0.3, 0.2))
+def test_generator_loss_is_the_weighted_loss_of_target_labelled_as_source() -> None:
+    adversary = _adversary(weights=(0.3, 0.2))
     primary, auxiliary = _outputs(0)
-    loss = adversary.generator_loss((primary, auxiliary), SIZE)
+    loss = _generator_loss(adversary, (primary, auxiliary))
     # Source is 0: -log(1 - sigmoid(a)) = log(1 + exp(a)).
     want = 0.3 * _softplus(_answer(adversary.primary, primary)) + 0.2 * _softplus(
         _answer(adversary.auxiliary, auxiliary)
@@ -41,10 +66,10 @@ def test_fool_is_the_weighted_loss_of_target_labelled_as_source() -> None:
     torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=1e-7)
 
 
-def test_discriminate_is_the_mean_of_source_0_and_target_1_over_both_levels() -> None:
-    adversary = OutputAdversary(4, width=4)
+def test_discriminator_loss_is_the_mean_of_source_0_and_target_1_over_both_levels() -> None:
+    adversary = _adversary()
     source, target = _outputs(1), _outputs(2)
-    loss = adversary.discriminator_loss(source, SIZE, target, SIZE)
+    loss = _discriminator_loss(adversary, source, target)
     want = torch.zeros((), dtype=torch.float64)
     for level, s, t in zip((adversary.primary, adversary.auxiliary), source, target, strict=True):
         want = want + 0.5 * _softplus(_answer(level, s)) + 0.5 * _softplus(-_answer(level, t))
@@ -52,18 +77,19 @@ def test_discriminate_is_the_mean_of_source_0_and_target_1_over_both_levels() ->
 
 
 def test_ensemble_stands_for_the_source_on_both_levels() -> None:
-    adversary = OutputAdversary(4, width=4, real="ensemble")
+    adversary = _adversary(real="ensemble")
     source, target = _outputs(1), _outputs(2)
     mixed = source[0] + 0.5 * source[1]
-    got = adversary.discriminator_loss(source, SIZE, target, SIZE)
-    adversary.real = "primary"
-    torch.testing.assert_close(got, adversary.discriminator_loss((mixed, mixed), SIZE, target, SIZE))
+    got = _discriminator_loss(adversary, source, target)
+    plain = _adversary(real="primary")
+    plain.load_state_dict(adversary.state_dict())
+    torch.testing.assert_close(got, _discriminator_loss(plain, (mixed, mixed), target))
 
 
 def test_advent_sees_weighted_self_information() -> None:
-    adversary = OutputAdversary(4, width=4, weights=(0.3, 0.2), space="entropy")
+    adversary = _adversary(weights=(0.3, 0.2), space="entropy")
     target = _outputs(0)
-    loss = adversary.generator_loss(target, SIZE)
+    loss = _generator_loss(adversary, target)
     got_grads = torch.autograd.grad(loss, target)
     want = torch.zeros((), dtype=torch.float64)
     for weight, level, logits in zip(
@@ -79,10 +105,10 @@ def test_advent_sees_weighted_self_information() -> None:
 
 def test_least_squares_add_up_over_the_scales() -> None:
     torch.manual_seed(0)
-    adversary = OutputAdversary(4, width=4, weights=(0.3, 0.2), gan="lsgan", scales=3)
+    adversary = _adversary(weights=(0.3, 0.2), gan="lsgan", scales=3)
     source, target = _outputs(1), _outputs(2)
-    fooled = adversary.generator_loss(target, SIZE)
-    told_apart = adversary.discriminator_loss(source, SIZE, target, SIZE)
+    fooled = _generator_loss(adversary, target)
+    told_apart = _discriminator_loss(adversary, source, target)
     want_fooled = want_told = torch.zeros((), dtype=torch.float64)
     levels = (adversary.primary, adversary.auxiliary)
     for weight, level, s, t in zip((0.3, 0.2), levels, source, target, strict=True):
@@ -96,30 +122,30 @@ def test_least_squares_add_up_over_the_scales() -> None:
 
 
 def test_a_level_of_weight_zero_has_no_discriminator() -> None:
-    adversary = OutputAdversary(4, width=4, weights=(0.3, 0.0))
+    adversary = _adversary(weights=(0.3, 0.0))
     assert adversary.auxiliary is None
     source, target = _outputs(1), _outputs(2)
     want = 0.3 * _softplus(_answer(adversary.primary, target[0]))
     torch.testing.assert_close(
-        adversary.float().generator_loss(target, SIZE).double(), want, rtol=1e-5, atol=1e-7
+        _generator_loss(adversary.float(), target).double(), want, rtol=1e-5, atol=1e-7
     )
-    adversary.discriminator_loss(source, SIZE, target, SIZE).backward()
+    _discriminator_loss(adversary, source, target).backward()
     assert all(p.grad is not None for p in adversary.parameters())
 
 
-def test_gradients_of_fool_stop_before_the_discriminators() -> None:
-    adversary = OutputAdversary(4, width=4)
+def test_gradients_of_the_generator_stop_before_the_discriminators() -> None:
+    adversary = _adversary()
     target = _outputs(3)
-    adversary.generator_loss(target, SIZE).backward()
+    _generator_loss(adversary, target).backward()
     assert all(logits.grad is not None and logits.grad.abs().sum() > 0 for logits in target)
     assert all(parameter.grad is None for parameter in adversary.parameters())
 
 
-def test_gradients_of_discriminate_stop_before_the_network() -> None:
-    adversary = OutputAdversary(4, width=4)
+def test_gradients_of_the_discriminators_stop_before_the_network() -> None:
+    adversary = _adversary()
     source, target = _outputs(4), _outputs(5)
-    adversary.generator_loss(target, SIZE)  # leaves the discriminators frozen, as in a training step
-    adversary.discriminator_loss(source, SIZE, target, SIZE).backward()
+    _generator_loss(adversary, target)  # leaves the discriminators frozen, as in a training step
+    _discriminator_loss(adversary, source, target).backward()
     assert all(parameter.grad is not None for parameter in adversary.parameters())
     assert all(logits.grad is None for logits in (*source, *target))
 
@@ -127,7 +153,7 @@ def test_gradients_of_discriminate_stop_before_the_network() -> None:
 def _cycada(gate: float | None = None) -> OutputAdversary:
     """In evaluation mode: without dropout there is one right answer."""
     torch.manual_seed(0)
-    return OutputAdversary(4, width=8, weights=(0.1, 0), space="score", pixel=True, gate=gate).eval()
+    return _adversary(width=8, weights=(0.1, 0), space="score", discriminator="pixel", gate=gate).eval()
 
 
 def _pixel_answers(adversary: OutputAdversary, logits: torch.Tensor) -> torch.Tensor:
@@ -143,13 +169,13 @@ def test_cycada_is_the_cross_entropy_of_two_answers_at_each_pixel_of_the_scores(
     adversary = _cycada()
     source, target = _outputs(1), _outputs(2)
     s, t = (_pixel_answers(adversary, logits[0]) for logits in (source, target))
-    fooled = adversary.generator_loss(target, SIZE)
+    fooled = _generator_loss(adversary, target)
     torch.testing.assert_close(fooled.double(), -0.1 * t[:, 0].mean(), rtol=1e-5, atol=1e-7)
     fooled.backward()
     assert target[0].grad.any()
     assert target[1].grad is None  # one level
     assert all(p.grad is None for p in adversary.parameters())
-    told = adversary.discriminator_loss(source, SIZE, target, SIZE)
+    told = _discriminator_loss(adversary, source, target)
     want = -0.5 * s[:, 0].mean() - 0.5 * t[:, 1].mean()
     torch.testing.assert_close(told.double(), want, rtol=1e-5, atol=1e-7)
     told.backward()
@@ -161,10 +187,8 @@ def test_the_gate_opens_and_closes_with_the_mean_accuracy_of_100_steps() -> None
     adversary = _cycada(gate=0.6)
     source, target = _outputs(1), _outputs(2)
     s, t = (_pixel_answers(adversary, logits[0]) for logits in (source, target))
-    assert adversary.generator_loss(target, SIZE) == 0  # nothing is known of the discriminator yet
-    told = adversary.discriminator_loss(
-        source, SIZE, target, SIZE
-    )  # which learns behind a closed gate as well
+    assert _generator_loss(adversary, target) == 0  # nothing is known of the discriminator yet
+    told = _discriminator_loss(adversary, source, target)  # which learns behind a closed gate as well
     torch.testing.assert_close(
         told.double(), -0.5 * s[:, 0].mean() - 0.5 * t[:, 1].mean(), rtol=1e-5, atol=1e-7
     )
@@ -182,13 +206,13 @@ def test_the_gate_opens_and_closes_with_the_mean_accuracy_of_100_steps() -> None
     ):
         recorded.fill_(torch.nan)
         recorded[-len(accuracies) :] = torch.tensor(accuracies)
-        loss = adversary.generator_loss(target, SIZE)
+        loss = _generator_loss(adversary, target)
         torch.testing.assert_close(loss.double(), -0.1 * t[:, 0].mean() * is_open, rtol=1e-5, atol=1e-7)
         (gradient,) = torch.autograd.grad(loss, target[0])
         assert gradient.any() == is_open
 
     recorded.copy_(torch.arange(100.0))
-    adversary.discriminator_loss(source, SIZE, target, SIZE)
+    _discriminator_loss(adversary, source, target)
     assert torch.equal(recorded[:-1], torch.arange(1.0, 100.0))  # the oldest is gone
     saved = adversary.state_dict()
     assert torch.equal(saved["gate.accuracies"], recorded)  # a resumed run has the same gate
@@ -196,12 +220,16 @@ def test_the_gate_opens_and_closes_with_the_mean_accuracy_of_100_steps() -> None
 
 
 def test_least_squares_answers_are_right_beyond_one_half() -> None:
-    adversary = OutputAdversary(4, width=8, weights=(1, 0), space="score", pixel=True, gate=0.5, gan="lsgan")
+    adversary = _adversary(
+        width=8, weights=(1, 0), space="score", discriminator="pixel", gate=0.5, gan="lsgan"
+    )
     output = adversary.eval().primary[-1]
     torch.nn.init.zeros_(output.weight)
     with torch.no_grad():
         output.bias.copy_(torch.tensor([0.0, 0.4]))  # nearer the source everywhere
-    adversary.discriminator_loss(_outputs(1), (4, 4), _outputs(2), (4, 2))
+    adversary.discriminator_loss(
+        SegmentationOutput(*_outputs(1)), _images((4, 4)), SegmentationOutput(*_outputs(2)), _images((4, 2))
+    )
     assert adversary.gate.accuracies[-1].item() == pytest.approx(
         4 / 6
     )  # by pixels: 16 of the source, 8 of the target
@@ -209,7 +237,7 @@ def test_least_squares_answers_are_right_beyond_one_half() -> None:
 
 def test_checkpointed_discriminators_give_the_same_bits_and_keep_no_full_resolution_map() -> None:
     torch.manual_seed(0)
-    adversary = OutputAdversary(4, width=4)
+    adversary = _adversary()
     found, most = [], []
     for policy in ("none", "layers2-4"):
         set_checkpointing(adversary, policy)
@@ -219,9 +247,9 @@ def test_checkpointed_discriminators_give_the_same_bits_and_keep_no_full_resolut
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
         ):
-            losses = [adversary.generator_loss(target, SIZE)]
+            losses = [_generator_loss(adversary, target)]
         losses[0].backward()
-        losses.append(adversary.discriminator_loss(source, SIZE, target, SIZE))
+        losses.append(_discriminator_loss(adversary, source, target))
         losses[1].backward()
         found.append([*losses, *(p.grad for p in adversary.parameters()), *(t.grad for t in target)])
         most.append(max(kept, default=0))
@@ -242,9 +270,21 @@ def test_what_runs_again_is_given_its_tensors(saving: dict, monkeypatch: pytest.
         return function(*args)
 
     monkeypatch.setattr(module, "checkpoint", run)
-    adversary = OutputAdversary(4, width=4, pixel=True)
+    adversary = _adversary(discriminator="pixel")
     for name, value in saving.items():
         setattr(adversary, name, value)
-    adversary.generator_loss(_outputs(0), SIZE)
+    _generator_loss(adversary, _outputs(0))
     assert given
     assert all(types == [torch.Tensor] for types in given)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"weights": (0, 0)}, r"weights of the adversary: found \[0.0, 0.0\], expected one above 0"),
+        ({"discriminator": "pixel", "scales": 3}, 'found 3, expected 1 with discriminator "pixel"'),
+    ],
+)
+def test_an_adversary_that_could_not_learn_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        AdversaryConfig(**options)

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from take_step import take_step
 from torch import Tensor
-from udas_fast.objectives.discrepancy import head_discrepancy
-from udas_fast.objectives.distillation import DistillationConfig
-from udas_fast.objectives.domain_mixing import DomainMixingConfig
-from udas_fast.objectives.entropy import target_entropy
 
 from udas_fast import Trainer
 from udas_fast.data import Batch, open_dataset
 from udas_fast.data.domains import Domains
 from udas_fast.inference import TrainedModel
 from udas_fast.models import MeanNetwork, ModelConfig, SegmentationOutput, build_model, to_output
-from udas_fast.objectives import Step
-from udas_fast.objectives.adversary import OutputAdversary
+from udas_fast.objectives import Batches, PrepareContext
+from udas_fast.objectives.adversary import AdversaryConfig, OutputAdversary
 from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig
-from udas_fast.objectives.rectification import RectificationConfig, rectified_loss
-from udas_fast.objectives.self_training import SelfTrainingConfig
-from udas_fast.objectives.supervised import segmentation_loss
+from udas_fast.objectives.ddm import DistillationConfig, DomainMixingConfig
+from udas_fast.objectives.losses import agreement_loss, entropy_loss, rectified_loss, segmentation_loss
+from udas_fast.objectives.pseudo_labels import PseudoLabelConfig
+from udas_fast.objectives.rectification import MRNET_LABELS, RectificationConfig
+from udas_fast.objectives.self_training import ConsistencyConfig, SelfTrainingConfig
 from udas_fast.recipes import get_recipe, override, small
+from udas_fast.testing import take_step
 
 SIZE = (32, 48)
 CORNERS = pytest.mark.parametrize("corners", [False, True])
@@ -61,14 +60,14 @@ def test_losses_are_those_of_the_upsampled_logits(corners: bool) -> None:
 
     ap = (log_a.exp() * (log_a - log_p)).sum(1)
     pa = (log_p.exp() * (log_p - log_a)).sum(1)
-    _close(head_discrepancy(output, SIZE, "symmetric"), (ap + pa).mean())
+    _close(agreement_loss(output, SIZE, "symmetric"), (ap + pa).mean())
     m = (p + 0.5 * a).softmax(1)
-    _close(head_discrepancy(output, SIZE, "mean"), (m * (2 * m.log() - log_p - log_a)).sum(1).mean())
+    _close(agreement_loss(output, SIZE, "mean"), (m * (2 * m.log() - log_p - log_a)).sum(1).mean())
 
     entropies = [-(x.exp() * x).sum(1) / torch.tensor(4.0).double().log() for x in (log_p, log_a)]
-    _close(target_entropy(output, SIZE, (0.6, 0.2)), 0.6 * entropies[0].mean() + 0.2 * entropies[1].mean())
+    _close(entropy_loss(output, SIZE, (0.6, 0.2)), 0.6 * entropies[0].mean() + 0.2 * entropies[1].mean())
     robust = (entropies[0].square() + 1e-6).square().mean()
-    _close(target_entropy(output, SIZE, (1.0, 0.0), robust=2.0), robust)
+    _close(entropy_loss(output, SIZE, (1.0, 0.0), robust=2.0), robust)
 
     want = (ce_p * (-ap).exp() + ap).mean() + 0.5 * (ce_a * (-pa).exp() + pa).mean()
     _close(rectified_loss(output, label, 0.5), want)
@@ -77,12 +76,13 @@ def test_losses_are_those_of_the_upsampled_logits(corners: bool) -> None:
 @CORNERS
 def test_discriminators_see_the_upsampled_softmax(corners: bool) -> None:
     torch.manual_seed(0)
-    adversary = OutputAdversary(4, width=4, weights=(0.3, 0.2), gan="lsgan", real="ensemble")
+    config = AdversaryConfig(width=4, weights=(0.3, 0.2), gan="lsgan", real="ensemble")
+    adversary = OutputAdversary(4, config)
     source, target = _pair(1), _pair(2)
-    fooled = adversary.generator_loss(SegmentationOutput(*target, corners), SIZE)
-    told = adversary.discriminator_loss(
-        SegmentationOutput(*source, corners), SIZE, SegmentationOutput(*target, corners), SIZE
-    )
+    images = Batch(torch.zeros(2, 3, *SIZE, dtype=torch.uint8), None, ["0", "1"])
+    outputs = (SegmentationOutput(*source, corners), SegmentationOutput(*target, corners))
+    fooled = adversary.generator_loss(outputs[1], images)
+    told = adversary.discriminator_loss(outputs[0], images, outputs[1], images)
     levels = [d.double() for d in (adversary.primary, adversary.auxiliary)]
     answers = [d(_up(t, corners).softmax(1)) for d, t in zip(levels, target, strict=True)]
     _close(fooled, 0.3 * (answers[0] ** 2).mean() + 0.2 * (answers[1] ** 2).mean())
@@ -103,7 +103,7 @@ def test_both_heads_combine_by_their_corners(corners: bool) -> None:
 
 
 @pytest.fixture
-def aligned(batches: dict[str, Batch]) -> torch.nn.Module:
+def aligned(batches: Batches) -> torch.nn.Module:
     torch.manual_seed(0)
     config = ModelConfig(backbone="resnet18", width=4, align_corners=True)
     return build_model(config, 4).eval()
@@ -115,37 +115,40 @@ def _pseudo(model: torch.nn.Module, image: Tensor) -> Tensor:
 
 
 def test_teachers_label_with_aligned_corners(
-    aligned: torch.nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    aligned: torch.nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    step, target = make_step(), batches["unlabelled"]
+    step, target = make_step(), batches.unlabelled
     image = step.normalize(target.image)
     want = _pseudo(aligned, image)
 
-    student = SelfTrainingConfig(views=1).build(4)
-    student.start(aligned)
-    found = student.label(*student.look([target.image], step.normalize), SIZE, 0.0)
+    student = SelfTrainingConfig().build(4)
+    student.on_round_start(aligned)
+    found = student.labeller.label(*student.labeller.views([target.image], step.normalize), SIZE, 0.0)
     _close(found.confidence, want.max(1).values)
 
-    mixing = DomainMixingConfig(labeller="student").build(4)
+    mixing = DomainMixingConfig(labeller="student", pseudo_share=1).build(4)
     mixing.networks = {"student": aligned}
-    mixing.start(aligned)
-    mixing.label(target, step)
-    counts = mixing.labelling.histogram.sum((1, 2))
+    mixing.on_round_start(aligned)
+    mixing.prepare_batch(batches, step)
+    counts = mixing.labeller.histogram.sum((1, 2))
     assert torch.equal(counts, want.argmax(1).flatten().bincount(minlength=4))
 
-    rectification = RectificationConfig(scales=(1.0,)).build(4)
-    rectification.start(aligned)
+    labels = replace(MRNET_LABELS, scales=())
+    rectification = RectificationConfig(pseudo_labels=labels).build(4)
+    rectification.on_round_start(aligned)
     with torch.no_grad():
         plain, mirrored = (aligned(view).ensemble() for view in (image, image.flip(-1)))
     mean = _up(plain, True).softmax(1) + _up(mirrored, True).softmax(1).flip(-1)
-    assert torch.equal(rectification.label(image).long(), mean.argmax(1))
+    labelling = rectification.labelling
+    found = labelling.label(*labelling.views([target.image], step.normalize), SIZE, labelling.thresholds())
+    assert torch.equal(found.label.long(), mean.argmax(1))
 
 
 def test_students_of_teachers_learn_with_aligned_corners(
-    aligned: torch.nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    aligned: torch.nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     step = make_step()
-    image = step.normalize(batches["unlabelled"].image)
+    image = step.normalize(batches.unlabelled.image)
     torch.manual_seed(1)
     teachers = [build_model(ModelConfig(backbone="resnet18", width=4, align_corners=True), 4) for _ in "ab"]
     distillation = DistillationConfig().build(4)
@@ -157,8 +160,10 @@ def test_students_of_teachers_learn_with_aligned_corners(
     assert MeanNetwork(teachers)(image).align_corners
 
     # At one view, unaugmented, student and teacher agree but for the student's augmentation: none here.
-    consistency = SelfTrainingConfig(views=1, consistency_weight=1.0, augment=False).build(4)
-    consistency.start(teachers[0])
+    consistency = SelfTrainingConfig(
+        pseudo_labels=PseudoLabelConfig(views=1), consistency=ConsistencyConfig(weight=1.0), augment=False
+    ).build(4)
+    consistency.on_round_start(teachers[0])
     losses = take_step(consistency, aligned, batches, make_step())
     mean = _pseudo(teachers[0], image)
     _close(losses["consistency"], (mean * (mean.log() - log_student)).sum(1).mean())
@@ -168,7 +173,7 @@ def test_translation_leaves_alone_what_an_aligned_network_sees(aligned: torch.nn
     objective = CycleGAN(CycleGANConfig(), aligned)
     generator = torch.Generator().manual_seed(3)
     original, translated = (torch.rand(1, 3, *SIZE, generator=generator) for _ in range(2))
-    loss = objective._semantic(original, 2 * translated - 1)
+    loss = objective._semantic(aligned, original, 2 * translated - 1)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     log_p = _pseudo(aligned, (translated - mean) / std).log()
     _close(loss, F.nll_loss(log_p, _pseudo(aligned, original).argmax(1)))

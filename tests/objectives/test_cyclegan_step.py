@@ -8,14 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from take_step import take_step
 from torch import Tensor, nn
 
-from udas_fast.data import Batch
 from udas_fast.models import CycleGenerators, normalize, to_output
-from udas_fast.objectives import Step
+from udas_fast.objectives import Batches, PrepareContext
 from udas_fast.objectives.adversary import least_squares
 from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig, ImagePool
+from udas_fast.testing import take_step
 
 TINY = {"width": 4, "blocks": 1, "discriminator_width": 4}
 
@@ -40,11 +39,11 @@ def test_least_squares_by_hand() -> None:
 
 
 def test_every_term_equals_its_definition(
-    networks: CycleGenerators, batches: dict[str, Batch], make_step: Callable[..., Step]
+    networks: CycleGenerators, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     torch.manual_seed(1)
     objective = CycleGANConfig(**TINY).build(4)
-    s, t = (batches[n].image.double() / 127.5 - 1 for n in ("source", "unlabelled"))
+    s, t = (batch.image.double() / 127.5 - 1 for batch in (batches.source, batches.unlabelled))
     losses = take_step(objective, networks, batches, make_step())
     networks, discriminators = networks.double(), objective.discriminators.double()
     with torch.no_grad():
@@ -71,7 +70,7 @@ def _gradients(module: nn.Module) -> dict[str, Tensor]:
 
 
 def test_gradients_go_where_they_should(
-    networks: CycleGenerators, batches: dict[str, Batch], make_step: Callable[..., Step]
+    networks: CycleGenerators, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     torch.manual_seed(1)
     config = CycleGANConfig(**TINY)
@@ -94,7 +93,7 @@ def test_gradients_go_where_they_should(
 
 
 def test_the_weights_are_those_of_the_terms(
-    networks: CycleGenerators, batches: dict[str, Batch], make_step: Callable[..., Step]
+    networks: CycleGenerators, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     torch.manual_seed(1)
     objective = CycleGANConfig(cycle=7.0, identity=3.0, **TINY).build(4)
@@ -112,7 +111,7 @@ def test_the_weights_are_those_of_the_terms(
 
 
 def test_semantic_consistency_is_the_cross_entropy_with_what_the_frozen_network_saw(
-    networks: CycleGenerators, tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    networks: CycleGenerators, tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     torch.manual_seed(1)
     objective = CycleGAN(CycleGANConfig(**TINY), tiny_net)
@@ -123,7 +122,7 @@ def test_semantic_consistency_is_the_cross_entropy_with_what_the_frozen_network_
     assert not tiny_net.inputs  # never in training mode
     assert all(torch.equal(v, before[k]) for k, v in tiny_net.state_dict().items())
     assert all(p.grad is None for p in tiny_net.parameters())
-    image = batches["source"].image
+    image = batches.source.image
     with torch.no_grad():
         seen = F.interpolate(
             to_output(tiny_net(normalize(image))).primary, image.shape[-2:], mode="bilinear"

@@ -9,20 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from take_step import take_step
 from torch import nn
-from udas_fast.objectives.distillation import DistillationConfig
-from udas_fast.objectives.domain_mixing import DomainMixingConfig
 
 from udas_fast import ops
-from udas_fast.data import Batch
 from udas_fast.models import MeanNetwork
-from udas_fast.objectives import Step
+from udas_fast.objectives import Batches, PrepareContext
+from udas_fast.objectives.ddm import DistillationConfig, DomainMixingConfig
 from udas_fast.objectives.mixing import MixingConfig
-from udas_fast.objectives.self_training import balanced_thresholds
+from udas_fast.objectives.pseudo_labels import PseudoLabelConfig, balanced_thresholds
+from udas_fast.testing import take_step
 
 SIZE = (32, 48)
-PLAIN = MixingConfig(translate="none", paste="target", augment=False)
+PLAIN = {"translate": "none", "mixing": MixingConfig(paste="target", augment=False)}
 
 
 def _up(logits: torch.Tensor) -> torch.Tensor:
@@ -44,13 +42,13 @@ def _teachers(net: nn.Module) -> dict[str, nn.Module]:
 
 
 def test_sample_teacher_learns_both_domains_one_to_one(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    objective = DomainMixingConfig(level="sample", mixing=PLAIN).build(4)
+    objective = DomainMixingConfig(level="sample", **PLAIN).build(4)
     reference = copy.deepcopy(tiny_net)
     losses = take_step(objective, tiny_net, batches, make_step())
     source, target = (
-        _cross_entropy(reference, batches[n].image, batches[n].label) for n in ("source", "labelled")
+        _cross_entropy(reference, batch.image, batch.label) for batch in (batches.source, batches.labelled)
     )
     torch.testing.assert_close(losses["seg"].double(), source, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(losses["seg_target"].double(), target, rtol=1e-5, atol=1e-7)
@@ -60,13 +58,13 @@ def test_sample_teacher_learns_both_domains_one_to_one(
 
 
 def test_region_teacher_sees_a_rectangle_of_the_target_in_the_source(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    objective = DomainMixingConfig(level="region", mixing=PLAIN).build(4)
-    batches["source"].image.zero_()
-    batches["labelled"].image.fill_(255)
-    batches["source"].label.zero_()
-    batches["labelled"].label.fill_(3)
+    objective = DomainMixingConfig(level="region", **PLAIN).build(4)
+    batches.source.image.zero_()
+    batches.labelled.image.fill_(255)
+    batches.source.label.zero_()
+    batches.labelled.label.fill_(3)
     reference = copy.deepcopy(tiny_net)
     loss = take_step(objective, tiny_net, batches, make_step(seed=3))["seg_mixed"]
     (image,) = tiny_net.inputs
@@ -80,62 +78,64 @@ def test_region_teacher_sees_a_rectangle_of_the_target_in_the_source(
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_pseudo_labels_of_the_student_join_the_labelled_target_images(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step], share: float
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext], share: float
 ) -> None:
-    config = DomainMixingConfig(level="sample", labeller="student", pseudo_share=share, mixing=PLAIN)
-    assert config.teachers == ("student",)
+    config = DomainMixingConfig(level="sample", labeller="student", pseudo_share=share, **PLAIN)
+    assert config.requirements.networks == ("student",)
     objective = config.build(4)
     student = _teachers(tiny_net)["region"]
     objective.networks = {"student": student}
-    objective.start(tiny_net)
+    objective.on_round_start(tiny_net)
     before = {k: v.clone() for k, v in student.state_dict().items()}
     for _ in range(2):  # thresholds are those of the confidences so far
-        seen = objective.labelling.histogram.clone()
+        seen = objective.labeller.histogram.clone()
         tiny_net.inputs.clear()
         take_step(objective, tiny_net, batches, make_step())
-    image = batches["unlabelled" if share else "labelled"].image
+    image = (batches.unlabelled if share else batches.labelled).image
     assert torch.equal(tiny_net.inputs[1], image.float() / 255)
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
     if share:
         with torch.no_grad():
             logits = student.eval()(image.float() / 255)[0]
         want = ops.pseudo_label([logits], SIZE, threshold=balanced_thresholds(seen))
-        objective.labelling.histogram.copy_(seen)
-        assert torch.equal(objective.label(batches["unlabelled"], make_step()).label, want.label)
-    assert objective.labelling.histogram.sum() == share * 2 * 2 * SIZE[0] * SIZE[1]
+        objective.labeller.histogram.copy_(seen)
+        assert torch.equal(objective.prepare_batch(batches, make_step())["seg_target"].label, want.label)
+    assert objective.labeller.histogram.sum() == share * 2 * 2 * SIZE[0] * SIZE[1]
 
 
 def test_pseudo_labels_from_disk_are_taken_as_they_are(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
+    labels = PseudoLabelConfig(views=1, threshold="balanced", labels="disk")
     config = DomainMixingConfig(
-        level="sample", labeller="student", pseudo_share=1, labels="disk", mixing=PLAIN
+        level="sample", labeller="student", pseudo_share=1, pseudo_labels=labels, **PLAIN
     )
     objective = config.build(4)
     objective.networks = {"student": _teachers(tiny_net)["region"]}
-    objective.start(tiny_net)
-    read = replace(batches["unlabelled"], label=batches["labelled"].label)
+    objective.on_round_start(tiny_net)
+    read = replace(batches.unlabelled, label=batches.labelled.label)
     reference = copy.deepcopy(tiny_net)
-    losses = take_step(objective, tiny_net, batches | {"unlabelled": read}, make_step())
+    disk = Batches(source=batches.source, labelled=batches.labelled, unlabelled=read)
+    losses = take_step(objective, tiny_net, disk, make_step())
     want = _cross_entropy(reference, read.image, read.label)
     torch.testing.assert_close(losses["seg_target"].double(), want, rtol=1e-5, atol=1e-7)
-    assert not objective.labelling.histogram.any()
+    assert not objective.labeller.histogram.any()
 
 
 def test_student_loss_is_half_the_kl_of_the_teachers_mean_plus_labelled_cross_entropy(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     torch.manual_seed(1)
     objective = DistillationConfig().build(4)
     objective.networks = _teachers(tiny_net)
     reference = copy.deepcopy(tiny_net)
     losses = take_step(objective, tiny_net, batches, make_step())
-    image = batches["unlabelled"].image.float() / 255
+    image = batches.unlabelled.image.float() / 255
     with torch.no_grad():
         mean = sum(_up(t.eval()(image)[0]).softmax(1) for t in objective.networks.values()) / 2
     student = _up(reference(image)[0]).log_softmax(1)
     kl = (mean * (mean.log() - student)).sum(1).mean()
-    cross_entropy = _cross_entropy(reference, batches["labelled"].image, batches["labelled"].label)
+    cross_entropy = _cross_entropy(reference, batches.labelled.image, batches.labelled.label)
     torch.testing.assert_close(losses["distilled"].double(), kl, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(losses["seg"].double(), cross_entropy, rtol=1e-5, atol=1e-7)
     (0.5 * kl + cross_entropy).backward()
@@ -147,9 +147,9 @@ def test_student_loss_is_half_the_kl_of_the_teachers_mean_plus_labelled_cross_en
     torch.testing.assert_close(ensemble(image).primary.double().softmax(1), mean, rtol=1e-4, atol=1e-6)
 
 
-def test_mean_network_averages_probabilities(tiny_net: nn.Module, batches: dict[str, Batch]) -> None:
+def test_mean_network_averages_probabilities(tiny_net: nn.Module, batches: Batches) -> None:
     networks = [network.eval() for network in _teachers(tiny_net).values()]
-    image = batches["source"].image.float() / 255
+    image = batches.source.image.float() / 255
     want = sum(network(image)[0].double().softmax(1) for network in networks) / 2
     torch.testing.assert_close(
         MeanNetwork(networks)(image).primary.double().softmax(1), want, rtol=1e-4, atol=1e-6
@@ -157,14 +157,14 @@ def test_mean_network_averages_probabilities(tiny_net: nn.Module, batches: dict[
 
 
 def test_the_same_step_draws_the_same_numbers(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     config = replace(DomainMixingConfig(), labeller="student")
     gradients = []
     for seed in (7, 7, 8):
         net, objective = copy.deepcopy(tiny_net), config.build(4)
         objective.networks = {"student": copy.deepcopy(tiny_net)}
-        objective.start(net)
+        objective.on_round_start(net)
         take_step(objective, net, batches, make_step(seed=seed))
         gradients.append(net.body.weight.grad)
     assert torch.equal(gradients[0], gradients[1])

@@ -3,67 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from take_step import take_step
 from torch import Tensor, nn
-from udas_fast.objectives.distillation import DistillationConfig
-from udas_fast.objectives.domain_mixing import DomainMixingConfig
 
 from udas_fast.data import Batch
 from udas_fast.data.style import match_fda, match_lab
 from udas_fast.models import CycleGenerators, DomainBatchNorm2d, normalize
-from udas_fast.objectives import Objective, Step
+from udas_fast.objectives import Batches, ObjectiveConfig, PrepareContext
+from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig
-from udas_fast.objectives.mixing import MixingConfig, labelled_batches
+from udas_fast.objectives.ddm import DistillationConfig, DomainMixingConfig
+from udas_fast.objectives.mixing import MixingConfig, labelled_batches, translated_source
+from udas_fast.objectives.pseudo_labels import PseudoLabelConfig
 from udas_fast.objectives.rectification import RectificationConfig
-from udas_fast.objectives.self_training import SelfTrainingConfig
+from udas_fast.objectives.self_training import ConsistencyConfig, SelfTrainingConfig
 from udas_fast.objectives.supervised import SupervisedConfig
 from udas_fast.recipes import get_recipe
+from udas_fast.testing import assert_same_gradients, backward_passes, gradients, take_step
 
 CLASSES, SIZE = 4, (32, 48)
-Gradients = dict[str, Tensor]
-Parts = Mapping[str, nn.Module]
-
-
-def _parameters(parts: Parts) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((f"{part}.{name}", p) for part, module in parts.items() for name, p in module.named_parameters())
-
-
-def _passes(objective: Objective, model: nn.Module, batches: dict[str, Batch], step: Step) -> list[Gradients]:
-    """The gradients of each backward pass of a step, by parameter, those without any left out."""
-    parts, found = {"model": model, "objective": objective}, []
-
-    def backward(loss: Tensor) -> None:
-        for _, parameter in _parameters(parts):
-            parameter.grad = None
-        loss.backward()
-        found.append({name: p.grad.clone() for name, p in _parameters(parts) if p.grad is not None})
-
-    take_step(objective, model, batches, replace(step, backward=backward))
-    return found
-
-
-def _gradients(loss: Tensor, parts: Parts) -> Gradients:
-    """Those of ``loss`` for all that it depends on among ``parts``, which alone are to learn from it."""
-    names, parameters = zip(*_parameters(parts), strict=True)
-    grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return {name: grad for name, grad in zip(names, grads, strict=True) if grad is not None}
-
-
-def _same(found: Sequence[Gradients], expected: Sequence[Gradients]) -> None:
-    """Float32 against float64, whose rounding is small beside the pass's largest gradient."""
-    assert len(found) == len(expected)
-    for got, want in zip(found, expected, strict=True):
-        assert got.keys() == want.keys()
-        most = max(grad.abs().max().item() for grad in want.values())
-        assert most > 0
-        for name, grad in want.items():
-            torch.testing.assert_close(got[name].double(), grad.double(), rtol=1e-3, atol=1e-5 * most)
 
 
 def _up(logits: Tensor, size: tuple[int, int] = SIZE) -> Tensor:
@@ -153,12 +116,20 @@ def _decide(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight)
 
 
-def _labelled(name: str, batches: dict[str, Batch], step: Step) -> list[Batch]:
-    source = batches["source"]
+def _narrow(config: AdaptationConfig) -> AdaptationConfig:
+    """``config`` with discriminators of few channels."""
+    if config.adversary is None:
+        return config
+    return replace(config, adversary=replace(config.adversary, width=4))
+
+
+def _labelled(name: str, batches: Batches, ctx: PrepareContext) -> list[Batch]:
+    source = batches.source
     if name == "udas":  # tests of its mixing are in test_mixing.py
-        return list(labelled_batches(batches, MixingConfig(), step).values())
+        translated = translated_source(batches, "lab", 0.01)
+        return list(labelled_batches(translated, batches.labelled, MixingConfig(), ctx).values())
     if name == "fda":
-        return [replace(source, image=match_fda(source.image, batches["unlabelled"].image, 0.01))]
+        return [replace(source, image=match_fda(source.image, batches.unlabelled.image, 0.01))]
     return [source]
 
 
@@ -166,23 +137,24 @@ def _labelled(name: str, batches: dict[str, Batch], step: Step) -> list[Batch]:
 @pytest.mark.parametrize("progress", [0.05, 0.7])  # before and after the heads begin to agree
 def test_methods_that_adapt(
     tiny_net: nn.Module,
-    batches: dict[str, Batch],
-    make_step: Callable[..., Step],
+    batches: Batches,
+    make_step: Callable[..., PrepareContext],
     name: str,
     progress: float,
 ) -> None:
     method = METHODS[name]
     _decide(tiny_net)
-    batches = batches if name == "udas" else {k: b for k, b in batches.items() if k != "labelled"}
+    if name != "udas":
+        batches = Batches(source=batches.source, unlabelled=batches.unlabelled)
     stage = get_recipe(name).stages[1 if name == "cycada" else 0]
-    objective = replace(stage.objective, discriminator_width=4).build(CLASSES).eval()  # without dropout
+    objective = _narrow(stage.objective).build(CLASSES).eval()  # without dropout
     levels = []
     if objective.adversary is not None:
         _decide(objective.adversary)
         levels = copy.deepcopy([objective.adversary.primary, objective.adversary.auxiliary])
         assert (objective.adversary.gate is not None) == (name == "cycada")
         if name == "cycada":
-            objective.adversary.gate.accuracies.fill_(0.61)  # just open; test_adversarial.py closes it
+            objective.adversary.gate.accuracies.fill_(0.61)  # just open; test_adversary.py closes it
     model = copy.deepcopy(tiny_net).double()
     levels = [None if d is None else d.double() for d in levels] or [None, None]
 
@@ -190,10 +162,10 @@ def test_methods_that_adapt(
     for batch in _labelled(name, batches, make_step()):
         outputs.append(model(_image(batch.image)))
         loss = _segmentation(outputs[-1], batch.label, method.auxiliary)
-        expected.append(_gradients(loss, {"model": model}))
-    out = model(_image(batches["unlabelled"].image))
+        expected.append(gradients(loss, {"model": model}))
+    out = model(_image(batches.unlabelled.image))
     terms = _target_terms(out, levels, method, kl=progress > 0.1 and method.kl > 0)
-    expected.append(_gradients(sum(terms), {"model": model}))
+    expected.append(gradients(sum(terms), {"model": model}))
     if any(levels):
         real = outputs[0]
         real = [real[0] + 0.5 * real[1]] * 2 if method.ensemble else real
@@ -205,69 +177,82 @@ def test_methods_that_adapt(
         )
         named = zip(("primary", "auxiliary"), levels, strict=True)
         parts = {f"objective.adversary.{level}": d for level, d in named if d is not None}
-        expected.append(_gradients(told, parts))
-    _same(_passes(objective, tiny_net, batches, make_step(progress)), expected)
+        expected.append(gradients(told, parts))
+    assert_same_gradients(backward_passes(objective, tiny_net, batches, make_step(progress)), expected)
 
 
 def test_self_training(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    mixing = MixingConfig(translate="lab", augment=False)
-    weights = {"pseudo_weight": 0.7, "auxiliary_weight": 0.3, "consistency_weight": 0.4, "temperature": 2.0}
-    config = SelfTrainingConfig(views=1, threshold=0.0, augment=False, mixing=mixing, **weights)
+    mixing = MixingConfig(augment=False)
+    config = SelfTrainingConfig(
+        pseudo_labels=PseudoLabelConfig(views=1, threshold=0.0),
+        pseudo_weight=0.7,
+        auxiliary_weight=0.3,
+        augment=False,
+        consistency=ConsistencyConfig(weight=0.4, temperature=2.0),
+        translate="lab",
+        mixing=mixing,
+    )
     objective = config.build(CLASSES)
-    objective.start(tiny_net)
+    objective.on_round_start(tiny_net)
     with torch.no_grad():
         tiny_net.primary.bias.add_(torch.tensor([0.5, 0.0, -0.5, 0.0]))  # the student is not its teacher
     model, teacher = copy.deepcopy(tiny_net).double(), copy.deepcopy(objective.teacher).double().eval()
-    target, labelled = _image(batches["unlabelled"].image), batches["labelled"]
+    target, labelled = _image(batches.unlabelled.image), batches.labelled
     with torch.no_grad():
         said = _up(teacher(target)[0])
     out = model(target)
     m = (said / 2).softmax(1)
     kl = (m * (m.log() - (_up(out[0]) / 2).log_softmax(1))).sum(1).mean()
     losses = [0.7 * _segmentation(out, said.argmax(1), 0.3) + 0.4 * kl]
-    for batch in (*labelled_batches(batches, mixing, make_step()).values(), labelled):
+    source = translated_source(batches, "lab", 0.01)
+    for batch in (*labelled_batches(source, labelled, mixing, make_step()).values(), labelled):
         losses.append(_segmentation(model(_image(batch.image)), batch.label, 0.3))
-    expected = [_gradients(loss, {"model": model}) for loss in losses]
-    _same(_passes(objective, tiny_net, batches, make_step()), expected)
+    expected = [gradients(loss, {"model": model}) for loss in losses]
+    assert_same_gradients(backward_passes(objective, tiny_net, batches, make_step()), expected)
 
 
 def test_rectification(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     objective = get_recipe("seg_uncertainty").stages[1].objective.build(CLASSES)
-    objective.start(tiny_net)
-    label = objective.label(batches["unlabelled"].image.float() / 255).long()
+    objective.on_round_start(tiny_net)
+    labelling = objective.labelling
+    views = labelling.views([batches.unlabelled.image], make_step().normalize)
+    label = labelling.label(*views, SIZE, labelling.thresholds()).label.long()
     model = copy.deepcopy(tiny_net).double()
-    primary, auxiliary = map(_up, model(_image(batches["unlabelled"].image)))
+    primary, auxiliary = map(_up, model(_image(batches.unlabelled.image)))
 
     def rectified(p: Tensor, q: Tensor) -> Tensor:
         var = (q.softmax(1) * (q.log_softmax(1) - p.log_softmax(1))).sum(1)
         return (F.cross_entropy(p, label, reduction="none") * (-var).exp()).mean() + var.mean()
 
     loss = rectified(primary, auxiliary) + 0.5 * rectified(auxiliary, primary)
-    _same(_passes(objective, tiny_net, batches, make_step()), [_gradients(loss, {"model": model})])
+    expected = [gradients(loss, {"model": model})]
+    assert_same_gradients(backward_passes(objective, tiny_net, batches, make_step()), expected)
 
 
 @pytest.mark.parametrize("domain", ["source", "labelled"])
 def test_baselines(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step], domain: str
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext], domain: str
 ) -> None:
     objective = SupervisedConfig(domain=domain).build(CLASSES)
     model = copy.deepcopy(tiny_net).double()
-    loss = _segmentation(model(_image(batches[domain].image)), batches[domain].label, 0.1)
-    _same(_passes(objective, tiny_net, batches, make_step()), [_gradients(loss, {"model": model})])
+    batch = batches.get(domain)
+    loss = _segmentation(model(_image(batch.image)), batch.label, 0.1)
+    expected = [gradients(loss, {"model": model})]
+    assert_same_gradients(backward_passes(objective, tiny_net, batches, make_step()), expected)
 
 
 @pytest.mark.parametrize("level", ["region", "sample"])
 def test_ddm_teachers_see_the_source_in_the_targets_colours(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step], level: str
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext], level: str
 ) -> None:
     config = DomainMixingConfig(level=level)  # the recipe's, as test_recipes.py has it
     objective = config.build(CLASSES)
-    source, target = batches["source"], batches["labelled"]
-    lab = match_lab(source.image, batches["unlabelled"].image)
+    source, target = batches.source, batches.labelled
+    lab = match_lab(source.image, batches.unlabelled.image)
     take_step(objective, tiny_net, batches, make_step())
     seen = [(255 * image).round().to(torch.uint8) for image in tiny_net.inputs]
     if level == "sample":
@@ -286,13 +271,13 @@ def test_ddm_teachers_see_the_source_in_the_targets_colours(
 class Older(nn.Module):
     """A pool that gives one image of an earlier step for every new one."""
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, images: Tensor, draws: Sequence[Sequence[float]]) -> Tensor:
         return torch.linspace(-1, 1, images.numel()).view(images.shape)
 
 
 @pytest.mark.parametrize("semantic", [False, True])
 def test_cyclegan(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step], semantic: bool
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext], semantic: bool
 ) -> None:
     torch.manual_seed(0)
     config = CycleGANConfig(width=4, blocks=1, discriminator_width=4, semantic=300.0)
@@ -302,7 +287,7 @@ def test_cyclegan(
     reference, discriminators = copy.deepcopy((networks, objective.discriminators))
     reference, discriminators = reference.double(), discriminators.double()
     to = {"source": reference.to_source, "target": reference.to_target}
-    real = {"source": batches["source"].image, "target": batches["unlabelled"].image}
+    real = {"source": batches.source.image, "target": batches.unlabelled.image}
     real = {domain: image.double() / 127.5 - 1 for domain, image in real.items()}
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
@@ -318,13 +303,13 @@ def test_cyclegan(
         loss = gan + 10 * cycle + 5 * identity
         if semantic:  # CyCADA: what a network of the source saw in the image, it is to see in its translation
             loss = loss + 300 * F.cross_entropy(segmented(fake), segmented(real[here]).argmax(1))
-        expected.append(_gradients(loss, {"model": reference}))
+        expected.append(gradients(loss, {"model": reference}))
     for domain, discriminator in discriminators.items():
-        old = Older()(real[domain], torch.Generator()).double()
+        old = Older()(real[domain], []).double()
         loss = (discriminator(real[domain]) - 1).square().mean() / 2 + discriminator(old).square().mean() / 2
-        expected.append(_gradients(loss, {f"objective.discriminators.{domain}": discriminator}))
-    step = replace(make_step(), normalize=normalize)
-    _same(_passes(objective, networks, batches, step), expected)
+        expected.append(gradients(loss, {f"objective.discriminators.{domain}": discriminator}))
+    context = replace(make_step(), normalize=normalize)
+    assert_same_gradients(backward_passes(objective, networks, batches, context), expected)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +317,7 @@ def test_cyclegan(
     [
         (SupervisedConfig(), "t"),
         (SupervisedConfig(domain="labelled"), "t"),
-        (replace(get_recipe("udas").stages[0].objective, discriminator_width=4), "sst"),  # source, mixed
+        (_narrow(get_recipe("udas").stages[0].objective), "sst"),  # source, mixed
         (get_recipe("udas").stages[1].objective, "tsst"),
         (RectificationConfig(), "t"),
         (DomainMixingConfig(level="region"), "t"),
@@ -343,16 +328,16 @@ def test_cyclegan(
 )
 def test_each_forward_has_its_domains_statistics(
     tiny_net: nn.Module,
-    batches: dict[str, Batch],
-    make_step: Callable[..., Step],
-    config: object,
+    batches: Batches,
+    make_step: Callable[..., PrepareContext],
+    config: ObjectiveConfig,
     domains: str,
 ) -> None:
     # Evaluation takes the target's: where all images of a method are of one kind, these learn from it.
     tiny_net.norm = DomainBatchNorm2d(8)
     objective = config.build(CLASSES)
-    objective.networks = {name: copy.deepcopy(tiny_net) for name in config.teachers}
-    objective.start(tiny_net)
+    objective.networks = {name: copy.deepcopy(tiny_net) for name in config.requirements.networks}
+    objective.on_round_start(tiny_net)
     found: list[str] = []
     tiny_net.norm.register_forward_pre_hook(lambda norm, _: found.append(norm.domain[0]))
     tiny_net.norm.domain = "neither"  # each step says so itself

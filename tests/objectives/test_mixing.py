@@ -10,11 +10,25 @@ import torch
 
 from udas_fast.data import Batch
 from udas_fast.data.style import match_fda, match_lab
-from udas_fast.objectives import Step
+from udas_fast.objectives import Batches, PrepareContext
 from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.mixing import NO_MIXING, MixingConfig, domain_cutmix, labelled_batches
+from udas_fast.objectives.mixing import (
+    MixingConfig,
+    Translate,
+    domain_cutmix,
+    labelled_batches,
+    translated_source,
+)
 
-PLAIN = MixingConfig(translate="none", augment=False)
+PLAIN = MixingConfig(augment=False)
+
+
+def _labelled(
+    batches: Batches, mixing: MixingConfig | None, ctx: PrepareContext, translate: Translate = "none"
+) -> dict[str, Batch]:
+    """The labelled batches of a step, of the source in the target's style."""
+    source = translated_source(batches, translate, 0.1)
+    return labelled_batches(source, batches.get("labelled"), mixing, ctx)
 
 
 def _coded(value: int, n: int = 8) -> Batch:
@@ -25,7 +39,7 @@ def _coded(value: int, n: int = 8) -> Batch:
 
 @pytest.mark.parametrize("paste", ["source", "target"])
 def test_labels_follow_pixels_and_the_box_holds_the_pasted_domain(
-    paste: str, make_step: Callable[..., Step]
+    paste: str, make_step: Callable[..., PrepareContext]
 ) -> None:
     config = replace(PLAIN, paste=paste, fit=True)
     mixed = domain_cutmix(_coded(3), _coded(255), config, make_step())
@@ -40,37 +54,37 @@ def test_labels_follow_pixels_and_the_box_holds_the_pasted_domain(
 
 
 def test_mixed_batch_joins_the_source_or_replaces_it(
-    batches: dict[str, Batch], make_step: Callable[..., Step]
+    batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     step = make_step()
-    joined = labelled_batches(batches, PLAIN, step)
+    joined = _labelled(batches, PLAIN, step)
     assert list(joined) == ["seg", "seg_mixed"]
-    assert torch.equal(joined["seg"].image, batches["source"].image)
-    assert list(labelled_batches(batches, replace(PLAIN, replace=True), step)) == ["seg_mixed"]
-    del batches["labelled"]
-    assert list(labelled_batches(batches, PLAIN, step)) == ["seg"]
-    augmented = labelled_batches(batches, replace(PLAIN, augment=True), step)
+    assert torch.equal(joined["seg"].image, batches.source.image)
+    assert list(_labelled(batches, replace(PLAIN, replace=True), step)) == ["seg_mixed"]
+    unmixed = Batches(source=batches.source, unlabelled=batches.unlabelled)
+    assert list(_labelled(unmixed, PLAIN, step)) == ["seg"]
+    augmented = _labelled(unmixed, replace(PLAIN, augment=True), step)
     assert list(augmented) == ["seg", "seg_augmented"]
-    assert torch.equal(augmented["seg"].image, batches["source"].image)
-    assert torch.equal(augmented["seg_augmented"].label, batches["source"].label)
-    assert not torch.equal(augmented["seg_augmented"].image, batches["source"].image)
+    assert torch.equal(augmented["seg"].image, batches.source.image)
+    assert torch.equal(augmented["seg_augmented"].label, batches.source.label)
+    assert not torch.equal(augmented["seg_augmented"].image, batches.source.image)
 
 
-def test_without_pasting_labelled_target_images_are_left_out(
-    batches: dict[str, Batch], make_step: Callable[..., Step]
+def test_without_mixing_labelled_target_images_are_left_out(
+    batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    made = labelled_batches(batches, NO_MIXING, make_step())
+    made = _labelled(batches, None, make_step())
     assert list(made) == ["seg"]
-    assert made["seg"].image is batches["source"].image
-    assert AdaptationConfig(mixing=NO_MIXING).uses == ()
-    assert AdaptationConfig().uses == ("labelled",)
+    assert made["seg"].image is batches.source.image
+    assert AdaptationConfig().requirements.optional_streams == ()
+    assert AdaptationConfig(mixing=MixingConfig()).requirements.optional_streams == ("labelled",)
 
 
 def test_augmentation_and_translation_leave_labels_alone(
-    batches: dict[str, Batch], make_step: Callable[..., Step]
+    batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    plain = labelled_batches(batches, PLAIN, make_step(seed=5))
-    full = labelled_batches(batches, MixingConfig(), make_step(seed=5))
+    plain = _labelled(batches, PLAIN, make_step(seed=5))
+    full = _labelled(batches, MixingConfig(), make_step(seed=5), "lab")
     for name in plain:
         assert torch.equal(plain[name].label, full[name].label)
         assert full[name].image.dtype == torch.uint8
@@ -78,19 +92,19 @@ def test_augmentation_and_translation_leave_labels_alone(
 
 
 def test_what_is_mixed_or_augmented_is_the_translated_source(
-    batches: dict[str, Batch], make_step: Callable[..., Step]
+    batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    lab = match_lab(batches["source"].image, batches["unlabelled"].image)
-    mixed = labelled_batches(batches, MixingConfig(augment=False), make_step())["seg_mixed"].image
-    here, there = ((mixed == image).all(1) for image in (lab, batches["labelled"].image))
+    lab = match_lab(batches.source.image, batches.unlabelled.image)
+    mixed = _labelled(batches, PLAIN, make_step(), "lab")["seg_mixed"].image
+    here, there = ((mixed == image).all(1) for image in (lab, batches.labelled.image))
     assert (here | there).all()
     assert 0 < here.float().mean() < 1
-    del batches["labelled"]
-    augmented = labelled_batches(batches, MixingConfig(), make_step(seed=3))["seg_augmented"].image
+    unmixed = Batches(source=batches.source, unlabelled=batches.unlabelled)
+    augmented = _labelled(unmixed, MixingConfig(), make_step(seed=3), "lab")["seg_augmented"].image
     assert torch.equal(augmented, make_step(seed=3).augment(lab))
 
 
-def test_boxes_have_the_area_that_alpha_says(make_step: Callable[..., Step]) -> None:
+def test_boxes_have_the_area_that_alpha_says(make_step: Callable[..., PrepareContext]) -> None:
     # λ ~ Beta(1000, 1000) is 0.5 ± 0.011, and the box that is kept inside has area 1 − λ, up to its sides' rounding.
     config = replace(PLAIN, alpha=1000.0, fit=True)
     label = domain_cutmix(_coded(1), _coded(0), config, make_step()).label
@@ -100,12 +114,11 @@ def test_boxes_have_the_area_that_alpha_says(make_step: Callable[..., Step]) -> 
 
 
 def test_fda_changes_the_source_images_and_no_label(
-    batches: dict[str, Batch], make_step: Callable[..., Step]
+    batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    config = MixingConfig(translate="fda", fda_beta=0.1, augment=False)
-    out = labelled_batches(batches, config, make_step())
-    source = batches["source"]
-    assert torch.equal(out["seg"].image, match_fda(source.image, batches["unlabelled"].image, 0.1))
+    out = _labelled(batches, PLAIN, make_step(), "fda")
+    source = batches.source
+    assert torch.equal(out["seg"].image, match_fda(source.image, batches.unlabelled.image, 0.1))
     assert torch.equal(out["seg"].label, source.label)
     with pytest.raises(ValueError, match="fda_beta"):
-        replace(config, fda_beta=0.5)
+        AdaptationConfig(fda_beta=0.5)

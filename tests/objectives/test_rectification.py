@@ -1,4 +1,4 @@
-"""Rectified pseudo-labels against Zheng and Yang's formulas in float64, and what the teacher looks at."""
+"""Seg-Uncertainty's second stage: the teacher's labels in float64, and who learns."""
 
 from __future__ import annotations
 
@@ -6,45 +6,23 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from take_step import take_step
 from torch import nn
 
-from udas_fast.data import Batch
-from udas_fast.objectives import Step
-from udas_fast.objectives.rectification import RectificationConfig, rectified_loss
-
-SIZE = (12, 14)
+from udas_fast.objectives import Batches, PrepareContext
+from udas_fast.objectives.rectification import RectificationConfig
+from udas_fast.testing import take_step
 
 
 def _up(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(logits.double(), size, mode="bilinear", align_corners=False)
 
 
-def _one_side(p: torch.Tensor, q: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """mean(CE(p)·exp(−var)) + mean(var), var = KL(q‖p)."""
-    var = (q.softmax(1) * (q.log_softmax(1) - p.log_softmax(1))).sum(1)
-    return (F.cross_entropy(p, label.long(), reduction="none") * (-var).exp()).mean() + var.mean()
-
-
-def test_loss_is_the_papers_on_both_heads() -> None:
-    generator = torch.Generator().manual_seed(0)
-    primary, auxiliary = (torch.randn(2, 5, 3, 4, generator=generator, requires_grad=True) for _ in range(2))
-    label = torch.randint(0, 5, (2, *SIZE), dtype=torch.uint8, generator=generator)
-    p, a = _up(primary, SIZE), _up(auxiliary, SIZE)
-    want = _one_side(p, a, label) + 0.5 * _one_side(a, p, label)
-    got = rectified_loss((primary, auxiliary), label, 0.5)
-    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-7)
-    want_grads = torch.autograd.grad(want, (primary, auxiliary))
-    for got_grad, want_grad in zip(torch.autograd.grad(got, (primary, auxiliary)), want_grads, strict=True):
-        torch.testing.assert_close(got_grad, want_grad, rtol=1e-4, atol=1e-7)
-
-
 def test_teacher_averages_four_views_and_keeps_every_pixel(
-    tiny_net: nn.Module, batches: dict[str, Batch]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     objective = RectificationConfig().build(4)
-    objective.start(tiny_net)
-    image = batches["unlabelled"].image.float() / 255
+    objective.on_round_start(tiny_net)
+    image = batches.unlabelled.image.float() / 255
     net, total = tiny_net.eval(), 0
     with torch.no_grad():
         for size in ((32, 48), (40, 60)):
@@ -56,16 +34,19 @@ def test_teacher_averages_four_views_and_keeps_every_pixel(
     top = total.topk(2, 1).values
     clear = top[:, 0] - top[:, 1] > 1e-5  # elsewhere rounding decides
     assert clear.float().mean() > 0.95
-    assert torch.equal(objective.label(image)[clear].long(), total.argmax(1)[clear])
+    labelling = objective.labelling
+    views = labelling.views([batches.unlabelled.image], make_step().normalize)
+    found = labelling.label(*views, (32, 48), labelling.thresholds()).label
+    assert torch.equal(found[clear].long(), total.argmax(1)[clear])
 
 
 def test_student_learns_and_the_teacher_stays(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     config = RectificationConfig()
-    assert config.needs == ("unlabelled",)
+    assert config.requirements.streams == ("unlabelled",)
     objective = config.build(4)
-    objective.start(tiny_net)
+    objective.on_round_start(tiny_net)
     before = {k: v.clone() for k, v in objective.teacher.state_dict().items()}
     losses = take_step(objective, tiny_net.train(), batches, make_step())
     assert set(losses) == {"rectified"}

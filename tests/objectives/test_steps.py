@@ -8,47 +8,50 @@ from dataclasses import replace
 
 import pytest
 import torch
-from take_step import take_step
 from torch import nn
 
-from udas_fast.data import Batch
 from udas_fast.data.style import match_fda, match_lab
 from udas_fast.models import ModelConfig, build_model
-from udas_fast.objectives import Step
-from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives import Batches, PrepareContext
+from udas_fast.objectives.adaptation import AdaptationConfig, AgreementConfig
+from udas_fast.objectives.adversary import AdversaryConfig
 from udas_fast.objectives.mixing import MixingConfig
+from udas_fast.objectives.pseudo_labels import PseudoLabelConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.objectives.supervised import SupervisedConfig
 from udas_fast.recipes import all_recipes, get_recipe
+from udas_fast.testing import take_step
 
-PLAIN = MixingConfig(translate="none", augment=False)
+PLAIN = MixingConfig(augment=False)
+# Without translation and augmentation.
+UDAS = AdaptationConfig(mixing=PLAIN, adversary=AdversaryConfig(width=4), agreement=AgreementConfig())
 
 
 def test_no_adaptation_sees_source_images_only(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     config = SupervisedConfig(domain="source")
-    assert config.needs == ("source",)
-    assert config.uses == ()
+    assert config.requirements.streams == ("source",)
+    assert config.requirements.optional_streams == ()
     take_step(config.build(4), tiny_net, batches, make_step())
     assert len(tiny_net.inputs) == 1
-    assert torch.equal(tiny_net.inputs[0], batches["source"].image.float() / 255)
+    assert torch.equal(tiny_net.inputs[0], batches.source.image.float() / 255)
 
 
 @pytest.mark.parametrize(("translate", "translated"), [("lab", match_lab), ("fda", match_fda)])
 def test_supervised_on_translated_source_sees_it_in_the_targets_look(
     tiny_net: nn.Module,
-    batches: dict[str, Batch],
-    make_step: Callable[..., Step],
+    batches: Batches,
+    make_step: Callable[..., PrepareContext],
     translate: str,
     translated: Callable[..., torch.Tensor],
 ) -> None:
     config = SupervisedConfig(translate=translate)
-    assert config.needs == ("source", "unlabelled")
+    assert config.requirements.streams == ("source", "unlabelled")
     take_step(config.build(4), tiny_net, batches, make_step())
     (seen,) = tiny_net.inputs  # the target itself is never trained on
     beta = (config.fda_beta,) if translate == "fda" else ()
-    expected = translated(batches["source"].image, batches["unlabelled"].image, *beta)
+    expected = translated(batches.source.image, batches.unlabelled.image, *beta)
     assert torch.equal(seen, expected.float() / 255)
     with pytest.raises(
         ValueError, match=f'translate: found {translate}, expected "none", or domain "source"'
@@ -57,18 +60,18 @@ def test_supervised_on_translated_source_sees_it_in_the_targets_look(
 
 
 def test_ignored_pixels_teach_nothing(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    batches["source"].label[:] = 255
+    batches.source.label[:] = 255
     losses = take_step(SupervisedConfig().build(4), tiny_net, batches, make_step())
     assert losses["seg"] == 0
     assert all(p.grad is None or not p.grad.any() for p in tiny_net.parameters())
 
 
 def test_adaptation_updates_network_and_discriminators(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    objective = AdaptationConfig(mixing=PLAIN, discriminator_width=4).build(4)
+    objective = UDAS.build(4)
     losses = take_step(objective, tiny_net, batches, make_step())
     assert set(losses) == {"seg", "seg_mixed", "adv", "kl", "dis"}
     assert all(not loss.requires_grad for loss in losses.values())
@@ -78,25 +81,27 @@ def test_adaptation_updates_network_and_discriminators(
     }
     # Source, mixed and target, each forward on its own.
     assert [len(x) for x in tiny_net.inputs] == [2, 2, 2]
-    assert torch.equal(tiny_net.inputs[2], batches["unlabelled"].image.float() / 255)
+    assert torch.equal(tiny_net.inputs[2], batches.unlabelled.image.float() / 255)
 
 
 @pytest.mark.parametrize(("stride", "seen"), [(1, (64, 97)), (2, (32, 49))])
 def test_discriminators_see_predictions_at_their_stride(
     tiny_net: nn.Module,
-    batches: dict[str, Batch],
-    make_step: Callable[..., Step],
+    batches: Batches,
+    make_step: Callable[..., PrepareContext],
     stride: int,
     seen: tuple[int, int],
 ) -> None:
-    objective = AdaptationConfig(mixing=PLAIN, discriminator_width=4, discriminator_stride=stride).build(4)
-    for name, batch in batches.items():
-        label = None if batch.label is None else torch.zeros(2, 64, 97, dtype=torch.uint8)
-        batches[name] = replace(batch, image=torch.zeros(2, 3, 64, 97, dtype=torch.uint8), label=label)
+    objective = replace(UDAS, adversary=AdversaryConfig(width=4, stride=stride)).build(4)
+    image, label = torch.zeros(2, 3, 64, 97, dtype=torch.uint8), torch.zeros(2, 64, 97, dtype=torch.uint8)
+    black = {
+        name: replace(batch, image=image, label=None if batch.label is None else label)
+        for name, batch in batches
+    }
     sizes = []
     for discriminator in (objective.adversary.primary, objective.adversary.auxiliary):
         discriminator.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
-    take_step(objective, tiny_net, batches, make_step())
+    take_step(objective, tiny_net, Batches(**black), make_step())
     assert sizes == [seen] * 6  # two levels, each sees target, source and target
 
 
@@ -112,10 +117,16 @@ def test_discriminators_see_predictions_at_their_stride(
     ],
 )
 def test_recipes_of_adaptation_have_their_terms_and_no_other(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step], name: str, terms: set[str]
+    tiny_net: nn.Module,
+    batches: Batches,
+    make_step: Callable[..., PrepareContext],
+    name: str,
+    terms: set[str],
 ) -> None:
-    config = replace(get_recipe(name).stages[0].objective, discriminator_width=4)
-    assert "labelled" not in config.uses
+    config = get_recipe(name).stages[0].objective
+    if config.adversary is not None:
+        config = replace(config, adversary=replace(config.adversary, width=4))
+    assert "labelled" not in config.requirements.optional_streams
     objective = config.build(4)
     losses = take_step(objective, tiny_net, batches, make_step(progress=0.7))
     assert set(losses) == terms
@@ -138,39 +149,40 @@ def test_recipes_of_adaptation_have_their_terms_and_no_other(
     ],
 )
 def test_every_objective_takes_every_network(
-    batches: dict[str, Batch], make_step: Callable[..., Step], network: str, recipe: str, stage: int
+    batches: Batches, make_step: Callable[..., PrepareContext], network: str, recipe: str, stage: int
 ) -> None:
     torch.manual_seed(0)
     model = build_model(ModelConfig(name=network, backbone="resnet18", width=4), 4).train()
     config = get_recipe(recipe).stages[stage].objective
     built = config.build(4)
-    built.networks = {name: copy.deepcopy(model) for name in config.teachers}
-    built.start(model)
+    built.networks = {name: copy.deepcopy(model) for name in config.requirements.networks}
+    built.on_round_start(model)
     losses = take_step(built, model, batches, make_step(progress=0.7))
     assert all(loss.isfinite() for loss in losses.values())
     assert model.primary[-1].weight.grad.any()
 
 
 def test_agreement_begins_at_its_share_of_the_stage(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    objective = AdaptationConfig(mixing=PLAIN, discriminator_width=4).build(4)
-    assert "kl" not in take_step(objective, tiny_net, batches, make_step(progress=0.0999))
+    objective = UDAS.build(4)
+    assert "kl" not in take_step(objective, tiny_net, batches, make_step(progress=0.0999, steps=10_000))
     assert "kl" in take_step(objective, tiny_net, batches, make_step(progress=0.1))
 
 
 def test_teacher_is_frozen_and_labels_what_it_is_sure_of(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    image = batches["unlabelled"].image
+    image = batches.unlabelled.image
     with torch.no_grad():
         logits = tiny_net.eval()(image.float() / 255)[0]
     probability = nn.functional.interpolate(logits, (32, 48), mode="bilinear").softmax(1)
     confidence, label = probability.max(1)
     threshold = confidence.median().item()
 
-    objective = SelfTrainingConfig(views=1, threshold=threshold, mixing=PLAIN).build(4)
-    objective.start(tiny_net)
+    labels = PseudoLabelConfig(views=1, threshold=threshold)
+    objective = SelfTrainingConfig(pseudo_labels=labels, mixing=PLAIN).build(4)
+    objective.on_round_start(tiny_net)
     before = {k: v.clone() for k, v in objective.teacher.state_dict().items()}
     losses = take_step(objective, tiny_net.train(), batches, make_step())
     assert set(losses) == {"pseudo", "kept", "seg", "seg_mixed", "seg_labelled"}
@@ -182,28 +194,29 @@ def test_teacher_is_frozen_and_labels_what_it_is_sure_of(
     away = (confidence - threshold).abs() > 1e-5
     assert away.float().mean() > 0.9
     step = make_step()
-    views = objective.look([batches["unlabelled"].image], step.normalize)
-    assert torch.equal(objective.label(*views, (32, 48), threshold).label[away].long(), label[away])
+    labeller = objective.labeller
+    views = labeller.views([batches.unlabelled.image], step.normalize)
+    assert torch.equal(labeller.label(*views, (32, 48), threshold).label[away].long(), label[away])
 
 
 def test_a_round_replaces_the_teacher_by_the_student(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    objective = SelfTrainingConfig(views=1).build(4)
-    objective.start(tiny_net)
+    objective = SelfTrainingConfig().build(4)
+    objective.on_round_start(tiny_net)
     with torch.no_grad():
         tiny_net.body.weight.add_(1.0)
     assert not torch.equal(objective.teacher.body.weight, tiny_net.body.weight)
-    objective.start(tiny_net)
+    objective.on_round_start(tiny_net)
     assert torch.equal(objective.teacher.body.weight, tiny_net.body.weight)
     assert objective.teacher.body.weight is not tiny_net.body.weight
 
 
 def test_the_same_step_draws_the_same_numbers(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    objective = SelfTrainingConfig().build(4)
-    objective.start(tiny_net)
+    objective = SelfTrainingConfig(translate="lab", mixing=MixingConfig()).build(4)
+    objective.on_round_start(tiny_net)
     state = {k: v.clone() for k, v in tiny_net.state_dict().items()}
     runs = []
     for seed in (7, 7, 8):
@@ -216,11 +229,12 @@ def test_the_same_step_draws_the_same_numbers(
 
 
 def test_balanced_rounds_start_without_a_past(
-    tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    objective = SelfTrainingConfig(threshold="balanced", mixing=PLAIN).build(4)
-    objective.start(tiny_net)
+    labels = PseudoLabelConfig(threshold="balanced")
+    objective = SelfTrainingConfig(pseudo_labels=labels, mixing=PLAIN).build(4)
+    objective.on_round_start(tiny_net)
     first = take_step(objective, tiny_net, batches, make_step())
     second = take_step(objective, tiny_net, batches, make_step())
     assert first["kept"] < second["kept"]
-    assert objective.state_dict()["histogram"].sum() == 2 * 2 * 32 * 48
+    assert objective.state_dict()["labeller.histogram"].sum() == 2 * 2 * 32 * 48
