@@ -35,7 +35,7 @@ def start_objective(
     *,
     num_classes: int,
     memory: MemoryConfig,
-    device: torch.device,
+    device: torch.device | None = None,
 ) -> Objective:
     """Return the objective of a round, set up for ``model``, on ``device``.
 
@@ -45,13 +45,13 @@ def start_objective(
         networks: all networks of the run by name.
         num_classes: classes of the data.
         memory: activation checkpointing and micro-batches of its parts.
-        device: where it runs.
+        device: where it runs; None: where it is made.
     """
     objective = build_objective(config, num_classes)
     memory.apply(objective)
     objective.networks = networks
     objective.on_round_start(model)
-    return objective.to(device)
+    return objective if device is None else objective.to(device)
 
 
 class TrainStep:
