@@ -45,12 +45,16 @@ __all__ = [
 
 
 def all_recipes() -> dict[str, Recipe]:
-    """Return every recipe by name: the package's, those of method files and of installed packages."""
+    """Return every recipe by name: the package's, those of method files and of installed packages.
+
+    Raises:
+        InputError: two recipes have one name.
+    """
     found: dict[str, Recipe] = {}
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
         for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, Recipe):
-                found[value.name] = value
+            if isinstance(value, Recipe) and found.setdefault(value.name, value) is not value:
+                raise bad(f"recipe {value.name!r} in {module.name}.py", "another recipe's name", "one of its own")
     for name, recipe in user_recipes()[0].items():
         if name in found:
             raise bad(f"recipe {name!r} of your own", "the name of a recipe of udas_fast", "another name")
