@@ -22,6 +22,8 @@ from udas_fast.recipes import (
     small,
 )
 from udas_fast.recipes.cyclegan import small_cyclegan
+from udas_fast.training.requirements import check_batch_sizes, check_data
+from udas_fast.training.trainer import open_domains
 
 
 def _recipe(name: str, *settings: str) -> Recipe:
@@ -37,15 +39,15 @@ def _recipe(name: str, *settings: str) -> Recipe:
 def _domains(root: Path, recipe: Recipe) -> Domains:
     needs, uses = recipe.streams
     labels = 4 if "labelled" in needs | uses else 0
-    return Domains.open(DataConfig(f"camvid:{root}", f"camvid:{root}", labels, engine="torch"), recipe)
+    return open_domains(DataConfig(f"camvid:{root}", f"camvid:{root}", labels, engine="torch"), recipe)
 
 
 def test_streams_take_their_own_batch_size(camvid_root: Path) -> None:
     recipe = _recipe("adaptsegnet", "input.stream_batch_size.unlabelled=3")
-    streams = _domains(camvid_root, recipe).streams(
-        ("source", "unlabelled"), recipe.input, mixed=True, seed=0, phase="adaptation"
+    loaders = _domains(camvid_root, recipe).loaders(
+        recipe.geometries(recipe.stages[0]), recipe.input, seed=0, phase="adaptation"
     )
-    assert {name: stream.global_batch for name, stream in streams.items()} == {"source": 2, "unlabelled": 3}
+    assert {name: loader.global_batch for name, loader in loaders.items()} == {"source": 2, "unlabelled": 3}
     assert recipe.batch_sizes == {"source": 2, "unlabelled": 3}
 
 
@@ -93,14 +95,14 @@ def test_unequal_sizes_are_refused_exactly_where_a_step_needs_equal_ones(
         domains = _domains(camvid_root, chosen)
         if needs_equal:
             with pytest.raises(InputError, match=rf"^batch sizes of stage .*{stream} 3.*, expected one size"):
-                domains.require_batch_sizes(chosen)
+                check_batch_sizes(chosen, domains)
         else:
-            domains.require_batch_sizes(chosen)
+            check_batch_sizes(chosen, domains)
 
 
 def test_a_stream_that_is_not_there_has_no_batch_size(camvid_root: Path) -> None:
-    recipe = _recipe("udas", "stages.*.objective.mixing.translate=none", "input.stream_batch_size.labelled=3")
-    with pytest.raises(InputError, match="stage adaptation: found labelled 3, source 2, expected one size"):
-        _domains(camvid_root, recipe).require(recipe)
+    recipe = _recipe("udas", "stages.*.objective.translate=none", "input.stream_batch_size.labelled=3")
+    with pytest.raises(InputError, match="stage adaptation: found source 2, labelled 3, expected one size"):
+        check_data(recipe, _domains(camvid_root, recipe))
     without = replace(_domains(camvid_root, recipe), labelled=None)
-    without.require(recipe)
+    check_data(recipe, without)

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, make_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from udas_fast.objectives.domain_mixing import DomainMixingConfig
 
-from udas_fast import objectives
 from udas_fast.data import Geometry
 from udas_fast.engine.optim import OptimizerConfig, lr_factor
 from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig
-from udas_fast.objectives import ObjectiveConfig
-from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
+from udas_fast.objectives.adaptation import AdaptationConfig, AgreementConfig, EntropyConfig
+from udas_fast.objectives.adversary import AdversaryConfig
+from udas_fast.objectives.ddm import DistillationConfig, DomainMixingConfig
+from udas_fast.objectives.mixing import MixingConfig
+from udas_fast.objectives.pseudo_labels import PseudoLabelConfig
 from udas_fast.objectives.rectification import RectificationConfig
+from udas_fast.objectives.self_training import ConsistencyConfig, SelfTrainingConfig
+from udas_fast.objectives.supervised import SupervisedConfig
 from udas_fast.recipes import all_recipes, fda, get_recipe, load_recipe, recipe_from_dict
 from udas_fast.recipes.listing import listing
 
 
-def test_a_copied_file_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    copied = make_dataclass("AdaptationConfig", [], bases=(ObjectiveConfig,))
-    monkeypatch.setattr(objectives.mixing, "Copied", copied, raising=False)
-    assert {copied, AdaptationConfig} < set(objectives.objective_configs())
+def test_a_copied_recipe_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fda, "COPIED", replace(get_recipe("udas"), summary="mine"), raising=False)
-    with pytest.raises(ValueError, match=r"\.py: another recipe has the name 'udas'"):
+    sentence = r"recipe 'udas' in \w+\.py: found another recipe's name, expected one of its own"
+    with pytest.raises(InputError, match=sentence):
         all_recipes()
 
 
@@ -35,12 +35,15 @@ def test_udas_holds_the_published_numbers() -> None:
     adaptation, self_training = get_recipe("udas").stages
     assert adaptation.steps == 150_000
     assert adaptation.objective.auxiliary_weight == 0.1
-    assert adaptation.objective.adversarial_weights == (0.001, 0.0002)
-    assert (adaptation.objective.kl, adaptation.objective.kl_weight) == ("mean", 0.1)
-    assert adaptation.objective.kl_start * adaptation.steps == 15_000
+    assert adaptation.objective.adversary.weights == (0.001, 0.0002)
+    agreement = adaptation.objective.agreement
+    assert (agreement.kl, agreement.weight) == ("mean", 0.1)
+    assert agreement.start * adaptation.steps == 15_000
     assert adaptation.objective.mixing.paste == "source"
     assert not adaptation.objective.mixing.replace
-    assert (self_training.objective.views, self_training.objective.threshold) == (3, 0.6)
+    labels = self_training.objective.pseudo_labels
+    assert (labels.views, labels.threshold) == (3, 0.6)
+    assert (adaptation.objective.translate, self_training.objective.translate) == ("lab", "lab")
     optimizer = adaptation.optimizer
     assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (
         "sgd",
@@ -58,9 +61,10 @@ def test_ddm_holds_the_published_numbers() -> None:
     assert [(s.name.partition("_")[0], s.network) for s in stages] == order * 4
     assert [s.objective.level for s in stages if s.network != "student"] == ["region", "sample"] * 4
     assert all(s.objective.distillation_weight == 0.5 for s in stages if s.network == "student")
-    assert all(s.objective.mixing.translate == "lab" for s in stages if s.network != "student")
+    assert all(s.objective.translate == "lab" for s in stages if s.network != "student")
     # The student's labels join from the second round on.
-    assert [s.objective.teachers for s in stages[:6] if s.network == "region"] == [(), ("student",)]
+    networks = [s.objective.requirements.networks for s in stages[:6] if s.network == "region"]
+    assert networks == [(), ("student",)]
     assert {(s.optimizer.lr, s.optimizer.weight_decay) for s in stages} == {(2.5e-4, 1e-4)}
 
 
@@ -68,28 +72,24 @@ def test_the_methods_beside_udas_hold_their_published_numbers() -> None:
     def objective(name: str) -> AdaptationConfig:
         return get_recipe(name).stages[0].objective
 
-    assert objective("adaptsegnet").adversarial_weights == (0.001, 0.0002)
+    assert objective("adaptsegnet").adversary.weights == (0.001, 0.0002)
     assert objective("adaptsegnet").auxiliary_weight == 0.1
-    assert objective("adaptsegnet_single").adversarial_weights == (0.001, 0)
-    assert (objective("advent").space, objective("advent").adversarial_weights) == (
-        "entropy",
-        (0.001, 0.0002),
-    )
-    assert objective("minent").entropy_weights == (0.001, 0.0002)
+    assert objective("adaptsegnet_single").adversary.weights == (0.001, 0)
+    advent = objective("advent").adversary
+    assert (advent.space, advent.weights) == ("entropy", (0.001, 0.0002))
+    assert objective("minent").entropy.weights == (0.001, 0.0002)
     fda = objective("fda")
-    assert (fda.entropy_weights[0], fda.entropy_robust, fda.mixing.fda_beta) == (0.005, 2.0, 0.01)
+    assert (fda.entropy.weights[0], fda.entropy.robust, fda.fda_beta) == (0.005, 2.0, 0.01)
     cycada = get_recipe("cycada").stages[1]
-    assert (cycada.objective.adversarial_weights, cycada.objective.gate) == ((0.1, 0), 0.6)
-    assert (cycada.objective.discriminator, cycada.objective.discriminator_width) == ("pixel", 512)
+    adversary = cycada.objective.adversary
+    assert (adversary.weights, adversary.gate) == ((0.1, 0), 0.6)
+    assert (adversary.discriminator, adversary.width) == ("pixel", 512)
     assert lr_factor(0.9, cycada.optimizer) == 1
-    with pytest.raises(
-        ValueError, match='discriminator_scales: found 3, expected 1 with discriminator "pixel"'
-    ):
-        AdaptationConfig(discriminator="pixel", discriminator_scales=3)
     first, second = get_recipe("seg_uncertainty").stages
-    assert first.objective.kl_start * first.steps == 15_000
+    assert first.objective.agreement.start * first.steps == 15_000
     assert first.optimizer.warmup * first.steps == pytest.approx(5_000)
-    assert second.objective.scales == (1.0, 1.25)
+    labels = second.objective.pseudo_labels
+    assert (labels.scales, labels.flip_view) == ((1.25,), True)  # beside the image itself
     # Learning rate at a step of the published schedules: (1 - step / horizon)^0.9 of the base rate.
     for name, steps, horizon in (
         ("adaptsegnet", 150_000, 250_000),
@@ -102,50 +102,35 @@ def test_the_methods_beside_udas_hold_their_published_numbers() -> None:
         assert lr_factor(20_000 / steps, stage.optimizer) == pytest.approx((1 - 20_000 / horizon) ** 0.9)
 
 
-PLAIN = MixingConfig(translate="none", paste="none", augment=False)
-SINGLE = {"auxiliary_weight": 0, "kl_weight": 0}  # one head
-
-# What each stage's objective and optimiser have other than UDAS's and AdaptSegNet's, from the papers and the
-# authors' command lines.
+# What each stage's objective and optimiser have other than the defaults, from the papers and the authors' command
+# lines; a component that is not named is absent.
 DIFFERENCES = {
-    ("adaptsegnet", "adaptation"): ({"kl_weight": 0, "mixing": PLAIN}, {}),
+    ("adaptsegnet", "adaptation"): ({"adversary": {}}, {}),
     ("adaptsegnet_single", "adaptation"): (
-        {**SINGLE, "adversarial_weights": (0.001, 0), "mixing": PLAIN},
+        {"auxiliary_weight": 0, "adversary": {"weights": (0.001, 0)}},
         {},
     ),
-    ("advent", "adaptation"): (
-        {"space": "entropy", "kl_weight": 0, "mixing": PLAIN},
-        {"horizon": 250 / 120},
-    ),
-    ("minent", "adaptation"): (
-        {
-            "adversarial_weights": (0, 0),
-            "entropy_weights": (0.001, 0.0002),
-            "kl_weight": 0,
-            "mixing": PLAIN,
-        },
-        {"horizon": 250 / 120},
-    ),
+    ("advent", "adaptation"): ({"adversary": {"space": "entropy"}}, {"horizon": 250 / 120}),
+    ("minent", "adaptation"): ({"entropy": {}}, {"horizon": 250 / 120}),
     ("fda", "adaptation"): (
         {
-            **SINGLE,
-            "adversarial_weights": (0, 0),
-            "entropy_weights": (0.005, 0),
-            "entropy_robust": 2.0,
-            "mixing": MixingConfig(translate="fda", fda_beta=0.01, paste="none", augment=False),
+            "auxiliary_weight": 0,
+            "translate": "fda",
+            "entropy": {"weights": (0.005, 0), "robust": 2.0},
         },
         {"horizon": 1.5},
     ),
     ("seg_uncertainty", "adaptation"): (
         {
             "auxiliary_weight": 0.5,
-            "adversarial_weights": (0.002, 0.0004),
-            "real": "ensemble",
-            "gan": "lsgan",
-            "discriminator_scales": 3,
-            "discriminator_width": 32,
-            "kl_start": 0.6,
-            "mixing": PLAIN,
+            "adversary": {
+                "weights": (0.002, 0.0004),
+                "real": "ensemble",
+                "gan": "lsgan",
+                "scales": 3,
+                "width": 32,
+            },
+            "agreement": {"start": 0.6},
         },
         {"lr": 2e-4, "horizon": 4, "warmup": 0.2},
     ),
@@ -153,14 +138,15 @@ DIFFERENCES = {
     ("cycada", "source"): ({"auxiliary_weight": 0}, {}),
     ("cycada", "adaptation"): (
         {
-            **SINGLE,
-            "adversarial_weights": (0.1, 0),
-            "space": "score",
-            "discriminator": "pixel",
-            "discriminator_width": 512,
-            "discriminator_stride": 8,
-            "gate": 0.6,
-            "mixing": PLAIN,
+            "auxiliary_weight": 0,
+            "adversary": {
+                "weights": (0.1, 0),
+                "space": "score",
+                "discriminator": "pixel",
+                "width": 512,
+                "stride": 8,
+                "gate": 0.6,
+            },
         },
         {"lr": 1e-5, "momentum": 0.99, "head_lr_mult": 1, "power": 0},
     ),
@@ -171,17 +157,17 @@ DIFFERENCES = {
     ("ddm", "sample_4"): ({"level": "sample", "labeller": "student"}, {"weight_decay": 1e-4, "horizon": 1}),
     ("no_adaptation", "source"): ({}, {}),
     ("supervised", "target"): ({"domain": "labelled"}, {}),
-    ("udas", "adaptation"): ({}, {}),
-    ("udas", "self_training"): ({}, {}),
-    ("uda", "adaptation"): ({"mixing": PLAIN}, {}),
+    ("udas", "adaptation"): ({"translate": "lab", "mixing": {}, "adversary": {}, "agreement": {}}, {}),
+    ("udas", "self_training"): ({"translate": "lab", "mixing": {}}, {}),
+    ("uda", "adaptation"): ({"adversary": {}, "agreement": {}}, {}),
 }
 
 
 def _differences(config: Any) -> dict[str, Any]:
-    """What of ``config`` is not its class's default."""
+    """What of ``config`` is not its class's default; of a component likewise."""
     default = type(config)()
     return {
-        f.name: value
+        f.name: _differences(value) if is_dataclass(value) else value
         for f in fields(config)
         if (value := getattr(config, f.name)) != getattr(default, f.name)
     }
@@ -194,13 +180,76 @@ def test_a_recipe_differs_from_the_defaults_in_what_its_paper_says(name: str, st
 
 
 def test_the_defaults_are_those_of_the_papers() -> None:
-    assert NO_MIXING == PLAIN
-    assert MixingConfig() == MixingConfig(
-        translate="lab", fda_beta=0.01, paste="source", alpha=1, augment=True
+    assert SupervisedConfig() == SupervisedConfig(domain="source", auxiliary_weight=0.1, translate="none")
+    assert AdaptationConfig() == AdaptationConfig(
+        auxiliary_weight=0.1,
+        translate="none",
+        fda_beta=0.01,
+        mixing=None,
+        adversary=None,
+        entropy=None,
+        agreement=None,
     )
-    assert DomainMixingConfig().mixing == MixingConfig(translate="lab", paste="target", augment=False)
-    assert (DomainMixingConfig().auxiliary_weight, DomainMixingConfig().pseudo_share) == (0, 0.5)
-    assert RectificationConfig() == RectificationConfig(scales=(1.0, 1.25), auxiliary_weight=0.5)
+    assert AdversaryConfig() == AdversaryConfig(
+        weights=(0.001, 0.0002),
+        real="primary",
+        space="probability",
+        gan="bce",
+        discriminator="patch",
+        scales=1,
+        width=64,
+        stride=1,
+        gate=None,
+    )
+    assert EntropyConfig() == EntropyConfig(weights=(0.001, 0.0002), robust=None)
+    assert AgreementConfig() == AgreementConfig(kl="mean", weight=0.1, start=0.1)
+    assert MixingConfig() == MixingConfig(paste="source", fit=False, alpha=1, replace=False, augment=True)
+    assert PseudoLabelConfig() == PseudoLabelConfig(
+        views=3,
+        flip_view=False,
+        scales=(),
+        antialias=True,
+        heads="primary",
+        reduce="max",
+        threshold=0.6,
+        portion=0.5,
+        cap=0.9,
+        labels="online",
+    )
+    assert SelfTrainingConfig() == SelfTrainingConfig(
+        pseudo_labels=PseudoLabelConfig(),
+        pseudo_weight=1,
+        auxiliary_weight=0.1,
+        student="teacher",
+        augment=True,
+        consistency=None,
+        translate="none",
+        mixing=None,
+    )
+    assert ConsistencyConfig() == ConsistencyConfig(weight=1, temperature=1)
+    assert DomainMixingConfig() == DomainMixingConfig(
+        level="region",
+        translate="lab",
+        fda_beta=0.01,
+        mixing=MixingConfig(paste="target", augment=False),
+        auxiliary_weight=0,
+        labeller=None,
+        pseudo_share=0.5,
+        pseudo_labels=PseudoLabelConfig(views=1, threshold="balanced", portion=0.5, cap=0.9),
+    )
+    assert DistillationConfig() == DistillationConfig(
+        teachers=("region", "sample"), distillation_weight=0.5, auxiliary_weight=0
+    )
+    mrnet_labels = PseudoLabelConfig(
+        views=1,
+        flip_view=True,
+        scales=(1.25,),
+        antialias=False,
+        heads="ensemble",
+        reduce="mean",
+        threshold=0,
+    )
+    assert RectificationConfig() == RectificationConfig(pseudo_labels=mrnet_labels, auxiliary_weight=0.5)
     assert OptimizerConfig().schedule == "poly"
     # Networks and inputs: ResNet-101, batch 1, and the sizes of AdaptSegNet; but for MRNet and DDM.
     plain = {"name": "deeplabv2", "backbone": "resnet101", "aspp_branches": 4, "dropout": 0.0}
@@ -243,8 +292,9 @@ def test_listing_tells_stages_and_needs(name: str) -> None:
 
 def test_unknown_keys_of_a_file_are_named_with_the_nearest() -> None:
     data = get_recipe("udas").to_dict()
-    data["stages"][1]["objective"]["treshold"] = 0.5
-    with pytest.raises(InputError, match=r"key stages\[1\].objective.treshold.*did you mean 'threshold'"):
+    data["stages"][1]["objective"]["pseudo_labels"]["treshold"] = 0.5
+    sentence = r"stages\[1\].objective: key pseudo_labels.treshold.*did you mean 'threshold'"
+    with pytest.raises(InputError, match=sentence):
         recipe_from_dict(data)
     data = get_recipe("udas").to_dict()
     data["input"]["batchsize"] = 2

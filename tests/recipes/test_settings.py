@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from udas_fast.errors import InputError
+from udas_fast.objectives.adaptation import EntropyConfig
 from udas_fast.recipes import get_recipe, has_key, override
 
 
 def test_override_reaches_every_level() -> None:
     recipe = override(
         get_recipe("udas"),
-        ["model.width=32", "stages.self_training.objective.threshold=0.7", "input.source.size=[90, 160]"],
+        [
+            "model.width=32",
+            "stages.self_training.objective.pseudo_labels.threshold=0.7",
+            "input.source.size=[90, 160]",
+        ],
     )
     assert recipe.model.width == 32
-    assert recipe.stages[1].objective.threshold == 0.7
+    assert recipe.stages[1].objective.pseudo_labels.threshold == 0.7
     assert recipe.input.source.size == (90, 160)
+
+
+def test_components_are_added_and_left_out() -> None:
+    udas = override(
+        get_recipe("udas"),
+        ["stages.adaptation.objective.entropy={}", "stages.adaptation.objective.adversary=null"],
+    )
+    before = get_recipe("udas").stages[0].objective
+    assert udas.stages[0].objective == replace(before, entropy=EntropyConfig(), adversary=None)
 
 
 @pytest.mark.parametrize(
@@ -26,9 +42,22 @@ def test_override_reaches_every_level() -> None:
             "stages.self_trainnig.steps=3",
             "key of stages: found 'self_trainnig'.*did you mean 'self_training'",
         ),
-        ("stages.adaptation.objective.kl=max", "stages.*objective.kl.*'mean' or 'symmetric'"),
+        (
+            "stages.adaptation.objective.agreement.kl=max",
+            "stages.*objective: agreement.kl.*'mean' or 'symmetric'",
+        ),
         ("stages.adaptation.steps=0", "stages.*steps.*greater than 0"),
-        ("stages.adaptation.objective.kl_weight=-1", "kl_weight.*greater than or equal to 0"),
+        ("stages.adaptation.objective.auxiliary_weight=-1", "auxiliary_weight.*greater than or equal to 0"),
+        ("stages.adaptation.objective.agreement.weight=0", "agreement.weight.*greater than 0"),
+        ("stages.adaptation.objective.fda_beta=0.5", "fda_beta.*less than 0.5"),
+        (
+            "stages.adaptation.objective.adversary.weights=[0, 0]",
+            r"weights of the adversary: found \[0.0, 0.0\], expected one above 0, or adversary: null",
+        ),
+        (
+            "stages.adaptation.objective.entropy.robust=2",
+            "found stages.adaptation.objective.entropy, which has no keys, expected stages.adaptation.obj",
+        ),
         ("model.width", "found 'model.width', expected KEY=VALUE"),
         (
             "input.source.size.0=9",
@@ -59,8 +88,8 @@ def test_a_star_reaches_every_stage_that_has_the_key() -> None:
     ("setting", "sentence"),
     [
         (
-            "stages.*.objective.tresholdd=1",
-            r"key of stages\.\*\.objective: found 'tresholdd'.*mean 'threshold'",
+            "stages.*.objective.pseudo_labels.tresholdd=1",
+            r"key of stages\.\*\.objective\.pseudo_labels: found 'tresholdd'.*mean 'threshold'",
         ),
         ("stages.*.optimiser.lr=1", r"key of stages\.\*: found 'optimiser'.*mean 'optimizer'"),
         ("stages.*.steps.rounds=1", r"found stages\.\*\.steps, which has no keys"),
