@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from take_step import take_step
 from torch import Tensor, nn
-from udas_fast.engine.loop import Loop, Phase
 
 from udas_fast.data import Batch
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.engine.precision import Amp
+from udas_fast.engine.step import TrainStep
 from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig, build_model, normalize
-from udas_fast.objectives import Objective, Step
-from udas_fast.objectives.adaptation import AdaptationConfig
-from udas_fast.objectives.mixing import NO_MIXING, MixingConfig
+from udas_fast.objectives import Batches, Losses, Objective, PrepareContext
+from udas_fast.objectives.adaptation import AdaptationConfig, AgreementConfig
+from udas_fast.objectives.adversary import AdversaryConfig
+from udas_fast.objectives.mixing import MixingConfig
+from udas_fast.objectives.pseudo_labels import PseudoLabelConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
 from udas_fast.seeding import seed_step
+from udas_fast.testing import take_step
 from udas_fast.training.networks import compile_backbones
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -33,13 +36,18 @@ from public_step import PublicAdaptation, PublicSelfTraining
 CLASSES = 4
 CPU = torch.device("cpu")
 PLAIN = MemoryConfig(checkpointing="none")
-CONFIGS = {
-    "adaptation": AdaptationConfig(discriminator_width=4),
-    "self_training": SelfTrainingConfig(threshold=0.3),
-}
+UDAS = AdaptationConfig(
+    translate="lab",
+    mixing=MixingConfig(),
+    adversary=AdversaryConfig(width=4),
+    agreement=AgreementConfig(),
+)
+LABELS = PseudoLabelConfig(threshold=0.3)
+SELF_TRAINING = SelfTrainingConfig(pseudo_labels=LABELS, translate="lab", mixing=MixingConfig())
+CONFIGS = {"adaptation": UDAS, "self_training": SELF_TRAINING}
 PUBLIC = {AdaptationConfig: PublicAdaptation, SelfTrainingConfig: PublicSelfTraining}
 STAGES = pytest.mark.parametrize("stage", CONFIGS)
-Found = tuple[dict[str, Tensor], list[Tensor]]
+Found = tuple[Losses, list[Tensor]]
 """Losses by name, and gradients."""
 
 
@@ -80,37 +88,34 @@ def assert_same(ours: Found, theirs: Found, tolerance: float = 1e-4) -> None:
 
 TERMS = {
     "adaptation": CONFIGS["adaptation"],
-    "symmetric KL": AdaptationConfig(discriminator_width=4, kl="symmetric"),
-    "no KL": AdaptationConfig(discriminator_width=4, kl_weight=0),
-    "one level": AdaptationConfig(
-        discriminator_width=4,
-        auxiliary_weight=0,
-        adversarial_weights=(0.001, 0),
-        kl_weight=0,
-        mixing=NO_MIXING,
-    ),
-    "mixed images alone": AdaptationConfig(
-        discriminator_width=4, mixing=MixingConfig(paste="target", replace=True)
-    ),
+    "symmetric KL": replace(UDAS, agreement=AgreementConfig(kl="symmetric")),
+    "no KL": replace(UDAS, agreement=None),
+    "one level": AdaptationConfig(auxiliary_weight=0, adversary=AdversaryConfig(weights=(0.001, 0), width=4)),
+    "mixed images alone": replace(UDAS, mixing=MixingConfig(paste="target", replace=True)),
     "self_training": CONFIGS["self_training"],
-    "one view": SelfTrainingConfig(threshold=0.3, views=1),
-    "five views, scaled and mirrored, their mean": SelfTrainingConfig(
-        threshold=0.3, views=5, scales=(1.25,), flip_view=True, reduce="mean"
+    "one view": replace(SELF_TRAINING, pseudo_labels=replace(LABELS, views=1)),
+    "five views, scaled and mirrored, their mean": replace(
+        SELF_TRAINING,
+        pseudo_labels=replace(LABELS, views=5, scales=(1.25,), flip_view=True, reduce="mean"),
     ),
-    "no mixing": SelfTrainingConfig(threshold=0.3, mixing=NO_MIXING),
+    "no mixing": SelfTrainingConfig(pseudo_labels=LABELS),
 }
 
 
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("terms", TERMS)
 def test_every_term_and_view(
-    terms: str, labelled: bool, tiny_net: nn.Module, batches: dict[str, Batch], make_step: Callable[..., Step]
+    terms: str,
+    labelled: bool,
+    tiny_net: nn.Module,
+    batches: Batches,
+    make_step: Callable[..., PrepareContext],
 ) -> None:
     if not labelled:
-        del batches["labelled"]
+        batches = Batches(source=batches.source, unlabelled=batches.unlabelled)
     found = []
     for objective in pair(TERMS[terms]):
-        objective.start(tiny_net)
+        objective.on_round_start(tiny_net)
         tiny_net.train().zero_grad()
         losses = take_step(objective, tiny_net, batches, make_step(seed=3))
         found.append((losses, gradients(tiny_net, objective)))
@@ -151,20 +156,21 @@ def public_network(norm: str, **options: Any) -> nn.Module:
 
 
 @cache
-def three() -> dict[str, Batch]:
+def three() -> Batches:
     """Batches of three 48x64 images, so that micro-batches of two differ in size; source images in labelled pixels."""
     generator = torch.Generator().manual_seed(2)
     image = torch.randint(0, 256, (3, 3, 3, 48, 64), dtype=torch.uint8, generator=generator)
     label = torch.randint(0, CLASSES, (3, 48, 64), dtype=torch.uint8, generator=generator)
     label[0, :40] = 255
+    source, labelled, unlabelled = image
     ids = ["0", "1", "2"]
-    names = ("source", "labelled", "unlabelled")
-    return {n: Batch(i, None if n == "unlabelled" else label, ids) for n, i in zip(names, image, strict=True)}
+    return Batches(Batch(source, label, ids), Batch(labelled, label, ids), Batch(unlabelled, None, ids))
 
 
-def one_step(backward: Callable[[Tensor], object], layout: torch.memory_format) -> Step:
-    return Step(
-        progress=0.5,
+def half_way(backward: Callable[[Tensor], None], layout: torch.memory_format) -> PrepareContext:
+    return PrepareContext(
+        step=1,
+        steps=2,
         generator=torch.Generator().manual_seed(3),
         backward=backward,
         normalize=lambda image: normalize(image).contiguous(memory_format=layout),
@@ -176,8 +182,8 @@ def public(stage: str, norm: str, align_corners: bool) -> Found:
     """The public step in float32."""
     objective = smooth(pair(CONFIGS[stage])[1])
     model = public_network(norm, align_corners=align_corners)
-    objective.start(model)
-    losses = take_step(objective, model, three(), one_step(Tensor.backward, torch.contiguous_format))
+    objective.on_round_start(model)
+    losses = take_step(objective, model, three(), half_way(Tensor.backward, torch.contiguous_format))
     return losses, gradients(model, objective)
 
 
@@ -195,12 +201,12 @@ def ours(
     model = network(norm, align_corners=align_corners).to(memory_format=layout)
     for module in (model, objective):
         memory.apply(module)
-    objective.start(model)
+    objective.on_round_start(model)
     if compiled:
         compile_backbones([model], memory, CPU)
     kept: list[Tensor] = []
-    step = one_step(kept.append if together else Tensor.backward, layout)
-    losses = take_step(objective, model, three(), step)
+    context = half_way(kept.append if together else Tensor.backward, layout)
+    losses = take_step(objective, model, three(), context)
     if together:
         sum(kept).backward()
     return losses, gradients(model, objective)
@@ -245,19 +251,6 @@ def test_compiled(stage: str) -> None:
     assert_same(found, public(stage, "batch", False))
 
 
-class Still:
-    """The same batch in every step."""
-
-    global_batch = 3
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-
-    def batches(self, start_step: int, device: torch.device) -> Iterator[Batch]:
-        while True:
-            yield self.batch
-
-
 class Moved:
     """How far training moves every group of parameters: a vector each."""
 
@@ -279,7 +272,7 @@ STEPS, LR = 3, 1e-3
 def public_loop(stage: str, name: str, first: int = 0) -> Found:
     """The last losses and the way of the weights by the public loop in float32, no optimiser fused."""
     objective, model = smooth(pair(CONFIGS[stage])[1]), network()
-    objective.start(model)
+    objective.on_round_start(model)
     parameters = [
         {"params": list(model.backbone.parameters()), "lr": LR},
         {"params": list(model.head_parameters()), "lr": 10 * LR},
@@ -300,30 +293,30 @@ def public_loop(stage: str, name: str, first: int = 0) -> Found:
             optimizer.zero_grad()
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 - i / STEPS * 150 / 250) ** 0.9  # stopped at 150,000 of 250,000
-        step = Step(
-            progress=i / STEPS,
+        context = PrepareContext(
+            step=i,
+            steps=STEPS,
             generator=seed_step(0, stage, i),
             backward=Tensor.backward,
             normalize=normalize,
         )
-        losses = take_step(objective, model, three(), step)
+        losses = take_step(objective, model, three(), context)
         for optimizer in optimizers:
             optimizer.step()
     return losses, moved.now()
 
 
 def our_loop(stage: str, name: str, precision: str, scaled: bool, first: int = 0) -> Found:
-    """The same by the package's loop."""
+    """The same by the package's steps."""
     objective, model = smooth(pair(CONFIGS[stage])[0]), network()
-    objective.start(model)
+    objective.on_round_start(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
     amp = Amp(CPU, precision, scaler, torch.zeros((), dtype=torch.int64))
-    streams = {name: Still(batch) for name, batch in three().items()}
-    phase = Phase(stage, STEPS, OptimizerConfig(name=name, lr=LR))
-    loop = Loop(phase, model, objective, streams, amp, seed=0)
-    loop.done = first
+    step = TrainStep(stage, STEPS, model, objective, OptimizerConfig(name=name, lr=LR), amp, seed=0)
+    step.done = first
     moved, losses = Moved(model, objective), {}
-    loop.run(losses.update)
+    while step.done < STEPS:
+        losses |= step(three())
     assert losses.pop("scaler_skips", 0) == 0
     return losses, moved.now()
 
