@@ -35,9 +35,9 @@ def start_objective(
     *,
     num_classes: int,
     memory: MemoryConfig,
-    device: torch.device,
+    device: torch.device | None = None,
 ) -> Objective:
-    """Return the objective of a round, set up for ``model``, on ``device``.
+    """Return the objective of a round, set up for ``model``.
 
     Args:
         config: the method's configuration.
@@ -45,13 +45,13 @@ def start_objective(
         networks: all networks of the run by name.
         num_classes: classes of the data.
         memory: activation checkpointing and micro-batches of its parts.
-        device: where it runs.
+        device: where it goes; None: it stays where it was built.
     """
     objective = build_objective(config, num_classes)
     memory.apply(objective)
     objective.networks = networks
     objective.on_round_start(model)
-    return objective.to(device)
+    return objective if device is None else objective.to(device)
 
 
 class TrainStep:

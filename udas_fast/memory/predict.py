@@ -98,11 +98,11 @@ def _stage_peak(
 ) -> Peak:
     model = networks[stage.network]
     recipe.memory.apply(model)
-    device = torch.device("cpu")
+    # It stays where it is: the tracker's references to the tensors do not outlive a move.
     objective = start_objective(
-        stage.objective, model, networks, num_classes=num_classes, memory=recipe.memory, device=device
+        stage.objective, model, networks, num_classes=num_classes, memory=recipe.memory
     )
-    amp = build_amp("fp32" if recipe.precision == "fp32" else "bf16", device)
+    amp = build_amp("fp32" if recipe.precision == "fp32" else "bf16", torch.device("cpu"))
     step = TrainStep(stage.name, stage.steps, model, objective, stage.optimizer, amp, seed=0, ema=recipe.ema)
     average = [] if step.average is None else [step.average.model]
     for network in (*networks.values(), objective, *average):
