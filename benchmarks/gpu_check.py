@@ -163,7 +163,7 @@ def test(check: Check) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "cuda"]
     check.run("tests", [*command, "--noconftest", "tests/ops"], 150)
     if not check.missing("tests-training", TRAINING):
-        check.run("tests-training", [*command, "tests/test_gpu.py", "tests/data/test_prefetch.py"], 150)
+        check.run("tests-training", [*command, "tests/gpu/test_gpu.py", "tests/data/test_prefetch.py"], 150)
 
 
 def sanitize(check: Check) -> None:

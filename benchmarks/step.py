@@ -5,7 +5,7 @@
     python benchmarks/step.py --device cuda --caps 11 8 6 4      # ours under hard caps of GB as well
 
 Images a second count source and target images of a step, not their views and mixtures. The split of a step's time is
-over what a loop does: data (colours, mixing, augmentation, normalisation; images are in memory already), forward of
+over its parts: data (colours, mixing, augmentation, normalisation; images are in memory already), forward of
 the segmentation networks, backward, losses (with the discriminators' forward) and optimiser; a CUDA graph holds all
 but colours, mixing, augmentation and the optimiser. Memory is the allocator's peak on a GPU, on a CPU the tracker's, of
 all tensors; "predicted" is `udas-fast plan`'s. Writes results/step-DEVICE.json after every row; --limit stops before
@@ -30,18 +30,17 @@ from unittest.mock import patch
 import harness
 import public_step
 import torch
-from torch import nn
-from udas_fast.engine.loop import Loop, Phase
 
 from udas_fast.data import Batch
 from udas_fast.engine.graph import WARM_UP, CudaCapture
 from udas_fast.engine.memory import CONTEXT, GIB
 from udas_fast.engine.precision import build_amp, memory_format
+from udas_fast.engine.step import TrainStep
 from udas_fast.errors import InputError
 from udas_fast.memory import POLICIES, predict
 from udas_fast.memory.tracker import MemoryTracker
 from udas_fast.models import build_model
-from udas_fast.objectives import Step, adaptation, self_training
+from udas_fast.objectives import Batches
 from udas_fast.recipes import Recipe, get_recipe, override
 
 CLASSES = 19
@@ -106,23 +105,30 @@ class Clock:
         return total
 
 
-class Still:
-    """The same random images and labels in every step, on the device."""
-
-    def __init__(self, batch_size: int, size: tuple[int, int], device: str) -> None:
-        generator = torch.Generator().manual_seed(0)
-        image = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8, generator=generator)
-        label = torch.randint(0, CLASSES, (batch_size, *size), dtype=torch.uint8, generator=generator)
-        self.batch = Batch(image, label, [""] * batch_size).to(device)
-        self.global_batch = batch_size
-
-    def batches(self, start_step: int, device: torch.device) -> Iterator[Batch]:
-        while True:
-            yield self.batch
+def random_batch(batch_size: int, size: tuple[int, int], device: str) -> Batch:
+    """Return random images and labels, on the device."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8, generator=generator)
+    label = torch.randint(0, CLASSES, (batch_size, *size), dtype=torch.uint8, generator=generator)
+    return Batch(image, label, [""] * batch_size).to(device)
 
 
-def build_loop(recipe: Recipe, stage_name: str, device: str, form: Form) -> Loop:
-    """A loop of one stage, as the trainer makes it, or with the public code's step."""
+class Phase(NamedTuple):
+    """One stage, with the same batches in every step."""
+
+    step: TrainStep
+    batches: Batches
+
+    def run(self, count: int) -> None:
+        """Take ``count`` steps, the last ones of the stage: they have all terms."""
+        self.step.done = self.step.steps - count
+        self.step.model.train()
+        for _ in range(count):
+            self.step(self.batches)
+
+
+def build_phase(recipe: Recipe, stage_name: str, device: str, form: Form) -> Phase:
+    """Return one stage, as the trainer makes it, or with the public code's step."""
     (stage,) = (s for s in recipe.stages if s.name == stage_name)
     torch.manual_seed(0)
     model = build_model(recipe.model, CLASSES)
@@ -135,58 +141,49 @@ def build_loop(recipe: Recipe, stage_name: str, device: str, form: Form) -> Loop
     )
     for module in (model, objective):
         recipe.memory.apply(module)
-    objective.start(model)
+    objective.on_round_start(model)
     objective.to(device)
-    sizes = {"source": recipe.input.source.size, "unlabelled": recipe.input.target.size}
-    streams = {name: Still(recipe.input.batch_size, size, device) for name, size in sizes.items()}
-    phase = Phase(stage.name, stage.steps, stage.optimizer)
-    capture = CudaCapture(amp.device) if form.graphs else None
-    loop = Loop(phase, model, objective, streams, amp, seed=0, capture=capture)
-    loop.memory_format = layout
-    return loop
+    inputs, capture = recipe.input, CudaCapture(amp.device) if form.graphs else None
+    batches = Batches(
+        source=random_batch(inputs.batch_size, inputs.source.size, device),
+        unlabelled=random_batch(inputs.batch_size, inputs.target.size, device),
+    )
+    step = TrainStep(
+        stage.name, stage.steps, model, objective, stage.optimizer, amp, seed=0, capture=capture
+    )
+    step.memory_format = layout
+    return Phase(step, batches)
 
 
 @contextlib.contextmanager
-def split(loop: Loop, clock: Clock) -> Iterator[None]:
-    """While active, the parts of ``loop``'s steps go to ``clock``; what is left are losses, or the whole graph."""
+def split(step: TrainStep, clock: Clock) -> Iterator[None]:
+    """While active, the parts of ``step`` go to ``clock``; what is left are losses, or the whole graph."""
+    parts = [("data", step.objective, "prepare_batch")]
+    parts += [("optimiser", optimizer, "step") for optimizer in step.optimizers.values()]
+    if step.graph is None:
+        networks = [step.model, getattr(step.objective, "teacher", None)]
+        parts += [("forward", network, "forward") for network in networks if network is not None]
+        parts += [("data", step, "_normalize"), ("backward", step, "_backward")]
     with contextlib.ExitStack() as stack:
-        for module in (adaptation, self_training):
-            timed = clock.timed("data", module.labelled_batches)
-            stack.enter_context(patch.object(module, "labelled_batches", timed))
-        augment = Step.augment
-        stack.enter_context(patch.object(Step, "augment", lambda *args: clock.timed("data", augment)(*args)))
-        for optimizer in loop.optimizers.values():
-            stack.enter_context(patch.object(optimizer, "step", clock.timed("optimiser", optimizer.step)))
-        if loop.graph is not None:
-            yield
-            return
-        networks = [loop.model, getattr(loop.objective, "teacher", None)]
-        for network in filter(None, networks):
-            stack.enter_context(patch.object(network, "forward", clock.timed("forward", network.forward)))
-        stack.enter_context(patch.object(loop, "_input", clock.timed("data", loop._input)))
-        stack.enter_context(patch.object(loop, "_backward", clock.timed("backward", loop._backward)))
+        for part, owner, name in parts:
+            timed = clock.timed(part, getattr(owner, name))
+            stack.enter_context(patch.object(owner, name, timed))
         yield
-
-
-def steps(loop: Loop, count: int) -> None:
-    """Run ``count`` steps, the last ones of the stage: they have all terms."""
-    loop.done = loop.phase.steps - count
-    loop.run(lambda losses: None)
 
 
 def measure(recipe: Recipe, stage: str, device: str, form: Form, repeats: int) -> dict[str, Any]:
     """Steps to warm up, and to record a graph, then ``repeats`` timed ones, then one for memory on a CPU."""
     torch.backends.cudnn.allow_tf32 = form.public
-    loop = build_loop(recipe, stage, device, form)
+    phase = build_phase(recipe, stage, device, form)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    steps(loop, WARM_UP + 1 if form.graphs else 2)
+    phase.run(WARM_UP + 1 if form.graphs else 2)
     clock = Clock(device)
-    with split(loop, clock):
+    with split(phase.step, clock):
         times = []
         for _ in range(repeats):
             with clock.part("step"):
-                steps(loop, 1)
+                phase.run(1)
             times.append(clock.milliseconds())
     middle = sorted(times, key=lambda t: t["step"])[len(times) // 2]
     rest = "graph" if form.graphs else "losses"
@@ -195,24 +192,23 @@ def measure(recipe: Recipe, stage: str, device: str, form: Form, repeats: int) -
         "step_ms": round(middle["step"], 2),
         "images_per_s": round(2 * recipe.input.batch_size / middle["step"] * 1e3, 3),
         "parts_ms": {part: round(middle[part], 2) for part in PARTS if part in middle},
-        **peak_memory(loop, device),
+        **peak_memory(phase, device),
     }
 
 
-def peak_memory(loop: Loop, device: str) -> dict[str, float]:
+def peak_memory(phase: Phase, device: str) -> dict[str, float]:
     """MiB: what the CUDA allocator saw, or the tracker on a CPU, which first is told what there is already."""
     if device == "cuda":
         found = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
     else:
         tracker = MemoryTracker()
         with tracker:
-            networks: list[nn.Module] = [loop.model, loop.objective]
-            for module in networks:
+            for module in (phase.step.model, phase.step.objective):
                 tracker.hold("weights", [*module.parameters(), *module.buffers()])
                 tracker.hold("gradients", [p.grad for p in module.parameters()])
-            for optimizer in loop.optimizers.values():
+            for optimizer in phase.step.optimizers.values():
                 tracker.hold("optimiser", [t for s in optimizer.state.values() for t in s.values()])
-            steps(loop, 1)
+            phase.run(1)
         found = {"tensors": tracker.peak}
     return {f"{name}_mib": round(size / harness.MIB, 1) for name, size in found.items()}
 

@@ -14,7 +14,7 @@ import typer
 
 from udas_fast import __version__, cli
 from udas_fast.cli.options import KINDS
-from udas_fast.data import datasets
+from udas_fast.data import KINDS as DATASET_KINDS
 
 RunCli = Callable[..., tuple[int, str, str]]
 GROUP = typer.main.get_command(cli.app)
@@ -40,7 +40,7 @@ def test_letters_that_a_terminal_does_not_have_end_no_command(monkeypatch: pytes
 
 
 def test_every_command_and_option_has_a_help_text() -> None:
-    assert ", ".join(datasets.KINDS) == KINDS
+    assert ", ".join(DATASET_KINDS) == KINDS
     for name, command in GROUP.commands.items():
         first = command.help.split("\n\n")[0]
         assert len(first) <= 58, f"{name}: the list of commands cuts {first!r}"

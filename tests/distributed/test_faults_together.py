@@ -100,7 +100,7 @@ def count_together() -> None:
 def meet_bad_steps(root: Path, folder: Path) -> None:
     def train(name: str, *sick: int) -> None:
         domains = Domains(source=open_dataset(f"camvid:{root}", "train"), engine="torch")
-        options = {"run": folder / name, "device": "cpu", "log_every": 2, "max_bad_steps": 1}
+        options = {"run_dir": folder / name, "device": "cpu", "log_every": 2, "max_bad_steps": 1}
         Trainer(recipe(), domains, Sick(*sick), **options).fit()
 
     train("steps", 2)

@@ -18,8 +18,8 @@ from udas_fast.distributed import average_buffers, average_gradients, same_every
 from udas_fast.errors import InputError
 from udas_fast.evaluation import evaluate_dataset
 from udas_fast.models.norm import SyncBatchNorm2d
-from udas_fast.objectives import Step
-from udas_fast.objectives.supervised import segmentation_loss
+from udas_fast.objectives.losses import segmentation_loss
+from udas_fast.testing import make_context
 
 IMAGES = 5  # of no process's number a multiple
 CLASSES = len(CAMVID)
@@ -75,24 +75,18 @@ def label(root: Path, folder: Path) -> dict[str, bytes]:
 
 def gradients() -> list[torch.Tensor]:
     """Of a loss whose labels are ignored unevenly, through batch norm over four images; and the statistics."""
-    model, generator = network().train(), torch.Generator().manual_seed(3)
-    step = Step(
-        progress=0.0,
-        generator=generator,
-        backward=lambda loss: loss.backward(),
-        normalize=lambda image: image.float() / 255,
-    )
+    model, ctx = network().train(), make_context(seed=3)
     share = 4 // distributed.get_world_size()
-    image = step.draw(
-        lambda n: torch.randint(256, (n, 3, 32, 48), dtype=torch.uint8, generator=generator), share
+    image = ctx.draw(
+        lambda n: torch.randint(256, (n, 3, 32, 48), dtype=torch.uint8, generator=ctx.generator), share
     )
-    target = step.draw(
-        lambda n: torch.randint(CLASSES, (n, 32, 48), dtype=torch.uint8, generator=generator), share
+    target = ctx.draw(
+        lambda n: torch.randint(CLASSES, (n, 32, 48), dtype=torch.uint8, generator=ctx.generator), share
     )
     if distributed.is_main():
         target[0] = 255
-    loss = segmentation_loss(model(step.normalize(step.augment(image))), target, 0.0)
-    step.backward(loss)
+    loss = segmentation_loss(ctx.forward(model, ctx.augment(image)), target, 0.0)
+    ctx.backward(loss)
     average_gradients(list(model.parameters()))
     average_buffers(model)
     mean = distributed.all_reduce_mean(loss.detach().clone())

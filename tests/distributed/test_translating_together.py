@@ -27,7 +27,7 @@ def translate(root: Path, run: Path) -> None:
     recipe = at_native_size(recipe, open_domains(data))
     recipe = override(recipe, ["input.batch_size=2", *(f"stages.translation.{s}" for s in SETTINGS)])
     config = TranslationConfig(data, log_every=1)
-    assert Translation(recipe, config, run=run, device="cpu").fit() == IMAGES
+    assert Translation(recipe, config, run_dir=run, device="cpu").fit() == IMAGES
 
 
 @pytest.mark.slow

@@ -29,7 +29,9 @@ def ddm() -> Recipe:
     recipe = small(get_recipe("ddm"), size=(32, 48), steps=12, batch_size=2)
     recipe = replace(recipe, stages=recipe.stages[:6])
     settings = [f"{level}_2.objective.pseudo_share=1.0" for level in ("region", "sample")]
-    return override(recipe, [f"stages.{s}" for s in (*settings, "sample_2.objective.labels=disk")])
+    return override(
+        recipe, [f"stages.{s}" for s in (*settings, "sample_2.objective.pseudo_labels.labels=disk")]
+    )
 
 
 class Stopped(SegmentationDataset):

@@ -17,6 +17,7 @@ from udas_fast.data import UserLoader
 from udas_fast.data.domains import Domains
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, small
+from udas_fast.training.requirements import check_data
 
 CLASSES, IMAGES, BATCH = ("road", "car", "sky"), 8, 4
 SIZE = (24, 32)
@@ -57,10 +58,9 @@ def train(folder: Path) -> None:
 
 def epochs(batches: UserLoader, count: int) -> list[list[int]]:
     """Which images all processes get in each of the first ``count`` epochs, by rank and place."""
-    stream = Domains(source=batches).streams(["source"], recipe().input, mixed=False, seed=0, phase="p")[
-        "source"
-    ]
-    drawn = stream.batches()
+    inputs = recipe().input
+    stream = Domains(source=batches).loaders({"source": inputs.source}, inputs, seed=0, phase="p")
+    drawn = stream["source"].batches()
     steps = [next(drawn).image[:, 0, 0, 0].div(20, rounding_mode="floor").tolist() for _ in range(2 * count)]
     parts = distributed.all_gather_object(steps)
     return [[i for part in parts for step in part[2 * e : 2 * e + 2] for i in step] for e in range(count)]
@@ -79,7 +79,7 @@ def shards() -> None:
 
 def refusals() -> None:
     def require(**domains: UserLoader) -> None:
-        Domains(**domains).require(recipe())
+        check_data(recipe(), Domains(**domains))
 
     part = Subset(Images(), range(distributed.get_rank(), IMAGES, distributed.get_world_size()))
     own = UserLoader(DataLoader(part, 2, shuffle=True), CLASSES)

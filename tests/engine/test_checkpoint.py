@@ -15,7 +15,7 @@ from udas_fast.errors import InputError
 
 
 def _state(value: float = 1.0) -> dict:
-    return {"model": {"weight": torch.full((30,), value), "count": torch.tensor([3])}, "loop": {"done": 7}}
+    return {"model": {"weight": torch.full((30,), value), "count": torch.tensor([3])}, "step": {"done": 7}}
 
 
 def _same(one: dict, other: dict) -> bool:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import copy
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from udas_fast.engine.ema import WeightAverage
-from udas_fast.engine.loop import Loop, Phase
 
 from udas_fast.data import Geometry, TrainLoader, open_dataset
-from udas_fast.engine.optim import OptimizerConfig
+from udas_fast.engine.optim import OptimizerConfig, WeightAverage
 from udas_fast.engine.precision import build_amp
+from udas_fast.engine.step import TrainStep
 from udas_fast.errors import InputError
+from udas_fast.objectives import Batches
 from udas_fast.objectives.supervised import SupervisedConfig
 from udas_fast.recipes import get_recipe, override
 
-DECAY = 0.7
+DECAY, STEPS = 0.7, 5
 
 
 def _network() -> nn.Module:
@@ -46,29 +47,36 @@ def test_average_is_the_recurrence_in_float64() -> None:
         torch.testing.assert_close(value, expected[name].to(value.dtype), rtol=1e-6, atol=1e-6)
 
 
-def _loop(root: Path, steps: int, ema: float | None) -> Loop:
-    stream = TrainLoader(open_dataset(f"camvid:{root}", "train"), Geometry(size=(16, 24)), 2, 0, "source")
-    phase = Phase("source", steps, OptimizerConfig(lr=0.05))
-    amp = build_amp("fp32", torch.device("cpu"))
-    objective = SupervisedConfig().build(11)
-    return Loop(phase, _network(), objective, {"source": stream}, amp, 0, ema=ema)
+def _step(ema: float | None) -> TrainStep:
+    amp, objective = build_amp("fp32", torch.device("cpu")), SupervisedConfig().build(11)
+    return TrainStep("source", STEPS, _network(), objective, OptimizerConfig(lr=0.05), amp, 0, ema=ema)
+
+
+def _train(step: TrainStep, root: Path) -> list[dict]:
+    """Take the steps that are left and end the phase; return the state after each of them."""
+    loader = TrainLoader(open_dataset(f"camvid:{root}", "train"), Geometry(size=(16, 24)), 2, 0, "source")
+    states = []
+    step.model.train()
+    for batch in islice(loader.batches(step.done), STEPS - step.done):
+        step(Batches(source=batch))
+        states.append(copy.deepcopy(step.state_dict()))
+    step.finish()
+    return states
 
 
 def test_the_average_takes_the_models_place_and_resumes_to_the_bit(camvid_root: Path) -> None:
-    states: list[dict] = []
-    whole = _loop(camvid_root, 5, DECAY)
-    whole.run(lambda _: states.append(copy.deepcopy(whole.state_dict())))
-    plain = _loop(camvid_root, 5, None)
-    plain.run(lambda _: None)
+    whole, plain = _step(DECAY), _step(None)
+    states = _train(whole, camvid_root)
+    _train(plain, camvid_root)
     last = states[-1]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, last["average"][name])
         assert torch.equal(plain.model.state_dict()[name], last["model"][name])  # training is as without
     assert not torch.equal(last["average"]["0.weight"], last["model"]["0.weight"])
-    for stopped in (2, 5):
-        resumed = _loop(camvid_root, 5, DECAY)
+    for stopped in (2, STEPS):
+        resumed = _step(DECAY)
         resumed.load_state_dict(states[stopped - 1])
-        resumed.run(lambda _: None)
+        assert len(_train(resumed, camvid_root)) == STEPS - stopped
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, resumed.model.state_dict()[name])
 

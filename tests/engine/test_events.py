@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
@@ -20,7 +19,6 @@ from udas_fast.data.domains import Domains
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.recorder import Recorder
 from udas_fast.errors import InputError
-from udas_fast.objectives import Round
 from udas_fast.objectives.self_training import SelfTraining
 from udas_fast.recipes import get_recipe, override, small
 
@@ -167,7 +165,7 @@ def test_a_run_that_is_killed_twice_has_every_event_once(
     run, trainer = tmp_path / "run", start(tmp_path / "run")
     data = trainer.domains
     # The first round's pictures are written, and no checkpoint since.
-    kill(monkeypatch, trainer, SelfTraining, "prepare", 2)
+    kill(monkeypatch, trainer, SelfTraining, "on_round_start", 2)
     # Within the second round, after a checkpoint there.
     kill(monkeypatch, Trainer.resume(run, device="cpu", data=data), Recorder, "step", 2)
     Trainer.resume(run, device="cpu", data=data).fit()
@@ -183,11 +181,7 @@ def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
     (tmp_path / "report.json").write_text("not read")
     recorder = Recorder(tmp_path, first=0, total=1, every=1, callbacks=[listener])
-    none = torch.Generator
-    recorder.pseudo_labels(
-        1,
-        Round("round", None, (4, 4), tmp_path, tmp_path / "picture.png", none, torch.Tensor, lambda: None),
-    )
+    recorder.pseudo_labels(1, tmp_path / "picture.png", tmp_path / "report.json")
     recorder.close()
     assert listener.heard == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["picture.png", "report.json"]

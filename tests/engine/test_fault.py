@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from udas_fast.engine.loop import Loop
 
 from udas_fast.engine.faults import check_losses
+from udas_fast.engine.optim import OptimizerConfig
+from udas_fast.engine.precision import build_amp
 from udas_fast.engine.recorder import Recorder
+from udas_fast.engine.step import TrainStep
 from udas_fast.errors import InputError
+from udas_fast.objectives.supervised import SupervisedConfig
+from udas_fast.testing import TinyNetwork
 
 RECORD = {"step": 12, "phase": "adaptation", "lr": 0.1}
 SAMPLES = {"source": ["a", "b"], "unlabelled": ["c"]}
@@ -45,8 +48,8 @@ def test_a_full_disk_is_told_once(tmp_path: Path) -> None:
 
 
 def test_a_weight_that_is_not_finite_is_seen() -> None:
-    weight = torch.nn.Parameter(torch.ones(3))
-    loop = SimpleNamespace(optimizers={"model": torch.optim.SGD([weight, torch.nn.Parameter(torch.ones(2))])})
-    assert Loop.weights_are_finite(loop)
-    weight.data[1] = float("inf")
-    assert not Loop.weights_are_finite(loop)
+    amp, objective = build_amp("fp32", torch.device("cpu")), SupervisedConfig().build(4)
+    step = TrainStep("source", 1, TinyNetwork(), objective, OptimizerConfig(), amp, seed=0)
+    assert step.weights_are_finite()
+    step.model.body.weight.data[1, 0, 0, 0] = float("inf")
+    assert not step.weights_are_finite()

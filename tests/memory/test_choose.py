@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from udas_fast.engine.loop import Loop
 
 from udas_fast import Trainer
 from udas_fast.data import open_dataset
 from udas_fast.data.domains import Domains
 from udas_fast.engine.memory import CONTEXT, GIB, MemoryConfig, needed_on_gpu
+from udas_fast.engine.step import TrainStep
 from udas_fast.errors import InputError
 from udas_fast.memory import Peak, Row, choose, choose_memory, plan_table
 from udas_fast.models import CHECKPOINTING
+from udas_fast.objectives import Batches, Losses
 from udas_fast.recipes import Recipe, get_recipe, override, small
 
 NEEDS = dict(zip(CHECKPOINTING, (6.0, 3.5, 2.5, 1.5), strict=True))
@@ -126,12 +126,12 @@ def test_checkpointing_changes_no_number_of_a_run(camvid_root: Path, tmp_path: P
 def test_out_of_memory_ends_with_advice(
     camvid_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(self: Loop, after_step: Callable[..., None]) -> None:
+    def no_memory(self: TrainStep, batches: Batches) -> Losses:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     started = trainer(camvid_root, tmp_path / "run", "memory.checkpointing=layers2-4")
     with monkeypatch.context() as patched:
-        patched.setattr(Loop, "run", no_memory)
+        patched.setattr(TrainStep, "__call__", no_memory)
         patched.setattr(choose, "needed", known)
         with pytest.raises(InputError) as caught:
             started.fit()

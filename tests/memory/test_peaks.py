@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -16,9 +16,9 @@ from udas_fast.memory import predict
 from udas_fast.memory.predict import _forwards_make_activations, _stage_peak
 from udas_fast.memory.tracker import BLOCK, MemoryTracker
 from udas_fast.models import CHECKPOINTING, build_model
-from udas_fast.objectives import Learning
+from udas_fast.objectives import Losses, StepContext
 from udas_fast.objectives.supervised import Supervised
-from udas_fast.recipes import Recipe, get_recipe, override, recipes, small
+from udas_fast.recipes import Recipe, get_recipe, list_recipes, override, small
 from udas_fast.recipes.cyclegan import small_cyclegan
 
 CLASSES = 5
@@ -102,7 +102,7 @@ def _on_the_host(*values: object, device: object = None, **options: object) -> T
     return _TENSOR(*values, **options)
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", list_recipes())
 def test_no_recipe_waits_for_the_device_in_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tensors without values cannot be read: a step that asks for one, by .item() or bool(), raises.
     monkeypatch.setattr(torch, "tensor", _on_the_host)
@@ -122,15 +122,13 @@ def test_self_training_on_labels_made_beforehand_needs_no_views() -> None:
 
 
 def test_a_step_that_reads_a_value_is_told() -> None:
-    def learn(
-        self: Supervised, model: nn.Module, inputs: Mapping[str, Batch], step: Learning
-    ) -> dict[str, Tensor]:
-        if inputs["seg"].label.sum() > 0:
+    def training_step(self: Supervised, model: nn.Module, batch: Batch, ctx: StepContext) -> Losses:
+        if batch.label.sum() > 0:
             return {}
         raise AssertionError
 
     with (
-        patch.object(Supervised, "learn", learn),
+        patch.object(Supervised, "training_step", training_step),
         pytest.raises(InputError, match="stage source: found a step that waits for the GPU"),
     ):
         predict(tiny("no_adaptation"))

@@ -54,7 +54,8 @@ def recipe_case(folder: Path) -> Callable[[int], None]:
             build_model(recipe.model, 4)
         assert isinstance(recipe.input.source, Geometry)
         for stage in recipe.stages:
-            if getattr(stage.objective, "discriminator_width", 1) <= 256:
+            adversary = getattr(stage.objective, "adversary", None)
+            if adversary is None or adversary.width <= 256:
                 stage.objective.build(4)
             config = stage.optimizer
             for progress in (0.0, 0.5, 0.999):

@@ -126,7 +126,7 @@ def weights_case(folder: Path) -> Callable[[int], None]:
 
 def checkpoint_case(folder: Path) -> Callable[[int], None]:
     """Checkpoints: any other byte is noticed."""
-    state = {"phase": 1, "loop": {"done": 7, "model": {"w": torch.arange(999.0)}}, "scores": {}}
+    state = {"phase": 1, "step": {"done": 7, "model": {"w": torch.arange(999.0)}}, "scores": {}}
     data = _bytes(state)
     path = folder / "step-00000007.pt"
 
@@ -136,6 +136,6 @@ def checkpoint_case(folder: Path) -> Callable[[int], None]:
         found = read_state(path)
         same = torch.equal(found["step"]["model"]["w"], state["step"]["model"]["w"])
         assert same, "other weights were read"
-        assert {**found, "loop": None} == {**copy.deepcopy(state), "loop": None}
+        assert {**found, "step": None} == {**copy.deepcopy(state), "step": None}
 
     return run

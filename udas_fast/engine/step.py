@@ -45,7 +45,7 @@ def start_objective(
         networks: all networks of the run by name.
         num_classes: classes of the data.
         memory: activation checkpointing and micro-batches of its parts.
-        device: where it runs; None: where it is made.
+        device: where it goes; None: it stays where it was built.
     """
     objective = build_objective(config, num_classes)
     memory.apply(objective)

@@ -54,7 +54,9 @@ def all_recipes() -> dict[str, Recipe]:
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
         for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
             if isinstance(value, Recipe) and found.setdefault(value.name, value) is not value:
-                raise bad(f"recipe {value.name!r} in {module.name}.py", "another recipe's name", "one of its own")
+                raise bad(
+                    f"recipe {value.name!r} in {module.name}.py", "another recipe's name", "one of its own"
+                )
     for name, recipe in user_recipes()[0].items():
         if name in found:
             raise bad(f"recipe {name!r} of your own", "the name of a recipe of udas_fast", "another name")

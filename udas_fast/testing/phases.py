@@ -60,13 +60,17 @@ class RandomPhase:
     def run(self, after_step: Callable[[Losses], None] = lambda losses: None) -> list[Losses]:
         """Take the steps that are left; return their losses."""
         found = []
-        batches = {name: loader.batches(self.step.done) for name, loader in self.loaders.items()}
-        self.step.model.train()
-        while self.step.done < self.step.steps:
-            losses = self.step(Batches(**{name: next(it) for name, it in batches.items()}))
+        for losses in self.steps():
             found.append(losses)
             after_step(losses)
         return found
+
+    def steps(self) -> Iterator[Losses]:
+        """Take the steps that are left, one by one; yield the losses of each and keep none."""
+        batches = {name: loader.batches(self.step.done) for name, loader in self.loaders.items()}
+        self.step.model.train()
+        while self.step.done < self.step.steps:
+            yield self.step(Batches(**{name: next(it) for name, it in batches.items()}))
 
 
 def tiny(recipe: Recipe, steps: int | None = None) -> Recipe:

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from udas_fast.data import Batch
 from udas_fast.engine.precision import build_amp, memory_format
+from udas_fast.engine.step import TrainStep, start_objective
 from udas_fast.memory.predict import _copy_fake, _Host
 from udas_fast.models import CycleGenerators, build_model
 from udas_fast.objectives import Batches, Losses, StepContext
@@ -118,13 +119,15 @@ def run(recipe: Recipe, stage: Stage, networks: dict[str, nn.Module], labelled: 
     model = networks[stage.network]
     recipe.memory.apply(model)
     if stage.objective.kind == "cyclegan":
-        objective = CycleGAN(stage.objective, build_model(get_recipe("udas").model, CLASSES)).to(DEVICE)
+        segmenter = build_model(get_recipe("udas").model, CLASSES)
+        objective = CycleGAN(stage.objective, segmenter).to(DEVICE)
     else:
         objective = start_objective(
             stage.objective, model, networks, num_classes=CLASSES, memory=recipe.memory, device=DEVICE
         )
     optional = stage.objective.requirements.optional_streams
-    from_disk = stage.objective.requirements.views == 1 and "pseudo_labels" in vars(stage.objective)
+    pseudo_labels = getattr(stage.objective, "pseudo_labels", None)
+    from_disk = pseudo_labels is not None and pseudo_labels.labels == "disk"
     batches: dict[StreamName, Batch] = {}
     for name, geometry in recipe.geometries(stage).items():
         if name not in optional or labelled:
@@ -140,6 +143,7 @@ def run(recipe: Recipe, stage: Stage, networks: dict[str, nn.Module], labelled: 
         }
         assert not wrong, f"losses that are no scalars on the device: {wrong}"
         torch.stack([v.float() for v in losses.values()])  # as the recorder does
+        step.finish()
     if not amp.scaler.is_enabled():  # whose state is read back, as it may be between two steps
         step.load_state_dict(step.state_dict())
 

@@ -34,7 +34,7 @@ GROUPS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", GROUPS, ids=lambda kinds: kinds[0])
 def test_mutated_inputs(kinds: tuple[str, ...], tmp_path: Path) -> None:
-    script = Path(__file__).with_name("mutations") / "run.py"
+    script = Path(__file__).with_name("run.py")
     command = [sys.executable, str(script), str(tmp_path), str(EACH), *kinds]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
@@ -64,9 +64,9 @@ def test_a_run_file_of_other_bytes(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("run: {}")
     with pytest.raises(InputError, match=r"run.yaml: damaged \('recipe'\)"):
         read_run_file(tmp_path, RunConfig)
-    document = {"run": {"data": {"labels": -1}}, "recipe": get_recipe("udas").to_dict()}
+    document = {"run": {"data": {"num_labels": -1}}, "recipe": get_recipe("udas").to_dict()}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
-    with pytest.raises(InputError, match=r"run.yaml: run.data.labels: input should be greater.*found -1"):
+    with pytest.raises(InputError, match=r"run.yaml: run.data.num_labels: input should be greater.*found -1"):
         read_run_file(tmp_path, RunConfig)
 
 
@@ -82,7 +82,7 @@ def test_a_run_file_of_other_bytes(tmp_path: Path) -> None:
         (("stages", 0, "optimizer", "weight_decay"), float("inf"), "weight_decay: input should be a finite"),
         (("stages", 0, "optimizer", "horizon"), 0, "horizon: input should be greater than 0"),
         (("stages", 0, "optimizer", "warmup"), -1, "warmup: input should be greater than or equal to 0"),
-        (("stages", 1, "objective", "threshold"), 7.0, "threshold"),
+        (("stages", 1, "objective", "pseudo_labels", "threshold"), 7.0, "threshold"),
         (("stages", 0, "objective", "mixing", "alpha"), 0, "alpha: input should be greater than 0"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,15 +81,18 @@ def test_a_users_network_with_one_head(camvid_root: Path, tmp_path: Path) -> Non
 
 
 def test_a_recipe_that_needs_two_heads_says_so_before_any_work(camvid_root: Path, tmp_path: Path) -> None:
-    for name, what in (("udas", r"agreement of the heads \(kl_weight"), ("seg_uncertainty", "agreement of")):
+    for name, what in (
+        ("udas", r"agreement of the heads \(agreement, which null leaves out"),
+        ("seg_uncertainty", "agreement of"),
+    ):
         with pytest.raises(
             InputError, match=f"model OneHead: found one head, expected an auxiliary head.*{what}"
         ):
             Trainer(
                 _recipe(name, 9), _domains(camvid_root), OneHead(), run_dir=tmp_path / "run", device="cpu"
             )
-    recipe = override(_recipe("minent"), ["stages.adaptation.objective.entropy_weights=[0, 0.001]"])
-    with pytest.raises(InputError, match="entropy_weights, of which the primary head's is 0"):
+    recipe = override(_recipe("minent"), ["stages.adaptation.objective.entropy.weights=[0, 0.001]"])
+    with pytest.raises(InputError, match="entropy.weights, of which the primary head's is 0"):
         Trainer(recipe, _domains(camvid_root), OneHead(), run_dir=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
@@ -217,11 +221,15 @@ def test_an_unwritable_run_folder_is_named(camvid_root: Path, tmp_path: Path) ->
 
 def test_labelled_target_images_take_the_sources_geometry_where_they_are_mixed(camvid_root: Path) -> None:
     inputs = InputConfig(source=Geometry(size=(32, 64)), target=Geometry(size=SIZE), batch_size=1)
-    streams = _domains(camvid_root).streams(("labelled", "unlabelled"), inputs, mixed=True, seed=0, phase="p")
-    shapes = {name: tuple(next(stream.batches()).image.shape[-2:]) for name, stream in streams.items()}
-    assert shapes == {"labelled": (32, 64), "unlabelled": SIZE}
-    alone = _domains(camvid_root).streams(("labelled",), inputs, mixed=False, seed=0, phase="p")
-    assert next(alone["labelled"].batches()).image.shape[-2:] == SIZE
+
+    def shapes(name: str) -> dict[str, tuple[int, ...]]:
+        recipe = replace(get_recipe(name), input=inputs)
+        geometries = recipe.geometries(recipe.stages[-1])
+        loaders = _domains(camvid_root).loaders(geometries, inputs, seed=0, phase="p")
+        return {name: tuple(next(loader.batches()).image.shape[-2:]) for name, loader in loaders.items()}
+
+    assert shapes("udas") == {"source": (32, 64), "labelled": (32, 64), "unlabelled": SIZE}
+    assert shapes("supervised") == {"labelled": SIZE}
 
 
 def test_stages_are_named_by_round(camvid_root: Path, tmp_path: Path) -> None:
@@ -248,12 +256,12 @@ def test_images_too_small_for_the_discriminators_are_told_before_any_work(
     with pytest.raises(
         InputError, match=r"size of source images: found \[48, 40\], expected sides of 63 in stage"
     ):
-        run("stride", "input.source.crop=[48,40]", f"{objective}.discriminator_stride=2")
+        run("stride", "input.source.crop=[48,40]", f"{objective}.adversary.stride=2")
     with pytest.raises(InputError, match="expected sides of 64 in stage"):
-        run("scales", f"{objective}.discriminator_scales=4")
+        run("scales", f"{objective}.adversary.scales=4")
     assert not any(tmp_path.iterdir())
     run("least", "input.target.size=[32,64]").fit()
-    run("pixel", "input.target.size=[24,64]", f"{objective}.discriminator=pixel")
+    run("pixel", "input.target.size=[24,64]", f"{objective}.adversary.discriminator=pixel")
 
 
 def test_a_wrong_number_of_a_run_is_told(camvid_root: Path, tmp_path: Path) -> None:

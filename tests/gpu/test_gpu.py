@@ -3,58 +3,60 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
-from loops import SIZE, loop_of, tiny
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
-from udas_fast.engine.loop import Loop
 
 from udas_fast import TrainedModel, Trainer, evaluation
 from udas_fast.data import open_dataset
 from udas_fast.data.domains import DataConfig
 from udas_fast.engine.graph import CudaCapture
 from udas_fast.engine.interrupt import Interrupted
+from udas_fast.engine.step import TrainStep
 from udas_fast.errors import InputError
-from udas_fast.recipes import all_recipes, override
+from udas_fast.objectives import Batches, Losses
+from udas_fast.recipes import Recipe, all_recipes, get_recipe, override
+from udas_fast.testing import random_phase, tiny
+from udas_fast.testing.phases import SIZE
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 GPU = torch.device("cuda", 0)
 
 
+def tiny_recipe(name: str, *settings: str) -> Recipe:
+    return override(tiny(get_recipe(name)), settings)
+
+
 @pytest.mark.parametrize("precision", ["auto", "fp16"])
 @pytest.mark.parametrize("name", [name for name in all_recipes() if name != "cyclegan"])
 def test_no_step_waits_and_memory_does_not_grow(name: str, precision: str) -> None:
-    recipe = tiny(name, f"precision={precision}")
+    recipe = tiny_recipe(name, f"precision={precision}")
     for index, stage in enumerate(recipe.stages):
-        loop = loop_of(recipe, index, GPU)
-        loop.done = stage.steps - 4 if stage.steps > 4 else 0
-        losses: list[dict[str, Tensor]] = []
+        phase = random_phase(recipe, index, GPU)
+        phase.step.done = stage.steps - 4 if stage.steps > 4 else 0
+        losses: Losses = {}
         allocated: list[int] = []
-
-        def after_step(found: dict[str, Tensor], losses: list = losses, allocated: list = allocated) -> None:
-            # From the second step on: the first one loads libraries and makes the optimisers' states.
-            torch.cuda.set_sync_debug_mode("error")
-            losses[:] = [found]
-            allocated.append(torch.cuda.memory_allocated())
-
         try:
-            loop.run(after_step)
+            for losses in phase.steps():
+                # From the second step on: the first one loads libraries and makes the optimisers' states.
+                torch.cuda.set_sync_debug_mode("error")
+                allocated.append(torch.cuda.memory_allocated())
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert all(value.isfinite() for value in losses[0].values())
-        assert loop.weights_are_finite()
+        assert losses
+        assert all(value.isfinite() for value in losses.values())
+        assert phase.step.weights_are_finite()
         assert allocated[-1] <= allocated[min(1, len(allocated) - 1)]
 
 
-def tensors(loop: Loop) -> dict[str, Tensor]:
+def tensors(step: TrainStep) -> dict[str, Tensor]:
     """All floating state of networks and objective."""
-    found = {f"model.{k}": v for k, v in loop.model.state_dict().items()}
-    found |= {f"objective.{k}": v for k, v in loop.objective.state_dict().items() if isinstance(v, Tensor)}
+    found = {f"model.{k}": v for k, v in step.model.state_dict().items()}
+    found |= {f"objective.{k}": v for k, v in step.objective.state_dict().items() if isinstance(v, Tensor)}
     return {k: v.detach().clone() for k, v in found.items() if v.is_floating_point()}
 
 
@@ -70,20 +72,19 @@ def tensors(loop: Loop) -> dict[str, Tensor]:
 def test_a_step_by_cuda_graph_is_the_step(name: str, settings: list[str]) -> None:
     # With plain SGD a rounding stays one; dropout tells whether each replay has random numbers of its own.
     dropout = "0" if settings else "0.1"  # which may not run again
-    recipe = tiny(name, "precision=fp32", f"model.dropout={dropout}", *settings)
+    recipe = tiny_recipe(name, "precision=fp32", f"model.dropout={dropout}", *settings)
     torch.backends.cudnn.allow_tf32 = False
     for index, stage in enumerate(recipe.stages[:3]):  # DDM's first round
         plain_sgd = [f"stages.{stage.name}.optimizer.{k}" for k in ("name=sgd", "momentum=0.0", "lr=1e-4")]
         one = override(recipe, [*plain_sgd, f"stages.{stage.name}.steps=12"])
-        losses: list[list[dict[str, Tensor]]] = []
+        losses: list[list[Losses]] = []
         moved: list[dict[str, Tensor]] = []
         for capture in (None, CudaCapture(GPU)):
-            loop = loop_of(one, index, GPU, capture)
-            before = tensors(loop)
-            losses.append([])
-            loop.run(losses[-1].append)
-            moved.append({k: v - before[k] for k, v in tensors(loop).items()})
-        assert loop.graph.replays > 0
+            phase = random_phase(one, index, GPU, capture)
+            before = tensors(phase.step)
+            losses.append(phase.run())
+            moved.append({k: v - before[k] for k, v in tensors(phase.step).items()})
+        assert phase.step.graph.replays > 0
         # A rounding of 1e-6 in the weights grows to 2e-6 in losses and 8e-5 in what has moved; gradients of the first
         # replay alone would be 3e-3 off.
         for expected, found in zip(*losses, strict=True):
@@ -98,65 +99,59 @@ def test_a_step_by_cuda_graph_is_the_step(name: str, settings: list[str]) -> Non
 
 
 def test_dropout_that_runs_again_cannot_be_recorded() -> None:
-    recipe = tiny("cycada", "memory.checkpointing=all")
+    recipe = tiny_recipe("cycada", "memory.checkpointing=all")
     recipe = override(recipe, [f"stages.{recipe.stages[1].name}.steps=12"])
     with pytest.raises(InputError, match="cuda_graphs: found a step that cannot be recorded"):
-        loop_of(recipe, 1, GPU, CudaCapture(GPU)).run(lambda _: None)
+        random_phase(recipe, 1, GPU, CudaCapture(GPU)).run()
 
 
 def test_replays_do_not_wait_and_follow_fp16s_scale() -> None:
-    recipe = tiny("udas", "precision=fp16", "stages.adaptation.steps=12")
-    loop = loop_of(recipe, 0, GPU, CudaCapture(GPU))
+    recipe = tiny_recipe("udas", "precision=fp16", "stages.adaptation.steps=12")
+    phase = random_phase(recipe, 0, GPU, CudaCapture(GPU))
+    step = phase.step
     allocated: list[int] = []
     skips: list[Tensor] = []
-
-    def after_step(found: dict[str, Tensor]) -> None:
-        if loop.graph.replays == 2:
-            torch.cuda.set_sync_debug_mode("error")
-            loop.amp.scaler._scale.fill_(2.0**100)  # the next gradients cannot be finite
-        if loop.graph.replays >= 2:
-            allocated.append(torch.cuda.memory_allocated())
-            skips.append(found["scaler_skips"])
-
     try:
-        loop.run(after_step)
+        for losses in phase.steps():
+            if step.graph.replays == 2:
+                torch.cuda.set_sync_debug_mode("error")
+                step.amp.scaler._scale.fill_(2.0**100)  # the next gradients cannot be finite
+            if step.graph.replays >= 2:
+                allocated.append(torch.cuda.memory_allocated())
+                skips.append(losses["scaler_skips"])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert allocated[-1] <= allocated[1]
     assert skips[1] == skips[0] + 1
-    assert loop.weights_are_finite()
+    assert step.weights_are_finite()
 
 
 def test_fp16_from_the_largest_scale_learns() -> None:
     # At 2^24 the first steps have gradients that are not finite; SGD's momentum has to begin after them.
-    recipe = tiny(
+    recipe = tiny_recipe(
         "no_adaptation", "precision=fp16", "stages.source.optimizer.name=sgd", "stages.source.steps=40"
     )
-    loop = loop_of(recipe, device=GPU)
-    loop.amp.scaler._init_scale = 2.0**24
-    losses: list[Tensor] = []
-    loop.run(lambda found: losses.append(found["seg"]))
-    assert loop.amp.skips > 0
-    assert loop.weights_are_finite()
+    phase = random_phase(recipe, device=GPU)
+    phase.step.amp.scaler._init_scale = 2.0**24
+    losses = [found["seg"] for found in phase.run()]
+    assert phase.step.amp.skips > 0
+    assert phase.step.weights_are_finite()
     assert torch.stack(losses[-5:]).mean() < torch.stack(losses[:5]).mean()
 
 
 def test_a_run_that_a_cpu_began_goes_on_as_it_would_there() -> None:
     # Contiguous weights and momentum there, channels_last here.
-    recipe = tiny("no_adaptation", "precision=fp32", "stages.source.optimizer.name=sgd")
-    cpu, gpu = loop_of(recipe), loop_of(recipe, device=GPU)
+    settings = ["precision=fp32", "stages.source.optimizer.name=sgd", "stages.source.steps=3"]
+    recipe = tiny_recipe("no_adaptation", *settings)
+    cpu, gpu = random_phase(recipe), random_phase(recipe, device=GPU)
     weights: list[Tensor] = []
-
-    def after_step(_: dict[str, Tensor]) -> None:
-        weights.append(parameters_to_vector(cpu.model.parameters()).detach().clone())
-        if cpu.done == 2:
-            gpu.load_state_dict(copy.deepcopy(cpu.state_dict()))
-
-    cpu.phase = gpu.phase = replace(cpu.phase, steps=3)
-    cpu.run(after_step)
+    for _ in cpu.steps():
+        weights.append(parameters_to_vector(cpu.step.model.parameters()).detach().clone())
+        if cpu.step.done == 2:
+            gpu.step.load_state_dict(copy.deepcopy(cpu.step.state_dict()))
     torch.backends.cudnn.allow_tf32 = False
-    gpu.run(lambda _: None)
-    found = parameters_to_vector(p.contiguous() for p in gpu.model.parameters()).cpu()
+    assert len(gpu.run()) == 1
+    found = parameters_to_vector(p.contiguous() for p in gpu.step.model.parameters()).cpu()
     _, before, expected = weights
     # A step's rounding, on the way through 20 layers of batch statistics.
     assert (found - expected).norm() < 0.02 * (expected - before).norm()
@@ -175,16 +170,16 @@ def test_a_run_stops_goes_on_and_scores_as_on_a_cpu(
 
     run = tmp_path / "run"
     trainer = Trainer(
-        tiny("udas", *settings), data, run_dir=run, device="cuda", checkpoint_every=3, log_every=2
+        tiny_recipe("udas", *settings), data, run_dir=run, device="cuda", checkpoint_every=3, log_every=2
     )
-    original = Loop._step
+    original = TrainStep.__call__
 
-    def step(self: Loop, batches: dict) -> dict[str, Tensor]:
-        if self.phase.name.startswith("self_training") and self.done == 1:
+    def step(self: TrainStep, batches: Batches) -> Losses:
+        if self.name.startswith("self_training") and self.done == 1:
             raise Interrupted("stopped")
         return original(self, batches)
 
-    with patch.object(Loop, "_step", step), pytest.raises(Interrupted):
+    with patch.object(TrainStep, "__call__", step), pytest.raises(Interrupted):
         trainer.fit()
     scores = Trainer.resume(run, device="cuda").fit()
     assert all(0 <= score.miou <= 1 for score in scores.values())

@@ -24,6 +24,7 @@ from udas_fast.data.translated import read_manifest
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.errors import InputError
+from udas_fast.objectives import Losses
 from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.recipes import get_recipe, override, small
 from udas_fast.recipes.cyclegan import small_cyclegan
@@ -43,7 +44,7 @@ def _start(
     recipe = at_native_size(recipe, open_domains(data))
     recipe = override(recipe, [f"stages.translation.objective.{s}" for s in (*TINY, *settings)])
     config = TranslationConfig(data, semantic, log_every=1, checkpoint_every=2)
-    return Translation(recipe, config, run=run, device="cpu")
+    return Translation(recipe, config, run_dir=run, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +86,18 @@ def _same(a: object, b: object) -> bool:
 def test_an_interrupted_run_goes_on_to_the_bit(
     finished: Path, roots: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    calls, learn = [], CycleGAN.learn
+    calls, training_step = [], CycleGAN.training_step
 
-    def interrupted(self: CycleGAN, *arguments: object) -> dict[str, Tensor]:
+    def interrupted(self: CycleGAN, *arguments: object) -> Losses:
         calls.append(1)
         if len(calls) == 4:  # the pool of two is full, and the newest checkpoint is of step 2
             if end == "killed":
                 raise MemoryError
             signal.raise_signal(signal.SIGINT)
-        return learn(self, *arguments)
+        return training_step(self, *arguments)
 
     out = tmp_path / "run"
-    monkeypatch.setattr(CycleGAN, "learn", interrupted)
+    monkeypatch.setattr(CycleGAN, "training_step", interrupted)
     with pytest.raises(MemoryError if end == "killed" else Interrupted):
         _start(*roots, out).fit()
     monkeypatch.undo()
@@ -247,11 +248,11 @@ def test_each_refusal_is_one_sentence(roots: tuple[str, str], finished: Path, tm
         _start(*roots, finished)
     tiny = small_cyclegan(get_recipe("cyclegan"), crop=(16, 16), steps=1)
     with pytest.raises(InputError, match=r"crop of source: found \(16, 16\), expected sides of 32 or more"):
-        Translation(tiny, TranslationConfig(DataConfig(*roots)), run=tmp_path / "run")
+        Translation(tiny, TranslationConfig(DataConfig(*roots)), run_dir=tmp_path / "run")
     with pytest.raises(
         InputError, match="recipe udas: found another one, expected one round of kind cyclegan"
     ):
-        Translation(get_recipe("udas"), TranslationConfig(DataConfig(*roots)), run=tmp_path / "run")
+        Translation(get_recipe("udas"), TranslationConfig(DataConfig(*roots)), run_dir=tmp_path / "run")
     with pytest.raises(
         InputError, match="recipe udas: found another one, expected one stage of kind cyclegan"
     ):

@@ -21,6 +21,7 @@ from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, small
+from udas_fast.training.requirements import check_data
 
 SIZE = (32, 48)
 CLASSES = ("road", "car", "sky")
@@ -143,7 +144,7 @@ class StopAfter(Callback):
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_on_loaders_goes_on_to_the_same_bits(workers: int, tmp_path: Path) -> None:
     def options(run: str) -> dict:
-        return {"run": tmp_path / run, "device": "cpu", "log_every": 1, "checkpoint_every": 1}
+        return {"run_dir": tmp_path / run, "device": "cpu", "log_every": 1, "checkpoint_every": 1}
 
     steps = 7  # epochs have two batches: the stop is in the middle of the third
     Trainer(recipe(steps=steps), loaders(num_workers=workers), seeded(UNet), **options("whole")).fit()
@@ -322,7 +323,8 @@ class Endless:
 
 
 def _stream(loader: UserLoader, start: int = 0, count: int = 4) -> list[int]:
-    stream = Domains(source=loader).streams(["source"], recipe().input, mixed=False, seed=0, phase="p")
+    inputs = recipe().input
+    stream = Domains(source=loader).loaders({"source": inputs.source}, inputs, seed=0, phase="p")
     batches = stream["source"].batches(start)
     return [int(next(batches).image[0, 0, 0, 0]) for _ in range(count)]
 
@@ -357,7 +359,7 @@ def test_what_cannot_be_is_refused_before_any_work(camvid_root: Path, tmp_path: 
     with pytest.raises(InputError, match="input.rare_classes: found a source that is a UserLoader"):
         start(recipe(settings=("input.rare_classes={}",)), loaders())
     with pytest.raises(InputError, match="unlabelled images of stage region_2: found a UserLoader"):
-        loaders().require(recipe("ddm", 6, ("stages.region_2.objective.pseudo_labels.labels=disk",)))
+        check_data(recipe("ddm", 6, ("stages.region_2.objective.pseudo_labels.labels=disk",)), loaders())
     with pytest.raises(
         InputError, match="found 3 in source mine and 11 in val camvid, number 0 is 'road' and"
     ):

@@ -13,8 +13,8 @@ from udas_fast.data import BadFile, Geometry
 from udas_fast.data.domains import DataConfig
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.errors import InputError
-from udas_fast.objectives.self_training import SelfTraining
 from udas_fast.recipes import get_recipe, override, small
+from udas_fast.training import trainer as training
 from udas_fast.training.run_folder import locked
 from udas_fast.training.trainer import Trainer
 
@@ -78,8 +78,8 @@ def test_a_resumed_run_may_be_allowed_more_bad_files(camvid_folder, tmp_path, ca
     Trainer.resume(run, max_bad_files=1, device="cpu").fit()
     assert "skipped 1 of 1: label" in capsys.readouterr().err
     assert len((run / "metrics.jsonl").read_text().splitlines()) == STEPS
-    assert Trainer.resume(run, device="cpu").faults.limit == 1  # from here on
-    assert Trainer.resume(run, max_bad_files=0, device="cpu").faults.limit == 1  # never lower
+    assert Trainer.resume(run, device="cpu")._run.bad_files.limit == 1  # from here on
+    assert Trainer.resume(run, max_bad_files=0, device="cpu")._run.bad_files.limit == 1  # never lower
     with locked(run), pytest.raises(InputError, match="a process that trains there"):
         Trainer.resume(run, max_bad_files=5, device="cpu")
     assert "max_bad_files: 1" in (run / "run.yaml").read_text()
@@ -94,18 +94,19 @@ def test_each_step_says_how_long_it_waited_for_data(camvid_folder, tmp_path):
 
 def test_what_comes_before_a_phase_is_no_time_of_its_first_step(camvid_folder, tmp_path, monkeypatch):
     root, recipe = camvid_folder("data", train=3), small(get_recipe("udas"), size=(32, 48), steps=6)
-    recipe = override(recipe, ["model.width=4", "stages.self_training.rounds=1"])
-    prepare, clock = SelfTraining.prepare, [0.0]
+    settings = ["rounds=1", "objective.pseudo_labels.labels=disk"]
+    recipe = override(recipe, ["model.width=4", *(f"stages.self_training.{setting}" for setting in settings)])
+    label, clock = training.label_to_disk, [0.0]
 
-    def labels_for_hours(self, around):
+    def labels_for_hours(labeller, labelled_round):
         clock[0] += 10_000.0
-        return prepare(self, around)
+        return label(labeller, labelled_round)
 
     def ticks():
         clock[0] += 0.001
         return clock[0]
 
-    monkeypatch.setattr(SelfTraining, "prepare", labels_for_hours)
+    monkeypatch.setattr(training, "label_to_disk", labels_for_hours)
     monkeypatch.setattr("time.perf_counter", ticks)
     spec = f"camvid:{root}"
     Trainer(recipe, DataConfig(spec, spec, engine="torch"), run_dir=tmp_path / "run", device="cpu").fit()
@@ -132,8 +133,8 @@ def test_rare_classes_are_a_setting_of_the_recipe(camvid_folder, tmp_path):
     recipe = small(get_recipe("no_adaptation"), size=(24, 32), steps=2, batch_size=2)
     recipe = override(recipe, ["model.width=4", "input.rare_classes={temperature: 0.1, min_pixels: 8}"])
     trainer = Trainer(recipe, DataConfig(source=f"camvid:{root}"), run_dir=tmp_path / "run", device="cpu")
-    streams = trainer.domains.streams(["source"], recipe.input, mixed=False, seed=0, phase="p")
-    assert streams["source"].sampler.rare is not None
+    loaders = trainer.domains.loaders({"source": recipe.input.source}, recipe.input, seed=0, phase="p")
+    assert loaders["source"].sampler.rare is not None
     assert recipe.input.source == Geometry(size=(24, 32), flip=True)
     trainer.fit()
     with pytest.raises(InputError, match="temperature"):
