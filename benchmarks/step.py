@@ -148,9 +148,7 @@ def build_phase(recipe: Recipe, stage_name: str, device: str, form: Form) -> Pha
         source=random_batch(inputs.batch_size, inputs.source.size, device),
         unlabelled=random_batch(inputs.batch_size, inputs.target.size, device),
     )
-    step = TrainStep(
-        stage.name, stage.steps, model, objective, stage.optimizer, amp, seed=0, capture=capture
-    )
+    step = TrainStep(stage.name, stage.steps, model, objective, stage.optimizer, amp, seed=0, capture=capture)
     step.memory_format = layout
     return Phase(step, batches)
 

@@ -199,8 +199,8 @@ class Listener(Callback):
         self.heard.append((phase, step, scores))
 
     def on_run_end(self, run_dir: Path) -> None:
-        assert (run / "model.safetensors").is_file()
-        self.heard.append(("end", run))
+        assert (run_dir / "model.safetensors").is_file()
+        self.heard.append(("end", run_dir))
 
 
 def test_callbacks_hear_every_step_in_order_and_the_scores(tmp_path: Path) -> None:
