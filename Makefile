@@ -13,7 +13,7 @@ help:
 	@echo "make demo    environment, build, train on procedural streets, table and figure"
 	@echo "make test    environment, build, lint, all tests"
 	@echo "make docs    the documentation as a site in build/docs"
-	@echo "make lint    ruff and clang-format"
+	@echo "make lint    ruff, mypy, import contracts and clang-format"
 	@echo "make format  rewrite the sources as the formatters want them"
 	@echo "make sanitize   the CPU operators' tests under AddressSanitizer and UBSan"
 	@echo "make gpu-check  on a machine with a GPU: build, CUDA tests, compute-sanitizer, benchmarks"
@@ -50,6 +50,8 @@ docs: .venv/docs
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(if $(CPP),$(BIN)/clang-format --dry-run --Werror $(CPP))
 
 format: .venv/ready

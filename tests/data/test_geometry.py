@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydantic import ValidationError
 
 from udas_fast.data.geometry import Geometry, resize
+from udas_fast.errors import InputError
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -122,5 +122,5 @@ def test_disabling_the_flip_changes_nothing_else():
     ],
 )
 def test_wrong_options(options, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InputError, match=message):
         Geometry(**options)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass as plain_dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ConfigDict, Field, PositiveInt, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, PositiveInt
 from torch.nn import functional
 
+from udas_fast.config import config_dataclass
 from udas_fast.data.classes import IGNORE
+from udas_fast.errors import bad
 
 Size = tuple[PositiveInt, PositiveInt]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@config_dataclass
 class Geometry:
     """Distribution of the geometric augmentation of training images; all sizes are (H, W).
 
@@ -27,7 +28,7 @@ class Geometry:
     probability 0.5 if ``flip``.
 
     Raises:
-        ValidationError: other values (pydantic's error, a ValueError).
+        InputError: other values.
     """
 
     size: Size
@@ -35,16 +36,12 @@ class Geometry:
     crop: Size | None = None
     flip: bool = Field(default=False, strict=True)
 
-    @model_validator(mode="after")
-    def _check(self) -> Geometry:
+    def __post_init__(self) -> None:
         low, high = self.scale
         if low > high:
-            raise ValueError(f"scale: found ({low:g}, {high:g}), expected (lowest, highest)")
+            raise bad("scale", f"({low:g}, {high:g})", "(lowest, highest)")
         if self.crop is None and low != high:
-            raise ValueError(
-                "crop: found None, expected (H, W), as a random scale gives images of many sizes"
-            )
-        return self
+            raise bad("crop", "None", "(H, W), as a random scale gives images of many sizes")
 
     def sample(self, rng: np.random.Generator) -> SampledGeometry:
         """Draw the geometry of one image.
@@ -69,7 +66,7 @@ class Geometry:
         return self.sample(rng).apply(image, label)
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class SampledGeometry:
     """Geometry of one image: resized to ``size``, cut from ``start`` to ``start + crop``, then mirrored if ``flip``.
 

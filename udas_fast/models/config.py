@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import nn
 
+from udas_fast.config import config_dataclass
 from udas_fast.errors import bad
 from udas_fast.models.deeplab import ASPP_RATES, DeepLabV2
 from udas_fast.models.deeplabv3plus import DeepLabV3Plus
@@ -16,9 +16,9 @@ from udas_fast.models.fcn import FCN
 NETWORKS = {"deeplabv2": DeepLabV2, "deeplabv3plus": DeepLabV3Plus, "fcn": FCN}
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@config_dataclass
 class ModelConfig:
-    """Network of a recipe. Unknown keys and values are refused by pydantic."""
+    """Network of a recipe."""
 
     name: Literal["deeplabv2", "deeplabv3plus", "fcn"] = "deeplabv2"
     backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet101"  # UDAS and DDM: ResNet-101
