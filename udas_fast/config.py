@@ -83,7 +83,7 @@ def sentence(error: ValidationError, origin: str, cls: type) -> InputError:
     if first["type"] == "tuple_type":
         return bad(f"{origin}: {key}", repr(first["input"]), "a list such as [512, 512]")
     if isinstance(cause := first.get("ctx", {}).get("error"), InputError):
-        return InputError(f"{origin}: {cause}")
+        return InputError(f"{origin}: {key}: {cause}" if path else f"{origin}: {cause}")
     return InputError(f"{origin}: {problem(key, first)}")
 
 
@@ -91,6 +91,8 @@ def _follow(cls: type, loc: Sequence[int | str]) -> tuple[list[str], type]:
     """Return the keys in a path of pydantic's, without what it adds for unions, and the class that it leads to."""
     node, path = cls, []
     for part in loc:
+        if isinstance(part, int) and not path and part < len(_fields(cls)):  # an argument by position
+            part = _fields(cls)[part]
         if isinstance(part, int):
             path.append(str(part))
         elif part in _fields(node):

@@ -281,7 +281,7 @@ def test_what_runs_again_is_given_its_tensors(saving: dict, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"weights": (0, 0)}, r"weights of the adversary: found \[0.0, 0.0\], expected one above 0"),
+        ({"weights": (0, 0)}, r"weights: found \[0.0, 0.0\], expected one above 0"),
         ({"discriminator": "pixel", "scales": 3}, 'found 3, expected 1 with discriminator "pixel"'),
     ],
 )

@@ -52,7 +52,7 @@ def test_components_are_added_and_left_out() -> None:
         ("stages.adaptation.objective.fda_beta=0.5", "fda_beta.*less than 0.5"),
         (
             "stages.adaptation.objective.adversary.weights=[0, 0]",
-            r"weights of the adversary: found \[0.0, 0.0\], expected one above 0, or adversary: null",
+            r"weights: found \[0.0, 0.0\], expected one above 0, or adversary: null",
         ),
         (
             "stages.adaptation.objective.entropy.robust=2",

@@ -46,7 +46,7 @@ class EntropyConfig:
 
     def __post_init__(self) -> None:
         if not any(self.weights):
-            raise bad("weights of the entropy", list(self.weights), "one above 0, or entropy: null")
+            raise bad("weights", list(self.weights), "one above 0, or entropy: null")
 
 
 @config_dataclass

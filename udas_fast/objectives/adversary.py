@@ -56,9 +56,9 @@ class AdversaryConfig:
 
     def __post_init__(self) -> None:
         if not any(self.weights):
-            raise bad("weights of the adversary", list(self.weights), "one above 0, or adversary: null")
+            raise bad("weights", list(self.weights), "one above 0, or adversary: null")
         if self.discriminator == "pixel" and self.scales != 1:
-            raise bad("scales of the adversary", self.scales, '1 with discriminator "pixel"')
+            raise bad("scales", self.scales, '1 with discriminator "pixel"')
 
     @property
     def min_size(self) -> int:
