@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from udas_fast.errors import InputError, bad, first_line
-from udas_fast.objectives import objective_kinds
+from udas_fast.objectives import ObjectiveConfig, objective_kinds
 from udas_fast.objectives.base import KINDS
 from udas_fast.recipes.recipe import Recipe
 
@@ -101,7 +101,8 @@ def _origin(module: str) -> str:
     path: str | None = getattr(sys.modules.get(module), "__file__", None)
     if module == "__main__":
         return f"{_SCRIPT}{Path(path).resolve() if path else 'of an interactive session'}"
-    if path is None or {"site-packages", "dist-packages"} & set(Path(path).parts):
+    by_name = "." in module or module in _LOADED  # relative imports need the package's name
+    if path is None or by_name or {"site-packages", "dist-packages"} & set(Path(path).parts):
         return module
     return str(Path(path).resolve())
 
@@ -113,12 +114,21 @@ def _import(origin: str) -> ModuleType:
     before = dict(KINDS)
     try:
         module = _import_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
-    except Exception as error:  # whatever a user's code raises
-        KINDS.clear()
-        KINDS.update(before)
-        raise InputError(f"method {origin}: {_where(error, origin)}{first_line(error)}") from error
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
+        _forget_kinds(before)
+        reason = "sys.exit" if isinstance(error, SystemExit) else first_line(error)
+        raise InputError(f"method {origin}: {_where(error, origin)}{reason}") from error
     _LOADED[origin] = module
     return module
+
+
+def _forget_kinds(before: Mapping[str, type[ObjectiveConfig]]) -> None:
+    """Take back the kinds of a module whose import failed; those of modules that it has imported are kept."""
+    for kind, cls in list(KINDS.items()):
+        if cls.__module__ not in sys.modules:
+            del KINDS[kind]
+            if kind in before:
+                KINDS[kind] = before[kind]
 
 
 def _import_file(file: Path) -> ModuleType:
@@ -143,7 +153,7 @@ def _import_file(file: Path) -> ModuleType:
 
 def _where(error: BaseException, origin: str) -> str:
     """Return ``line N: `` of the user's file where an error arose in it."""
-    if isinstance(error, SyntaxError) and error.lineno is not None:
+    if isinstance(error, SyntaxError) and error.filename == origin and error.lineno is not None:
         return f"line {error.lineno}: "
     trace, line = error.__traceback__, None
     while trace is not None:
