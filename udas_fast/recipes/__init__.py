@@ -58,9 +58,8 @@ def all_recipes() -> dict[str, Recipe]:
                     f"recipe {value.name!r} in {module.name}.py", "another recipe's name", "one of its own"
                 )
     for name, recipe in user_recipes()[0].items():
-        if name in found:
+        if found.setdefault(name, recipe) is not recipe:  # a file may import the package's own
             raise bad(f"recipe {name!r} of your own", "the name of a recipe of udas_fast", "another name")
-        found[name] = recipe
     return found
 
 
