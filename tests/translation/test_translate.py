@@ -41,7 +41,7 @@ def _start(
 ) -> Translation:
     data = DataConfig(source, target, workers=2, engine="torch", max_bad_files=max_bad_files)
     recipe = small_cyclegan(get_recipe("cyclegan"), crop=(32, 36), steps=STEPS)
-    recipe = at_native_size(recipe, open_datasets(data))
+    recipe = at_native_size(recipe, data)
     recipe = override(recipe, [f"stages.translation.objective.{s}" for s in (*TINY, *settings)])
     config = TranslationConfig(data, semantic, log_every=1, checkpoint_every=2)
     return Translation(recipe, config, run_dir=run, device="cpu")
