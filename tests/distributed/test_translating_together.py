@@ -12,7 +12,7 @@ from udas_fast.data.domains import DataConfig
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.recipes import get_recipe, override
 from udas_fast.recipes.cyclegan import small_cyclegan
-from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
+from udas_fast.translation import Translation, TranslationConfig, at_native_size
 from udas_fast.translation.write import is_complete
 
 IMAGES = 5
@@ -24,7 +24,7 @@ SETTINGS += ["optimizer.name=sgd", "optimizer.lr=1e-2", "optimizer.discriminator
 def translate(root: Path, run: Path) -> None:
     data = DataConfig(f"camvid:{root}", f"camvid:{root}", engine="torch")
     recipe = small_cyclegan(get_recipe("cyclegan"), crop=(32, 36), steps=3)
-    recipe = at_native_size(recipe, open_domains(data))
+    recipe = at_native_size(recipe, data)
     recipe = override(recipe, ["input.batch_size=2", *(f"stages.translation.{s}" for s in SETTINGS)])
     config = TranslationConfig(data, log_every=1)
     assert Translation(recipe, config, run_dir=run, device="cpu").fit() == IMAGES

@@ -42,9 +42,9 @@ def test_no_step_waits_and_memory_does_not_grow(name: str, precision: str) -> No
         allocated: list[int] = []
         try:
             for found in phase.steps():
-                losses = found
                 # From the second step on: the first one loads libraries and makes the optimisers' states.
                 torch.cuda.set_sync_debug_mode("error")
+                losses = found
                 allocated.append(torch.cuda.memory_allocated())
         finally:
             torch.cuda.set_sync_debug_mode("default")

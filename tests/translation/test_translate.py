@@ -30,7 +30,7 @@ from udas_fast.recipes import get_recipe, override, small
 from udas_fast.recipes.cyclegan import small_cyclegan
 from udas_fast.tools.report import watch_run
 from udas_fast.training.run_folder import locked
-from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_domains
+from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_datasets
 
 STEPS = 6
 TINY = ("width=4", "blocks=1", "discriminator_width=4", "pool=2")
@@ -41,7 +41,7 @@ def _start(
 ) -> Translation:
     data = DataConfig(source, target, workers=2, engine="torch", max_bad_files=max_bad_files)
     recipe = small_cyclegan(get_recipe("cyclegan"), crop=(32, 36), steps=STEPS)
-    recipe = at_native_size(recipe, open_domains(data))
+    recipe = at_native_size(recipe, data)
     recipe = override(recipe, [f"stages.translation.objective.{s}" for s in (*TINY, *settings)])
     config = TranslationConfig(data, semantic, log_every=1, checkpoint_every=2)
     return Translation(recipe, config, run_dir=run, device="cpu")
@@ -241,9 +241,9 @@ def test_streets_keep_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_each_refusal_is_one_sentence(roots: tuple[str, str], finished: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--target: found none, expected the domain"):
-        open_domains(DataConfig(roots[0]))
+        open_datasets(DataConfig(roots[0]))
     with pytest.raises(InputError, match="--source: found translated:.*, expected an original dataset"):
-        open_domains(DataConfig(f"translated:{finished}", roots[1]))
+        open_datasets(DataConfig(f"translated:{finished}", roots[1]))
     with pytest.raises(InputError, match="an earlier run, expected a new folder, or --resume"):
         _start(*roots, finished)
     tiny = small_cyclegan(get_recipe("cyclegan"), crop=(16, 16), steps=1)
