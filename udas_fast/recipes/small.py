@@ -1,4 +1,4 @@
-"""Any recipe at a size that a CPU can train: what `--small`, the demo and the README's table use."""
+"""Recipes at a size that a CPU can train: those of `--small`, the demo and the README's tables."""
 
 from __future__ import annotations
 
