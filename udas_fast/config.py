@@ -89,7 +89,8 @@ def sentence(error: ValidationError, origin: str, cls: type) -> InputError:
 
 def _follow(cls: type, loc: Sequence[int | str]) -> tuple[list[str], type]:
     """Return the keys in a path of pydantic's, without what it adds for unions, and the class that it leads to."""
-    node, path = cls, []
+    node = cls
+    path: list[str] = []
     for part in loc:
         if isinstance(part, int) and not path and part < len(_fields(cls)):  # an argument by position
             part = _fields(cls)[part]
