@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from udas_fast._build import __version__, build_info, warn_where_missing
+from udas_fast._build import __version__, warn_where_missing
 
 if TYPE_CHECKING:
     from udas_fast import data, models, nn, objectives, ops, recipes
     from udas_fast.data.domains import DataConfig
     from udas_fast.engine.callbacks import Callback
     from udas_fast.inference import TrainedModel, load
+    from udas_fast.ops import build_info
     from udas_fast.recipes import Recipe, Stage, get_recipe, list_recipes
     from udas_fast.training.trainer import Trainer
 
@@ -46,6 +47,7 @@ _HOMES = {
     "Stage": "udas_fast.recipes",
     "TrainedModel": "udas_fast.inference",
     "Trainer": "udas_fast.training.trainer",
+    "build_info": "udas_fast.ops",
     "get_recipe": "udas_fast.recipes",
     "list_recipes": "udas_fast.recipes",
     "load": "udas_fast.inference",

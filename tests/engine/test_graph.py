@@ -26,7 +26,7 @@ from udas_fast.errors import InputError
 from udas_fast.objectives import Losses, StepContext
 from udas_fast.objectives.losses import segmentation_loss
 from udas_fast.objectives.supervised import Supervised
-from udas_fast.ops import predictions
+from udas_fast.ops import _pseudo_label
 from udas_fast.recipes import Recipe, all_recipes, get_recipe, override, small
 from udas_fast.testing import TapeCapture, assert_equal, assert_replays, assert_resumes, random_phase, tiny
 from udas_fast.training import fit, networks
@@ -230,7 +230,7 @@ def test_a_whole_run_has_the_losses_and_scores_of_one_without(
     monkeypatch.setattr(fit, "CudaCapture", lambda device: TapeCapture())
     monkeypatch.setattr(networks, "check_graphs", lambda device: None)
     monkeypatch.setattr(
-        predictions, "_on_host", lambda value: False
+        _pseudo_label, "_on_host", lambda value: False
     )  # thresholds are out of reach, as a GPU's are
     root = f"camvid:{camvid_root}"
     recipe = small(get_recipe("udas"), size=(32, 48), steps=24, batch_size=2)

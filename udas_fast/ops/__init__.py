@@ -1,19 +1,21 @@
-"""The fused operators: upsampling, softmax, loss and gradient in one pass, on low-resolution logits.
+"""Fused operators: upsampling, softmax, loss and gradient in one pass, on low-resolution logits.
 
 Each has a same-named plain-PyTorch twin in :mod:`udas_fast.ops.reference`, which also runs where an operator
 is not compiled for a device; :func:`backends` says where that is.
 """
 
-from udas_fast.ops._library import backends
-from udas_fast.ops.divergence import distillation_kl, ensemble_kl, entropy, symmetric_kl
-from udas_fast.ops.mixing import region_mix, sample_boxes
-from udas_fast.ops.predictions import PseudoLabel, confusion_matrix, pseudo_label
-from udas_fast.ops.supervised import cross_entropy, rectified_cross_entropy
-from udas_fast.ops.upsampling import upsample
+from udas_fast.ops._confusion_matrix import confusion_matrix
+from udas_fast.ops._cross_entropy import cross_entropy, rectified_cross_entropy
+from udas_fast.ops._kl import distillation_kl, ensemble_kl, entropy, symmetric_kl
+from udas_fast.ops._library import backends, build_info
+from udas_fast.ops._pseudo_label import PseudoLabel, pseudo_label
+from udas_fast.ops._region_mix import region_mix, sample_boxes
+from udas_fast.ops._upsample import upsample
 
 __all__ = [
     "PseudoLabel",
     "backends",
+    "build_info",
     "confusion_matrix",
     "cross_entropy",
     "distillation_kl",

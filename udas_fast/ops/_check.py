@@ -1,4 +1,4 @@
-"""The checks of the operators' arguments: one sentence that names argument, find and wish."""
+"""Checks of the operators' arguments: one sentence that names the argument, what was found and what is expected."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from udas_fast.errors import bad, unknown
-from udas_fast.ops._loss import REDUCTIONS
 
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # the numbers of csrc
 MAX_CLASSES = 256
 MAX_VIEWS = 16
 LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -19,12 +19,12 @@ LABEL_DTYPES = (torch.uint8, torch.int64)
 
 
 def shape(t: Tensor) -> str:
-    """How a message names the shape that was found."""
+    """Return the shape of ``t`` for a message."""
     return f"shape {list(t.shape)}"
 
 
 def tensor(name: str, value: object, expected: str) -> None:
-    """``value`` is a tensor."""
+    """Check that ``value`` is a dense tensor."""
     if not isinstance(value, Tensor):
         raise bad(name, type(value).__name__, expected)
     if value.layout is not torch.strided:
@@ -32,7 +32,7 @@ def tensor(name: str, value: object, expected: str) -> None:
 
 
 def logits(name: str, t: Tensor) -> None:
-    """``[N, C, h, w]``, C from 2 to 256, float32, float16 or bfloat16."""
+    """Check logits ``[N, C, h, w]``: C from 2 to 256, float32, float16 or bfloat16."""
     tensor(name, t, "a tensor of logits [N, C, h, w]")
     if t.dim() != 4 or not 2 <= t.shape[1] <= MAX_CLASSES or t.shape[2] < 1 or t.shape[3] < 1:
         raise bad(name, shape(t), f"[N, C, h, w] with C from 2 to {MAX_CLASSES}")
@@ -41,7 +41,7 @@ def logits(name: str, t: Tensor) -> None:
 
 
 def alike(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
-    """Logits with the samples and classes of ``first``, on its device."""
+    """Check logits with the samples and classes of ``first``, on its device."""
     logits(name, t)
     if t.shape[:2] != first.shape[:2]:
         raise bad(name, shape(t), f"the samples and classes of {first_name}, {list(first.shape[:2])}")
@@ -49,20 +49,20 @@ def alike(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
 
 
 def one_dtype(maps: Sequence[Tensor]) -> list[Tensor]:
-    """``maps`` as they are, or all in float32 where their dtypes differ (low resolution: cheap)."""
+    """Return ``maps`` as they are, or all in float32 where their dtypes differ (low resolution: cheap)."""
     if all(m.dtype == maps[0].dtype for m in maps):
         return list(maps)
     return [m.float() for m in maps]
 
 
 def same_device(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
-    """On the device of ``first``."""
+    """Check that ``t`` is on the device of ``first``."""
     if t.device != first.device:
         raise bad(name, f"device {t.device}", f"the device of {first_name}, {first.device}")
 
 
-def size(value: Sequence[int]) -> list[int]:
-    """(H, W), both at least 1."""
+def size(value: Sequence[int]) -> tuple[int, int]:
+    """Return ``value`` as (H, W), both at least 1."""
     whole = (int, torch.SymInt, np.integer)
     if (
         not isinstance(value, Sequence)
@@ -70,11 +70,12 @@ def size(value: Sequence[int]) -> list[int]:
         or not all(isinstance(v, whole) and v >= 1 for v in value)
     ):
         raise bad("size", value, "(height, width), both at least 1")
-    return [int(v) for v in value]
+    height, width = (int(v) if isinstance(v, np.integer) else v for v in value)
+    return height, width
 
 
 def plane(name: str, t: Tensor, like: Tensor, height: int, width: int) -> None:
-    """``[N, H, W]`` on the device of ``like``, whose first axis is N."""
+    """Check a tensor ``[N, H, W]`` on the device of ``like``, whose first axis is N."""
     tensor(name, t, "a tensor [N, H, W]")
     if tuple(t.shape) != (like.shape[0], height, width):
         raise bad(name, shape(t), f"[N, H, W] = {[like.shape[0], height, width]}")
@@ -83,7 +84,7 @@ def plane(name: str, t: Tensor, like: Tensor, height: int, width: int) -> None:
 
 
 def labels(name: str, t: Tensor, like: Tensor) -> None:
-    """uint8 or int64 ``[N, H, W]`` beside ``like``."""
+    """Check labels uint8 or int64 ``[N, H, W]`` on the device of ``like``, whose first axis is N."""
     tensor(name, t, "a tensor of labels [N, H, W]")
     if t.dim() != 3 or t.shape[0] != like.shape[0] or t.shape[1] < 1 or t.shape[2] < 1:
         raise bad(name, shape(t), f"[N, H, W] with N = {like.shape[0]}")
@@ -94,13 +95,13 @@ def labels(name: str, t: Tensor, like: Tensor) -> None:
 
 
 def constant(name: str, t: Tensor) -> None:
-    """No gradient flows into ``t``, and a wish for one is an error."""
+    """Refuse a tensor that requires grad, as no gradient flows into ``t``."""
     if t.requires_grad and torch.is_grad_enabled():
         raise bad(name, "a tensor that requires grad", "a constant (call .detach())")
 
 
 def pixel_weight(t: Tensor | None, like: Tensor, height: int, width: int) -> Tensor | None:
-    """Floating ``[N, H, W]``, as float32."""
+    """Return floating-point ``[N, H, W]`` as float32."""
     if t is None:
         return None
     plane("pixel_weight", t, like, height, width)
@@ -111,7 +112,7 @@ def pixel_weight(t: Tensor | None, like: Tensor, height: int, width: int) -> Ten
 
 
 def class_values(name: str, t: Tensor, like: Tensor) -> Tensor:
-    """Floating ``[C]``, as float32 on the device of ``like``."""
+    """Return floating-point ``[C]`` as float32; it must be on the device of ``like``."""
     tensor(name, t, "a tensor [C]")
     if tuple(t.shape) != (like.shape[1],) or not t.is_floating_point():
         raise bad(name, f"{t.dtype} {list(t.shape)}", f"floating, one number per class, [{like.shape[1]}]")
@@ -122,7 +123,7 @@ def class_values(name: str, t: Tensor, like: Tensor) -> Tensor:
 
 
 def choice(name: str, value: str, known: Collection[str]) -> str:
-    """One of ``known``."""
+    """Return ``value``, which must be one of ``known``."""
     if not isinstance(value, str):
         raise bad(name, value, f"one of {', '.join(known)}")
     if value not in known:
@@ -131,40 +132,40 @@ def choice(name: str, value: str, known: Collection[str]) -> str:
 
 
 def reduction(value: str) -> int:
-    """ "none", "mean" or "sum" as the schema's number."""
+    """Return the schema's number of "none", "mean" or "sum"."""
     return REDUCTIONS[choice("reduction", value, REDUCTIONS)]
 
 
 def positive(name: str, value: float) -> float:
-    """A finite number above 0."""
+    """Return ``value``, which must be a finite number above 0."""
     if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
         raise bad(name, value, "a finite number above 0")
     return float(value)
 
 
 def flag(name: str, value: bool) -> bool:
-    """True or False."""
+    """Return ``value``, which must be True or False."""
     if not isinstance(value, bool):
         raise bad(name, value, "True or False")
     return value
 
 
 def ignored(value: int) -> int:
-    """The label of pixels that do not count: any integer, since 255 is as good as -100."""
+    """Return the label of pixels that do not count: any integer of 64 bits."""
     if not isinstance(value, int) or not -(2**63) <= value < 2**63:
         raise bad("ignore_index", value, "an integer")
     return value
 
 
 def ignore_byte(value: int) -> int:
-    """An ignored label that fits uint8."""
+    """Return an ignored label that fits uint8."""
     if not isinstance(value, int) or not 0 <= value <= 255:
         raise bad("ignore_index", value, "0 to 255")
     return int(value)
 
 
 def count(name: str, values: Sequence[Tensor]) -> list[Tensor]:
-    """1 to 16 tensors in a sequence."""
+    """Return 1 to 16 tensors as a list."""
     if not isinstance(values, Sequence) or not 1 <= len(values) <= MAX_VIEWS:
         kind = "one tensor" if isinstance(values, Tensor) else type(values).__name__
         found = f"{len(values)} tensors" if isinstance(values, Sequence) else kind

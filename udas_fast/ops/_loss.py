@@ -1,4 +1,4 @@
-"""What all loss operators share: shapes and gradient by the convention at the head of csrc/ops.cpp."""
+"""Shared parts of all loss operators: dispatch, shapes and gradient by the convention at the head of csrc/ops.cpp."""
 
 from __future__ import annotations
 
@@ -8,22 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udas_fast.ops import _library
+from udas_fast.ops import _check, _library, reference
+from udas_fast.ops._check import REDUCTIONS
 
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
-
-def run(name: str, maps: Sequence[Tensor], *args: Any) -> Tensor:
-    """Loss ``name`` of ``maps``; ``args`` are its other arguments up to and including the reduction.
+def dispatch(name: str, maps: Sequence[Tensor], *args: Any, reduction: str, **options: Any) -> Tensor:
+    """Return loss ``name`` of the logits ``maps`` by the compiled operator, or by its reference where there is none.
 
     The kernel computes the gradient with the loss, where autograd will ask for one.
+
+    Args:
+        name: of the operator and of its twin in :mod:`udas_fast.ops.reference`.
+        maps: logits that have a gradient.
+        args: the other positional arguments.
+        reduction: "none", "mean" or "sum".
+        options: keyword arguments, in the order of the operator's schema.
     """
+    code = _check.reduction(reduction)
+    if not _library.compiled(name, maps[0]):
+        return getattr(reference, name)(*maps, *args, reduction=reduction, **options)
     with_grad = torch.is_grad_enabled() and any(m.requires_grad for m in maps)
-    return _library.call(name, *maps, *args, with_grad)[0]
+    return _library.call(name, *maps, *args, *options.values(), code, with_grad)[0]
 
 
 def register(name: str, maps: int, size_at: int) -> None:
-    """Register fake and autograd of loss ``name``, where it is compiled.
+    """Register shapes and gradient of loss ``name``, where it is compiled.
 
     Its first ``maps`` arguments are the logits that have a gradient; argument ``size_at`` is size or target.
     """
@@ -48,23 +57,25 @@ def register(name: str, maps: int, size_at: int) -> None:
         ctx.set_materialize_grads(False)
         ctx.per_pixel = inputs[reduction_at] == REDUCTIONS["none"]
         ctx.dtypes = [m.dtype for m in inputs[:maps]]
-        ctx.plan, tensors = take_apart(inputs)
+        ctx.plan, tensors = flatten(inputs)
         ctx.save_for_backward(*(tensors if ctx.per_pixel else (scale, *grads)))
 
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        grads: Sequence[Tensor | None]
         if grad is None:
-            grads: list[Tensor | None] = [None] * maps
+            grads = [None] * maps
         elif ctx.per_pixel:
-            grads = pixel_gradients(put_together(ctx.plan, ctx.saved_tensors), grad)
+            grads = pixel_gradients(unflatten(ctx.plan, ctx.saved_tensors), grad)
         else:
             scale, *sums = ctx.saved_tensors
             grads = [g * (grad * scale) for g in sums]
         grads = [None if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)]
-        rest = ctx.plan[maps:]  # a list of tensors wants a list of gradients
-        return *grads, *([None] * (s.stop - s.start) if isinstance(s, slice) else None for s in rest)
+        # a list of tensors needs a list of gradients
+        rest = ([None] * (s.stop - s.start) if isinstance(s, slice) else None for s in ctx.plan[maps:])
+        return *grads, *rest
 
     def pixel_gradients(inputs: list[Any], grad: Tensor) -> list[Tensor]:
-        """The gradient of Σ grad · loss: the incoming gradient is one more weight per pixel."""
+        """Return the gradient of Σ grad · loss: the incoming gradient is one more weight per pixel."""
         weight = inputs[weight_at]
         inputs[weight_at] = grad if weight is None else grad * weight
         inputs[reduction_at], inputs[-1] = REDUCTIONS["sum"], True
@@ -74,8 +85,8 @@ def register(name: str, maps: int, size_at: int) -> None:
     torch.library.register_autograd(operator._name, backward, setup_context=setup_context)
 
 
-def take_apart(inputs: Sequence[Any]) -> tuple[list[Any], list[Tensor]]:
-    """``inputs`` as a plan without tensors (a slice for each tensor or list of them) and the tensors."""
+def flatten(inputs: Sequence[Any]) -> tuple[list[Any], list[Tensor]]:
+    """Return ``inputs`` as a plan without tensors (a place for each tensor or list of them) and the tensors."""
     plan: list[Any] = []
     tensors: list[Tensor] = []
     for value in inputs:
@@ -90,8 +101,8 @@ def take_apart(inputs: Sequence[Any]) -> tuple[list[Any], list[Tensor]]:
     return plan, tensors
 
 
-def put_together(plan: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
-    """The inverse of :func:`take_apart`."""
+def unflatten(plan: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
+    """Undo :func:`flatten`."""
     return [
         step[0]
         if isinstance(step, tuple)

@@ -1,4 +1,4 @@
-"""Every operator of :mod:`udas_fast.ops` in plain PyTorch: the oracle of the tests and the fallback.
+"""Plain PyTorch forms of every operator of :mod:`udas_fast.ops`: oracle of the tests, and fallback.
 
 Written to be read next to the papers, not to be fast: full-resolution maps exist here. Arithmetic is float32,
 or float64 where the logits are float64, and PyTorch differentiates. Signatures and meaning are those of the
@@ -30,7 +30,7 @@ class PseudoLabel(NamedTuple):
 
 
 def interpolate(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """Bilinear interpolation to ``size`` (H, W), in float32 or float64."""
+    """Interpolate bilinearly to ``size`` (H, W), in float32 or float64."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if wide.shape[0] == 0:
         return wide.new_zeros((0, wide.shape[1], *size)) + 0 * wide.sum()
@@ -40,7 +40,7 @@ def interpolate(logits: Tensor, size: Sequence[int], align_corners: bool) -> Ten
 def upsample(
     logits: Tensor, size: Sequence[int], *, activation: str = "softmax", align_corners: bool = False
 ) -> Tensor:
-    """Scores, softmax or self-information (AdvEnt) at full resolution; see :func:`udas_fast.ops.upsample`."""
+    """Return scores, softmax or self-information (AdvEnt) at full resolution; see :func:`udas_fast.ops.upsample`."""
     scores = interpolate(logits, size, align_corners)
     if activation == "none":
         return scores
@@ -60,7 +60,7 @@ def check_labels(name: str, label: Tensor, classes: int, ignore_index: int | Non
 
 
 def reduce_loss(loss: Tensor, count: Tensor | float, reduction: str) -> Tensor:
-    """``loss`` per pixel to its result: mean divides by ``count`` and is 0 where nothing counts."""
+    """Reduce ``loss`` per pixel: mean divides by ``count`` and is 0 where nothing counts."""
     if reduction == "none":
         return loss
     total = loss.sum()
@@ -72,7 +72,7 @@ def reduce_loss(loss: Tensor, count: Tensor | float, reduction: str) -> Tensor:
 
 
 def weighted(loss: Tensor, pixel_weight: Tensor | None) -> Tensor:
-    """``loss`` times ``pixel_weight`` where there is one."""
+    """Return ``loss`` times ``pixel_weight`` where there is one."""
     return loss if pixel_weight is None else loss * pixel_weight.to(loss.dtype)
 
 
@@ -85,7 +85,7 @@ def sample_boxes(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """CutMix boxes and their share of the image's area; see :func:`udas_fast.ops.sample_boxes`."""
+    """Draw CutMix boxes and their share of the image's area; see :func:`udas_fast.ops.sample_boxes`."""
     height, width = size
     concentration = torch.full((2, n), float(alpha), device=device)
     gamma = torch._standard_gamma(concentration, generator=generator)
@@ -108,7 +108,7 @@ def sample_boxes(
 
 
 def region_mask(region: Tensor, inside_label: Tensor) -> Tensor:
-    """The bool mask ``[N, H, W]`` that boxes, a class table or a mask stand for."""
+    """Return the bool mask ``[N, H, W]`` of boxes, a class table or a mask."""
     if region.dtype != torch.bool:
         height, width = inside_label.shape[1:]
         y = torch.arange(height, device=region.device).view(1, -1, 1)
@@ -136,7 +136,7 @@ def region_mix(
     out_dtype: torch.dtype | None = None,
     channels_last: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """M⊙inside + (1−M)⊙outside, normalised and cast; see :func:`udas_fast.ops.region_mix`."""
+    """Return M⊙inside + (1−M)⊙outside, normalised and cast; see :func:`udas_fast.ops.region_mix`."""
     mask = region_mask(region, inside_label)
     image = torch.where(mask.unsqueeze(1), inside, outside)
     label = torch.where(mask, inside_label, outside_label)
@@ -161,25 +161,23 @@ def flip_table(
     samples: int,
     device: torch.device,
 ) -> Tensor | None:
-    """``flips`` as bool ``[K, N]`` on ``device``, None where nothing is flipped. Fills: no copy waits."""
+    """Return ``flips`` as bool ``[K, N]`` on ``device``, None where nothing is flipped. Fills: no copy waits."""
     if flips is None:
         return None
     if isinstance(flips, Tensor):
         return flips.to(device=device, dtype=torch.bool).view(views, -1).expand(views, samples)
-    if not any(f if isinstance(f, bool) else any(f) for f in flips):
+    rows = [[f] * samples if isinstance(f, bool) else list(f) for f in flips]
+    if not any(map(any, rows)):
         return None
     table = torch.zeros((views, samples), dtype=torch.bool, device=device)
-    for k, view in enumerate(flips):
-        if isinstance(view, bool):
-            table[k].fill_(view)
-        else:
-            for n, flipped in enumerate(view):
-                table[k, n].fill_(flipped)
+    for k, row in enumerate(rows):
+        for n, flipped in enumerate(row):
+            table[k, n].fill_(flipped)
     return table
 
 
 def unflip(probability: Tensor, flips: Tensor | None, view: int) -> Tensor:
-    """View ``view`` with the horizontal flips of ``flips`` (bool ``[K, N]``) undone."""
+    """Return ``view`` with the horizontal flips of ``flips`` (bool ``[K, N]``) undone."""
     if flips is None:
         return probability
     flipped = flips[view].view(-1, 1, 1, 1)
@@ -197,7 +195,7 @@ def pseudo_label(
     align_corners: bool = False,
     ignore_index: int = 255,
 ) -> PseudoLabel:
-    """Label, confidence and histogram of K views; see :func:`udas_fast.ops.pseudo_label`."""
+    """Return label, confidence and histogram of K views; see :func:`udas_fast.ops.pseudo_label`."""
     table = flip_table(flips, len(views), views[0].shape[0], views[0].device)
     probability = [
         unflip((interpolate(view, size, align_corners) / temperature).softmax(1), table, k)
@@ -224,7 +222,7 @@ def pseudo_label(
 
 
 def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """−log softmax(logits)[target] per pixel, 0 where ignored, and the mask of pixels that count."""
+    """Return −log softmax(logits)[target] per pixel, 0 where ignored, and the mask of pixels that count."""
     check_labels("target", target, logits.shape[1], ignore_index)
     target = target.long()
     valid = target != ignore_index
@@ -243,7 +241,7 @@ def cross_entropy(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """``F.cross_entropy(F.interpolate(logits, target.shape[-2:]), target)``, 0 where nothing counts."""
+    """Return ``F.cross_entropy(F.interpolate(logits, target.shape[-2:]), target)``, 0 where nothing counts."""
     full = interpolate(logits, target.shape[-2:], align_corners)
     loss, valid = pixel_cross_entropy(full, target, ignore_index)
     count = valid.to(loss.dtype)
@@ -254,7 +252,7 @@ def cross_entropy(
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p‖q) per pixel from log-probabilities ``[N, C, H, W]``."""
+    """Return KL(p‖q) per pixel from log-probabilities ``[N, C, H, W]``."""
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
@@ -267,7 +265,7 @@ def symmetric_kl(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """KL(a‖b) + KL(b‖a) of the two heads' softmaxes."""
+    """Return KL(a‖b) + KL(b‖a) of the two heads' softmaxes."""
     log_a, log_b = (interpolate(x, size, align_corners).log_softmax(1) for x in (a, b))
     loss = kl(log_a, log_b) + kl(log_b, log_a)
     return reduce_loss(weighted(loss, pixel_weight), loss.numel(), reduction)
@@ -282,7 +280,7 @@ def ensemble_kl(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """KL(m‖primary) + KL(m‖auxiliary), m = softmax(0.5·auxiliary + primary) detached."""
+    """Return KL(m‖primary) + KL(m‖auxiliary), m = softmax(0.5·auxiliary + primary) detached."""
     p, a = (interpolate(x, size, align_corners) for x in (primary, auxiliary))
     log_m = (0.5 * a + p).detach().log_softmax(1)
     loss = kl(log_m, p.log_softmax(1)) + kl(log_m, a.log_softmax(1))
@@ -300,7 +298,7 @@ def distillation_kl(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """KL(mean_k softmax(teacher_k/T) ‖ softmax(student/T)), teachers detached."""
+    """Return KL(mean_k softmax(teacher_k/T) ‖ softmax(student/T)), teachers detached."""
     log_s = (interpolate(student, size, align_corners) / temperature).log_softmax(1)
     soft = [(interpolate(t.detach(), size, align_corners) / temperature).softmax(1) for t in teachers]
     mean = torch.stack(soft).mean(0)
@@ -323,7 +321,7 @@ def rectified_cross_entropy(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """mean(CE(primary)·exp(−var)) + mean(var), var = KL(auxiliary‖primary); means over all pixels."""
+    """Return mean(CE(primary)·exp(−var)) + mean(var), var = KL(auxiliary‖primary); means over all pixels."""
     p, a = (interpolate(x, target.shape[-2:], align_corners) for x in (primary, auxiliary))
     variance = kl(a.log_softmax(1), p.log_softmax(1))
     loss, _ = pixel_cross_entropy(p, target, ignore_index)
@@ -339,7 +337,7 @@ def entropy(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """−Σ p·log p / log C per pixel (MinEnt)."""
+    """Return −Σ p·log p / log C per pixel (MinEnt)."""
     log_p = interpolate(logits, size, align_corners).log_softmax(1)
     loss = -(log_p.exp() * log_p).sum(1) / math.log(logits.shape[1])
     return reduce_loss(weighted(loss, pixel_weight), loss.numel(), reduction)
@@ -353,7 +351,7 @@ def confusion_matrix(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> Tensor:
-    """int64 ``[C, C]``: pixels of true class i (row) predicted as class j (column)."""
+    """Return int64 ``[C, C]``: pixels of true class i (row) predicted as class j (column)."""
     check_labels("target", target, num_classes, ignore_index)
     prediction = interpolate(logits, target.shape[-2:], align_corners).argmax(1)
     target = target.long()

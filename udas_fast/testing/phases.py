@@ -19,7 +19,7 @@ from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.engine.step import TrainStep, start_objective
 from udas_fast.models import build_model
 from udas_fast.objectives import Batches, Losses
-from udas_fast.ops import predictions
+from udas_fast.ops import _pseudo_label
 from udas_fast.recipes import Recipe, small
 from udas_fast.testing.tape import TapeCapture
 
@@ -127,7 +127,7 @@ def assert_replays(recipe: Recipe, *replays: int) -> None:
         recipe: a recipe with at least 5 steps a stage, such as :func:`tiny` makes.
         replays: number of replayed steps of each stage; by default all but the first three.
     """
-    with patch.object(predictions, "_on_host", lambda value: False):  # thresholds are out of reach
+    with patch.object(_pseudo_label, "_on_host", lambda value: False):  # thresholds are out of reach
         for index, stage in enumerate(recipe.stages):
             expected = replays[index] if replays else stage.steps - WARM_UP
             plain, recorded = random_phase(recipe, index), random_phase(recipe, index, capture=TapeCapture())

@@ -1,4 +1,4 @@
-"""Full-resolution maps from low-resolution logits, where a network, not a loss, is to see them."""
+"""Full-resolution maps of low-resolution logits, for networks (discriminators) that see them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACTIVATIONS = {"none": 0, "softmax": 1, "self_information": 2}
 def upsample(
     logits: Tensor, size: Sequence[int], *, activation: str = "softmax", align_corners: bool = False
 ) -> Tensor:
-    """The bilinearly upsampled logits with an activation over the classes, what discriminators see.
+    """Return bilinearly upsampled logits with an activation over the classes, the input of discriminators.
 
     Beside the result nothing of its size is made, and for the backward pass only ``logits`` are kept.
 

@@ -1,4 +1,4 @@
-"""Mixing two images and their labels: where (boxes), and the fused composite."""
+"""Mixing of two images and their labels: boxes, and the fused composite."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def sample_boxes(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """CutMix boxes: λ ~ Beta(alpha, alpha), centre uniform, sides W·√(1−λ) and H·√(1−λ), clipped.
+    """Draw CutMix boxes: λ ~ Beta(alpha, alpha), centre uniform, sides W·√(1−λ) and H·√(1−λ), clipped.
 
     (Yun et al., "CutMix", 2019, eq. 2.) Drawn on ``device`` without waiting for it.
 
     Args:
-        n: how many boxes.
+        n: number of boxes.
         size: (H, W) of the image.
         alpha: parameter of the Beta distribution, above 0; 1 is uniform.
         fit: place the box uniformly where it fits whole, instead of clipping it.
@@ -69,15 +69,18 @@ def region_mix(
     out_dtype: torch.dtype | None = None,
     channels_last: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """M⊙inside + (1−M)⊙outside for image and label, with normalisation, cast and layout in the same pass.
+    """Return M⊙inside + (1−M)⊙outside for image and label, with normalisation, cast and layout in one pass.
 
     Args:
-        inside, outside: images ``[N, channels, H, W]``, both uint8, float32, float16 or bfloat16, any stride.
-        inside_label, outside_label: ``[N, H, W]``, both uint8 or both int64.
+        inside: images ``[N, channels, H, W]`` uint8, float32, float16 or bfloat16, any strides.
+        outside: images of the same shape and dtype.
+        inside_label: ``[N, H, W]`` uint8 or int64.
+        outside_label: labels of the same shape and dtype.
         region: M, as int32 boxes ``[N, 4]`` (x0, y0, x1, y1), as a bool class table ``[N, C]`` (ClassMix: M
             where ``inside_label`` is in the sample's set; 255 never is), or as a bool mask ``[N, H, W]``.
-        mean, std: one number per channel. uint8 images that become floating are first scaled to [0, 1], then
-            (x − mean) / std; floating images are taken as they are.
+        mean: one number per channel. uint8 images that become floating are first scaled to [0, 1], then
+            (x − mean) / std; floating images are not scaled.
+        std: one number per channel.
         out_dtype: of the image; by default its own dtype, or float32 for normalised uint8.
         channels_last: memory layout of the image.
 

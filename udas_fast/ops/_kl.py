@@ -1,14 +1,14 @@
-"""Losses without labels: divergences between heads, from teachers, and the entropy of one head."""
+"""Losses without labels: divergences between heads and from teachers, and the entropy of one head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from udas_fast.errors import bad
-from udas_fast.ops import _check, _library, _loss, reference
+from udas_fast.ops import _check, _loss
 
 
 def symmetric_kl(
@@ -20,12 +20,12 @@ def symmetric_kl(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """KL(p‖q) + KL(q‖p) per pixel, p = softmax(a), q = softmax(b) (UDAS, L_kl with ``kl="symmetric"``).
+    """Return KL(p‖q) + KL(q‖p) per pixel, p = softmax(a), q = softmax(b) (UDAS, L_kl with ``kl="symmetric"``).
 
     Args:
-        a, b: ``[N, C, h, w]`` float32, float16 or bfloat16, any strides; h and w may differ between them.
-            Gradients reach both.
-        size: (H, W) where the loss lives.
+        a: ``[N, C, h, w]`` float32, float16 or bfloat16, any strides. Gradients reach it.
+        b: the same; h and w may differ from those of ``a``. Gradients reach it.
+        size: (H, W) at which the loss is computed.
         pixel_weight: ``[N, H, W]`` floating, a factor per pixel that does not enter the divisor of "mean".
         align_corners: as in ``torch.nn.functional.interpolate``.
         reduction: "mean" over N·H·W pixels, "sum" or "none".
@@ -36,16 +36,7 @@ def symmetric_kl(
     Raises:
         InputError: wrong shape, dtype, device or option.
     """
-    return _two_heads(
-        "symmetric_kl",
-        reference.symmetric_kl,
-        ("a", a),
-        ("b", b),
-        size,
-        pixel_weight,
-        align_corners,
-        reduction,
-    )
+    return _two_heads("symmetric_kl", ("a", a), ("b", b), size, pixel_weight, align_corners, reduction)
 
 
 def ensemble_kl(
@@ -57,21 +48,18 @@ def ensemble_kl(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """KL(m‖primary) + KL(m‖auxiliary) per pixel, m = softmax(0.5·auxiliary + primary) detached.
+    """Return KL(m‖primary) + KL(m‖auxiliary) per pixel, m = softmax(0.5·auxiliary + primary) detached.
 
     The memory regularisation of MRNet (Zheng and Yang, "Unsupervised Scene Adaptation with Memory
     Regularization in vivo", 2020), UDAS's L_kl by default. Arguments, result and errors as in
     :func:`symmetric_kl`.
     """
-    first, second = ("primary", primary), ("auxiliary", auxiliary)
-    return _two_heads(
-        "ensemble_kl", reference.ensemble_kl, first, second, size, pixel_weight, align_corners, reduction
-    )
+    heads = ("primary", primary), ("auxiliary", auxiliary)
+    return _two_heads("ensemble_kl", *heads, size, pixel_weight, align_corners, reduction)
 
 
 def _two_heads(
     name: str,
-    twin: Callable[..., Tensor],
     first: tuple[str, Tensor],
     second: tuple[str, Tensor],
     size: tuple[int, int],
@@ -81,14 +69,15 @@ def _two_heads(
 ) -> Tensor:
     _check.logits(*first)
     _check.alike(*second, *first)
-    a, b = first[1], second[1]
     hw = _check.size(size)
-    pixel_weight = _check.pixel_weight(pixel_weight, a, *hw)
-    align_corners = _check.flag("align_corners", align_corners)
-    code = _check.reduction(reduction)
-    if not _library.compiled(name, a):
-        return twin(a, b, hw, pixel_weight=pixel_weight, align_corners=align_corners, reduction=reduction)
-    return _loss.run(name, _check.one_dtype((a, b)), hw, pixel_weight, align_corners, code)
+    return _loss.dispatch(
+        name,
+        _check.one_dtype((first[1], second[1])),
+        hw,
+        pixel_weight=_check.pixel_weight(pixel_weight, first[1], *hw),
+        align_corners=_check.flag("align_corners", align_corners),
+        reduction=reduction,
+    )
 
 
 def distillation_kl(
@@ -102,17 +91,19 @@ def distillation_kl(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """KL(m‖softmax(student/T)) per pixel, m = mean_k softmax(teacher_k/T) (DDM, student loss).
+    """Return KL(m‖softmax(student/T)) per pixel, m = mean_k softmax(teacher_k/T) (DDM, student loss).
 
     No factor T² is applied.
 
     Args:
         student: ``[N, C, h, w]`` float32, float16 or bfloat16.
         teachers: 1 to 16 maps ``[N, C, h_k, w_k]`` of any size; no gradient reaches them.
-        size: (H, W) where the loss lives.
+        size: (H, W) at which the loss is computed.
         temperature: T > 0.
         mask: bool ``[N, H, W]``, the pixels that count; "mean" divides by their number (0 where none counts).
-        pixel_weight, align_corners, reduction: as in :func:`symmetric_kl`.
+        pixel_weight: as in :func:`symmetric_kl`.
+        align_corners: as in :func:`symmetric_kl`.
+        reduction: as in :func:`symmetric_kl`.
 
     Returns:
         float32, a scalar, or ``[N, H, W]`` for "none".
@@ -131,22 +122,17 @@ def distillation_kl(
         _check.plane("mask", mask, student, *hw)
         if mask.dtype != torch.bool:
             raise bad("mask", mask.dtype, "bool")
-    align_corners = _check.flag("align_corners", align_corners)
-    code = _check.reduction(reduction)
-    if not _library.compiled("distillation_kl", student):
-        return reference.distillation_kl(
-            student,
-            teachers,
-            hw,
-            temperature=temperature,
-            mask=mask,
-            pixel_weight=pixel_weight,
-            align_corners=align_corners,
-            reduction=reduction,
-        )
     student, *teachers = _check.one_dtype((student, *teachers))
-    return _loss.run(
-        "distillation_kl", [student], teachers, hw, temperature, mask, pixel_weight, align_corners, code
+    return _loss.dispatch(
+        "distillation_kl",
+        [student],
+        teachers,
+        hw,
+        temperature=temperature,
+        mask=mask,
+        pixel_weight=pixel_weight,
+        align_corners=_check.flag("align_corners", align_corners),
+        reduction=reduction,
     )
 
 
@@ -158,11 +144,14 @@ def entropy(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """−Σ_c p_c·log p_c / log C per pixel, from 0 to 1 (Vu et al., "ADVENT", 2019, eq. 4: MinEnt).
+    """Return −Σ_c p_c·log p_c / log C per pixel, from 0 to 1 (Vu et al., "ADVENT", 2019, eq. 4: MinEnt).
 
     Args:
         logits: ``[N, C, h, w]`` float32, float16 or bfloat16.
-        size, pixel_weight, align_corners, reduction: as in :func:`symmetric_kl`.
+        size: as in :func:`symmetric_kl`.
+        pixel_weight: as in :func:`symmetric_kl`.
+        align_corners: as in :func:`symmetric_kl`.
+        reduction: as in :func:`symmetric_kl`.
 
     Returns:
         float32, a scalar, or ``[N, H, W]`` for "none".
@@ -172,14 +161,14 @@ def entropy(
     """
     _check.logits("logits", logits)
     hw = _check.size(size)
-    pixel_weight = _check.pixel_weight(pixel_weight, logits, *hw)
-    align_corners = _check.flag("align_corners", align_corners)
-    code = _check.reduction(reduction)
-    if not _library.compiled("entropy", logits):
-        return reference.entropy(
-            logits, hw, pixel_weight=pixel_weight, align_corners=align_corners, reduction=reduction
-        )
-    return _loss.run("entropy", [logits], hw, pixel_weight, align_corners, code)
+    return _loss.dispatch(
+        "entropy",
+        [logits],
+        hw,
+        pixel_weight=_check.pixel_weight(pixel_weight, logits, *hw),
+        align_corners=_check.flag("align_corners", align_corners),
+        reduction=reduction,
+    )
 
 
 _loss.register("symmetric_kl", maps=2, size_at=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from udas_fast.ops import _check, _library, _loss, reference
+from udas_fast.ops import _check, _loss
 
 
 def cross_entropy(
@@ -17,11 +17,11 @@ def cross_entropy(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """``F.cross_entropy(F.interpolate(logits, target.shape[-2:]), target)`` without full-resolution logits.
+    """Return ``F.cross_entropy(F.interpolate(logits, target.shape[-2:]), target)`` without full-resolution logits.
 
     Args:
         logits: ``[N, C, h, w]`` float32, float16 or bfloat16, any strides, any h and w.
-        target: ``[N, H, W]`` uint8 or int64, any strides; the loss lives at its size.
+        target: ``[N, H, W]`` uint8 or int64, any strides; the loss is computed at its size.
         weight: ``[C]`` floating, a factor per class. As in PyTorch, "mean" divides by the weights' sum.
         pixel_weight: ``[N, H, W]`` floating, a factor per pixel. It scales the loss and does not enter the
             divisor of "mean", so that a pseudo-label's confidence lowers its share.
@@ -42,19 +42,15 @@ def cross_entropy(
     pixel_weight = _check.pixel_weight(pixel_weight, logits, height, width)
     weight = None if weight is None else _check.class_values("weight", weight, logits)
     ignore_index, align_corners = _check.ignored(ignore_index), _check.flag("align_corners", align_corners)
-    code = _check.reduction(reduction)
-    if not _library.compiled("cross_entropy", logits):
-        return reference.cross_entropy(
-            logits,
-            target,
-            weight=weight,
-            pixel_weight=pixel_weight,
-            ignore_index=ignore_index,
-            align_corners=align_corners,
-            reduction=reduction,
-        )
-    return _loss.run(
-        "cross_entropy", [logits], target, weight, pixel_weight, ignore_index, align_corners, code
+    return _loss.dispatch(
+        "cross_entropy",
+        [logits],
+        target,
+        weight=weight,
+        pixel_weight=pixel_weight,
+        ignore_index=ignore_index,
+        align_corners=align_corners,
+        reduction=reduction,
     )
 
 
@@ -68,16 +64,20 @@ def rectified_cross_entropy(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """mean(CE(primary)·exp(−var)) + mean(var), var = KL(auxiliary‖primary) per pixel.
+    """Return mean(CE(primary)·exp(−var)) + mean(var), var = KL(auxiliary‖primary) per pixel.
 
     The heads' disagreement stands for the label's uncertainty (Zheng and Yang, "Rectifying Pseudo Label
     Learning via Uncertainty Estimation", 2020, eq. 8). Both means are over all N·H·W pixels, as in its code:
     an ignored pixel has no cross-entropy but keeps its variance. Gradients reach both heads.
 
     Args:
-        primary, auxiliary: ``[N, C, h, w]`` float32, float16 or bfloat16; h and w may differ between them.
+        primary: ``[N, C, h, w]`` float32, float16 or bfloat16.
+        auxiliary: the same; h and w may differ from the primary's.
         target: ``[N, H, W]`` uint8 or int64.
-        pixel_weight, ignore_index, align_corners, reduction: as in :func:`cross_entropy`.
+        pixel_weight: as in :func:`cross_entropy`.
+        ignore_index: as in :func:`cross_entropy`.
+        align_corners: as in :func:`cross_entropy`.
+        reduction: as in :func:`cross_entropy`.
 
     Returns:
         float32, a scalar, or ``[N, H, W]`` for "none".
@@ -91,19 +91,15 @@ def rectified_cross_entropy(
     height, width = target.shape[1:]
     pixel_weight = _check.pixel_weight(pixel_weight, primary, height, width)
     ignore_index, align_corners = _check.ignored(ignore_index), _check.flag("align_corners", align_corners)
-    code = _check.reduction(reduction)
-    if not _library.compiled("rectified_cross_entropy", primary):
-        return reference.rectified_cross_entropy(
-            primary,
-            auxiliary,
-            target,
-            pixel_weight=pixel_weight,
-            ignore_index=ignore_index,
-            align_corners=align_corners,
-            reduction=reduction,
-        )
-    maps = _check.one_dtype((primary, auxiliary))
-    return _loss.run("rectified_cross_entropy", maps, target, pixel_weight, ignore_index, align_corners, code)
+    return _loss.dispatch(
+        "rectified_cross_entropy",
+        _check.one_dtype((primary, auxiliary)),
+        target,
+        pixel_weight=pixel_weight,
+        ignore_index=ignore_index,
+        align_corners=align_corners,
+        reduction=reduction,
+    )
 
 
 _loss.register("cross_entropy", maps=1, size_at=1)

@@ -1,4 +1,4 @@
-"""What a model predicts at full resolution: pseudo-labels with confidences, and the confusion matrix."""
+"""Pseudo-labels of K views at full resolution, with confidences and their histogram."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pseudo_label(
     align_corners: bool = False,
     ignore_index: int = 255,
 ) -> PseudoLabel:
-    """Pseudo-labels of K views of the same images, with confidences and their histogram.
+    """Return pseudo-labels of K views of the same images, with confidences and their histogram.
 
     p_k = softmax(views_k / T) at full resolution. "max": the view with the largest maximum wins (UDAS,
     maximum confidence map; the lowest k of equals). "mean": the mean of the p_k decides (MixMatch, DDM). The class is
@@ -93,7 +93,7 @@ def pseudo_label(
 
 
 def _threshold(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
-    """(number, None) or (0, per class)."""
+    """Return (number, None) or (0, per class)."""
     if not isinstance(value, Tensor):
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise bad("threshold", value, "a finite number or a tensor [C]")
@@ -105,7 +105,7 @@ def _threshold(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | Non
 
 
 def _on_host(value: Tensor) -> bool:
-    """Whether a look at it waits for nothing; a subclass may have no values, under torch.compile there are none yet."""
+    """Return whether reading it waits for nothing; a subclass may have no values, nor has torch.compile yet."""
     return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 
 
@@ -125,48 +125,11 @@ def _flip_table(flips: Flips, views: Sequence[Tensor]) -> Tensor | None:
 
 
 def _is_flip(value: Any, n: int) -> bool:
-    """A bool, or one for each of ``n`` samples."""
+    """Return whether ``value`` is a bool, or one for each of ``n`` samples."""
     if isinstance(value, Tensor):
         return value.dtype == torch.bool and value.shape in ((), (n,))
     many = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == n
     return isinstance(value, bool) or (many and all(isinstance(v, bool) for v in value))
-
-
-@torch.no_grad()
-def confusion_matrix(
-    logits: Tensor,
-    target: Tensor,
-    num_classes: int,
-    *,
-    ignore_index: int = 255,
-    align_corners: bool = False,
-) -> Tensor:
-    """Counts of (true class, predicted class), the prediction being the arg-max of the upsampled logits.
-
-    Args:
-        logits: ``[N, C, h, w]`` float32, float16 or bfloat16.
-        target: ``[N, H, W]`` uint8 or int64; predictions are made at its size.
-        num_classes: C, which the logits must have.
-        ignore_index: label of pixels that do not count.
-        align_corners: as in ``torch.nn.functional.interpolate``.
-
-    Returns:
-        int64 ``[C, C]``: rows are the truth, columns the prediction; ties go to the lowest class.
-
-    Raises:
-        InputError: wrong shape, dtype or device; on the CPU a label that is neither below C nor ignored (on
-            CUDA such pixels do not count).
-    """
-    _check.logits("logits", logits)
-    if logits.shape[1] != num_classes:
-        raise bad("logits", _check.shape(logits), f"num_classes = {num_classes} classes")
-    _check.labels("target", target, logits)
-    ignore_index, align_corners = _check.ignored(ignore_index), _check.flag("align_corners", align_corners)
-    if not _library.compiled("confusion_matrix", logits):
-        return reference.confusion_matrix(
-            logits, target, num_classes, ignore_index=ignore_index, align_corners=align_corners
-        )
-    return _library.call("confusion_matrix", logits, target, ignore_index, align_corners)
 
 
 def _pseudo_label_fake(views: list[Tensor], size: list[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,9 +142,4 @@ def _pseudo_label_fake(views: list[Tensor], size: list[int], *_: Any) -> tuple[T
     )
 
 
-def _confusion_matrix_fake(logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty((logits.shape[1], logits.shape[1]), dtype=torch.int64)
-
-
 _library.register_fake("pseudo_label", _pseudo_label_fake)
-_library.register_fake("confusion_matrix", _confusion_matrix_fake)

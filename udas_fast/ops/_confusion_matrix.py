@@ -1,0 +1,55 @@
+"""Confusion matrix of upsampled predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udas_fast.errors import bad
+from udas_fast.ops import _check, _library, reference
+
+
+@torch.no_grad()
+def confusion_matrix(
+    logits: Tensor,
+    target: Tensor,
+    num_classes: int,
+    *,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+) -> Tensor:
+    """Count pixels by true and predicted class; the prediction is the arg-max of the upsampled logits.
+
+    Args:
+        logits: ``[N, C, h, w]`` float32, float16 or bfloat16.
+        target: ``[N, H, W]`` uint8 or int64; predictions are made at its size.
+        num_classes: C, which the logits must have.
+        ignore_index: label of pixels that do not count.
+        align_corners: as in ``torch.nn.functional.interpolate``.
+
+    Returns:
+        int64 ``[C, C]``: rows are the truth, columns the prediction; ties go to the lowest class.
+
+    Raises:
+        InputError: wrong shape, dtype or device; on the CPU a label that is neither below C nor ignored (on
+            CUDA such pixels do not count).
+    """
+    _check.logits("logits", logits)
+    if logits.shape[1] != num_classes:
+        raise bad("logits", _check.shape(logits), f"num_classes = {num_classes} classes")
+    _check.labels("target", target, logits)
+    ignore_index, align_corners = _check.ignored(ignore_index), _check.flag("align_corners", align_corners)
+    if not _library.compiled("confusion_matrix", logits):
+        return reference.confusion_matrix(
+            logits, target, num_classes, ignore_index=ignore_index, align_corners=align_corners
+        )
+    return _library.call("confusion_matrix", logits, target, ignore_index, align_corners)
+
+
+def _confusion_matrix_fake(logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty((logits.shape[1], logits.shape[1]), dtype=torch.int64)
+
+
+_library.register_fake("confusion_matrix", _confusion_matrix_fake)
