@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 
 from udas_fast.objectives import Batches, PrepareContext
+from udas_fast.objectives.base import KINDS
+from udas_fast.recipes import all_recipes, methods
 from udas_fast.testing import TinyNetwork, make_context, random_batches
 
 
@@ -31,6 +34,19 @@ def batches() -> Batches:
 def make_step() -> Callable[..., PrepareContext]:
     """A context that calls ``loss.backward()``: :func:`udas_fast.testing.make_context`."""
     return make_context
+
+
+@pytest.fixture
+def own_methods() -> Iterator[None]:
+    """Forget the methods that a test registers, and the files that it loads."""
+    all_recipes()  # first, so that the package's own stay
+    kept = [(registry, dict(registry)) for registry in (KINDS, methods._LOADED)]
+    yield
+    for registry, before in kept:
+        registry.clear()
+        registry.update(before)
+    for name in [name for name in sys.modules if name.startswith("udas_fast_method_")]:
+        del sys.modules[name]
 
 
 def write_camvid(root: Path, train: int = 4, val: int = 2, size: tuple[int, int] = (24, 32)) -> Path:
