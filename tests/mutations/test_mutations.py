@@ -66,7 +66,7 @@ def test_a_run_file_of_other_bytes(tmp_path: Path) -> None:
         read_run_file(tmp_path, RunConfig)
     document = {"run": {"data": {"num_labels": -1}}, "recipe": get_recipe("udas").to_dict()}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
-    with pytest.raises(InputError, match=r"run.yaml: run.data.num_labels: input should be greater.*found -1"):
+    with pytest.raises(InputError, match=r"run.yaml: run: data.num_labels: input should be greater.*found -1"):
         read_run_file(tmp_path, RunConfig)
 
 
@@ -77,6 +77,7 @@ def test_a_run_file_of_other_bytes(tmp_path: Path) -> None:
         (("stages", 1, "name"), "adaptation", "stages: found two of the name 'adaptation'"),
         (("stages", 0, "name"), "x" * 3000, "at most 100 characters"),
         (("stages", 1, "objective"), {"kind": "cyclegan"}, "stages: found segmentation and translation"),
+        (("stages", 1, "objective", "kind"), {"a": 1}, r"stages\[1\].objective.kind: found .*'a': 1"),
         (("name",), "../../x", "name: string should match pattern"),
         (("stages", 0, "optimizer", "momentum"), float("nan"), "momentum: input should be"),
         (("stages", 0, "optimizer", "weight_decay"), float("inf"), "weight_decay: input should be a finite"),

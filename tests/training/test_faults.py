@@ -134,7 +134,7 @@ def test_rare_classes_are_a_setting_of_the_recipe(camvid_folder, tmp_path):
     recipe = override(recipe, ["model.width=4", "input.rare_classes={temperature: 0.1, min_pixels: 8}"])
     trainer = Trainer(recipe, DataConfig(source=f"camvid:{root}"), run_dir=tmp_path / "run", device="cpu")
     loaders = trainer.domains.loaders({"source": recipe.input.source}, recipe.input, seed=0, phase="p")
-    assert loaders["source"].sampler.rare is not None
+    assert loaders["source"].sampler.rare_classes is not None
     assert recipe.input.source == Geometry(size=(24, 32), flip=True)
     trainer.fit()
     with pytest.raises(InputError, match="temperature"):

@@ -164,7 +164,7 @@ def test_a_loss_that_explodes_is_named_and_never_saved(camvid_root: Path, tmp_pa
     fault = json.loads((tmp_path / "run/fault.json").read_text())
     assert (fault["term"], fault["phase"]) == ("seg", "source")
     assert ", ".join(fault["samples"]["source"]) in str(caught.value)
-    newest = trainer.checkpoints.newest()
+    newest = CheckpointFolder(tmp_path / "run/checkpoints").newest()
     assert newest is not None
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert read_state(newest)["step"]["done"] == last["step"] + 1

@@ -48,7 +48,7 @@ def objective_from_dict(data: object, origin: str) -> ObjectiveConfig:
     kind = data.get("kind")
     if kind is None:
         raise bad(f"{origin}.kind", "none", f"one of {', '.join(sorted(kinds))}")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         hint = "; `--method-file FILE` loads a method of your own"
         error = unknown(f"{origin}.kind", str(kind), kinds)
         raise InputError(f"{error}{hint}")

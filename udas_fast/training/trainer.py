@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from udas_fast import distributed
+from udas_fast.config import from_dict
 from udas_fast.data import UserLoader
 from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.engine.callbacks import Callback
@@ -97,17 +98,18 @@ class Trainer:
             given.append("model")
         if optimizer is not None:
             given.append("optimizer")
-        config = RunConfig(
-            data if isinstance(data, DataConfig) else None,
-            tuple(given),
-            domains.chosen_engine,
-            weights=weights,
-            start=start,
-            seed=seed,
-            log_every=log_every,
-            checkpoint_every=checkpoint_every,
-            max_bad_steps=max_bad_steps,
-        )
+        settings = {
+            "data": data if isinstance(data, DataConfig) else None,
+            "given": tuple(given),
+            "engine": domains.chosen_engine,
+            "weights": weights,
+            "start": start,
+            "seed": seed,
+            "log_every": log_every,
+            "checkpoint_every": checkpoint_every,
+            "max_bad_steps": max_bad_steps,
+        }
+        config = from_dict(RunConfig, settings, "Trainer")
         self._set_up(recipe, domains, model, Path(run_dir), config, optimizer, callbacks)
         distributed.on_main(lambda: require_unused(self.run_dir))  # not only after every file has been read
         self.domains.verify()
