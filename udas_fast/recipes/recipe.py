@@ -25,7 +25,7 @@ from udas_fast.objectives.base import StreamName, check_config
 def _objective(value: object) -> ObjectiveConfig:
     """Return ``value``, a configuration of the package's or of a user's own method."""
     if not isinstance(value, ObjectiveConfig):
-        raise bad("the method", type(value).__name__, "a configuration such as AdaptationConfig()")
+        raise InputError(f"found {type(value).__name__}, expected a configuration such as AdaptationConfig()")
     check_config(value)
     return value
 
