@@ -25,14 +25,14 @@ from udas_fast.tools.study.runner import is_run_complete
 ADAPTATION, SELF_TRAINING = "stages.adaptation", "stages.self_training"
 # Settings by the title of the variant; they follow those of all studies.
 UDA = {
-    "λ_adv 0: no adversary": [f"{ADAPTATION}.objective.adversarial_weights=[0,0]"],
-    "λ_adv × 10": [f"{ADAPTATION}.objective.adversarial_weights=[0.01,0.002]"],
+    "λ_adv 0: no adversary": [f"{ADAPTATION}.objective.adversary=null"],
+    "λ_adv × 10": [f"{ADAPTATION}.objective.adversary.weights=[0.01,0.002]"],
     "discriminators learn at a tenth of their rate": [f"{ADAPTATION}.optimizer.discriminator_lr=5e-5"],
-    "heads agree: λ_kl 0.1": [f"{ADAPTATION}.objective.kl_weight=0.1"],
+    "heads agree: λ_kl 0.1": [f"{ADAPTATION}.objective.agreement.weight=0.1"],
     "statistics by domain": ["model.norm=domain"],
 }
 UDAS = {
-    "threshold 0.6 for all classes": [f"{SELF_TRAINING}.objective.threshold=0.6"],
+    "threshold 0.6 for all classes": [f"{SELF_TRAINING}.objective.pseudo_labels.threshold=0.6"],
     "half of the steps for adaptation, four rounds": [
         f"{ADAPTATION}.steps=400",
         f"{SELF_TRAINING}.steps=100",
@@ -44,7 +44,7 @@ TEACHERS = [f"stages.{level}_{n}" for n in range(1, ROUNDS + 1) for level in ("r
 # From the second round on, teachers see pseudo-labels.
 JOINED, STUDENTS = TEACHERS[2:], [f"stages.student_{n}" for n in range(1, ROUNDS + 1)]
 DDM = {
-    "no LAB": [f"{teacher}.objective.mixing.translate=none" for teacher in TEACHERS],
+    "no LAB": [f"{teacher}.objective.translate=none" for teacher in TEACHERS],
     "twice the steps": [f"{stage}.steps=400" for stage in (*TEACHERS, *STUDENTS)],
     "nine in ten steps of the teachers on pseudo-labels": [
         f"{teacher}.objective.pseudo_share=0.9" for teacher in JOINED

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from take_step import take_step
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
 from udas_fast.models import DeepLabV2, ModelConfig, build_model, set_micro_batch_size
-from udas_fast.objectives import Step
+from udas_fast.objectives import PrepareContext
 from udas_fast.recipes import get_recipe
+from udas_fast.testing import take_step
 
 SIZES = (None, 2, 1)
 
@@ -41,11 +41,11 @@ def five(batches: dict[str, Batch]) -> dict[str, Batch]:
 @pytest.mark.parametrize("recipe", ["udas", "seg_uncertainty"])
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_step_in_parts_has_the_losses_and_gradients_of_the_whole(
-    batches: dict[str, Batch], make_step: Callable[..., Step], recipe: str, stage: int
+    batches: dict[str, Batch], make_step: Callable[..., PrepareContext], recipe: str, stage: int
 ) -> None:
     config = get_recipe(recipe).stages[stage].objective
     if stage == 0:
-        config = replace(config, discriminator_width=4)
+        config = replace(config, adversary=replace(config.adversary, width=4))
     found = []
     for size in SIZES:
         model = network(norm="frozen")
@@ -53,7 +53,7 @@ def test_a_step_in_parts_has_the_losses_and_gradients_of_the_whole(
         objective = config.build(4)
         for module in (model, objective):
             set_micro_batch_size(module, size)
-        objective.start(model)
+        objective.on_round_start(model)
         losses = take_step(objective, model, five(batches), make_step(progress=0.7))
         gradients = [
             p.grad for p in (*model.parameters(), *objective.discriminator_parameters()) if p.grad is not None

@@ -42,10 +42,10 @@ def test_ablation_has_the_papers_rows() -> None:
     assert objectives["ST"][0].translate == "lab"
     for title, translate in (("UDA", "none"), ("ST + UDA", "lab")):
         (adaptation,) = objectives[title]
-        assert (adaptation.mixing.translate, adaptation.mixing.augment) == (translate, False)
-        assert adaptation.adversarial_weights[0] > 0
-        assert adaptation.kl_weight > 0
-    assert [o.mixing.translate for o in objectives["ST + DA + SSL, 0 labels"]] == ["lab", "lab"]
+        assert (adaptation.translate, adaptation.mixing.augment) == (translate, False)
+        assert adaptation.adversary.weights[0] > 0
+        assert adaptation.agreement.weight > 0
+    assert [o.translate for o in objectives["ST + DA + SSL, 0 labels"]] == ["lab", "lab"]
     assert {title: run.data.num_labels for title, run in runs.items() if run.data.num_labels} == {
         "ST + DA + SSL, 50 labels": 50
     }
@@ -162,7 +162,7 @@ def new_recipe(monkeypatch: pytest.MonkeyPatch) -> Recipe:
 def test_a_new_recipe_joins_the_methods_without_an_entry(new_recipe: Recipe) -> None:
     plan = _plan("methods", num_labels=(20, 0))
     assert plan.rows[-1] == StudyRow(new_recipe.title, "new", 0, None)
-    setting = "stages.adaptation.objective.discriminator_width=4"
+    setting = "stages.adaptation.objective.adversary.width=4"
     plan = _plan("methods", settings=(setting, "stages.adaptation.optimizer.lr=0.5"))
     recipes = {run.row.recipe: run for run in plan.runs}
     assert recipes["new"].settings == ("stages.adaptation.optimizer.lr=0.5",)  # it lacks the other key
@@ -207,12 +207,12 @@ def test_methods_keep_their_own_numbers(translate: str) -> None:
     )
     recipes = {run.row.title: run.recipe() for run in plan.runs}
     first = {title: recipe.stages[0].objective for title, recipe in recipes.items()}
-    assert {first[title].kl_weight for title in ("UDA", "UDAS", "UDAS, 20 labels")} == {0}
-    assert first["Seg-Uncertainty"].kl_weight == 0.1
-    assert {first[title].discriminator_width for title in ("AdvEnt", "UDA", "Seg-Uncertainty")} == {4}
-    assert first["FDA"].mixing.translate == "fda"
-    assert first["DDM, 20 labels"].mixing.translate == "lab"
-    assert first["UDAS"].mixing.translate == translate
+    assert {first[title].agreement for title in ("UDA", "UDAS", "UDAS, 20 labels")} == {None}
+    assert first["Seg-Uncertainty"].agreement.weight == 0.1
+    assert {first[title].adversary.width for title in ("AdvEnt", "UDA", "Seg-Uncertainty")} == {4}
+    assert first["FDA"].translate == "fda"
+    assert first["DDM, 20 labels"].translate == "lab"
+    assert first["UDAS"].translate == translate
     assert [stage.optimizer.lr == 0.5 for stage in recipes["DDM, 50 labels"].stages].index(True) == 5
 
 
