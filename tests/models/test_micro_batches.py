@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from udas_fast.data import Batch
 from udas_fast.models import DeepLabV2, ModelConfig, build_model, set_micro_batch_size
-from udas_fast.objectives import PrepareContext
+from udas_fast.objectives import Batches, PrepareContext
 from udas_fast.recipes import get_recipe
 from udas_fast.testing import take_step
 
@@ -24,7 +24,7 @@ def network(**options: object) -> nn.Module:
     return build_model(ModelConfig(backbone="resnet18", width=8, **options), 4).train()
 
 
-def five(batches: dict[str, Batch]) -> dict[str, Batch]:
+def five() -> Batches:
     """Batches of five 64x96 images, so that parts differ in size; source images differ in labelled pixels."""
     generator = torch.Generator().manual_seed(2)
     image = torch.randint(0, 256, (3, 5, 3, 64, 96), dtype=torch.uint8, generator=generator)
@@ -32,16 +32,14 @@ def five(batches: dict[str, Batch]) -> dict[str, Batch]:
     label[0] = 255
     label[1, :40] = 255
     ids = [str(i) for i in range(5)]
-    return {
-        name: Batch(images, None if name == "unlabelled" else label, ids)
-        for name, images in zip(batches, image, strict=True)
-    }
+    source, labelled, unlabelled = image
+    return Batches(Batch(source, label, ids), Batch(labelled, label, ids), Batch(unlabelled, None, ids))
 
 
 @pytest.mark.parametrize("recipe", ["udas", "seg_uncertainty"])
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_step_in_parts_has_the_losses_and_gradients_of_the_whole(
-    batches: dict[str, Batch], make_step: Callable[..., PrepareContext], recipe: str, stage: int
+    make_step: Callable[..., PrepareContext], recipe: str, stage: int
 ) -> None:
     config = get_recipe(recipe).stages[stage].objective
     if stage == 0:
@@ -54,7 +52,7 @@ def test_a_step_in_parts_has_the_losses_and_gradients_of_the_whole(
         for module in (model, objective):
             set_micro_batch_size(module, size)
         objective.on_round_start(model)
-        losses = take_step(objective, model, five(batches), make_step(progress=0.7))
+        losses = take_step(objective, model, five(), make_step(progress=0.7))
         gradients = [
             p.grad for p in (*model.parameters(), *objective.discriminator_parameters()) if p.grad is not None
         ]

@@ -66,7 +66,9 @@ def test_a_run_file_of_other_bytes(tmp_path: Path) -> None:
         read_run_file(tmp_path, RunConfig)
     document = {"run": {"data": {"num_labels": -1}}, "recipe": get_recipe("udas").to_dict()}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
-    with pytest.raises(InputError, match=r"run.yaml: run: data.num_labels: input should be greater.*found -1"):
+    with pytest.raises(
+        InputError, match=r"run.yaml: run: data.num_labels: input should be greater.*found -1"
+    ):
         read_run_file(tmp_path, RunConfig)
 
 

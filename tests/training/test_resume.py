@@ -174,7 +174,10 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("checkpoint_evry: 500", "run: key checkpoint_evry: found 'checkpoint_evry'.*mean 'checkpoint_every'"),
+        (
+            "checkpoint_evry: 500",
+            "run: key checkpoint_evry: found 'checkpoint_evry'.*mean 'checkpoint_every'",
+        ),
         ("checkpoint_every: 0", r"run: checkpoint_every: .* greater than or equal to 1 \(found 0\)"),
         ("checkpoint_every: [", r"damaged \("),
     ],

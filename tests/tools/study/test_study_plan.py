@@ -42,7 +42,7 @@ def test_ablation_has_the_papers_rows() -> None:
     assert objectives["ST"][0].translate == "lab"
     for title, translate in (("UDA", "none"), ("ST + UDA", "lab")):
         (adaptation,) = objectives[title]
-        assert (adaptation.translate, adaptation.mixing.augment) == (translate, False)
+        assert (adaptation.translate, adaptation.mixing) == (translate, None)
         assert adaptation.adversary.weights[0] > 0
         assert adaptation.agreement.weight > 0
     assert [o.translate for o in objectives["ST + DA + SSL, 0 labels"]] == ["lab", "lab"]
