@@ -49,8 +49,8 @@ inline void check_like(const char* name, const Tensor& t, const Tensor& like) {
 inline void check_plane(const char* name, const Tensor& t, const Tensor& like, int64_t height, int64_t width,
                         std::initializer_list<ScalarType> types) {
   STD_TORCH_CHECK(t.dim() == 3 && t.size(0) == like.size(0) && t.size(1) == height && t.size(2) == width,
-                  name, ": found shape ", shape_of(t), ", expected [", like.size(0), ", ", height, ", ", width,
-                  "]");
+                  name, ": found shape ", shape_of(t), ", expected [", like.size(0), ", ", height, ", ",
+                  width, "]");
   bool known = false;
   for (const ScalarType type : types) known = known || t.scalar_type() == type;
   STD_TORCH_CHECK(known, name, ": found dtype ", torch::headeronly::toString(t.scalar_type()));

@@ -1,7 +1,7 @@
 // The CPU kernels for any processor: vectors of four floats, which SSE2 and NEON have.
-#define UDAS_LEVEL baseline
+#define UDAS_ISA baseline
 #define UDAS_SIMD_WIDTH 4
-#include "level_begin.h"
+#include "isa_begin.h"
 #include "loss_kernel.h"
 #include "mix_kernel.h"
 #include "predict_kernel.h"

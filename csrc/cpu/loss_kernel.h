@@ -6,7 +6,7 @@
 #include "rows.h"
 
 namespace udas {
-inline namespace UDAS_LEVEL {
+inline namespace UDAS_ISA {
 
 using cpu::LossTask;
 
@@ -252,5 +252,5 @@ inline void run_losses(LossTask& task, int64_t begin, int64_t end) {
   }
 }
 
-}  // namespace UDAS_LEVEL
+}  // namespace UDAS_ISA
 }  // namespace udas

@@ -5,7 +5,7 @@
 #include "rows.h"
 
 namespace udas {
-inline namespace UDAS_LEVEL {
+inline namespace UDAS_ISA {
 
 using cpu::PredictTask;
 
@@ -142,5 +142,5 @@ inline void run_predictions(const PredictTask& task, int64_t begin, int64_t end)
   loop.add_counts(task.confusion != nullptr ? task.confusion : task.histogram);
 }
 
-}  // namespace UDAS_LEVEL
+}  // namespace UDAS_ISA
 }  // namespace udas

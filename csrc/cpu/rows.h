@@ -3,12 +3,13 @@
 // then a contiguous multiply-add. Wide rows are laid out [tiles][C][64], so that a tile's classes lie
 // together.
 //
-// This file and the *_kernel.h are compiled once per instruction set: everything is in the level's namespace.
+// This file and the *_kernel.h are compiled once per instruction set: everything is in a namespace of its
+// own.
 #include "../core/math.h"
 #include "task.h"
 
 namespace udas {
-inline namespace UDAS_LEVEL {
+inline namespace UDAS_ISA {
 
 using cpu::Axis;
 using cpu::kTile;
@@ -229,5 +230,5 @@ inline void label_tile(const cpu::Plane& target, int64_t n, int64_t y, int64_t x
   }
 }
 
-}  // namespace UDAS_LEVEL
+}  // namespace UDAS_ISA
 }  // namespace udas

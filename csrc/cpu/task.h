@@ -157,7 +157,7 @@ struct Kernels {
   void (*mix)(const MixTask&, int64_t begin, int64_t end);
 };
 
-// The kernels of level().
+// The kernels of isa().
 const Kernels& kernels();
 
 }  // namespace cpu

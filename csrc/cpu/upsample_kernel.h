@@ -5,7 +5,7 @@
 #include "rows.h"
 
 namespace udas {
-inline namespace UDAS_LEVEL {
+inline namespace UDAS_ISA {
 
 using cpu::UpsampleTask;
 
@@ -61,5 +61,5 @@ inline void run_upsample(const UpsampleTask& task, int64_t begin, int64_t end) {
   });
 }
 
-}  // namespace UDAS_LEVEL
+}  // namespace UDAS_ISA
 }  // namespace udas

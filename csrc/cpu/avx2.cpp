@@ -1,8 +1,8 @@
 // The CPU kernels for AVX2 and FMA.
-#define UDAS_LEVEL v3
+#define UDAS_ISA avx2
 #define UDAS_SIMD_WIDTH 8
-#include "level_begin.h"
-#ifdef UDAS_X86_LEVELS
+#include "isa_begin.h"
+#ifdef UDAS_X86_ISAS
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
 #include "loss_kernel.h"
@@ -12,8 +12,8 @@
 
 namespace udas {
 namespace cpu {
-extern const Kernels v3_kernels;
-const Kernels v3_kernels{run_losses, run_upsample, run_predictions, run_mix};
+extern const Kernels avx2_kernels;
+const Kernels avx2_kernels{run_losses, run_upsample, run_predictions, run_mix};
 }  // namespace cpu
 }  // namespace udas
 #pragma GCC pop_options

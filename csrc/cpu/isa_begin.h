@@ -13,5 +13,5 @@
 #include <type_traits>
 
 #include "../core/config.h"
-#include "level.h"
+#include "isa.h"
 #include "task.h"
