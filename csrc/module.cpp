@@ -1,4 +1,4 @@
-// What was built, for udas_fast.build_info(). No torch type crosses this boundary.
+// Facts about the build, for udas_fast.build_info(). No torch type crosses this boundary.
 #include <pybind11/pybind11.h>
 
 #include "cpu/isa.h"

@@ -9,7 +9,7 @@ namespace udas {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The processor's instruction set, or a lower one named by UDAS_FAST_SIMD (baseline, avx2); read once.
+// The processor's instruction set, or a lower one named by UDAS_FAST_SIMD (baseline, avx2), read once.
 Isa isa();
 
 // "baseline", "AVX2" or "AVX-512".
