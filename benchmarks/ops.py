@@ -5,7 +5,7 @@
     python benchmarks/ops.py --no-page-faults        # the same with an allocator that keeps its memory
     python benchmarks/ops.py --device cuda           # and the fraction of the GPU's floor
 
-Writes results/ops-DEVICE[-SIMD][-no-page-faults].json and prints its table. UDAS_FAST_SIMD=v3 measures AVX2.
+Writes results/ops-DEVICE[-SIMD][-no-page-faults].json and prints its table. UDAS_FAST_SIMD=avx2 measures AVX2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-// What was built, for udas_fast.build_info(). No torch type crosses this boundary.
+// Facts about the build, for udas_fast.build_info(). No torch type crosses this boundary.
 #include <pybind11/pybind11.h>
 
-#include "cpu/level.h"
+#include "cpu/isa.h"
 
 namespace py = pybind11;
 
@@ -17,7 +17,7 @@ PYBIND11_MODULE(_C, m) {
     info["cuda"] = UDAS_CUDA_VERSION;
     info["archs"] = UDAS_CUDA_ARCHS;
 #endif
-    info["simd"] = udas::simd_level();
+    info["simd"] = udas::isa_name();
     return info;
   });
 }

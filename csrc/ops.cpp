@@ -1,4 +1,4 @@
-// Every operator's schema, once. What they compute: udas_fast/ops; on what: cpu/ and cuda/.
+// The schema of every operator. Meaning: udas_fast/ops. Entries: front.h. Kernels: cpu/ and cuda/.
 //
 // Losses return (loss, scale, gradients...). reduction: 0 none, 1 mean, 2 sum. loss is float32, a scalar or,
 // for none, [N, H, W]. Gradients are float32 [N, C, h, w], contiguous, of the *sum* of the weighted pixel

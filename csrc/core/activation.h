@@ -2,7 +2,7 @@
 
 namespace udas {
 
-// What upsample makes of a pixel's scores; the numbers are the schema's.
+// The activation that upsample applies to a pixel's scores; the numbers are the schema's.
 enum class Activation : int { none, softmax, self_information };
 
 }  // namespace udas

@@ -1,13 +1,13 @@
 #pragma once
 // How the code of core/ is compiled: by nvcc for host and device, or by the host compiler once per
-// instruction set. UDAS_LEVEL names the inline namespace, so that no two instruction sets share a symbol.
+// instruction set. UDAS_ISA names the inline namespace, so that no two instruction sets share a symbol.
 
-#ifndef UDAS_LEVEL
-#define UDAS_LEVEL portable
+#ifndef UDAS_ISA
+#define UDAS_ISA portable
 #endif
 #define UDAS_BEGIN \
   namespace udas { \
-  inline namespace UDAS_LEVEL {
+  inline namespace UDAS_ISA {
 #define UDAS_END \
   }              \
   }

@@ -1,5 +1,5 @@
 #pragma once
-// Where a full-resolution position reads a low-resolution axis, as torch.nn.functional.interpolate does it.
+// Source positions of bilinear interpolation on one axis, as in torch.nn.functional.interpolate.
 #include <cstdint>
 
 #include "config.h"
@@ -12,7 +12,7 @@ struct Source {
   float fraction;
 };
 
-// Position `i` of `out` on an axis of length `in`. The position is a ratio of integers, so that the fraction
+// Source of position `i` of `out` on an axis of length `in`. It is a ratio of integers, so that the fraction
 // is the nearest float for any size: (2i + 1)·in / (2·out) - 1/2, or i·(in - 1) / (out - 1) with aligned
 // corners.
 UDAS_HD Source source(int64_t i, int64_t in, int64_t out, bool align_corners) {

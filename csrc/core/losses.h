@@ -1,14 +1,35 @@
 #pragma once
-// The pixel losses: the mathematics of every loss operator, once, for host and device.
+// The losses: the mathematics of every loss operator, once, for host and device.
 //
-// Each takes the logits of one pixel (or one vector of pixels: V) and returns the pixel's loss before
-// weighting; with kGrad it leaves weight · dloss/dlogits in the gradient accessors. `u[c]`, `v[c]` give class
-// c's logit as V; `gu[c]`, `gv[c]` are V& and serve as scratch even without kGrad. `classes` is an int or an
-// integral_constant, which unrolls the loops and keeps the arrays in registers. The largest logit is
-// subtracted before each exp.
+// A pixel function takes the logits of one pixel (or one vector of pixels: V) and returns the pixel's loss
+// before weighting; with kGrad it leaves weight · dloss/dlogits in the gradient accessors. `u[c]`, `v[c]`
+// give class c's logit as V; `gu[c]`, `gv[c]` are V& and serve as scratch even without kGrad. `classes` is an
+// int or an integral_constant, which unrolls the loops and keeps the arrays in registers. The largest logit
+// is subtracted before each exp.
+//
+// The struct below each function describes the loss to the loops of cpu/ and cuda/, whose pixel `px` has
+//   logits(m)      the logits of map m
+//   gradient(i)    the i-th scratch array; the first kMaps arrays are the gradients of the maps
+//   teacher(k)     the logits of teacher k, of teachers() teachers
+//   label          the class, negative where ignored
+//   weight         the factor of the gradient
+//   classes(), inverse_temperature(), inverse_log_classes()
+#include <type_traits>
+
 #include "math.h"
 
 UDAS_BEGIN
+
+// Description of a loss: its defaults, for the structs below.
+template <int maps>
+struct Loss {
+  static constexpr int kMaps = maps;      // logit maps with a gradient
+  static constexpr int kScratch = maps;   // arrays of one value per class that run() uses
+  static constexpr bool kLabels = false;  // reads labels
+  static constexpr bool kCountsLabels =
+      false;                                // counts labelled pixels by class weight instead of all pixels
+  static constexpr bool kTeachers = false;  // has teachers: maps without a gradient
+};
 
 template <class V, class Logits>
 UDAS_HD V largest(const Logits& v, int classes) {
@@ -48,6 +69,15 @@ UDAS_HD V cross_entropy_pixel(const Logits& v, IntOf<V> label, V weight, int cla
   return select(label < 0, V{}, log(sum) - (picked - top));
 }
 
+struct CrossEntropy : Loss<1> {
+  static constexpr bool kLabels = true, kCountsLabels = true;
+  template <bool kGrad, class V, class Pixel>
+  UDAS_HD static V run(const Pixel& px) {
+    auto&& g = px.gradient(0);
+    return cross_entropy_pixel<kGrad, V>(px.logits(0), px.label, px.weight, px.classes(), g);
+  }
+};
+
 // J = KL(p‖q) + KL(q‖p) = Σ (p - q)·d, d = u - v, p = softmax u, q = softmax v.
 // dJ/du = (p - q) + p·(d - Σpd), dJ/dv = (q - p) + q·(Σqd - d).
 template <bool kGrad, class V, class LogitsU, class LogitsV, class GradU, class GradV>
@@ -79,6 +109,14 @@ UDAS_HD V symmetric_kl_pixel(const LogitsU& u, const LogitsV& v, V weight, int c
   return mean_p - mean_q;
 }
 
+struct SymmetricKl : Loss<2> {
+  template <bool kGrad, class V, class Pixel>
+  UDAS_HD static V run(const Pixel& px) {
+    auto &&gu = px.gradient(0), &&gv = px.gradient(1);
+    return symmetric_kl_pixel<kGrad, V>(px.logits(0), px.logits(1), px.weight, px.classes(), gu, gv);
+  }
+};
+
 // KL(m‖p) + KL(m‖q), m = softmax(u + v/2) held constant (MRNet): the gradients are p - m and q - m.
 template <bool kGrad, class V, class LogitsU, class LogitsV, class GradU, class GradV>
 UDAS_HD V ensemble_kl_pixel(const LogitsU& u, const LogitsV& v, V weight, int classes, GradU& gu, GradV& gv) {
@@ -108,6 +146,14 @@ UDAS_HD V ensemble_kl_pixel(const LogitsU& u, const LogitsV& v, V weight, int cl
   }
   return cross / sum_z - 2.0f * log(sum_z) + log(sum_u) + log(sum_v);
 }
+
+struct EnsembleKl : Loss<2> {
+  template <bool kGrad, class V, class Pixel>
+  UDAS_HD static V run(const Pixel& px) {
+    auto &&gu = px.gradient(0), &&gv = px.gradient(1);
+    return ensemble_kl_pixel<kGrad, V>(px.logits(0), px.logits(1), px.weight, px.classes(), gu, gv);
+  }
+};
 
 // KL(m‖p), m = mean_k softmax(t_k / T) held constant, p = softmax(u / T): the gradient is (p - m) / T.
 // teachers(k) gives the accessor of teacher k; `scratch` is a second array beside gu and may not be u.
@@ -139,12 +185,24 @@ UDAS_HD V distillation_kl_pixel(const Logits& u, const Teachers& teachers, int c
   return loss;
 }
 
+struct DistillationKl : Loss<1> {
+  static constexpr int kScratch = 2;
+  static constexpr bool kTeachers = true;
+  template <bool kGrad, class V, class Pixel>
+  UDAS_HD static V run(const Pixel& px) {
+    auto &&g = px.gradient(0), &&scratch = px.gradient(1);
+    const auto teachers = [&](int k) { return px.teacher(k); };
+    return distillation_kl_pixel<kGrad, V>(px.logits(0), teachers, px.teachers(), px.inverse_temperature(),
+                                           px.weight, px.classes(), g, scratch);
+  }
+};
+
 // CE(u, label)·exp(-var) + var, var = KL(q‖p), p = softmax u (primary), q = softmax v (auxiliary); CE is 0
 // where label < 0. With E = exp(-var) and r = 1 - CE·E: d/du = E·(p - onehot) + r·(p - q), d/dv = r·q·(log q
 // - log p - var) (Zheng and Yang, "Rectifying Pseudo Label Learning", eq. 8).
 template <bool kGrad, class V, class LogitsU, class LogitsV, class GradU, class GradV>
-UDAS_HD V rectified_pixel(const LogitsU& u, const LogitsV& v, IntOf<V> label, V weight, int classes,
-                          GradU& gu, GradV& gv) {
+UDAS_HD V rectified_cross_entropy_pixel(const LogitsU& u, const LogitsV& v, IntOf<V> label, V weight,
+                                        int classes, GradU& gu, GradV& gv) {
   const V top_u = largest<V>(u, classes), top_v = largest<V>(v, classes);
   const V sum_u = exponentials<V>(u, top_u, classes, gu);
   const V sum_v = exponentials<V>(v, top_v, classes, gv);
@@ -174,6 +232,16 @@ UDAS_HD V rectified_pixel(const LogitsU& u, const LogitsV& v, IntOf<V> label, V 
   return entropy * certainty + variance;
 }
 
+struct RectifiedCrossEntropy : Loss<2> {
+  static constexpr bool kLabels = true;
+  template <bool kGrad, class V, class Pixel>
+  UDAS_HD static V run(const Pixel& px) {
+    auto &&gu = px.gradient(0), &&gv = px.gradient(1);
+    return rectified_cross_entropy_pixel<kGrad, V>(px.logits(0), px.logits(1), px.label, px.weight,
+                                                   px.classes(), gu, gv);
+  }
+};
+
 // H = -Σ p·log p · inverse_log_classes (MinEnt); dH/dv = -p·(log p + H') · inverse_log_classes, H' unscaled.
 template <bool kGrad, class V, class Logits, class Grad>
 UDAS_HD V entropy_pixel(const Logits& v, float inverse_log_classes, V weight, int classes, Grad& g) {
@@ -190,6 +258,29 @@ UDAS_HD V entropy_pixel(const Logits& v, float inverse_log_classes, V weight, in
       g[c] = g[c] * scale * (mean - (V(v[c]) - top));  // log p + H' = v - mean
   }
   return (log_sum - mean) * inverse_log_classes;
+}
+
+struct Entropy : Loss<1> {
+  template <bool kGrad, class V, class Pixel>
+  UDAS_HD static V run(const Pixel& px) {
+    auto&& g = px.gradient(0);
+    return entropy_pixel<kGrad, V>(px.logits(0), px.inverse_log_classes(), px.weight, px.classes(), g);
+  }
+};
+
+// ---- every loss ------------------------------------------------------------------------------------------
+
+template <class... Losses>
+struct LossList {};
+using AllLosses =
+    LossList<CrossEntropy, RectifiedCrossEntropy, SymmetricKl, EnsembleKl, DistillationKl, Entropy>;
+
+// The position of a loss in the list, which is its place in a table made from the list.
+template <class Searched, class... Losses>
+constexpr int index_of(LossList<Losses...>) {
+  int before = 0;
+  const bool found = ((std::is_same_v<Searched, Losses> || (++before, false)) || ...);
+  return found ? before : -1;
 }
 
 UDAS_END

@@ -27,7 +27,7 @@ UDAS_HD float select(bool mask, float a, float b) { return mask ? a : b; }
 UDAS_HD int32_t select(bool mask, int32_t a, int32_t b) { return mask ? a : b; }
 UDAS_HD float to_float(int32_t n) { return static_cast<float>(n); }
 
-#ifdef UDAS_SIMD_WIDTH  // set by csrc/cpu/ alone
+#ifdef UDAS_SIMD_WIDTH  // set in cpu/ only
 typedef float Vec __attribute__((vector_size(4 * UDAS_SIMD_WIDTH)));
 typedef int32_t VecInt __attribute__((vector_size(4 * UDAS_SIMD_WIDTH)));
 template <>

@@ -1,10 +1,10 @@
 #pragma once
-// What a pixel's logits predict: arg-max, confidence, and the bin of a confidence.
+// Prediction from a pixel's logits: arg-max, confidence, and the confidence's bin in the histogram.
 #include "losses.h"
 
 UDAS_BEGIN
 
-constexpr int kBins = 64;  // of the confidence histogram, per class and per kept or dropped
+constexpr int kBins = 64;  // of a confidence histogram; a class has one for kept and one for dropped pixels
 
 // A label and its confidence; ties go to the lowest class.
 template <class V>

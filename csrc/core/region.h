@@ -1,5 +1,5 @@
 #pragma once
-// Which pixels a region takes, and what a mixed pixel becomes.
+// Regions of region_mix, and the normalisation of a mixed pixel.
 #include <cstdint>
 
 #include "config.h"
@@ -8,13 +8,13 @@ namespace udas {
 
 enum class Region : int { box, classes, mask };
 
-// Box x0, y0, x1, y1: the right and lower edges are outside. An empty or inverted box takes nothing.
+// Whether a pixel is in box x0, y0, x1, y1: x1 and y1 are outside. An empty or inverted box has no pixel.
 UDAS_HD bool in_box(const int32_t* box, int64_t x, int64_t y) {
   return x >= box[0] && x < box[2] && y >= box[1] && y < box[3];
 }
 
-// Per channel, a pixel becomes value · scale + shift: uint8 to [0, 1] where the result is floating, less the
-// mean, over the standard deviation.
+// Normalisation of one channel as value · scale + shift: uint8 to [0, 1] where the result is floating, minus
+// the mean, divided by the standard deviation.
 struct Affine {
   float scale, shift;
 };

@@ -1,5 +1,5 @@
 #pragma once
-// What upsample makes of a pixel's scores v, p = softmax(v), and how a gradient comes back through it:
+// Activations of upsample at a pixel with scores v, p = softmax(v), and their gradients:
 //   none              v[c]
 //   softmax           p[c]
 //   self_information  -p[c]·log(p[c] + ε) / log C (AdvEnt, Vu et al. 2019, eq. 5)
@@ -10,8 +10,8 @@
 
 UDAS_BEGIN
 
-// log ε, ε = 1e-30. log(p + ε) is taken as the larger of log p and log ε, which tells only below p = 1e-23,
-// where all that it goes into is a multiple of p.
+// log ε, ε = 1e-30. log(p + ε) is computed as the larger of log p and log ε. The two differ only below
+// p = 1e-23, where every term that uses it is a multiple of p.
 constexpr float kLogEpsilon = -69.0775528f;
 
 template <class V>
@@ -63,6 +63,19 @@ UDAS_HD void activation_gradient(const Logits& v, const Incoming& incoming, floa
     for (int c = 0; c < classes; ++c) g[c] = g[c] * scale * (to_probability(c) - mean);
   }
 }
+
+// The gradient of upsample as that of a loss: px.incoming() is the incoming gradient by class. The value of
+// the loss, Σ G·activation(v), is of no use.
+template <Activation kActivation>
+struct UpsampleGradient : Loss<1> {
+  template <bool kGrad, class V, class Pixel>
+  UDAS_HD static V run(const Pixel& px) {
+    auto&& g = px.gradient(0);
+    activation_gradient<kActivation, V>(px.logits(0), px.incoming(), px.inverse_log_classes(), px.classes(),
+                                        g);
+    return V{};
+  }
+};
 
 // body(constant) with the activation as a constant of the type.
 template <class Body>

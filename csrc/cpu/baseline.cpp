@@ -1,15 +1,12 @@
 // The CPU kernels for any processor: vectors of four floats, which SSE2 and NEON have.
-#define UDAS_LEVEL baseline
+#define UDAS_ISA baseline
 #define UDAS_SIMD_WIDTH 4
-#include "level_begin.h"
-#include "loss_kernel.h"
-#include "mix_kernel.h"
-#include "predict_kernel.h"
-#include "upsample_kernel.h"
+#include "isa_begin.h"
+#include "kernels.h"
 
 namespace udas {
 namespace cpu {
 extern const Kernels baseline_kernels;
-const Kernels baseline_kernels{run_losses, run_upsample, run_predictions, run_mix};
+const Kernels baseline_kernels = kKernels;
 }  // namespace cpu
 }  // namespace udas

@@ -3,12 +3,12 @@
 // then a contiguous multiply-add. Wide rows are laid out [tiles][C][64], so that a tile's classes lie
 // together.
 //
-// This file and the *_kernel.h are compiled once per instruction set: everything is in the level's namespace.
+// This file and the *_kernel.h are compiled once per instruction set, each time in a namespace of its own.
 #include "../core/math.h"
 #include "task.h"
 
 namespace udas {
-inline namespace UDAS_LEVEL {
+inline namespace UDAS_ISA {
 
 using cpu::Axis;
 using cpu::kTile;
@@ -46,9 +46,9 @@ inline double sum(Vec v) {
   return total;
 }
 
-// row [C, w] -> wide [tiles][C][64]
-inline void widen(const float* row, int64_t classes, int64_t width, const Axis& axis, int64_t tiles,
-                  float* wide) {
+// row [C, w] -> wide [tiles][C][64]. Not inlined: its loop needs the registers.
+__attribute__((noinline)) inline void widen(const float* row, int64_t classes, int64_t width,
+                                            const Axis& axis, int64_t tiles, float* wide) {
   for (int64_t t = 0; t < tiles; ++t) {
     const int32_t* low = axis.low.data() + t * kTile;
     const int32_t* high = axis.high.data() + t * kTile;
@@ -66,8 +66,8 @@ inline void widen(const float* row, int64_t classes, int64_t width, const Axis& 
 
 // The adjoint of widen: row[c, j] = the sum over the positions that read column j. `line` holds tiles · 64
 // floats.
-inline void narrow(const float* wide, int64_t classes, int64_t width, const Axis& axis, int64_t tiles,
-                   float* line, float* row) {
+__attribute__((noinline)) inline void narrow(const float* wide, int64_t classes, int64_t width,
+                                             const Axis& axis, int64_t tiles, float* line, float* row) {
   const float* fraction = axis.fraction.data();
   const int32_t* first = axis.first.data();
   for (int64_t c = 0; c < classes; ++c) {
@@ -88,8 +88,8 @@ inline void narrow(const float* wide, int64_t classes, int64_t width, const Axis
   }
 }
 
-// The two low-resolution rows that the current full-resolution rows lie between, widened, and the gradients
-// collected for them. A row keeps its place while it is in use; when it goes, its gradient is handed on.
+// The two low-resolution rows around the current full-resolution rows, widened, and the gradients collected
+// for them. A row keeps its place while it is in use; when it is replaced, its gradient is written out.
 class RowPair {
  public:
   RowPair(const Map& map, int64_t tiles, bool with_gradient)
@@ -163,8 +163,8 @@ class RowPair {
   int low_ = 0, high_ = 0;
 };
 
-// The rows of one band in runs that lie between the same low-resolution rows of every map: the end of the run
-// that begins at y.
+// The end of the run of full-resolution rows that begins at y and lies between the same low-resolution rows
+// of every map.
 inline int64_t run_end(const std::vector<Axis>& rows, int64_t y, int64_t end) {
   int64_t next = y + 1;
   for (; next < end; ++next) {
@@ -175,6 +175,20 @@ inline int64_t run_end(const std::vector<Axis>& rows, int64_t y, int64_t end) {
   return end;
 }
 
+// Calls body(tile, begin, end) for every run of rows [begin, end) of a band and every tile. pairs[m] holds
+// the low-resolution rows of map m around the run.
+template <class Body>
+inline void for_each_run(const cpu::Grid& grid, const std::vector<Axis>& rows, std::vector<RowPair>& pairs,
+                         int64_t band, const Body& body) {
+  const int64_t end = grid.end_y(band);
+  for (int64_t y = grid.first_y(band); y < end;) {
+    const int64_t next = run_end(rows, y, end);
+    for (size_t m = 0; m < pairs.size(); ++m) pairs[m].move(rows[m].low[y], rows[m].high[y]);
+    for (int64_t tile = 0; tile < grid.tiles; ++tile) body(tile, y, next);
+    y = next;
+  }
+}
+
 // to[C][64] = low + fraction · (high - low)
 inline void blend(const float* low, const float* high, float fraction, int64_t classes, float* to) {
   for (int64_t i = 0; i < classes * kTile; i += kLanes) {
@@ -183,8 +197,7 @@ inline void blend(const float* low, const float* high, float fraction, int64_t c
   }
 }
 
-// 64 values of a plane from column x on as float or int32; `none` gives `missing`, and so do columns past the
-// end.
+// 64 values of a plane from column x on as float or int32; `missing` past the end.
 template <class To, class From>
 inline void copy_tile(const cpu::Plane& plane, int64_t n, int64_t y, int64_t x, int count, To missing,
                       To* to) {
@@ -211,7 +224,7 @@ inline void map_tile(const Map& map, int64_t n, int64_t y, int64_t x, int count,
 inline void label_tile(const cpu::Plane& target, int64_t n, int64_t y, int64_t x, int count,
                        int64_t ignore_index, int64_t classes, std::atomic<int64_t>& bad_label, int32_t* to) {
   int64_t wide[kTile];
-  if (target.type == cpu::Type::uint8) {
+  if (target.type == Type::uint8) {
     copy_tile<int64_t, uint8_t>(target, n, y, x, count, ignore_index, wide);
   } else {
     copy_tile<int64_t, int64_t>(target, n, y, x, count, ignore_index, wide);
@@ -229,5 +242,12 @@ inline void label_tile(const cpu::Plane& target, int64_t n, int64_t y, int64_t x
   }
 }
 
-}  // namespace UDAS_LEVEL
+// to[i] += counts[i]. Integer sums: the order in which threads add does not matter.
+inline void add_integers(const std::vector<int64_t>& counts, int64_t* to) {
+  for (size_t i = 0; i < counts.size(); ++i) {
+    if (counts[i] != 0) __atomic_fetch_add(to + i, counts[i], __ATOMIC_RELAXED);
+  }
+}
+
+}  // namespace UDAS_ISA
 }  // namespace udas

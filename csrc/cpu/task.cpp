@@ -4,7 +4,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include "../core/interpolate.h"
-#include "level.h"
+#include "isa.h"
 
 namespace udas {
 namespace cpu {
@@ -45,16 +45,16 @@ void load_row(const Map& map, int64_t n, int64_t y, float* to) {
   }
 }
 
-// Defined in baseline.cpp, v3.cpp and v4.cpp.
+// Defined in baseline.cpp, avx2.cpp and avx512.cpp.
 extern const Kernels baseline_kernels;
-#ifdef UDAS_X86_LEVELS
-extern const Kernels v3_kernels, v4_kernels;
+#ifdef UDAS_X86_ISAS
+extern const Kernels avx2_kernels, avx512_kernels;
 #endif
 
 const Kernels& kernels() {
-#ifdef UDAS_X86_LEVELS
-  if (level() == Level::v4) return v4_kernels;
-  if (level() == Level::v3) return v3_kernels;
+#ifdef UDAS_X86_ISAS
+  if (isa() == Isa::avx512) return avx512_kernels;
+  if (isa() == Isa::avx2) return avx2_kernels;
 #endif
   return baseline_kernels;
 }

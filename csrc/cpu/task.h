@@ -1,5 +1,5 @@
 #pragma once
-// What a kernel is asked to do, in plain types: the torch tensors stay in the .cpp files of the operators.
+// The kernels' tasks in plain types: the torch tensors stay in the .cpp files of the operators.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -8,16 +8,15 @@
 
 #include "../core/activation.h"
 #include "../core/region.h"
+#include "../core/type.h"
 
 namespace udas {
 namespace cpu {
 
 constexpr int64_t kNoLabel = INT64_MIN;
 constexpr int kTile = 64;  // pixels that are worked on together; classes outside, pixels inside
-constexpr int kBand =
-    32;  // full-resolution rows of one unit of work; fixed, so that results do not depend on threads
-
-enum class Type { none, float32, float16, bfloat16, uint8, int64, boolean };
+// Full-resolution rows of one unit of work; fixed, so that results do not depend on the number of threads.
+constexpr int kBand = 32;
 
 // Low-resolution logits [N, C, h, w]; strides in elements.
 struct Map {
@@ -34,7 +33,7 @@ struct Plane {
   int64_t stride[3] = {0, 0, 0};
 };
 
-// Where the positions of one axis read from. fraction is 0 where low == high.
+// Sources of the positions on one axis. fraction is 0 where low == high.
 struct Axis {
   Axis(int64_t in, int64_t out, bool align_corners, int64_t padded, bool flipped = false);
   std::vector<int32_t> low, high;  // padded by repeating the last position
@@ -45,7 +44,7 @@ struct Axis {
 // Row `y` of sample `n` as float32 [C, w].
 void load_row(const Map& map, int64_t n, int64_t y, float* to);
 
-// Full-resolution geometry that loss and prediction tasks share.
+// The full-resolution image in units of work: bands of rows, tiles of columns.
 struct Grid {
   Grid(int64_t samples, int64_t height, int64_t width)
       : samples(samples),
@@ -60,25 +59,14 @@ struct Grid {
   int64_t end_y(int64_t band) const { return std::min(first_y(band) + kBand, height); }
 };
 
-enum class Loss {
-  cross_entropy,
-  rectified,
-  symmetric_kl,
-  ensemble_kl,
-  distillation_kl,
-  entropy,
-  upsample_gradient
-};
-
 struct LossTask {
   LossTask(const Grid& grid) : grid(grid) {}
   Grid grid;
-  Loss loss = Loss::cross_entropy;
   bool with_grad = false;
   std::vector<Map> maps;  // those with a gradient first
   std::vector<Axis> rows, columns;
   Plane target, pixel_weight, mask;
-  Map incoming{};  // the gradient [N, C, H, W], float32, that goes back through `activation`
+  Map incoming{};  // for upsample_backward: the gradient of the result, float32 [N, C, H, W]
   Activation activation = Activation::none;
   const float* class_weight = nullptr;
   int64_t ignore_index = 255;
@@ -87,7 +75,7 @@ struct LossTask {
   float* loss_map = nullptr;
   std::vector<double> totals, counts;
   std::vector<std::unique_ptr<float[]>> gradients[2];
-  mutable std::atomic<int64_t> bad_label{kNoLabel};  // one that is out of range, if any
+  mutable std::atomic<int64_t> bad_label{kNoLabel};  // a label that is out of range, if there is one
 
   int64_t classes() const { return maps[0].classes; }
   // The low-resolution rows of map `m` that band `band` reads, both ends included.
@@ -95,8 +83,9 @@ struct LossTask {
   int64_t last_row(int m, int64_t band) const { return rows[m].high[grid.end_y(band) - 1]; }
 };
 
-struct UpsampleTask {
-  UpsampleTask(const Grid& grid, const Map& map, bool align_corners)
+// Common parts of the tasks on one map.
+struct MapTask {
+  MapTask(const Grid& grid, const Map& map, bool align_corners)
       : grid(grid),
         map(map),
         rows{Axis(map.height, grid.height, align_corners, grid.height)},
@@ -105,13 +94,25 @@ struct UpsampleTask {
   Map map;
   std::vector<Axis> rows;  // one
   Axis columns;
+};
+
+struct UpsampleTask : MapTask {
+  using MapTask::MapTask;
   Activation activation = Activation::none;
   float inverse_log_classes = 1.0f;
   float* out = nullptr;  // [N, C, H, W]
 };
 
-struct PredictTask {
-  PredictTask(const Grid& grid) : grid(grid) {}
+struct ConfusionTask : MapTask {
+  using MapTask::MapTask;
+  Plane target;
+  int64_t ignore_index = 255;
+  int64_t* counts = nullptr;                         // [C, C]
+  mutable std::atomic<int64_t> bad_label{kNoLabel};  // a label that is out of range, if there is one
+};
+
+struct PseudoLabelTask {
+  PseudoLabelTask(const Grid& grid) : grid(grid) {}
   Grid grid;
   std::vector<Map> views;
   std::vector<Axis> rows, columns, flipped_columns;
@@ -123,11 +124,6 @@ struct PredictTask {
   uint8_t* label = nullptr;
   float* confidence = nullptr;
   int64_t* histogram = nullptr;  // [C, 2, 64]
-  // For the confusion matrix instead: the truth and its counts [C, C].
-  Plane target;
-  int64_t ignore_index = 255;
-  int64_t* confusion = nullptr;
-  mutable std::atomic<int64_t> bad_label{kNoLabel};  // one that is out of range, if any
 };
 
 struct MixTask {
@@ -141,23 +137,26 @@ struct MixTask {
   const bool* table;     // [N, table_classes]
   int64_t table_classes;
   Plane mask;
-  std::vector<Affine> affine;  // per channel; empty: pixels are copied
+  std::vector<Affine> affine;  // per channel
   void* image;
   Type out_type;
   int64_t image_stride[4];
   void* label;                                       // contiguous, of the type of the labels
-  mutable std::atomic<int64_t> bad_label{kNoLabel};  // one that is out of range, if any
+  mutable std::atomic<int64_t> bad_label{kNoLabel};  // a label that is out of range, if there is one
 };
 
-// One set of kernels per instruction set; each does the bands [begin, end).
+// The kernels of one instruction set. Each runs the bands (region_mix: the rows) [begin, end).
+using LossKernel = void (*)(LossTask&, int64_t begin, int64_t end);
 struct Kernels {
-  void (*losses)(LossTask&, int64_t begin, int64_t end);
+  const LossKernel* losses;  // in the order of AllLosses
+  LossKernel upsample_backward;
   void (*upsample)(const UpsampleTask&, int64_t begin, int64_t end);
-  void (*predictions)(const PredictTask&, int64_t begin, int64_t end);
-  void (*mix)(const MixTask&, int64_t begin, int64_t end);
+  void (*pseudo_label)(const PseudoLabelTask&, int64_t begin, int64_t end);
+  void (*confusion_matrix)(const ConfusionTask&, int64_t begin, int64_t end);
+  void (*region_mix)(const MixTask&, int64_t begin, int64_t end);
 };
 
-// The kernels of level().
+// The kernels of isa().
 const Kernels& kernels();
 
 }  // namespace cpu

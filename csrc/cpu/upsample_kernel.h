@@ -1,11 +1,11 @@
 #pragma once
-// Upsampling on the CPU: interpolate a tile of pixels, apply the activation, store [N, C, H, W]. The way back
-// is a loss (loss_kernel.h).
+// Upsampling on the CPU: interpolate a tile of pixels, apply the activation, store [N, C, H, W]. The gradient
+// is computed as that of a loss (loss_kernel.h).
 #include "../core/upsample.h"
 #include "rows.h"
 
 namespace udas {
-inline namespace UDAS_LEVEL {
+inline namespace UDAS_ISA {
 
 using cpu::UpsampleTask;
 
@@ -16,28 +16,22 @@ class UpsampleLoop {
       : task_(task),
         classes_(static_cast<int>(task.map.classes)),
         logits_(task.map.classes * kTile),
-        values_(task.map.classes * kTile),
-        pair_(task.map, task.grid.tiles, false) {}
+        values_(task.map.classes * kTile) {
+    pair_.emplace_back(task.map, task.grid.tiles, false);
+  }
 
   void band(int64_t band) {
-    const cpu::Grid& grid = task_.grid;
-    const Axis& rows = task_.rows[0];
-    const int64_t end = grid.end_y(band), sample = grid.sample(band);
-    pair_.begin(sample, &task_.columns, nullptr, 0);
-    for (int64_t y = grid.first_y(band); y < end;) {
-      const int64_t next = run_end(task_.rows, y, end);
-      pair_.move(rows.low[y], rows.high[y]);
-      for (int64_t tile = 0; tile < grid.tiles; ++tile) {
-        for (int64_t row = y; row < next; ++row) run(sample, tile, row);
-      }
-      y = next;
-    }
+    const int64_t sample = task_.grid.sample(band);
+    pair_[0].begin(sample, &task_.columns, nullptr, 0);
+    for_each_run(task_.grid, task_.rows, pair_, band, [&](int64_t tile, int64_t begin, int64_t end) {
+      for (int64_t y = begin; y < end; ++y) run(sample, tile, y);
+    });
   }
 
  private:
   void run(int64_t sample, int64_t tile, int64_t y) {
     const cpu::Grid& grid = task_.grid;
-    blend(pair_.low(tile), pair_.high(tile), task_.rows[0].fraction[y], classes_, logits_.data());
+    blend(pair_[0].low(tile), pair_[0].high(tile), task_.rows[0].fraction[y], classes_, logits_.data());
     for (int lane = 0; lane < kTile; lane += kLanes) {
       Column values{values_.data() + lane};
       activate<kActivation, Vec>(Column{logits_.data() + lane}, task_.inverse_log_classes, classes_, values);
@@ -51,7 +45,7 @@ class UpsampleLoop {
   const UpsampleTask& task_;
   int classes_;
   Floats logits_, values_;
-  RowPair pair_;
+  std::vector<RowPair> pair_;  // one
 };
 
 inline void run_upsample(const UpsampleTask& task, int64_t begin, int64_t end) {
@@ -61,5 +55,5 @@ inline void run_upsample(const UpsampleTask& task, int64_t begin, int64_t end) {
   });
 }
 
-}  // namespace UDAS_LEVEL
+}  // namespace UDAS_ISA
 }  // namespace udas

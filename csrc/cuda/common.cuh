@@ -1,11 +1,11 @@
 #pragma once
-// What every kernel uses: loads that widen to float32, tiles, and how a pixel's logits are interpolated.
+// Shared by all kernels: loads that widen to float32, tiles, and the interpolation of a pixel's logits.
 //
 // One thread works on one full-resolution column of a tile and walks down its rows. The horizontal weights of
 // a column are therefore computed once, and the two low-resolution rows it lies between are interpolated
-// horizontally once per pair of rows (4 loads a class through L1, for 8 pixels at stride 8) and stay in
-// registers: what is left per pixel and class is one FMA. Low-resolution maps of any dtype, strides and size
-// take the same path; nothing depends on the ratio of the sizes but speed.
+// horizontally once per pair of rows (4 loads per class through L1, for 8 pixels at stride 8) and stay in
+// registers: one FMA per pixel and class remains. Low-resolution maps of any dtype, strides and size take the
+// same path; only the speed depends on the ratio of the sizes.
 //
 // For more classes than are unrolled (C = 0 below) nothing per class stays in registers: logits are
 // interpolated anew at each use and gradients live in shared memory.
@@ -24,7 +24,7 @@
 #define UDAS_PARAMETER const __grid_constant__
 #endif
 
-// The class counts with kernels of their own.
+// The class counts that are unrolled: each has kernels of its own.
 #ifndef UDAS_UNROLLED
 #define UDAS_UNROLLED 2, 11, 13, 16, 19, 21
 #endif
@@ -34,7 +34,7 @@ namespace cuda {
 
 constexpr int kTileWidth = 128;
 constexpr int kTileHeight = 32;
-constexpr int kMostShared = 48 * 1024;  // bytes a block may have on every device without asking
+constexpr int kMostShared = 48 * 1024;  // bytes that a block can use on every device without opting in
 
 // ---- loads and stores --------------------------------------------------------------------------------
 
@@ -56,7 +56,7 @@ UDAS_DEVICE float load(const Brain* p) {
   return widen(Brain{__ldg(reinterpret_cast<const unsigned short*>(p))});
 }
 
-// body(pointer of the type's own element) for logits.
+// Calls body with `data` as a pointer to the elements of logits of `type`.
 template <class Body>
 UDAS_DEVICE void typed(const void* data, Type type, const Body& body) {
   if (type == Type::float32) {
@@ -80,7 +80,7 @@ UDAS_DEVICE bool load_flag(const bool* flags, int64_t at) {
 
 // ---- tiles -------------------------------------------------------------------------------------------
 
-// The tile of block `index`: which pixels, of which sample.
+// The tile of block `index`: its sample and its pixels.
 struct Tile {
   UDAS_DEVICE Tile(const Tiling& tiling, unsigned index)
       : sample(index / (tiling.down * tiling.across)), index(index) {
@@ -122,7 +122,7 @@ UDAS_DEVICE unsigned char* shared_memory() {
 }
 
 // In shared memory one class is a line of a tile's columns; every eighth column skips a bank, so that threads
-// eight columns apart (stride 8) do not meet.
+// eight columns apart (stride 8) use different banks.
 UDAS_DEVICE int slot(int column) { return column + (column >> 3); }
 __host__ UDAS_DEVICE int line(int columns) { return (columns + (columns >> 3)) | 1; }
 
@@ -195,7 +195,7 @@ class Logits {
  public:
   UDAS_DEVICE void keep_in(Strided steps) { step_ = steps; }
 
-  // Goes to a pixel. Memory is read only where `fresh`: where the pixel above, if any, was between other
+  // Moves to a pixel. Memory is read only if `fresh`: the pixel above, if there is one, was between other
   // rows.
   UDAS_DEVICE void move(const Map& map, int64_t sample, const Source& row, const Source& column, bool fresh) {
     fraction_ = row.fraction;
@@ -246,7 +246,7 @@ class Logits<0, Steps> {
   Source row_, column_;
 };
 
-// All logits of one pixel, without keeping anything for the next.
+// Interpolates all logits of one pixel and keeps nothing for the next.
 template <int C, class Out>
 UDAS_DEVICE void interpolate(const Map& map, int64_t sample, const Source& row, const Source& column,
                              int classes, Out& out) {
@@ -270,8 +270,9 @@ cudaError_t launch(void (*kernel)(Task), dim3 blocks, int threads, size_t shared
   return cudaLaunchKernel(kernel, blocks, dim3(threads), arguments, shared, stream);
 }
 
-// The tiling by the largest tile whose block gets along with `shared(height, width)` bytes; only 16 rows high
-// where 32 would leave a large GPU without work. Unrolled kernels know their width.
+// Chooses the largest tile whose block fits into shared memory, of which it takes shared(height, width)
+// bytes; only 16 rows high where 32 would leave a large GPU without work. The width of unrolled kernels is
+// fixed.
 template <class Shared>
 void choose_tiles(Tiling& tiling, bool unrolled, const Shared& shared) {
   constexpr int64_t kEnough = 512;
@@ -297,7 +298,7 @@ cudaError_t with_classes(int classes, const Body& body, std::integer_sequence<in
   return found ? result : body(std::integral_constant<int, 0>{});
 }
 
-// body(constant C) with C the class count where that is unrolled, else 0.
+// Calls body(constant C), C the class count if that is unrolled, else 0.
 template <class Body>
 cudaError_t with_classes(int classes, const Body& body) {
   return with_classes(classes, body, std::integer_sequence<int, UDAS_UNROLLED>{});

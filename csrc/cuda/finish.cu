@@ -1,4 +1,4 @@
-// What all losses share on the host side of a launch (tiles, footprints), and their second launch.
+// The host side of a launch that all losses share (tiles, footprints), and their second launch.
 #include "loss.cuh"
 
 namespace udas {
@@ -6,7 +6,7 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kTogether = 8;  // classes a thread of the gradient adds up at a time
+constexpr int kTogether = 8;  // classes that a thread of the gradient adds up at a time
 
 // The total of the tiles' sums, in an order that depends on their number alone.
 __device__ double ordered_sum(const double* values, int64_t count, double* shared) {
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(UDAS_PARAMETER FinishT
   if (cell < cells) finish_cell(task, map, cell, blockIdx.y * kTogether);
 }
 
-// The most low-resolution positions that a tile of `step` positions spans on an axis.
+// The largest number of low-resolution positions that a tile of `step` positions spans on an axis.
 int most_touched(int in, int out, int step, bool align_corners) {
   int most = 1;
   for (int begin = 0; begin < out; begin += step) {

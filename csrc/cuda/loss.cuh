@@ -1,17 +1,17 @@
 #pragma once
-// The one loop of every loss on the device: interpolate the maps at a pixel, let the pixel function of
-// core/losses.h turn logits into the loss and its gradient, apply the adjoint of the interpolation.
+// The loop of every loss on the device: interpolate the maps at a pixel, compute the loss and its gradient
+// with the pixel function of core/losses.h, apply the adjoint of the interpolation.
 //
-// loss_kernel: a block owns a tile of 128 columns by 16 or 32 rows, a thread a column. Vertically, a gradient
-// is added to two values per class in registers, which belong to the low-resolution rows above and below;
-// when the walk leaves a row, the tile's 128 columns meet in shared memory and are added up per
+// loss_kernel: a block owns a tile of 128 columns by 16 or 32 rows, a thread one column. Vertically, a
+// gradient is added to two values per class in registers, which belong to the low-resolution rows above and
+// below; when the walk leaves a row, the tile's 128 columns meet in shared memory and are added up per
 // low-resolution column, left to right, into the tile's own patch of `partial`. finish_kernel adds for each
 // low-resolution cell the patches that touch it, in the order of the tiles. So there are no float atomics,
 // the same input gives the same bits, no pixel is computed twice, and the temporary memory is the patches:
 // about 1.7 low-resolution maps per gradient at stride 8 with 32 rows, 2.3 with 16.
 //
-// The floor of every loss with M maps with a gradient, K without, P pixels and C classes (each family's .cu
-// gives exps and FMAs of its own pixel function):
+// The floor of every loss with M maps with a gradient, K without, P pixels and C classes (each loss's .cu
+// gives the exps and FMAs of its pixel function):
 //   bytes  labels and weights P·(1 to 8) + P·4 where given, logits (M + K)·N·C·h·w·(2 or 4), gradients
 //          M·N·C·h·w·4 written, patches about 2·1.7·M·N·C·h·w·4 (they stay in L2)
 //   FMAs   per pixel, class and map: 1 to interpolate at each use, 2 for the adjoint; horizontal work is
@@ -19,66 +19,14 @@
 // At stride 8 this is bound by exps and instruction issue, not by memory.
 #include "../core/losses.h"
 #include "common.cuh"
+#include "pixel.cuh"
 
 namespace udas {
 namespace cuda {
 
-// What is known of a pixel before its logits: as loaded, so that the next pixel's loads can be in flight
-// while this one is worked on, and as used.
-struct Sides {
-  int64_t label;
-  float weight;
-  bool masked_in;
-};
-
-// A pixel's gradient by class on its way back through upsample.
-struct Incoming {
-  UDAS_DEVICE float operator[](int c) const { return __ldg(first + c * pitch); }
-  const float* first;
-  int64_t pitch;
-};
-
-struct Pixel {
-  int label;  // -1: ignored
-  float weight, count;
-  bool active;  // false: neither loss nor gradient
-  Incoming incoming;
-};
-
-// `at` is the pixel's place in [N, H, W].
-template <class Loss>
-UDAS_DEVICE Sides load_sides(const LossTask& task, int64_t at) {
-  Sides sides{0, 1.0f, true};
-  if (Loss::kLabels) sides.label = load_label(task.target, at);
-  if (task.pixel_weight != nullptr) sides.weight = __ldg(task.pixel_weight + at);
-  if (Loss::kTeachers && task.mask != nullptr) sides.masked_in = load_flag(task.mask, at);
-  return sides;
-}
-
-// A label that is neither a class nor ignored reads nothing: its pixel counts as NaN.
-template <class Loss>
-UDAS_DEVICE Pixel resolve(const LossTask& task, const Sides& sides) {
-  Pixel pixel{-1, sides.weight, 1.0f, sides.masked_in, {}};
-  if (Loss::kLabels && sides.label != task.ignore_index) {
-    const bool known = sides.label >= 0 && sides.label < task.classes;
-    pixel.label = known ? static_cast<int>(sides.label) : 0;
-    if (!known) pixel.weight = pixel.count = NAN;
-  }
-  if (Loss::kCountsLabels) {
-    pixel.active = pixel.label >= 0;
-    if (pixel.active && task.class_weight != nullptr) {
-      const float weight = __ldg(task.class_weight + pixel.label);
-      pixel.count *= weight;
-      pixel.weight *= weight;
-    }
-  }
-  if (!pixel.active) pixel.count = 0.0f;
-  return pixel;
-}
-
 // ---- a block's shared memory ---------------------------------------------------------------------------
 
-// Sizes and places, the same for the host that asks for the memory and the block that uses it.
+// Sizes and offsets, the same for the host that reserves the memory and the block that uses it.
 struct LossLayout {
   size_t sums, rows, columns, fractions, lines, bytes;
 };
@@ -95,18 +43,22 @@ __host__ UDAS_DEVICE LossLayout loss_layout(int width, int gradients, int teache
   return at;
 }
 
+// With more classes than this the registers (255 per thread) do not hold everything; set in a loss's .cu.
+template <class Loss>
+constexpr int kMostInRegisters = Loss::kMaps == 1 ? 21 : 16;
+
 // ---- one block -----------------------------------------------------------------------------------------
 
 template <class Loss, int C, bool kGrad>
 class LossBlock {
  public:
   static constexpr int kMaps = Loss::kMaps;
-  // For more classes than these the registers (255 a thread) do not hold everything.
-  static constexpr bool kSharedSteps = kGrad && C > Loss::kMostInRegisters;
+  static constexpr bool kSharedSteps = kGrad && C > kMostInRegisters<Loss>;
   using Steps = std::conditional_t<kSharedSteps, Strided, Values<C>>;
 
-  // Lines of shared memory, one float a column: of each map's steps, which the gradient on its way from the
-  // columns to the low-resolution columns replaces, or of that gradient alone; for C = 0 of the scratch.
+  // The number of lines of shared memory, one float per column each: for the steps of each map, which the
+  // gradient replaces when it is added up over the columns, or for that gradient alone; for C = 0 for the
+  // scratch arrays.
   __host__ UDAS_DEVICE static int lines(int classes) {
     if (C == 0) return Loss::kScratch * classes;
     return kGrad ? (kSharedSteps ? kMaps : 1) * C : 0;
@@ -142,7 +94,7 @@ class LossBlock {
   }
 
  private:
-  // Constants wherever registers are scarce.
+  // Constants where registers are scarce.
   UDAS_DEVICE int width() const { return C > 0 ? kTileWidth : task_.tiling.tile_width; }
   UDAS_DEVICE int maps() const { return kMaps + (Loss::kTeachers ? task_.teachers : 0); }
 
@@ -150,15 +102,15 @@ class LossBlock {
   UDAS_DEVICE Strided own_line(int first) const {
     return {lines_ + first * line(width()) + slot(threadIdx.x), line(width())};
   }
-  // Where the lines of map `m` begin that its gradient goes through.
+  // The first of the lines through which the gradient of map `m` is added up.
   UDAS_DEVICE float* lines_of(int m) const {
     return lines_ + (C == 0 ? m * task_.classes : kSharedSteps ? m * C : 0) * line(width());
   }
   UDAS_DEVICE const Source& row(int map, int y) const { return rows_[map * kTileHeight + y]; }
   UDAS_DEVICE const Source& column(int map, int x) const { return columns_[map * width() + x]; }
 
-  // Where the tile's rows and columns read from, for every map, and the columns' fractions once more in a
-  // line. What no column owns of a line stays 0, so that sums over columns run through.
+  // Fills in the sources of the tile's rows and columns for every map, and the columns' fractions once more
+  // in a line. Places of a line without a column stay 0, so that sums over columns need no test.
   UDAS_DEVICE void tables() {
     for (int i = threadIdx.x; i < maps() * kTileHeight; i += width()) {
       const int y = min(i % kTileHeight, tile_.rows - 1);
@@ -176,7 +128,7 @@ class LossBlock {
     __syncthreads();
   }
 
-  // Down column `x` of the tile; -1: outside of the image, only taking part where the block meets.
+  // Walks down column `x` of the tile; -1: outside of the image, which only takes part in the barriers.
   UDAS_DEVICE void walk(int x) {
     const bool inside = x >= 0;
     const Tiling& tiling = task_.tiling;
@@ -206,7 +158,7 @@ class LossBlock {
     if (kGrad && C > 0) leave_rows(tile_.rows - 1, -1);
   }
 
-  // Row `y` of column `x`. The losses do not look at it, and have none.
+  // The incoming gradient at row `y` of column `x`. Only upsample_backward has and reads one.
   UDAS_DEVICE Incoming incoming(int x, int y) const {
     const Map& map = task_.incoming;
     const int64_t at =
@@ -214,15 +166,32 @@ class LossBlock {
     return {static_cast<const float*>(map.data) + at, map.stride[1]};
   }
 
-  UDAS_DEVICE float pixel_loss(const Pixel& pixel, int y) {
-    // A teacher's logits go through the last scratch array; from there its softmax replaces them.
-    const auto teachers = [&](int k) {
-      auto& to = gradient_[Loss::kScratch - 1];
+  // Pixel (threadIdx.x, y) as the losses of core/losses.h take it.
+  struct View {
+    LossBlock& block;
+    const Incoming& from;
+    int y, label;
+    float weight;
+
+    UDAS_DEVICE Classes<C> classes() const { return {block.task_.classes}; }
+    UDAS_DEVICE int teachers() const { return block.task_.teachers; }
+    UDAS_DEVICE float inverse_temperature() const { return block.task_.inverse_temperature; }
+    UDAS_DEVICE float inverse_log_classes() const { return block.task_.inverse_log_classes; }
+    UDAS_DEVICE const Logits<C, Steps>& logits(int m) const { return block.logits_[m]; }
+    UDAS_DEVICE Values<C>& gradient(int i) const { return block.gradient_[i]; }
+    UDAS_DEVICE const Incoming& incoming() const { return from; }
+    // Through the last scratch array, where the teacher's softmax replaces its logits.
+    UDAS_DEVICE Values<C> teacher(int k) const {
+      Values<C>& to = block.gradient_[Loss::kScratch - 1];
       const int m = kMaps + k;
-      interpolate<C>(task_.maps[m], tile_.sample, row(m, y), column(m, threadIdx.x), task_.classes, to);
+      interpolate<C>(block.task_.maps[m], block.tile_.sample, block.row(m, y), block.column(m, threadIdx.x),
+                     block.task_.classes, to);
       return to;
-    };
-    return Loss::template run<kGrad>(task_, pixel, Classes<C>{task_.classes}, logits_, gradient_, teachers);
+    }
+  };
+
+  UDAS_DEVICE float pixel_loss(const Pixel& pixel, int y) {
+    return Loss::template run<kGrad, float>(View{*this, pixel.incoming, y, pixel.label, pixel.weight});
   }
 
   // ---- the adjoint of the interpolation ----
@@ -234,7 +203,7 @@ class LossBlock {
     }
   }
 
-  // Vertically: registers where there are some, else straight to the columns' sums.
+  // Vertically: in registers, or for C = 0 directly in the sums over columns.
   UDAS_DEVICE void collect(bool active, int y) {
     if constexpr (C > 0) {
       if (!active) return;
@@ -266,8 +235,8 @@ class LossBlock {
     }
   }
 
-  // Hands on what was collected for the low-resolution rows of pixel row `y` that `next` (-1: none) does not
-  // read.
+  // Adds up the gradients collected for the low-resolution rows that pixel row `y` reads and row `next` (-1:
+  // none) does not.
   UDAS_DEVICE void leave_rows(int y, int next) {
 #pragma unroll
     for (int m = 0; m < kMaps; ++m) {

@@ -1,13 +1,13 @@
 // Pseudo-labels: K views upsampled, softmax, the view with the largest confidence or the mean of the views,
 // arg-max, threshold and histogram, in one pass.
 //
-// One thread a column, as everywhere (common.cuh). For the maximum, views are outside and rows inside, so
+// One thread per column, as everywhere (common.cuh). For the maximum, views are outside and rows inside, so
 // that a view's two rows stay in registers; the best so far of each pixel waits in shared memory, 5 bytes.
 // For the mean, all views of a pixel are needed at once: they are read anew at each pixel.
 //
 // The floor, with P pixels: bytes 5·P written, K·N·C·h·w·(2 or 4) read; exps K·P·C; FMAs and the like, per
 // pixel, class and view: 7 (2 interpolations, maximum with its label 3, difference and scale, sum). The mean
-// adds 2 and its loads: 4 a class and view through L1, which bound it.
+// adds 2 and its loads: 4 per class and view through L1, which bound it.
 #include "../core/predict.h"
 #include "common.cuh"
 
@@ -18,13 +18,13 @@ namespace {
 constexpr int kCells = 2 * kBins;         // of a class in the histogram
 constexpr int kMostSharedHistogram = 32;  // classes
 
-struct PredictLayout {
+struct PseudoLabelLayout {
   size_t rows, columns, confidence, histogram, lines, label, bytes;
 };
 
-__host__ UDAS_DEVICE PredictLayout predict_layout(int height, int width, int views, bool mean, int classes,
-                                                  int lines) {
-  PredictLayout at;
+__host__ UDAS_DEVICE PseudoLabelLayout pseudo_label_layout(int height, int width, int views, bool mean,
+                                                           int classes, int lines) {
+  PseudoLabelLayout at;
   at.rows = 0;                                             // Source [views][height]
   at.columns = at.rows + sizeof(Source) * views * height;  // Source [views][width], for the mean
   at.confidence = at.columns + (mean ? sizeof(Source) * views * width : 0);  // float [height][width]
@@ -36,17 +36,17 @@ __host__ UDAS_DEVICE PredictLayout predict_layout(int height, int width, int vie
 }
 
 template <int C, bool kMean>
-class PredictBlock {
+class PseudoLabelBlock {
  public:
   static int lines(int classes) { return C == 0 && kMean ? 2 * classes : 0; }
 
-  UDAS_DEVICE PredictBlock(const PredictTask& task, unsigned char* shared)
+  UDAS_DEVICE PseudoLabelBlock(const PseudoLabelTask& task, unsigned char* shared)
       : task_(task),
         tile_(task.tiling, blockIdx.x),
         height_(task.tiling.tile_height),
         width_(task.tiling.tile_width) {
-    const PredictLayout at = predict_layout(height_, width_, task.views, kMean, task.classes,
-                                            C == 0 && kMean ? 2 * task.classes : 0);
+    const PseudoLabelLayout at = pseudo_label_layout(height_, width_, task.views, kMean, task.classes,
+                                                     C == 0 && kMean ? 2 * task.classes : 0);
     rows_ = reinterpret_cast<Source*>(shared + at.rows);
     columns_ = reinterpret_cast<Source*>(shared + at.columns);
     confidence_ = reinterpret_cast<float*>(shared + at.confidence);
@@ -200,7 +200,7 @@ class PredictBlock {
     }
   }
 
-  const PredictTask& task_;
+  const PseudoLabelTask& task_;
   const Tile tile_;
   const int height_, width_;
   Source *rows_, *columns_;
@@ -211,16 +211,17 @@ class PredictBlock {
 
 template <int C, bool kMean>
 __global__ void __launch_bounds__(kTileWidth, kMean ? 3 : 4)
-    pseudo_label_kernel(UDAS_PARAMETER PredictTask task) {
-  PredictBlock<C, kMean>(task, shared_memory()).run();
+    pseudo_label_kernel(UDAS_PARAMETER PseudoLabelTask task) {
+  PseudoLabelBlock<C, kMean>(task, shared_memory()).run();
 }
 
 template <int C, bool kMean>
-cudaError_t run(const PredictTask& task, cudaStream_t stream) {
+cudaError_t run(const PseudoLabelTask& task, cudaStream_t stream) {
   const Tiling& tiling = task.tiling;
-  const int lines = PredictBlock<C, kMean>::lines(task.classes);
+  const int lines = PseudoLabelBlock<C, kMean>::lines(task.classes);
   const size_t bytes =
-      predict_layout(tiling.tile_height, tiling.tile_width, task.views, kMean, task.classes, lines).bytes;
+      pseudo_label_layout(tiling.tile_height, tiling.tile_width, task.views, kMean, task.classes, lines)
+          .bytes;
   return launch(pseudo_label_kernel<C, kMean>, dim3(static_cast<unsigned>(tile_count(tiling))),
                 tiling.tile_width, bytes, stream, task);
 }
@@ -231,11 +232,11 @@ void plan_pseudo_label(Tiling& tiling, int classes, int views, bool mean) {
   const bool unrolled = is_unrolled(classes);
   const int lines = mean && !unrolled ? 2 * classes : 0;
   choose_tiles(tiling, unrolled, [&](int height, int width) {
-    return predict_layout(height, width, views, mean, classes, lines).bytes;
+    return pseudo_label_layout(height, width, views, mean, classes, lines).bytes;
   });
 }
 
-cudaError_t run_pseudo_label(const PredictTask& task, cudaStream_t stream) {
+cudaError_t run_pseudo_label(const PseudoLabelTask& task, cudaStream_t stream) {
   const cudaError_t zeroed =
       cudaMemsetAsync(task.histogram, 0, sizeof(*task.histogram) * task.classes * kCells, stream);
   if (zeroed != cudaSuccess || tile_count(task.tiling) == 0) return zeroed;

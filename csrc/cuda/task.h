@@ -1,20 +1,18 @@
 #pragma once
-// What a kernel is asked to do, in plain types that travel to the device as they are: the torch tensors stay
-// in the .cpp files, the kernels in the .cu files, and neither has to parse the other's headers.
+// The kernels' tasks in plain types that are copied to the device as they are: the torch tensors stay in the
+// .cpp files, the kernels in the .cu files, and neither has to parse the other's headers.
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
 #include "../core/activation.h"
 #include "../core/region.h"
+#include "../core/type.h"
 
 namespace udas {
 namespace cuda {
 
-constexpr int kMaxViews = 16;
-constexpr int kMaxChannels = 64;
-
-enum class Type : int32_t { none, float32, float16, bfloat16, uint8, int64 };
+constexpr int kMaxChannels = 64;  // of an image of region_mix
 
 // Low-resolution logits [N, C, h, w]; strides in elements.
 struct Map {
@@ -30,7 +28,7 @@ struct Labels {
   Type type;
 };
 
-// How the full-resolution pixels are cut into tiles, one block of threads each, one thread a column.
+// The full-resolution image in tiles: one block of threads each, one thread per column.
 struct Tiling {
   int32_t height, width;            // of the image
   int32_t tile_height, tile_width;  // at most 32 rows; tile_width is the number of threads
@@ -39,7 +37,7 @@ struct Tiling {
   bool align_corners;
 };
 
-// The most low-resolution rows and columns of a map that one tile touches.
+// The largest number of low-resolution rows and columns of a map that one tile touches.
 struct Footprint {
   int32_t rows, columns;
 };
@@ -52,7 +50,7 @@ struct LossTask {
   const float* pixel_weight;  // [N, H, W] or null
   const bool* mask;           // [N, H, W] or null
   const float* class_weight;  // [C] or null
-  Map incoming;               // float32 [N, C, H, W], the gradient that goes back through `activation`
+  Map incoming;               // for upsample_backward: the gradient of the result, float32 [N, C, H, W]
   Activation activation;
   int64_t ignore_index;
   float inverse_temperature, inverse_log_classes;
@@ -87,7 +85,7 @@ struct UpsampleTask {
   float* out;  // [N, C, H, W]
 };
 
-struct PredictTask {
+struct PseudoLabelTask {
   Tiling tiling;
   int32_t classes, views;
   Map maps[kMaxViews];
@@ -127,24 +125,21 @@ struct MixTask {
   void* label;  // contiguous, of the type of the labels
 };
 
-// Tiles, chosen before memory is allocated, by the sizes alone; and what one tile of a loss touches of a map.
+// Choose the tiles, by the sizes alone and before memory is allocated.
 void plan_loss(Tiling& tiling, int classes, int gradients, int teachers);
 void plan_upsample(Tiling& tiling, int classes);
 void plan_pseudo_label(Tiling& tiling, int classes, int views, bool mean);
 void plan_confusion_matrix(Tiling& tiling, int classes);
 Footprint footprint(const Tiling& tiling, const Map& map);
 
-// Each launches on `stream` and neither allocates nor waits.
-cudaError_t run_cross_entropy(const LossTask& task, cudaStream_t stream);
-cudaError_t run_rectified(const LossTask& task, cudaStream_t stream);
-cudaError_t run_symmetric_kl(const LossTask& task, cudaStream_t stream);
-cudaError_t run_ensemble_kl(const LossTask& task, cudaStream_t stream);
-cudaError_t run_distillation_kl(const LossTask& task, cudaStream_t stream);
-cudaError_t run_entropy(const LossTask& task, cudaStream_t stream);
+// Each launches on `stream` and neither allocates nor waits. run_loss is instantiated for each loss of
+// core/losses.h in the .cu of its operator.
+template <class Loss>
+cudaError_t run_loss(const LossTask& task, cudaStream_t stream);
 cudaError_t run_upsample_backward(const LossTask& task, cudaStream_t stream);
 cudaError_t run_finish(const FinishTask& task, cudaStream_t stream);
 cudaError_t run_upsample(const UpsampleTask& task, cudaStream_t stream);
-cudaError_t run_pseudo_label(const PredictTask& task, cudaStream_t stream);
+cudaError_t run_pseudo_label(const PseudoLabelTask& task, cudaStream_t stream);
 cudaError_t run_confusion_matrix(const ConfusionTask& task, cudaStream_t stream);
 cudaError_t run_region_mix(const MixTask& task, cudaStream_t stream);
 

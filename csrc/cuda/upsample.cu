@@ -1,5 +1,5 @@
-// Upsampling with its activation, straight to [N, C, H, W]. One thread a column, as everywhere (common.cuh):
-// a warp stores 32 neighbours of a class at a time.
+// Upsampling with its activation, straight to [N, C, H, W]. One thread per column, as everywhere
+// (common.cuh): a warp stores 32 neighbours of a class at a time.
 //
 // The floor, with P pixels and C classes: bytes 4·P·C written, N·C·h·w·(2 or 4) read; exps P·C for softmax
 // and self-information. At stride 8 this is bound by the bytes written.

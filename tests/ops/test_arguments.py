@@ -200,3 +200,6 @@ def test_the_kernels_check_for_themselves() -> None:
     for gradient in (LOGITS[:1], LOGITS[:, 1:], LOGITS[0], LOGITS.double()):
         with pytest.raises(RuntimeError, match=r"gradient: found .*, expected float32 \[2, 4, H, W\]"):
             back(gradient, LOGITS, 1, False)
+    for dtype in (torch.bool, torch.int8, torch.int64, torch.float64):
+        with pytest.raises(RuntimeError, match="out_dtype: found .*, expected uint8, float32, float16 or"):
+            torch.ops.udas_fast.region_mix(IMAGE, IMAGE, TARGET, TARGET, BOXES, [], [], dtype, False)

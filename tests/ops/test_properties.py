@@ -75,8 +75,8 @@ def test_same_bits_again_and_for_any_strides(device: str, layout: str) -> None:
 
 
 @pytest.mark.skipif(bool(_library.REASON), reason="nothing compiled")
-@pytest.mark.parametrize("level", ["baseline", "v3"])
-def test_lower_instruction_sets_agree(level: str) -> None:
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_lower_instruction_sets_agree(isa: str) -> None:
     """A fresh process with a lower UDAS_FAST_SIMD computes the same, up to rounding."""
     if build_info()["simd"] == "baseline":
         pytest.skip("this processor has nothing but the baseline")
@@ -85,14 +85,14 @@ def test_lower_instruction_sets_agree(level: str) -> None:
         "torch.save([udas_fast.build_info()['simd'], *t.results('cpu')], sys.argv[2])"
     )
     here = Path(__file__).resolve().parent
-    out = Path(os.environ.get("TMPDIR", "/tmp")) / f"udas_fast_{level}_{os.getpid()}.pt"
-    environment = {**os.environ, "UDAS_FAST_SIMD": level, "PYTHONPATH": str(here.parents[1])}
+    out = Path(os.environ.get("TMPDIR", "/tmp")) / f"udas_fast_{isa}_{os.getpid()}.pt"
+    environment = {**os.environ, "UDAS_FAST_SIMD": isa, "PYTHONPATH": str(here.parents[1])}
     try:
         subprocess.run([sys.executable, "-c", script, str(here), str(out)], check=True, env=environment)
         name, *lower = torch.load(out, weights_only=True)
     finally:
         out.unlink(missing_ok=True)
-    assert name == {"baseline": "baseline", "v3": "AVX2"}[level]
+    assert name == {"baseline": "baseline", "avx2": "AVX2"}[isa]
     for a, b in zip(results("cpu"), lower, strict=True):
         if a.is_floating_point():
             torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)

@@ -1,5 +1,5 @@
 #pragma once
-// Everything from outside that the kernels use, included before a file changes the instruction set: what is
+// The headers from outside that the kernels use, included before a file changes the instruction set: what is
 // declared here stays code for any processor.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -13,5 +13,5 @@
 #include <type_traits>
 
 #include "../core/config.h"
-#include "level.h"
+#include "isa.h"
 #include "task.h"

@@ -1,11 +1,11 @@
 #pragma once
-// Mixing, a row at a time. What is computed has unit steps: rows with other strides are copied together
-// first, and interleaved pixels are written apart last. A box cuts a row into three runs of one image each;
-// other regions are a mask, by which two rows are blended.
+// Mixing on the CPU, a row at a time. The arithmetic runs on contiguous values: rows with other strides are
+// gathered first, and interleaved pixels are scattered last. A box cuts a row into three runs of one image
+// each; other regions are a mask, by which two rows are blended.
 #include "rows.h"
 
 namespace udas {
-inline namespace UDAS_LEVEL {
+inline namespace UDAS_ISA {
 
 using cpu::MixTask;
 
@@ -52,7 +52,7 @@ class MixLoop {
 
   void row(int64_t n, int64_t y) {
     fill_mask(n, y);
-    if (task_.inside_label.type == cpu::Type::uint8) {
+    if (task_.inside_label.type == Type::uint8) {
       mix_labels<uint8_t>(n, y);
     } else {
       mix_labels<int64_t>(n, y);
@@ -139,15 +139,15 @@ class MixLoop {
     }
   }
 
-  // The row's mask, or for a box its run [left, right).
+  // Sets the row's mask, or for a box its run [left, right).
   void fill_mask(int64_t n, int64_t y) {
     if (task_.region == Region::mask) {
       const bool* from =
           static_cast<const bool*>(task_.mask.data) + n * task_.mask.stride[0] + y * task_.mask.stride[1];
       for (int64_t x = 0; x < width_; ++x) mask_[x] = from[x * task_.mask.stride[2]];
     } else if (task_.region == Region::classes) {
-      task_.inside_label.type == cpu::Type::uint8 ? fill_from_table<uint8_t>(n, y)
-                                                  : fill_from_table<int64_t>(n, y);
+      task_.inside_label.type == Type::uint8 ? fill_from_table<uint8_t>(n, y)
+                                             : fill_from_table<int64_t>(n, y);
     } else {
       const int32_t* box = task_.boxes + 4 * n;
       left_ = std::min<int64_t>(std::max<int64_t>(box[0], 0), width_);
@@ -173,31 +173,31 @@ void mix_rows(const MixTask& task, int64_t begin, int64_t end) {
 template <class In>
 void mix_from(const MixTask& task, int64_t begin, int64_t end) {
   switch (task.out_type) {
-    case cpu::Type::float16:
+    case Type::float16:
       return mix_rows<In, torch::headeronly::Half>(task, begin, end);
-    case cpu::Type::bfloat16:
+    case Type::bfloat16:
       return mix_rows<In, torch::headeronly::BFloat16>(task, begin, end);
-    case cpu::Type::uint8:
+    case Type::uint8:
       if constexpr (std::is_same_v<In, uint8_t>) return mix_rows<In, uint8_t>(task, begin, end);
-      return;  // floating images do not become uint8: checked before
+      return;  // check_mixed_image: floating images do not become uint8
     default:
       return mix_rows<In, float>(task, begin, end);
   }
 }
 
 // Rows n · H + y.
-inline void run_mix(const MixTask& task, int64_t begin, int64_t end) {
+inline void run_region_mix(const MixTask& task, int64_t begin, int64_t end) {
   switch (task.in_type) {
-    case cpu::Type::uint8:
+    case Type::uint8:
       return mix_from<uint8_t>(task, begin, end);
-    case cpu::Type::float16:
+    case Type::float16:
       return mix_from<torch::headeronly::Half>(task, begin, end);
-    case cpu::Type::bfloat16:
+    case Type::bfloat16:
       return mix_from<torch::headeronly::BFloat16>(task, begin, end);
     default:
       return mix_from<float>(task, begin, end);
   }
 }
 
-}  // namespace UDAS_LEVEL
+}  // namespace UDAS_ISA
 }  // namespace udas

@@ -1,65 +1,46 @@
 #pragma once
-// The one loop of every prediction: interpolate the views at a tile of pixels, take the most probable class,
-// count.
+// Pseudo-labels on the CPU: interpolate the views at a tile of pixels, take the most probable class, apply
+// the threshold, count.
 #include "../core/predict.h"
 #include "rows.h"
 
 namespace udas {
-inline namespace UDAS_LEVEL {
+inline namespace UDAS_ISA {
 
-using cpu::PredictTask;
+using cpu::PseudoLabelTask;
 
-class PredictLoop {
+class PseudoLabelLoop {
  public:
-  explicit PredictLoop(const PredictTask& task)
+  explicit PseudoLabelLoop(const PseudoLabelTask& task)
       : task_(task),
         classes_(static_cast<int>(task.views[0].classes)),
         block_(classes_ * kTile),
         logits_(block_),
         mean_(task.mean ? block_ : 0),
-        counts_(task.confusion ? classes_ * classes_ : classes_ * 2 * kBins) {
+        counts_(classes_ * 2 * kBins) {
     pairs_.reserve(task.views.size());
     for (const Map& view : task.views) pairs_.emplace_back(view, task.grid.tiles, false);
   }
 
   void band(int64_t band) {
-    const int64_t end = task_.grid.end_y(band);
     sample_ = task_.grid.sample(band);
     for (size_t k = 0; k < pairs_.size(); ++k) {
       const bool flipped = task_.flips != nullptr && task_.flips[k * task_.grid.samples + sample_];
       pairs_[k].begin(sample_, flipped ? &task_.flipped_columns[k] : &task_.columns[k], nullptr, 0);
     }
-    for (int64_t y = task_.grid.first_y(band); y < end;) {
-      const int64_t next = run_end(task_.rows, y, end);
-      for (size_t k = 0; k < pairs_.size(); ++k) pairs_[k].move(task_.rows[k].low[y], task_.rows[k].high[y]);
-      for (int64_t tile = 0; tile < task_.grid.tiles; ++tile) {
-        for (int64_t row = y; row < next; ++row) run(tile, row);
-      }
-      y = next;
-    }
+    for_each_run(task_.grid, task_.rows, pairs_, band, [&](int64_t tile, int64_t begin, int64_t end) {
+      for (int64_t y = begin; y < end; ++y) run(tile, y);
+    });
   }
 
-  // Integer sums: the order in which threads add does not matter.
-  void add_counts(int64_t* to) const {
-    for (size_t i = 0; i < counts_.size(); ++i) {
-      if (counts_[i] != 0) __atomic_fetch_add(to + i, counts_[i], __ATOMIC_RELAXED);
-    }
-  }
+  void add_counts() const { add_integers(counts_, task_.histogram); }
 
  private:
   void run(int64_t tile, int64_t y) {
     const int64_t x = tile * kTile;
     const int pixels = static_cast<int>(std::min<int64_t>(kTile, task_.grid.width - x));
-    if (task_.confusion != nullptr) {
-      interpolate(0, tile, y);
-      for (int lane = 0; lane < kTile; lane += kLanes) {
-        store(label_ + lane, arg_max<Vec>(Column{logits_.data() + lane}, classes_).label);
-      }
-      count_pairs(x, y, pixels);
-    } else {
-      task_.mean ? mean_of_views(tile, y) : best_of_views(tile, y);
-      write(x, y, pixels);
-    }
+    task_.mean ? mean_of_views(tile, y) : best_of_views(tile, y);
+    write(x, y, pixels);
   }
 
   void interpolate(size_t view, int64_t tile, int64_t y) {
@@ -118,29 +99,22 @@ class PredictLoop {
     std::memcpy(task_.confidence + at, confidence_, pixels * sizeof(float));
   }
 
-  void count_pairs(int64_t x, int64_t y, int pixels) {
-    label_tile(task_.target, sample_, y, x, pixels, task_.ignore_index, classes_, task_.bad_label, truth_);
-    for (int i = 0; i < pixels; ++i) {
-      if (truth_[i] >= 0) ++counts_[truth_[i] * classes_ + label_[i]];
-    }
-  }
-
-  const PredictTask& task_;
+  const PseudoLabelTask& task_;
   int classes_;
   int64_t block_;
   Floats logits_, mean_;
   std::vector<RowPair> pairs_;
   std::vector<int64_t> counts_;
   int64_t sample_ = 0;
-  alignas(64) int32_t label_[kTile], truth_[kTile];
+  alignas(64) int32_t label_[kTile];
   alignas(64) float confidence_[kTile];
 };
 
-inline void run_predictions(const PredictTask& task, int64_t begin, int64_t end) {
-  PredictLoop loop(task);
+inline void run_pseudo_label(const PseudoLabelTask& task, int64_t begin, int64_t end) {
+  PseudoLabelLoop loop(task);
   for (int64_t band = begin; band < end; ++band) loop.band(band);
-  loop.add_counts(task.confusion != nullptr ? task.confusion : task.histogram);
+  loop.add_counts();
 }
 
-}  // namespace UDAS_LEVEL
+}  // namespace UDAS_ISA
 }  // namespace udas

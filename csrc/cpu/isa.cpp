@@ -1,4 +1,4 @@
-#include "level.h"
+#include "isa.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -6,37 +6,37 @@
 namespace udas {
 namespace {
 
-Level detect() {
-  Level best = Level::baseline;
-#ifdef UDAS_X86_LEVELS
+Isa detect() {
+  Isa best = Isa::baseline;
+#ifdef UDAS_X86_ISAS
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
-    best = Level::v3;
+    best = Isa::avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
-      best = Level::v4;
+      best = Isa::avx512;
     }
   }
-  const char* wish = std::getenv("UDAS_FAST_SIMD");
-  if (wish != nullptr && std::strcmp(wish, "baseline") == 0) return Level::baseline;
-  if (wish != nullptr && std::strcmp(wish, "v3") == 0 && best == Level::v4) return Level::v3;
+  const char* chosen = std::getenv("UDAS_FAST_SIMD");
+  if (chosen != nullptr && std::strcmp(chosen, "baseline") == 0) return Isa::baseline;
+  if (chosen != nullptr && std::strcmp(chosen, "avx2") == 0 && best == Isa::avx512) return Isa::avx2;
 #endif
   return best;
 }
 
 }  // namespace
 
-Level level() {
-  static const Level found = detect();
+Isa isa() {
+  static const Isa found = detect();
   return found;
 }
 
-const char* simd_level() {
-  switch (level()) {
-    case Level::v4:
+const char* isa_name() {
+  switch (isa()) {
+    case Isa::avx512:
       return "AVX-512";
-    case Level::v3:
+    case Isa::avx2:
       return "AVX2";
     default:
       return "baseline";
