@@ -30,7 +30,7 @@ from udas_fast.seeding import seed_step
 from udas_fast.testing import take_step
 from udas_fast.training.networks import compile_backbones
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from public_step import PublicAdaptation, PublicSelfTraining
 
 CLASSES = 4

@@ -19,7 +19,7 @@ import udas_fast
 from udas_fast import ops
 from udas_fast.ops import _library
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def python(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
