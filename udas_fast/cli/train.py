@@ -336,7 +336,7 @@ def _read_cyclegan(
 ) -> Recipe:
     """Return recipe cyclegan, or that of ``file``, with these changes; a size is that of its crops."""
     from udas_fast.recipes.cyclegan import small_cyclegan
-    from udas_fast.recipes.small import STEPS
+    from udas_fast.recipes.small_recipes import STEPS
 
     name = "cyclegan" if file is None else None
     recipe = read_recipe("translate", name, file, read_changes(batch_size=batch_size, lr=lr), ())

@@ -1,1 +1,1 @@
-"""How a step runs: optimisers, precision, graphs, checkpoints, records and interruption; knows no recipe."""
+"""Parts of a training step: optimisers, precision, graphs, checkpoints, records, interruption; no recipe is known here."""

@@ -26,7 +26,7 @@ WARM_UP = 3  # steps that run as they are before one is recorded: libraries load
 
 
 class Capture(Protocol):
-    """What records; :class:`CudaCapture`, or a test's stand-in for it."""
+    """A recorder of operations: :class:`CudaCapture`, or a test's stand-in for it."""
 
     def run(self, function: Callable[[], Result]) -> Result:
         """Return ``function()``, run as it will be recorded later."""

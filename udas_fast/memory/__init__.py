@@ -1,7 +1,7 @@
 """Memory requirements of a recipe and how to reduce them: `udas-fast plan` and ``memory.budget``."""
 
 from udas_fast.memory.choose import POLICIES, advice, choose_memory
-from udas_fast.memory.predict import Peak, predict
+from udas_fast.memory.prediction import Peak, predict
 from udas_fast.memory.table import CARDS, Row, plan, plan_table
 
 __all__ = [

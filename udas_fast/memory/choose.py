@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from udas_fast.engine.memory import GIB, MemoryConfig, Policy
 from udas_fast.errors import bad
-from udas_fast.memory.predict import predict
+from udas_fast.memory.prediction import predict
 from udas_fast.recipes import Recipe
 
 #: Policies from the fastest to the one that needs least memory.

@@ -8,7 +8,7 @@ from typing import Any
 
 from udas_fast.engine.memory import CONTEXT, FRAGMENTATION, GIB, MemoryConfig
 from udas_fast.memory.choose import candidates
-from udas_fast.memory.predict import KINDS, Peak, predict
+from udas_fast.memory.prediction import KINDS, Peak, predict
 from udas_fast.recipes import Recipe
 
 CARDS = (4, 6, 8, 11, 16, 24)

@@ -77,7 +77,7 @@ class AdaptationConfig(ObjectiveConfig, kind="adaptation"):
 
     @property
     def adapts(self) -> bool:
-        """Whether there is a loss on target images."""
+        """True where there is a loss on target images."""
         return any((self.adversary, self.entropy, self.agreement))
 
     @property
@@ -141,7 +141,7 @@ class Adaptation(Objective):
         )
 
     def training_step(self, model: nn.Module, batch: AdaptationBatch, ctx: StepContext) -> Losses:
-        """Minimise L over the network, then the discriminators' loss over theirs."""
+        """Minimise L over the network, then the discriminators' loss over the discriminators."""
         config = self.config
         losses: Losses = {}
 

@@ -119,7 +119,7 @@ class PrepareContext(StepContext):
 
 
 class Objective(nn.Module):
-    """What one training step optimises.
+    """The method: what one training step optimises.
 
     A method is a subclass with a :meth:`training_step`, and a :meth:`prepare_batch` where randomness or training
     progress decides something; its configuration (:class:`ObjectiveConfig`) builds it. Submodules and buffers
@@ -174,7 +174,7 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a method needs of data and network; checked before a run begins.
+    """Requirements of a method on data and network, checked before a run begins.
 
     Attributes:
         streams: streams that must be there.
@@ -238,7 +238,7 @@ class ObjectiveConfig:
 
     @property
     def requirements(self) -> Requirements:
-        """What the method needs of data and network."""
+        """Requirements of the method on data and network."""
         raise NotImplementedError
 
     def build(self, num_classes: int) -> Objective:

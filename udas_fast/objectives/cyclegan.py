@@ -89,7 +89,7 @@ class CycleGAN(Objective):
         return CycleGANBatch(images, draws)
 
     def training_step(self, model: nn.Module, batch: CycleGANBatch, ctx: StepContext) -> Losses:
-        """Minimise L over the generators, then the discriminators' loss over theirs."""
+        """Minimise L over the generators, then the discriminators' loss over the discriminators."""
         config, images = self.config, batch.images
         real = {domain: to_signed(image) for domain, image in images.items()}
         fake: dict[str, Tensor] = {}

@@ -22,7 +22,7 @@ MAX_VIEWS = 16  # of ops.pseudo_label
 
 @config_dataclass
 class PseudoLabelConfig:
-    """What the teacher sees of an image, and which of its labels are kept; the defaults are UDAS's."""
+    """Views of an image that the teacher sees, and selection of its labels; the defaults are UDAS's."""
 
     views: Annotated[int, Field(ge=1)] = 3  # the image itself and photometric views of it (UDAS 4.2.5: K = 3)
     flip_view: bool = False  # a mirrored view as well, at every scale

@@ -18,7 +18,7 @@ from udas_fast.recipes.recipe import (
     select_stages,
 )
 from udas_fast.recipes.settings import has_key, override
-from udas_fast.recipes.small import small
+from udas_fast.recipes.small_recipes import small
 
 __all__ = [
     "Changes",

@@ -10,12 +10,12 @@ from udas_fast.data import Geometry
 from udas_fast.data.domains import StreamBatchSize
 from udas_fast.errors import bad, unknown
 from udas_fast.recipes.recipe import Recipe, Stage
-from udas_fast.recipes.small import small
+from udas_fast.recipes.small_recipes import small
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What the command line's options of the same names change of a recipe; None leaves a number as it is."""
+    """Changes of a recipe by the command line's options of the same names; None leaves a number as it is."""
 
     small: tuple[int, int] | None = None
     size: tuple[int, int] | None = None
@@ -112,7 +112,7 @@ def _lengths(recipe: str, stages: Sequence[Stage], steps: int) -> dict[str, int]
     whole, left = sum(stage.steps * stage.rounds for stage in stages), steps
     lengths: dict[str, int] = {}
     for stage in reversed(stages[1:]):
-        rounds -= stage.rounds  # of the stages that still have to get theirs
+        rounds -= stage.rounds  # of the stages whose steps are not set yet
         most = (left - rounds) // stage.rounds
         lengths[stage.name] = min(max(1, steps * stage.steps // whole), most)
         left -= lengths[stage.name] * stage.rounds

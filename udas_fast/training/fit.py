@@ -107,7 +107,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a run, from its start or its newest checkpoint on: its recorder, and the wish to stop."""
+    """One attempt at a run, from its start or its newest checkpoint on: with its recorder and the request to stop."""
 
     run_dir: Path
     recorder: Recorder

@@ -1,4 +1,4 @@
-"""What a recipe needs of its data, checked before any work."""
+"""Checks of a recipe's requirements of its data, before any work."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Results:
 
     @property
     def complete(self) -> bool:
-        """Whether the run is complete: its model is written last."""
+        """True where the run is complete: its model is written last."""
         return (self.run_dir / MODEL_FILE).is_file()
 
     @property

@@ -217,7 +217,7 @@ class Trainer:
 
     @property
     def complete(self) -> bool:
-        """Whether the run is complete: its model is written last."""
+        """True where the run is complete: its model is written last."""
         return self._results.complete
 
     def describe(self) -> str:

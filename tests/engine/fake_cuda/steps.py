@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from udas_fast.data import Batch
 from udas_fast.engine.precision import build_amp, memory_format
 from udas_fast.engine.step import TrainStep, start_objective
-from udas_fast.memory.predict import _copy_fake, _Host
+from udas_fast.memory.prediction import _copy_fake, _Host
 from udas_fast.models import CycleGenerators, build_model
 from udas_fast.objectives import Batches, Losses, StepContext
 from udas_fast.objectives.base import StreamName

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from udas_fast.data import Batch
 from udas_fast.errors import InputError
 from udas_fast.memory import predict
-from udas_fast.memory.predict import _forwards_make_activations, _stage_peak
+from udas_fast.memory.prediction import _forwards_make_activations, _stage_peak
 from udas_fast.memory.tracker import BLOCK, MemoryTracker
 from udas_fast.models import CHECKPOINTING, build_model
 from udas_fast.objectives import Losses, StepContext
