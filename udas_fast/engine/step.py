@@ -106,7 +106,6 @@ class TrainStep:
         self.graph = None if capture is None else StepGraph(self.parameters(), capture)
         self.done = 0
         self.skipped = False
-        self._context = StepContext(backward=self._backward, normalize=self._normalize)
         self._backwards: int | None = 0  # counted in the first step only
 
     def __call__(self, batches: Batches) -> Losses:
@@ -127,8 +126,7 @@ class TrainStep:
         with self.amp.autocast():
             batch = self.objective.prepare_batch(batches, context)
         if self.graph is None:
-            with self.amp.autocast():
-                losses = self.objective.training_step(self.model, batch, self._context)
+            losses = self._training_step(batch)
         else:
             losses = self.graph.step(self._training_step, batch)
         self._check_first(losses)
@@ -169,9 +167,11 @@ class TrainStep:
         return bool(torch.stack([p.isfinite().all() for p in self.parameters()]).all())
 
     def _training_step(self, batch: Any) -> Losses:
-        """Run the part of a step that a CUDA graph records."""
+        """Run forward and backward, the part of a step that a CUDA graph records."""
+        # A context that is kept would hold the step in a cycle, and the memory of its graph with it.
+        context = StepContext(backward=self._backward, normalize=self._normalize)
         with self.amp.autocast():
-            return self.objective.training_step(self.model, batch, self._context)
+            return self.objective.training_step(self.model, batch, context)
 
     def _seed_step(self) -> torch.Generator:
         """Return the step's generator, the same in all processes; torch's own, of dropout, differs between them."""
