@@ -27,9 +27,11 @@ from udas_fast.data import CITYSCAPES, domains
 from udas_fast.inference import export_model
 from udas_fast.recipes import Recipe, get_recipe, override, small
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-MADE_UP = "README.md"  # its operators' example has tensors that are nowhere; tests/test_readme.py makes them
+MADE_UP = (
+    "README.md"  # its operators' example has tensors that are nowhere; tests/docs/test_readme.py makes them
+)
 
 
 def _python(page: Path) -> list[str]:

@@ -15,7 +15,7 @@ import typer
 from udas_fast import cli
 
 MODULE = "-m udas_fast"  # as torchrun starts it
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
