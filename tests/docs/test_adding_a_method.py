@@ -1,4 +1,4 @@
-"""The examples of docs/adding-a-method.md: files outside the package that train, resume and pass the page's own test."""
+"""The examples of docs/adding-a-method.md: files outside the package that train, resume and pass the page's tests."""
 
 from __future__ import annotations
 

@@ -44,6 +44,13 @@ def test_commands_parse(command: str) -> None:
     assert context.command.name == name
 
 
+def test_the_python_example_is_short_and_early() -> None:
+    example = _blocks("python")[0]  # test_docs runs it
+    assert "import udas_fast as uf" in example
+    assert len(example.splitlines()) <= 10
+    assert README.index(example) < README.index("## Install")
+
+
 def test_the_operator_example_runs() -> None:
     example = next(block for block in _blocks("python") if "ops.pseudo_label" in block)
     generator = torch.Generator().manual_seed(0)
