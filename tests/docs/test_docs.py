@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -203,6 +204,32 @@ def test_the_classes_of_cityscapes_are_listed() -> None:
 def test_links_lead_to_pages(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+\.md)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).is_file(), target
+
+
+def _documented() -> list[tuple[str, str]]:
+    """Return (place, name) of everything that docs/api.md shows."""
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    found = []
+    for place, members in re.findall(
+        r"^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?", text, re.MULTILINE
+    ):
+        if members:
+            found += [(place, name) for name in members.split(", ")]
+        else:
+            found.append(tuple(place.rsplit(".", 1)))
+    return found
+
+
+@pytest.mark.parametrize(("place", "name"), _documented())
+def test_the_api_page_shows_what_exists(place: str, name: str) -> None:
+    assert getattr(importlib.import_module(place), name).__doc__
+
+
+def test_the_api_page_shows_the_packages_face_and_every_operator() -> None:
+    names = {name for _, name in _documented()} | {place.split(".")[1] for place, _ in _documented()}
+    assert set(udas_fast.__all__) - {"__version__"} <= names
+    assert set(udas_fast.ops.__all__) - {"PseudoLabel"} <= names
+    assert set(udas_fast.nn.__all__) <= names
 
 
 # docs/first-run.md as a fresh user runs it, on folders of their own: every command of the page, in order.
