@@ -227,9 +227,22 @@ def test_the_api_page_shows_what_exists(place: str, name: str) -> None:
 
 def test_the_api_page_shows_the_packages_face_and_every_operator() -> None:
     names = {name for _, name in _documented()} | {place.split(".")[1] for place, _ in _documented()}
-    assert set(udas_fast.__all__) - {"__version__"} <= names
+    assert set(udas_fast.__all__) - {"__version__", "load"} <= names
     assert set(udas_fast.ops.__all__) - {"PseudoLabel"} <= names
     assert set(udas_fast.nn.__all__) <= names
+
+
+def test_contributing_names_files_that_exist() -> None:
+    """Each file or folder of "Where things are"; one without a folder is beside the one before it in its row."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) > 40
+    for row in rows:
+        folder = ROOT
+        for name in re.findall(r"`([\w./]*(?:/|\.(?:py|h|cpp|cu|cuh)))`", row):
+            place = ROOT / name if "/" in name else folder / name
+            assert place.exists(), f"{name} in {row}"
+            folder = place if place.is_dir() else place.parent
 
 
 # docs/first-run.md as a fresh user runs it, on folders of their own: every command of the page, in order.
