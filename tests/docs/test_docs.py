@@ -26,7 +26,7 @@ import udas_fast.recipes
 from udas_fast import TrainedModel, cli
 from udas_fast.data import CITYSCAPES, domains
 from udas_fast.inference import export_model
-from udas_fast.recipes import Recipe, get_recipe, override, small
+from udas_fast.recipes import Recipe, get_recipe, has_key, override, small
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -230,6 +230,48 @@ def test_the_api_page_shows_the_packages_face_and_every_operator() -> None:
     assert set(udas_fast.__all__) - {"__version__", "load"} <= names
     assert set(udas_fast.ops.__all__) - {"PseudoLabel"} <= names
     assert set(udas_fast.nn.__all__) <= names
+
+
+def _settings() -> list[tuple[str, str]]:
+    """Return (page, KEY=VALUE) of every ``--set`` in README and docs that is for recipes of the package."""
+    pages = [ROOT / "README.md", *(page for page in PAGES if page.name != "adding-a-method.md")]
+    pattern = r"--set (?:\"([^\"]+)\"|'([^']+)'|([^\s`),;]+(?:,\d+\])?))"
+    found = set()
+    for page in pages:
+        for quoted in re.findall(pattern, page.read_text(encoding="utf-8")):
+            found.add((page.name, "".join(quoted)))
+    return sorted((page, text) for page, text in found if "KEY" not in text and text.count("=") == 1)
+
+
+@pytest.mark.parametrize(("page", "assignment"), _settings())
+def test_settings_of_the_pages_are_taken(page: str, assignment: str) -> None:
+    name, _, value = assignment.partition("=")
+    changed = override(get_recipe("udas"), [f"{name}={1 if value == 'N' else value}"])
+    assert changed != get_recipe("udas") or assignment == "model.name=deeplabv2"
+
+
+def _table_keys() -> list[tuple[str, str]]:
+    """Return (recipe, key) of the first columns of docs/methods.md's tables of keys."""
+    found, stage = [], None
+    for line in (ROOT / "docs/methods.md").read_text(encoding="utf-8").splitlines():
+        if heading := re.match(r"\| `stages\.(\w+)\.objective", line):
+            stage = heading[1]
+        elif not line.startswith("|"):
+            stage = None
+        elif stage is not None:
+            place = "student_1" if "(students)" in line else stage
+            recipe = "udas" if place in ("adaptation", "self_training") else "ddm"
+            keys = re.findall(r"`([\w.]+)`", line.split("|")[1])
+            found += [(recipe, f"stages.{place}.objective.{key}") for key in keys]
+    return found
+
+
+@pytest.mark.parametrize(("recipe", "key"), _table_keys())
+def test_the_tables_of_keys_are_true(recipe: str, key: str) -> None:
+    changed = get_recipe(recipe)
+    if ".entropy." in key:  # absent in udas
+        changed = override(changed, ["stages.adaptation.objective.entropy={}"])
+    assert has_key(changed, key)
 
 
 def test_contributing_names_files_that_exist() -> None:
