@@ -126,7 +126,8 @@ class TrainStep:
         with self.amp.autocast():
             batch = self.objective.prepare_batch(batches, context)
         if self.graph is None:
-            losses = self._training_step(batch)
+            with self.amp.autocast():
+                losses = self.objective.training_step(self.model, batch, self._step_context())
         else:
             losses = self.graph.step(self._training_step, batch)
         self._check_first(losses)
@@ -168,10 +169,12 @@ class TrainStep:
 
     def _training_step(self, batch: Any) -> Losses:
         """Run forward and backward, the part of a step that a CUDA graph records."""
-        # A context that is kept would hold the step in a cycle, and the memory of its graph with it.
-        context = StepContext(backward=self._backward, normalize=self._normalize)
         with self.amp.autocast():
-            return self.objective.training_step(self.model, batch, context)
+            return self.objective.training_step(self.model, batch, self._step_context())
+
+    def _step_context(self) -> StepContext:
+        """Return a new context: one that is kept would hold the step in a cycle, and its graph's memory with it."""
+        return StepContext(backward=self._backward, normalize=self._normalize)
 
     def _seed_step(self) -> torch.Generator:
         """Return the step's generator, the same in all processes; torch's own, of dropout, differs between them."""

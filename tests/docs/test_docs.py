@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -25,16 +26,19 @@ import udas_fast.recipes
 from udas_fast import TrainedModel, cli
 from udas_fast.data import CITYSCAPES, domains
 from udas_fast.inference import export_model
-from udas_fast.recipes import Recipe, get_recipe, override, small
+from udas_fast.recipes import Recipe, get_recipe, has_key, override, small
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-MADE_UP = "README.md"  # its operators' example has tensors that are nowhere; tests/test_readme.py makes them
+MADE_UP = (
+    "README.md"  # its operators' example has tensors that are nowhere; tests/docs/test_readme.py makes them
+)
 
 
 def _python(page: Path) -> list[str]:
-    """The blocks of a page that are scripts, and not files of the package."""
+    """The blocks of a page that are scripts, and not files of their own."""
     text = page.read_text(encoding="utf-8")
+    text = text.replace("num_labels=100", "num_labels=2")  # DATA is small here
     blocks = re.findall(r"(?<!\.py`:\n\n)```python\n(.*?)```", text, re.DOTALL)
     return [block for block in blocks if page.name != MADE_UP or "ops." not in block]
 
@@ -200,6 +204,87 @@ def test_the_classes_of_cityscapes_are_listed() -> None:
 def test_links_lead_to_pages(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+\.md)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).is_file(), target
+
+
+def _documented() -> list[tuple[str, str]]:
+    """Return (place, name) of everything that docs/api.md shows."""
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    found = []
+    for place, members in re.findall(
+        r"^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?", text, re.MULTILINE
+    ):
+        if members:
+            found += [(place, name) for name in members.split(", ")]
+        else:
+            found.append(tuple(place.rsplit(".", 1)))
+    return found
+
+
+@pytest.mark.parametrize(("place", "name"), _documented())
+def test_the_api_page_shows_what_exists(place: str, name: str) -> None:
+    assert getattr(importlib.import_module(place), name).__doc__
+
+
+def test_the_api_page_shows_the_packages_face_and_every_operator() -> None:
+    names = {name for _, name in _documented()} | {place.split(".")[1] for place, _ in _documented()}
+    assert set(udas_fast.__all__) - {"__version__", "load"} <= names
+    assert set(udas_fast.ops.__all__) - {"PseudoLabel"} <= names
+    assert set(udas_fast.nn.__all__) <= names
+
+
+def _settings() -> list[tuple[str, str]]:
+    """Return (page, KEY=VALUE) of every ``--set`` in README and docs that is for recipes of the package."""
+    pages = [ROOT / "README.md", *(page for page in PAGES if page.name != "adding-a-method.md")]
+    pattern = r"--set (?:\"([^\"]+)\"|'([^']+)'|([^\s`),;]+(?:,\d+\])?))"
+    found = set()
+    for page in pages:
+        for quoted in re.findall(pattern, page.read_text(encoding="utf-8")):
+            found.add((page.name, "".join(quoted)))
+    return sorted((page, text) for page, text in found if "KEY" not in text and text.count("=") == 1)
+
+
+@pytest.mark.parametrize(("page", "assignment"), _settings())
+def test_settings_of_the_pages_are_taken(page: str, assignment: str) -> None:
+    name, _, value = assignment.partition("=")
+    changed = override(get_recipe("udas"), [f"{name}={1 if value == 'N' else value}"])
+    assert changed != get_recipe("udas") or assignment == "model.name=deeplabv2"
+
+
+def _table_keys() -> list[tuple[str, str]]:
+    """Return (recipe, key) of the first columns of docs/methods.md's tables of keys."""
+    found, stage = [], None
+    for line in (ROOT / "docs/methods.md").read_text(encoding="utf-8").splitlines():
+        if heading := re.match(r"\| `stages\.(\w+)\.objective", line):
+            stage = heading[1]
+        elif not line.startswith("|"):
+            stage = None
+        elif stage is not None:
+            place = "student_1" if "(students)" in line else stage
+            recipe = "udas" if place in ("adaptation", "self_training") else "ddm"
+            keys = re.findall(r"`([\w.]+)`", line.split("|")[1])
+            found += [(recipe, f"stages.{place}.objective.{key}") for key in keys]
+    return found
+
+
+@pytest.mark.parametrize(("recipe", "key"), _table_keys())
+def test_the_tables_of_keys_are_true(recipe: str, key: str) -> None:
+    changed = get_recipe(recipe)
+    if ".entropy." in key:  # absent in udas
+        changed = override(changed, ["stages.adaptation.objective.entropy={}"])
+    assert has_key(changed, key)
+
+
+def test_contributing_names_files_that_exist() -> None:
+    """Each file or folder of "Where things are"; one without a folder is beside the one before it in its row."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) > 40
+    for row in rows:
+        folder = ROOT
+        for name in re.findall(r"`([\w./]*(?:/|\.(?:py|h|cpp|cu|cuh)))`", row):
+            place = ROOT / name if "/" in name else folder / name
+            assert place.exists(), f"{name} in {row}"
+            folder = place if place.is_dir() else place.parent
 
 
 # docs/first-run.md as a fresh user runs it, on folders of their own: every command of the page, in order.

@@ -15,7 +15,7 @@ import typer
 from udas_fast import cli
 
 MODULE = "-m udas_fast"  # as torchrun starts it
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -42,6 +42,13 @@ def test_commands_parse(command: str) -> None:
     group = typer.main.get_command(cli.app)
     context = group.commands[name].make_context(name, arguments)
     assert context.command.name == name
+
+
+def test_the_python_example_is_short_and_early() -> None:
+    example = _blocks("python")[0]  # test_docs runs it
+    assert "import udas_fast as uf" in example
+    assert len(example.splitlines()) <= 10
+    assert README.index(example) < README.index("## Install")
 
 
 def test_the_operator_example_runs() -> None:
