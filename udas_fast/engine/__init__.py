@@ -1,1 +1,1 @@
-"""Parts of a training step: optimisers, precision, graphs, checkpoints, records, interruption; no recipe is known here."""
+"""Parts of a training step: optimisers, precision, graphs, checkpoints, records, interruption; none knows a recipe."""
