@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Annotated
@@ -16,14 +16,15 @@ from udas_fast.config import config_dataclass
 from udas_fast.data.bad_files import BadFiles
 from udas_fast.data.check import check_dataset
 from udas_fast.data.classes import ClassSet
-from udas_fast.data.datasets import Unlabelled, subset
+from udas_fast.data.datasets import Subset, Unlabelled
 from udas_fast.data.factory import has_labels, open_dataset
 from udas_fast.data.geometry import Geometry
+from udas_fast.data.labelled import NumLabels, choose_or_find, with_label
 from udas_fast.data.loader import AnyEngine, Engine, TrainLoader, choose_engine
 from udas_fast.data.sampler import RareClasses
 from udas_fast.data.types import SegmentationDataset, StreamName
 from udas_fast.data.user_loader import UserLoader, UserTrainLoader
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import bad
 
 
 @config_dataclass
@@ -76,11 +77,21 @@ class DataConfig:
 
     source: str | None = None
     target: str | None = None
-    num_labels: Annotated[int, Field(ge=0)] = 0  # labelled target images: a fixed, nested subset
+    # Labelled target images: a number (a fixed, nested subset of those that have a label), "all", or a list of ids in a
+    # file, one a line. None: all of ``labelled`` where that is given, else none.
+    num_labels: Annotated[int, Field(ge=0)] | str | None = None
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per stream; DALI's threads
     engine: AnyEngine = "auto"  # auto: DALI where it is installed and all images are files
     # Files that may turn bad during a run and are skipped; one more ends it.
     max_bad_files: Annotated[int, Field(ge=0)] = 0
+    labelled: str | None = None  # labelled target images in a dataset of their own; None: those of the target
+
+    @property
+    def labels(self) -> NumLabels:
+        """The number, list or ``all`` of labelled images that ``num_labels`` means."""
+        if self.num_labels is None:
+            return 0 if self.labelled is None else "all"
+        return self.num_labels
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,10 @@ class Domains:
     workers: int = 0
     engine: AnyEngine = "auto"
     max_bad_files: int = 0
+    notices: tuple[str, ...] = ()
+    """What the user should know about the data that was opened."""
+    unused_labels: int = 0
+    """Images of the target that have a label which the run does not see, though its recipe could use it."""
 
     def __post_init__(self) -> None:
         for role, data in self._named().items():
@@ -107,9 +122,16 @@ class Domains:
 
     @classmethod
     def open(
-        cls, config: DataConfig, inputs: InputConfig, *, needed: Set[str], optional: Set[str], recipe: str
+        cls,
+        config: DataConfig,
+        inputs: InputConfig,
+        *,
+        needed: Set[str],
+        optional: Set[str],
+        recipe: str,
+        labelled_ids: Sequence[str] | None = None,
     ) -> Domains:
-        """Open the datasets that a recipe uses of ``config``; every file list is checked here.
+        """Open the datasets that a recipe uses of ``config``; every file list is checked here (collective).
 
         Args:
             config: datasets by name.
@@ -117,29 +139,35 @@ class Domains:
             needed: streams that must be there.
             optional: streams that are used where they are given.
             recipe: its name, for messages.
+            labelled_ids: labelled images that the run has chosen before; None: they are chosen now.
 
         Raises:
             InputError: a domain that the recipe needs is not given, or a dataset is not as it should be.
         """
-        if "source" in needed and config.source is None:
-            raise bad("--source", "none", f"the labelled source domain of recipe {recipe}, as KIND:ROOT")
-        if needed & {"labelled", "unlabelled"} and config.target is None:
-            raise bad("--target", "none", f"the target domain of recipe {recipe}, as KIND:ROOT")
-        if "labelled" in needed and not config.num_labels:
-            raise bad("--num-labels", 0, f"the number of labelled target images, which recipe {recipe} needs")
-        if config.num_labels and "labelled" not in needed | optional:
-            raise bad("--num-labels", config.num_labels, f"0: recipe {recipe} uses no labelled target images")
+        uses = needed | optional
+        _require_domains(config, needed, uses, recipe)
         source = labelled = unlabelled = val = None
+        notices: list[str] = []
         if "source" in needed and config.source is not None:
             source = open_dataset(config.source, "train", size=inputs.source.size)
         if "unlabelled" in needed and config.target is not None:
-            unlabelled = _open_unlabelled(config.target, inputs.target.size)
-        if config.num_labels and config.target is not None:
-            pool = open_dataset(config.target, "train", size=inputs.source.size)
-            labelled = subset(pool, config.num_labels)
-        if config.target is not None and has_labels(config.target, "val"):
-            val = open_dataset(config.target, "val", size=inputs.target.size)
-        return cls(source, labelled, unlabelled, val, config.workers, config.engine, config.max_bad_files)
+            unlabelled = Unlabelled(
+                open_dataset(config.target, "train", size=inputs.target.size, labelled="some")
+            )
+        few = config.labelled or config.target
+        if config.labels and few is not None:
+            pool = open_dataset(few, "train", size=inputs.source.size, labelled="some")
+            choose = partial(choose_or_find, pool, config.labels, labelled_ids)
+            indices, notices = distributed.on_main(choose)
+            labelled = Subset(pool, indices)
+        scored = config.target or config.labelled
+        if scored is not None and has_labels(scored, "val"):
+            val = open_dataset(scored, "val", size=inputs.target.size)
+        unused = 0
+        if labelled is None and unlabelled is not None and unlabelled.spec is not None and "labelled" in uses:
+            unused = len(with_label(unlabelled.dataset))
+        limits = config.workers, config.engine, config.max_bad_files
+        return cls(source, labelled, unlabelled, val, *limits, tuple(notices), unused)
 
     @property
     def chosen_engine(self) -> Engine:
@@ -177,12 +205,24 @@ class Domains:
 
     def describe(self) -> str:
         """Return one line about the images that the run sees."""
-        named = self._named().items()
-        images = ", ".join(
-            f"{role} {d.name} ({'loader' if isinstance(d, UserLoader) else len(d)})" for role, d in named
-        )
+        roles = self._named()
+        domains = [f"{r} {d.name} ({_count(d)})" for r, d in roles.items() if r in ("source", "val")]
+        seen = {role: data for role, data in roles.items() if role in ("labelled", "unlabelled")}
+        if seen:
+            counts = [f"{_count(seen.get(role))} {role}" for role in ("labelled", "unlabelled")]
+            names = " and ".join(dict.fromkeys(data.name for data in seen.values()))
+            if self.unused_labels:
+                counts[-1] += f"; {self.unused_labels} labels unused without --num-labels"
+            domains.insert(int("source" in roles), f"target {names} ({', '.join(counts)})")
         unscored = "" if self.val is not None else "; no labelled val images, so no scores"
-        return f"data {images}; engine {self.chosen_engine}{unscored}"
+        return f"data {', '.join(domains)}; engine {self.chosen_engine}{unscored}"
+
+    def labelled_ids(self) -> tuple[str, ...] | None:
+        """Return the ids of the labelled target images; None without any, or where they are batches of a loader."""
+        data = self.labelled
+        if not isinstance(data, SegmentationDataset):
+            return None
+        return tuple(data.id(index) for index in range(len(data)))
 
     def _named(self) -> dict[str, SegmentationDataset | UserLoader]:
         """Return the datasets and loaders that are there, by role."""
@@ -298,9 +338,27 @@ def _batch_size(inputs: InputConfig, stream: str) -> int:
     )
 
 
-def _open_unlabelled(spec: str, size: tuple[int, int]) -> SegmentationDataset:
-    """Open images alone; labels that exist stay behind :class:`Unlabelled`, for reports."""
-    try:
-        return Unlabelled(open_dataset(spec, "train", size=size))
-    except InputError:
-        return open_dataset(spec, "train", size=size, labelled=False)
+def _require_domains(config: DataConfig, needed: Set[str], uses: Set[str], recipe: str) -> None:
+    """Raise InputError unless the domains that a recipe needs are given, and no labelled images that it ignores."""
+    if "source" in needed and config.source is None:
+        raise bad("--source", "none", f"the labelled source domain of recipe {recipe}, as KIND:ROOT")
+    target = config.target or (config.labelled if "unlabelled" not in needed else None)
+    if needed & {"labelled", "unlabelled"} and target is None:
+        raise bad("--target", "none", f"the target domain of recipe {recipe}, as KIND:ROOT")
+    if "labelled" in needed and not config.labels:
+        expected = f"labelled target images, which recipe {recipe} needs: all, a number or a list"
+        raise bad("--num-labels", 0, expected)
+    if "labelled" not in uses:
+        if config.num_labels:
+            expected = f"0: recipe {recipe} uses no labelled target images"
+            raise bad("--num-labels", config.num_labels, expected)
+        if config.labelled is not None:
+            expected = f"none: recipe {recipe} uses no labelled target images"
+            raise bad("--labelled", config.labelled, expected)
+
+
+def _count(data: SegmentationDataset | UserLoader | None) -> str:
+    """Return the number of images as text."""
+    if isinstance(data, UserLoader):
+        return "loader"
+    return "0" if data is None else str(len(data))

@@ -26,10 +26,11 @@ def summary(runs: dict[str, RunRecord]) -> list[Element]:
 
 def _summary_row(name: str, run: RunRecord) -> list[str]:
     data, done, total = run.config.data, run.recorded_steps, run.recipe.steps
-    names = ("as objects",) * 2 + ("–",) if data is None else (data.source, data.target, str(data.num_labels))
+    names = ("as objects",) * 2 if data is None else (data.source, data.target)
+    labels = "–" if run.config.num_labels is None else str(run.config.num_labels)
     miou = "–" if run.final is None else percent(run.final.miou)
     steps = f"{done:,}" if run.finished and done == total else f"{done:,} of {total:,}"
-    return [name, run.recipe.name, *(n or "–" for n in names), str(run.config.seed), steps, miou]
+    return [name, run.recipe.name, *(n or "–" for n in names), labels, str(run.config.seed), steps, miou]
 
 
 def curves(runs: dict[str, RunRecord]) -> list[Element]:
