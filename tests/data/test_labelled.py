@@ -159,6 +159,47 @@ def test_labels_that_are_added_later_change_no_run_that_goes_on(
         Trainer.resume(run, device="cpu")
 
 
+def test_labels_with_other_names_than_images_are_named(partial: Path) -> None:
+    folder = partial / "labels/train"
+    (folder / "0002_mask.png").write_bytes((folder / "0001.png").read_bytes())
+    assert (
+        open_domains(partial, num_labels=2)
+        .notices[-1]
+        .endswith("without an image: 1 (" + str(folder / "0002_mask.png") + ")")
+    )
+    for name in ("0001", "0004", "0006", "0009"):
+        (folder / f"{name}.png").rename(folder / f"{name}_mask.png")
+    with pytest.raises(
+        InputError, match=r"found none of an image, but 5 \(.*0001_mask\.png, …\), expected names"
+    ):
+        open_domains(partial, num_labels=2)
+
+
+@pytest.mark.parametrize("role", ["source", "val"])
+def test_labels_without_a_labelled_pixel_are_refused_before_any_work(
+    role: str, camvid_folder, tmp_path: Path
+) -> None:
+    root = camvid_folder("void")
+    for path in (root / ("labels/train" if role == "source" else "labels/val")).glob("*.png"):
+        Image.fromarray(np.full((24, 32), 11, np.uint8)).save(path)
+    name = f"camvid:{root}"
+    with pytest.raises(InputError, match=rf"labels of {role} camvid: found no labelled pixel in \d labels"):
+        Trainer(recipe(), DataConfig(name, name), run_dir=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run/run.yaml").exists()
+
+
+def test_notices_about_labels_are_shown_before_training(
+    camvid_folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = camvid_folder("data")
+    blank(root, 0)
+    name = f"camvid:{root}"
+    Trainer(recipe(), DataConfig(name, name), run_dir=tmp_path / "run", device="cpu")
+    assert (
+        "NOTICE: source camvid: labels without a labelled pixel: 1 of 4 (0000)\n" in capsys.readouterr().err
+    )
+
+
 def test_a_run_on_a_partly_labelled_target_trains_and_is_scored(
     partial: Path, camvid_root: Path, tmp_path: Path
 ) -> None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
-from typing import Annotated
+from functools import partial
+from typing import Annotated, TypeGuard
 
-import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
 from udas_fast import distributed
 from udas_fast.config import config_dataclass
 from udas_fast.data.bad_files import BadFiles
-from udas_fast.data.check import check_dataset
+from udas_fast.data.check import DatasetReport, check_dataset, listed
 from udas_fast.data.classes import ClassSet
 from udas_fast.data.datasets import Subset, Unlabelled
-from udas_fast.data.factory import has_labels, open_dataset
+from udas_fast.data.factory import has_labels, open_dataset, unmatched_labels
 from udas_fast.data.geometry import Geometry
 from udas_fast.data.labelled import NumLabels, choose_or_find, with_label
 from udas_fast.data.loader import AnyEngine, Engine, TrainLoader, choose_engine
@@ -94,6 +93,13 @@ class DataConfig:
         return self.num_labels
 
 
+_PURPOSE = {
+    "source": "labels to learn from",
+    "labelled": "labels to learn from",
+    "val": "labels to score against; a run without val labels trains and is not scored",
+}
+
+
 @dataclass(frozen=True)
 class Domains:
     """The data of a run: datasets (:class:`SegmentationDataset`), or a user's own batches (:class:`UserLoader`).
@@ -113,6 +119,7 @@ class Domains:
     """What the user should know about the data that was opened."""
     unused_labels: int = 0
     """Images of the target that have a label which the run does not see, though its recipe could use it."""
+    _reports: dict[str, DatasetReport] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for role, data in self._named().items():
@@ -156,10 +163,7 @@ class Domains:
             )
         few = config.labelled or config.target
         if config.labels and few is not None:
-            pool = open_dataset(few, "train", size=inputs.source.size, labelled="some")
-            choose = partial(choose_or_find, pool, config.labels, labelled_ids)
-            indices, notices = distributed.on_main(choose)
-            labelled = Subset(pool, indices)
+            labelled, notices = _open_labelled(few, config.labels, inputs.source.size, labelled_ids)
         scored = config.target or config.labelled
         if scored is not None and has_labels(scored, "val"):
             val = open_dataset(scored, "val", size=inputs.target.size)
@@ -178,30 +182,36 @@ class Domains:
         """
         return choose_engine(self.engine, [d for d in self._datasets() if d is not self.val])
 
-    def verify(self) -> None:
+    def verify(self) -> list[str]:
         """Read every file once: damage, sizes that differ and ids outside the map end a run before it starts.
 
         Among several processes the main one reads.
 
-        Raises:
-            InputError: the first problem, and how many more there are.
-        """
-        if (pixels := distributed.on_main(self._check_files)) is not None:
-            vars(self)["_source_pixels"] = pixels
+        Returns:
+            Notices about labels that can be read and yet are probably wrong.
 
-    def _check_files(self) -> np.ndarray | None:
-        """Check every file; return :attr:`_source_pixels` where the source has files."""
-        pixels = None
-        datasets = [d for d in self._datasets() if d.on_disk]
-        total = sum(map(len, datasets))
+        Raises:
+            InputError: the first problem and how many more there are, or labels without a labelled pixel.
+        """
+        self._reports.update(distributed.on_main(self._check_files))
+        named = ((role, report) for role, report in self._reports.items() if role != "unlabelled")
+        return [f"{role} {report.name}: {text}" for role, report in named for text in report.notices()]
+
+    def _check_files(self) -> dict[str, DatasetReport]:
+        """Check every file; return the reports of the datasets on disk by role."""
+        reports = {}
+        datasets = {role: data for role, data in self._named().items() if _is_on_disk(data)}
+        total = sum(map(len, datasets.values()))
         # disable=None: no bar where nobody watches, so that an error stays the only line
         with tqdm(total=total, desc="reading every file", unit="image", leave=False, disable=None) as bar:
-            for dataset in datasets:
+            for role, dataset in datasets.items():
                 report = check_dataset(dataset, progress=bar.update)
                 report.require_clean()
-                if dataset is self.source:
-                    pixels = report.pixels
-        return pixels
+                if role != "unlabelled" and not report.counts.any():
+                    found = f"no labelled pixel in {report.labelled} labels of {report.images} images"
+                    raise bad(f"labels of {role} {report.name}", found, _PURPOSE[role])
+                reports[role] = report
+        return reports
 
     def describe(self) -> str:
         """Return one line about the images that the run sees."""
@@ -254,11 +264,11 @@ class Domains:
                 )
         return data.classes
 
-    @cached_property
-    def _source_pixels(self) -> np.ndarray:
-        """Pixels of each class in each source image, counted by :meth:`verify` or now."""
-        assert isinstance(self.source, SegmentationDataset)  # rare classes are refused for a UserLoader
-        return distributed.on_main(partial(_count_pixels, self.source))
+    def _report(self, role: str, dataset: SegmentationDataset) -> DatasetReport:
+        """Return the counts of a dataset, of :meth:`verify` or made now (collective)."""
+        if role not in self._reports:
+            self._reports[role] = distributed.on_main(partial(check_dataset, dataset))
+        return self._reports[role]
 
     def loaders(
         self,
@@ -286,11 +296,9 @@ class Domains:
             unlabelled: takes the place of the unlabelled images, which may have pseudo-labels by now.
         """
         engine, rare = self.chosen_engine, None
-        if inputs.rare_classes is not None and self.source is not None:
-            config = inputs.rare_classes
-            rare = RareClasses(
-                self._source_pixels, config.temperature, config.min_pixels, config.min_crop_ratio
-            )
+        if inputs.rare_classes is not None and isinstance(self.source, SegmentationDataset):
+            config, pixels = inputs.rare_classes, self._report("source", self.source).pixels
+            rare = RareClasses(pixels, config.temperature, config.min_pixels, config.min_crop_ratio)
         datasets = {
             "source": self.source,
             "labelled": self.labelled,
@@ -317,10 +325,6 @@ class Domains:
             )
 
         return {name: loader(name, data) for name in geometries if (data := datasets[name]) is not None}
-
-
-def _count_pixels(dataset: SegmentationDataset) -> np.ndarray:
-    return check_dataset(dataset).pixels
 
 
 def batch_size_per_process(inputs: InputConfig, stream: str) -> int:
@@ -355,6 +359,24 @@ def _require_domains(config: DataConfig, needed: Set[str], uses: Set[str], recip
         if config.labelled is not None:
             expected = f"none: recipe {recipe} uses no labelled target images"
             raise bad("--labelled", config.labelled, expected)
+
+
+def _open_labelled(
+    name: str, num_labels: NumLabels, size: tuple[int, int], ids: Sequence[str] | None
+) -> tuple[Subset, list[str]]:
+    """Return the labelled images of a run and notices about them; ``ids``: those that it has chosen before."""
+    pool = open_dataset(name, "train", size=size, labelled="some")
+    strays = [str(path) for path in unmatched_labels(name, "train")]
+    if strays and not with_label(pool):
+        raise bad(f"labels of {name}", f"none of an image, but {listed(strays, most=1)}", "names of images")
+    indices, notices = distributed.on_main(partial(choose_or_find, pool, num_labels, ids))
+    if strays:
+        notices.append(f"labels of {pool.name} without an image: {listed(strays)}")
+    return Subset(pool, indices), notices
+
+
+def _is_on_disk(data: SegmentationDataset | UserLoader) -> TypeGuard[SegmentationDataset]:
+    return isinstance(data, SegmentationDataset) and data.on_disk
 
 
 def _count(data: SegmentationDataset | UserLoader | None) -> str:

@@ -66,6 +66,24 @@ def has_labels(name: str, split: str) -> bool:
     return any((folder / layout.labels.format(split=on_disk)).is_dir() for layout in spec.layouts)
 
 
+def unmatched_labels(name: str, split: str) -> list[Path]:
+    """Return the label files of ``KIND:ROOT`` that belong to no image, in order; none of a kind without files.
+
+    Raises:
+        InputError: as :func:`open_dataset`.
+    """
+    kind, _, root = name.partition(":")
+    if kind not in KINDS or kind in ("streets", "translated"):
+        return []
+    spec, folder = _spec(kind, root)
+    on_disk = spec.split_lists.get(split, split)
+    layout = _choose_layout(spec, folder, on_disk)
+    pattern = f"{'*/' * layout.depth}*{layout.label_ending}{LABEL_SUFFIX}"
+    labels = folder.glob(f"{layout.labels.format(split=on_disk)}/{pattern}")
+    matched = {sample.label for sample in _find_samples(spec, folder, on_disk, "some")}
+    return sorted(set(labels) - matched)
+
+
 def published_ids(name: str) -> list[str]:
     """Return the ids in the published list ``name``, a file of ``udas_fast/data/splits``, in its order."""
     return (Path(__file__).with_name("splits") / name).read_text(encoding="utf-8").split()

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from udas_fast.data.check import listed
 from udas_fast.data.classes import IGNORE
 from udas_fast.data.datasets import FileDataset
 from udas_fast.data.sampler import labelled_subset
@@ -51,7 +52,7 @@ def choose_labelled(
     if not taken or (isinstance(num_labels, int) and len(taken) < num_labels):
         found = num_labels if isinstance(num_labels, int) else "none"
         expected = f"1 to {len(taken)}, the images with a label" if taken else "images with a label"
-        without = f"; labels without a labelled pixel count as none: {_some(void)}" if void else ""
+        without = f"; labels without a labelled pixel count as none: {listed(void)}" if void else ""
         raise bad(f"labelled images of {dataset.name}", found, expected + without)
     return taken, void
 
@@ -132,10 +133,5 @@ def choose_or_find(
         notice = f"labels of {dataset.name} that the run does not use, as they are void or newer than the run: {more}"
         return taken, [notice] if num_labels == "all" and more else []
     taken, void = choose_labelled(dataset, num_labels)
-    notice = f"labels of {dataset.name} without a labelled pixel, which count as none: {_some(void)}"
+    notice = f"labels of {dataset.name} without a labelled pixel, which count as none: {listed(void)}"
     return taken, [notice] if void else []
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    """Return the number of ``names`` and the first of them."""
-    return f"{len(names)} ({', '.join(names[:most])}{', …' if len(names) > most else ''})"

@@ -115,9 +115,9 @@ class Trainer:
         config = from_dict(RunConfig, settings, "Trainer")
         self._set_up(recipe, domains, model, Path(run_dir), config, optimizer, callbacks)
         distributed.on_main(lambda: require_unused(self.run_dir))  # not only after every file has been read
-        self.domains.verify()
+        notices = self.domains.verify()
         distributed.on_main(lambda: begin_run(self.run_dir, self.recipe, self.config))
-        _show(self.domains.notices)
+        _show([*self.domains.notices, *notices])
 
     @classmethod
     @distributed.stopping_all()

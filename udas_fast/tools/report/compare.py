@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from udas_fast.errors import bad
-from udas_fast.evaluation import Scores, aligned_table
+from udas_fast.evaluation import Scores, aligned_table, mean_notes
 from udas_fast.tools.report.markup import percent
 from udas_fast.tools.report.read import RunRecord, read_runs
 
@@ -36,7 +36,7 @@ def compare_runs(run_dirs: Sequence[Path]) -> tuple[str, dict[str, Any]]:
                 f"those of {reference}: {_listed(first.classes)}",
             )
     lines = [*_heads(runs), *_scores(finals, first)]
-    notes = [*_budgets(runs), *_protocols(finals)]
+    notes = [*_budgets(runs), *mean_notes(finals), *_protocols(finals)]
     return "\n".join([aligned_table(lines), "", *notes]), _document(runs, finals, first)
 
 

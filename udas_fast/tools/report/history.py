@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from udas_fast.evaluation import mean_notes
 from udas_fast.tools.report.charts import Line, line_chart
 from udas_fast.tools.report.markup import Element, element, legend, percent, table
 from udas_fast.tools.report.read import Curves, RunRecord
@@ -18,6 +19,8 @@ def summary(runs: dict[str, RunRecord]) -> list[Element]:
         if run.final is not None:
             parts.insert(0, element("p", f"mIoU {percent(run.final.miou)} %", class_="headline"))
         parts.append(element("p", run.recipe.summary, class_="soft"))
+    finals = {name: run.final for name, run in runs.items() if run.final is not None}
+    parts += [element("p", note, class_="soft") for note in mean_notes(finals)]
     notes = [f"{name}: {note}" if len(runs) > 1 else note for name, run in runs.items() for note in run.notes]
     if notes:
         parts.append(element("ul", *(element("li", note) for note in notes), class_="notes"))
