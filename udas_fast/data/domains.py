@@ -13,12 +13,12 @@ from tqdm import tqdm
 from udas_fast import distributed
 from udas_fast.config import config_dataclass
 from udas_fast.data.bad_files import BadFiles
-from udas_fast.data.check import DatasetReport, check_dataset, listed
+from udas_fast.data.check import DatasetReport, check_dataset
 from udas_fast.data.classes import ClassSet
-from udas_fast.data.datasets import Subset, Unlabelled
-from udas_fast.data.factory import has_labels, open_dataset, unmatched_labels
+from udas_fast.data.datasets import Unlabelled
+from udas_fast.data.factory import has_labels, open_dataset
 from udas_fast.data.geometry import Geometry
-from udas_fast.data.labelled import NumLabels, choose_or_find, with_label
+from udas_fast.data.labelled import NumLabels, open_labelled, with_label
 from udas_fast.data.loader import AnyEngine, Engine, TrainLoader, choose_engine
 from udas_fast.data.sampler import RareClasses
 from udas_fast.data.types import SegmentationDataset, StreamName
@@ -31,8 +31,11 @@ class RareClassConfig:
     """Source images drawn by the classes that they show (:class:`udas_fast.data.RareClasses`)."""
 
     temperature: Annotated[float, Field(gt=0)] = 0.01  # DAFormer
-    min_pixels: Annotated[int, Field(gt=0)] = 3000  # DAFormer, of the 1914 × 1052 of GTA5
-    min_crop_ratio: Annotated[float, Field(ge=0)] = 0.5  # DAFormer: a crop shows more than this share of them
+    # DAFormer: pixels of a class, of GTA5's 1914 × 1052, that an image needs; scales with its area.
+    min_pixels: Annotated[int, Field(gt=0)] = 3000
+    # DAFormer: part of min_pixels that a crop shows, of images resized to 720 × 1280; scales with that size.
+    min_crop_ratio: Annotated[float, Field(ge=0)] = 0.5
+    labelled: bool = False  # labelled target images too
 
 
 @config_dataclass
@@ -163,7 +166,7 @@ class Domains:
             )
         few = config.labelled or config.target
         if config.labels and few is not None:
-            labelled, notices = _open_labelled(few, config.labels, inputs.source.size, labelled_ids)
+            labelled, notices = open_labelled(few, config.labels, inputs.source.size, labelled_ids)
         scored = config.target or config.labelled
         if scored is not None and has_labels(scored, "val"):
             val = open_dataset(scored, "val", size=inputs.target.size)
@@ -270,6 +273,29 @@ class Domains:
             self._reports[role] = distributed.on_main(partial(check_dataset, dataset))
         return self._reports[role]
 
+    def _rare_classes(
+        self, inputs: InputConfig, geometries: Mapping[StreamName, Geometry]
+    ) -> dict[str, RareClasses]:
+        """Return how the images of each stream are drawn whose rare classes are preferred (collective)."""
+        if (config := inputs.rare_classes) is None:
+            return {}
+        numbers = (config.temperature, config.min_pixels, config.min_crop_ratio)
+        found: dict[str, RareClasses] = {}
+        roles = {"source": self.source, "labelled": self.labelled if config.labelled else None}
+        for role, geometry in geometries.items():
+            if isinstance(data := roles.get(role), SegmentationDataset):
+                report = self._report(role, data)
+                found[role] = RareClasses(report.pixels, *numbers, areas=report.areas, size=geometry.size)
+        return found
+
+    def rare_class_notices(self, inputs: InputConfig) -> list[str]:
+        """Return which classes and images rare-class sampling never draws (collective)."""
+        rare = self._rare_classes(inputs, {"source": inputs.source, "labelled": inputs.source})
+        names = self.classes().names
+        return [
+            f"rare classes of {role}: {text}" for role, one in rare.items() for text in one.notices(names)
+        ]
+
     def loaders(
         self,
         geometries: Mapping[StreamName, Geometry],
@@ -295,10 +321,8 @@ class Domains:
             bad_files: counts the files that turn bad.
             unlabelled: takes the place of the unlabelled images, which may have pseudo-labels by now.
         """
-        engine, rare = self.chosen_engine, None
-        if inputs.rare_classes is not None and isinstance(self.source, SegmentationDataset):
-            config, pixels = inputs.rare_classes, self._report("source", self.source).pixels
-            rare = RareClasses(pixels, config.temperature, config.min_pixels, config.min_crop_ratio)
+        engine = self.chosen_engine
+        rare = self._rare_classes(inputs, geometries)
         datasets = {
             "source": self.source,
             "labelled": self.labelled,
@@ -318,7 +342,7 @@ class Domains:
                 workers=self.workers,
                 engine=engine,
                 views=views if engine == "dali" and name == "unlabelled" else 1,
-                rare_classes=rare if name == "source" else None,
+                rare_classes=rare.get(name),
                 rank=distributed.get_rank(),
                 world_size=distributed.get_world_size(),
                 bad_files=bad_files,
@@ -359,20 +383,6 @@ def _require_domains(config: DataConfig, needed: Set[str], uses: Set[str], recip
         if config.labelled is not None:
             expected = f"none: recipe {recipe} uses no labelled target images"
             raise bad("--labelled", config.labelled, expected)
-
-
-def _open_labelled(
-    name: str, num_labels: NumLabels, size: tuple[int, int], ids: Sequence[str] | None
-) -> tuple[Subset, list[str]]:
-    """Return the labelled images of a run and notices about them; ``ids``: those that it has chosen before."""
-    pool = open_dataset(name, "train", size=size, labelled="some")
-    strays = [str(path) for path in unmatched_labels(name, "train")]
-    if strays and not with_label(pool):
-        raise bad(f"labels of {name}", f"none of an image, but {listed(strays, most=1)}", "names of images")
-    indices, notices = distributed.on_main(partial(choose_or_find, pool, num_labels, ids))
-    if strays:
-        notices.append(f"labels of {pool.name} without an image: {listed(strays)}")
-    return Subset(pool, indices), notices
 
 
 def _is_on_disk(data: SegmentationDataset | UserLoader) -> TypeGuard[SegmentationDataset]:

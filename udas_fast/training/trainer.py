@@ -117,6 +117,7 @@ class Trainer:
         distributed.on_main(lambda: require_unused(self.run_dir))  # not only after every file has been read
         notices = self.domains.verify()
         distributed.on_main(lambda: begin_run(self.run_dir, self.recipe, self.config))
+        notices += self.domains.rare_class_notices(self.recipe.input)
         _show([*self.domains.notices, *notices])
 
     @classmethod
