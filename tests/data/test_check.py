@@ -16,6 +16,7 @@ from udas_fast.data import (
     check_dataset,
     evaluation_batches,
     open_dataset,
+    unmatched_labels,
 )
 from udas_fast.errors import InputError
 
@@ -77,6 +78,68 @@ def test_without_labels_only_images_count(make_dataset, labels):
     report = check_dataset(Unlabelled(open_dataset(f"camvid:{root}", "train")))
     assert (report.images, report.labelled, report.counts.sum()) == (6, 0, 0)
     assert "road" not in report.table()
+
+
+def test_nothing_is_noted_of_labels_that_are_right(make_dataset, labels):
+    root, *_ = make_dataset("camvid", [np.concatenate([label, label % 11], 1) for label in labels])
+    assert check_dataset(open_dataset(f"camvid:{root}", "train")).notices() == []
+    assert check_dataset(Unlabelled(open_dataset(f"camvid:{root}", "train"))).notices() == []
+
+
+def test_classes_that_no_label_shows_void_labels_and_a_high_ignored_share_are_noted(make_dataset, labels):
+    labels[2][:] = labels[4][:] = 11
+    for label in labels:
+        label[label > 8] = 11
+    root, *_ = make_dataset("camvid", labels)
+    report = check_dataset(open_dataset(f"camvid:{root}", "train"))
+    every = np.concatenate([label.ravel() for label in labels])
+    assert report.void == ["0002", "0004"]
+    assert report.ignored == (every == 11).sum() > every.size / 3
+    assert report.areas.tolist() == [label.size for label in labels]
+    assert report.notices() == [
+        "labels without a labelled pixel: 2 of 6 (0002, 0004)",
+        "classes that no label shows: 2 of 11 (pedestrian, bicyclist)",
+        f"{(every == 11).mean():.0%} of the pixels of labels are ignored",
+    ]
+    for i, label in enumerate(labels):
+        Image.fromarray(np.full_like(label, 11)).save(root / f"labels/train/{i:04d}.png")
+    report = check_dataset(open_dataset(f"camvid:{root}", "train"))
+    assert report.notices() == ["no label has a labelled pixel: all 6 are void"]
+
+
+def test_an_object_of_id_255_is_noted(tmp_path):
+    for kind, value in (("images", 9), ("labels", 0)):
+        (tmp_path / kind / "train").mkdir(parents=True)
+        pixels = np.full((6, 8), value, np.uint8)
+        pixels[2:4, 2:5] = 255
+        Image.fromarray(pixels).save(tmp_path / kind / "train/0.png")
+    (tmp_path / "classes.txt").write_text("background\nobject\n")
+    (notice,) = check_dataset(open_dataset(f"folder:{tmp_path}", "train")).notices()
+    assert notice.startswith("the only ids are 0 (background) and 255, which is ignored: no other class")
+    assert notice.endswith("if 255 is one, give it an id below 255")
+
+
+def test_train_ids_under_the_names_of_label_ids_are_noted(make_dataset):
+    rng = np.random.default_rng(0)
+    train_ids = rng.integers(0, 19, (16, 20), dtype=np.uint8)
+    label_ids = rng.choice([7, 8, 11, 21, 23, 24, 26, 33], (16, 20)).astype(np.uint8)
+    hint = ": no id reaches 19, so they may be train ids, where gta5 has label ids"
+    for ids, expected in ((train_ids, True), (label_ids, False)):
+        root, *_ = make_dataset("gta5", [ids])
+        notices = check_dataset(open_dataset(f"gta5:{root}", "train")).notices()
+        assert any(notice.endswith(hint) for notice in notices) == expected
+
+
+def test_label_files_without_an_image_are_found(make_dataset, labels):
+    for kind in ("camvid", "cityscapes"):
+        root, *_ = make_dataset(kind, labels)
+        assert unmatched_labels(f"{kind}:{root}", "train") == []
+        image = next(root.glob("*/train/**/*0003*.png")) if kind == "camvid" else None
+        image = image or next(root.glob("leftImg8bit/train/*/*000003*.png"))
+        image.unlink()
+        (path,) = unmatched_labels(f"{kind}:{root}", "train")
+        assert "0003" in path.name
+    assert unmatched_labels("streets:sim", "train") == []
 
 
 class Own(SegmentationDataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udas_fast.data import Geometry, RareClasses, TrainLoader, check_dataset, open_dataset
+from udas_fast.data import CAMVID, Geometry, RareClasses, TrainLoader, check_dataset, open_dataset
 from udas_fast.data.sampler import Sampler, labelled_subset
 from udas_fast.errors import InputError
 
@@ -92,10 +93,43 @@ def test_rare_classes_of_a_dataset(make_dataset):
     )
     drawn = Counter(i for batch in itertools.islice(loader.batches(), 30) for i in batch.ids)
     assert drawn[dataset.samples[4].id] == 60  # at this temperature only the rare class is drawn
-    with pytest.raises(InputError, match="no class of 65 pixels in any image"):
-        RareClasses(report.pixels, min_pixels=65)
+    with pytest.raises(InputError, match="rare-class sampling: found no labelled pixel in any image"):
+        RareClasses(0 * report.pixels)
     with pytest.raises(InputError, match="temperature of rare-class sampling: found 0"):
         RareClasses(report.pixels, 0)
+
+
+def test_no_image_is_dropped_where_none_shows_a_class_often_enough(make_dataset):
+    ids = [np.full((8, 8), 3, np.uint8) for _ in range(4)]
+    ids[1][:4] = 10
+    ids[2][:3] = 5
+    ids[3][:] = 11  # void
+    root, *_ = make_dataset("camvid", ids)
+    report = check_dataset(open_dataset(f"camvid:{root}", "train"))
+    for options in ({}, {"min_pixels": 65}, {"min_pixels": 40}):  # 64 pixels, where DAFormer asks for 3000
+        rare = RareClasses(report.pixels, 1.0, **options)
+        assert {index for images in rare.images for index in images} == {0, 1, 2}
+    names = CAMVID.names
+    assert rare.notices(names) == [
+        "classes that are never drawn: sky (in no label), building (in no label), pole (in no label), "
+        "pavement (in no label), tree (at most 24 of the 40 pixels that an image needs), sign (in no label), "
+        "fence (in no label), car (in no label), pedestrian (in no label), bicyclist (at most 32 of the 40 pixels "
+        "that an image needs)",
+        "images that are never drawn, as they have no labelled pixel: 1",
+    ]
+
+
+@pytest.mark.parametrize(("size", "factor"), [((1052, 1914), 1.0), ((526, 957), 0.25), ((360, 480), 0.0858)])
+def test_daformers_numbers_scale_with_the_area_from_those_of_gta5(size, factor):
+    least = 3000 * size[0] * size[1] / (1052 * 1914)
+    assert least == pytest.approx(3000 * factor, rel=1e-3)
+    pixels = np.array([[size[0] * size[1], math.ceil(least)], [size[0] * size[1], math.ceil(least) - 1]])
+    area = np.array([size[0] * size[1]] * 2)
+    rare = RareClasses(pixels, areas=area, size=(720, 1280))
+    assert [images.tolist() for images in rare.images] == [[0, 1], [0]]
+    assert rare.min_in_crop == 1500  # DAFormer's, of images resized to 720 x 1280
+    hrda = RareClasses(pixels, areas=area, size=(1440, 2560))
+    assert hrda.min_in_crop == 3000 * 2.0  # HRDA's code sets min_crop_ratio to 2 for four times the area
 
 
 def test_crops_are_drawn_until_they_show_the_rare_class():

@@ -45,6 +45,16 @@ def test_classes_that_do_not_occur_are_left_out_of_the_mean_and_false_ones_are_n
     assert predicted.miou == pytest.approx((4 / 7 + 2 / 4 + 0) / 3)
 
 
+def test_absent_classes_and_those_that_are_only_predicted_are_named_and_stored():
+    scores = scores_of([[4, 0, 1, 0], [2, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], ("a", "b", "c", "d"))
+    assert (scores.absent, scores.unlabelled) == (("d",), ("c",))
+    assert scores.mean_note == "mean over 3 of 4 classes; absent: d; predicted but in no label, IoU 0: c"
+    stored = scores.to_dict()
+    assert (stored["miou_classes"], stored["absent"]) == (3, ["d"])
+    assert stored["miou"] == pytest.approx(sum(v for v in stored["iou"].values() if v is not None) / 3)
+    assert scores_of([[1, 0], [0, 1]]).mean_note == "mean over all 2 classes"
+
+
 def test_synthia_means_are_over_sixteen_and_thirteen_classes():
     matrix = torch.diag(torch.arange(1, 20))
     matrix[:, 0] += 10

@@ -40,6 +40,17 @@ def test_markdown_has_header_rule_and_equal_columns(rows, classes):
     assert len({len(line) for line in lines if line.startswith("|")}) == 1
 
 
+def test_every_mean_says_over_which_classes_it_is(rows, classes):
+    note = "mIoU: mean over 4 of 5 classes; absent: sign"
+    assert note in scores_table(rows, classes).splitlines()
+    whole = rows["good"].matrix.clone()
+    whole[4, 4] = 1
+    rows["whole"] = Scores(whole, classes.names, rows["good"].protocol)
+    lines = scores_table(rows, classes).splitlines()
+    assert f"mIoU of good: {note.removeprefix('mIoU: ')}" in lines
+    assert "mIoU of whole: mean over all 5 classes" in lines
+
+
 def test_the_protocol_is_written_once_or_for_each_that_differs(rows, classes, protocol):
     assert scores_table(rows, classes).splitlines()[-1] == f"Protocol: {protocol()}"
     rows["poor"] = Scores(rows["poor"].matrix, classes.names, protocol(align_corners=True))

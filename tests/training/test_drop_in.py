@@ -356,7 +356,7 @@ def test_what_cannot_be_is_refused_before_any_work(camvid_root: Path, tmp_path: 
         start(
             recipe("udas", 6, (*NO_KL, "stages.self_training.objective.pseudo_labels.labels=disk")), loaders()
         )
-    with pytest.raises(InputError, match="input.rare_classes: found a source that is a UserLoader"):
+    with pytest.raises(InputError, match="input.rare_classes: found source images of a UserLoader"):
         start(recipe(settings=("input.rare_classes={}",)), loaders())
     with pytest.raises(InputError, match="unlabelled images of stage region_2: found a UserLoader"):
         check_data(recipe("ddm", 6, ("stages.region_2.objective.pseudo_labels.labels=disk",)), loaders())

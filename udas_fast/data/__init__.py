@@ -5,7 +5,7 @@ from udas_fast.data.bad_files import BadFile, BadFiles
 from udas_fast.data.check import DatasetReport, check_dataset
 from udas_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, ClassSet
 from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, subset, with_labels
-from udas_fast.data.factory import KINDS, has_labels, open_dataset
+from udas_fast.data.factory import KINDS, has_labels, open_dataset, unmatched_labels
 from udas_fast.data.files import IMAGE_SUFFIXES, read_image
 from udas_fast.data.geometry import Geometry, resize
 from udas_fast.data.loader import ENGINES, TrainLoader, choose_engine, evaluation_batches
@@ -48,5 +48,6 @@ __all__ = [
     "read_image",
     "resize",
     "subset",
+    "unmatched_labels",
     "with_labels",
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from udas_fast.data.classes import IGNORE, ClassSet
+from udas_fast.data.specs import DatasetSpec
 from udas_fast.data.types import SegmentationDataset
 from udas_fast.errors import InputError, bad
 
@@ -19,9 +20,10 @@ from udas_fast.errors import InputError, bad
 class DatasetReport:
     """Result of :func:`check_dataset`; only samples without a problem are counted.
 
-    ``pixels``: labelled pixels of each class in each image, int64 ``[images, C]``; ``ignored``: pixels of id
-    255; ``sizes``: (H, W) → number of images; ``problems``: a message for each sample that cannot be used, in
-    order; ``images`` counts all, ``labelled`` those with a label.
+    ``pixels``: labelled pixels of each class in each image, int64 ``[images, C]``; ``areas``: pixels of each label,
+    int64 ``[images]``, 0 for an image without one; ``sizes``: (H, W) → number of images; ``void``: ids of the images
+    whose label has no labelled pixel; ``problems``: a message for each sample that cannot be used, in order; ``images``
+    counts all, ``labelled`` those with a label; ``spec``: format of the files, None for a dataset without files.
     """
 
     name: str
@@ -30,8 +32,15 @@ class DatasetReport:
     labelled: int
     sizes: dict[tuple[int, int], int]
     pixels: np.ndarray
-    ignored: int
+    areas: np.ndarray
+    void: list[str]
     problems: list[str]
+    spec: DatasetSpec | None = None
+
+    @property
+    def ignored(self) -> int:
+        """Pixels of id 255 in all labels."""
+        return int(self.areas.sum() - self.pixels.sum())
 
     @property
     def counts(self) -> np.ndarray:
@@ -66,6 +75,45 @@ class DatasetReport:
             lines.append(f"ignored: {self.ignored:,} pixels")
         return "\n".join(lines)
 
+    def notices(self) -> list[str]:
+        """Return what is probably wrong with labels that can be read; nothing without labels.
+
+        Label ids are judged by the classes that they mean, so id 0 is the class of train id 0.
+        """
+        if not self.labelled:
+            return []
+        total = int(self.counts.sum())
+        if not total:
+            return [f"no label has a labelled pixel: all {self.labelled} are void"]
+        notices = []
+        if self.void:
+            notices.append(f"labels without a labelled pixel: {listed(self.void, self.labelled)}")
+        if self.ignored and total == self.counts[0]:
+            notices.append(
+                f"the only ids are 0 ({self.classes.names[0]}) and 255, which is ignored: no other class is learnt or "
+                "scored; if 255 is one, give it an id below 255"
+            )
+        elif absent := [self.classes.names[i] for i in np.flatnonzero(self.counts == 0)]:
+            notices.append(f"classes that no label shows: {listed(absent, len(self.classes), most=255)}")
+        if 3 * self.ignored > total + self.ignored:
+            share = f"{self.ignored / (total + self.ignored):.0%} of the pixels of labels are ignored"
+            hint = f": no id reaches {len(self.classes)}, so they may be train ids, where {self.name} has label ids"
+            notices.append(share + hint * self._looks_like_train_ids())
+        return notices
+
+    def _looks_like_train_ids(self) -> bool:
+        """Return whether the files of a format with ids of its own hold no id above the highest train id."""
+        if self.spec is None:
+            return False
+        ids = {
+            label_id: train_id
+            for label_id, train_id in self.spec.id_to_train_id.items()
+            if train_id != IGNORE
+        }
+        classes, counts = len(self.classes), self.counts
+        shown = [label_id for label_id, train_id in ids.items() if counts[train_id]]
+        return max(ids, default=0) >= classes > max(shown, default=classes)
+
     def require_clean(self) -> None:
         """Raise InputError with the first problem and the number of others, if there is any."""
         if self.problems:
@@ -86,9 +134,10 @@ def check_dataset(
     classes = len(dataset.classes)
     pixels = np.zeros((len(dataset), classes), np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
-    ignored, labelled, problems = 0, 0, []
+    areas = np.zeros(len(dataset), np.int64)
+    labelled, void, problems = 0, [], []
 
-    def check(index: int) -> tuple[tuple[int, int], np.ndarray | None] | str:
+    def check(index: int) -> tuple[str, tuple[int, int], np.ndarray | None] | str:
         try:
             return _measure(dataset, index)
         except InputError as error:
@@ -99,12 +148,14 @@ def check_dataset(
             if isinstance(found, str):
                 problems.append(found)
             else:
-                size, histogram = found
+                name, size, histogram = found
                 sizes[size] += 1
                 if histogram is not None:
                     labelled += 1
                     pixels[index] = histogram[:classes]
-                    ignored += int(histogram[IGNORE])
+                    areas[index] = histogram.sum()
+                    if not pixels[index].any():
+                        void.append(name)
             if progress is not None:
                 progress(1)
     return DatasetReport(
@@ -114,20 +165,28 @@ def check_dataset(
         labelled,
         dict(sizes.most_common()),
         pixels,
-        ignored,
+        areas,
+        void,
         problems,
+        dataset.spec,
     )
 
 
-def _measure(dataset: SegmentationDataset, index: int) -> tuple[tuple[int, int], np.ndarray | None]:
-    """Return the size (H, W) and the histogram of train ids, int64 ``[256]``, of one sample."""
+def _measure(dataset: SegmentationDataset, index: int) -> tuple[str, tuple[int, int], np.ndarray | None]:
+    """Return the id, the size (H, W) and the histogram of train ids, int64 ``[256]``, of one sample."""
     sample = dataset[index].checked()
     height, width = sample.image.shape[:2]
     if sample.label is None:
-        return (height, width), None
+        return sample.id, (height, width), None
     histogram = np.bincount(sample.label.ravel(), minlength=256)
     classes = len(dataset.classes)
     if histogram[classes:IGNORE].any():
         wrong = classes + int(np.flatnonzero(histogram[classes:IGNORE])[0])
         raise bad(f"label of {sample.id}", f"train id {wrong}", f"0 to {classes - 1}, or 255")
-    return (height, width), histogram
+    return sample.id, (height, width), histogram
+
+
+def listed(names: Sequence[str], total: int | None = None, *, most: int = 3) -> str:
+    """Return the number of ``names``, of ``total``, and the first of them, such as ``5 of 9 (a, b, c, …)``."""
+    count = f"{len(names)}" if total is None else f"{len(names)} of {total}"
+    return f"{count} ({', '.join(names[:most])}{', …' if len(names) > most else ''})"

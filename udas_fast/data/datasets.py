@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from udas_fast.data.files import IdMap, read_ids, read_image
 from udas_fast.data.sampler import labelled_subset
 from udas_fast.data.specs import DatasetSpec
@@ -36,6 +38,15 @@ class FileDataset(SegmentationDataset):
         ids = read_ids(path, rgb16=self.spec.rgb16)
         check_sizes(path, ids.shape, sample.image.shape[:2])
         return Sample(sample.image, self.id_map(ids, path), sample.id)
+
+    def label(self, index: int) -> np.ndarray | None:
+        """Return the train ids of sample ``index``, uint8 ``[H, W]``, without opening its image; None without a label.
+
+        Raises:
+            InputError: the label cannot be read.
+        """
+        path = self.samples[index].label
+        return None if path is None else self.id_map(read_ids(path, rgb16=self.spec.rgb16), path)
 
     def unlabelled(self, index: int) -> Sample:
         """Return sample ``index`` without its label."""
@@ -114,16 +125,20 @@ class Unlabelled(SegmentationDataset):
 
 
 def with_labels(dataset: SegmentationDataset) -> SegmentationDataset | None:
-    """Return ``dataset`` with the labels that :class:`Unlabelled` hides; None if the first image has no readable one.
+    """Return ``dataset`` with the labels that :class:`Unlabelled` hides; None without labels.
 
-    For reports on the result of training, never for training: these files have not been checked.
+    Of a dataset of files the first image that has a label decides, and others may have none. For reports on the result
+    of training, never for training: these files have not been checked.
     """
     if isinstance(dataset, Subset):
         whole = with_labels(dataset.dataset)
         return None if whole is None else Subset(whole, dataset.indices)
     whole = dataset.dataset if isinstance(dataset, Unlabelled) else dataset
+    first = 0
+    if isinstance(whole, FileDataset):
+        first = next((i for i, files in enumerate(whole.samples) if files.label is not None), 0)
     try:
-        return whole if whole[0].label is not None else None
+        return whole if whole[first].label is not None else None
     except InputError:
         return None
 

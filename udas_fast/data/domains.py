@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
-from typing import Annotated
+from functools import partial
+from typing import Annotated, TypeGuard
 
-import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
 from udas_fast import distributed
 from udas_fast.config import config_dataclass
 from udas_fast.data.bad_files import BadFiles
-from udas_fast.data.check import check_dataset
+from udas_fast.data.check import DatasetReport, check_dataset
 from udas_fast.data.classes import ClassSet
-from udas_fast.data.datasets import Unlabelled, subset
+from udas_fast.data.datasets import Unlabelled
 from udas_fast.data.factory import has_labels, open_dataset
 from udas_fast.data.geometry import Geometry
+from udas_fast.data.labelled import NumLabels, open_labelled, with_label
 from udas_fast.data.loader import AnyEngine, Engine, TrainLoader, choose_engine
 from udas_fast.data.sampler import RareClasses
 from udas_fast.data.types import SegmentationDataset, StreamName
 from udas_fast.data.user_loader import UserLoader, UserTrainLoader
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import bad
 
 
 @config_dataclass
@@ -31,8 +31,11 @@ class RareClassConfig:
     """Source images drawn by the classes that they show (:class:`udas_fast.data.RareClasses`)."""
 
     temperature: Annotated[float, Field(gt=0)] = 0.01  # DAFormer
-    min_pixels: Annotated[int, Field(gt=0)] = 3000  # DAFormer, of the 1914 × 1052 of GTA5
-    min_crop_ratio: Annotated[float, Field(ge=0)] = 0.5  # DAFormer: a crop shows more than this share of them
+    # DAFormer: pixels of a class, of GTA5's 1914 × 1052, that an image needs; scales with its area.
+    min_pixels: Annotated[int, Field(gt=0)] = 3000
+    # DAFormer: part of min_pixels that a crop shows, of images resized to 720 × 1280; scales with that size.
+    min_crop_ratio: Annotated[float, Field(ge=0)] = 0.5
+    labelled: bool = False  # labelled target images too
 
 
 @config_dataclass
@@ -76,11 +79,28 @@ class DataConfig:
 
     source: str | None = None
     target: str | None = None
-    num_labels: Annotated[int, Field(ge=0)] = 0  # labelled target images: a fixed, nested subset
+    # Labelled target images: a number (a fixed, nested subset of those that have a label), "all", or a list of ids in a
+    # file, one a line. None: all of ``labelled`` where that is given, else none.
+    num_labels: Annotated[int, Field(ge=0)] | str | None = None
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per stream; DALI's threads
     engine: AnyEngine = "auto"  # auto: DALI where it is installed and all images are files
     # Files that may turn bad during a run and are skipped; one more ends it.
     max_bad_files: Annotated[int, Field(ge=0)] = 0
+    labelled: str | None = None  # labelled target images in a dataset of their own; None: those of the target
+
+    @property
+    def labels(self) -> NumLabels:
+        """The number, list or ``all`` of labelled images that ``num_labels`` means."""
+        if self.num_labels is None:
+            return 0 if self.labelled is None else "all"
+        return self.num_labels
+
+
+_PURPOSE = {
+    "source": "labels to learn from",
+    "labelled": "labels to learn from",
+    "val": "labels to score against; a run without val labels trains and is not scored",
+}
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,11 @@ class Domains:
     workers: int = 0
     engine: AnyEngine = "auto"
     max_bad_files: int = 0
+    notices: tuple[str, ...] = ()
+    """What the user should know about the data that was opened."""
+    unused_labels: int = 0
+    """Images of the target that have a label which the run does not see, though its recipe could use it."""
+    _reports: dict[str, DatasetReport] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for role, data in self._named().items():
@@ -107,9 +132,16 @@ class Domains:
 
     @classmethod
     def open(
-        cls, config: DataConfig, inputs: InputConfig, *, needed: Set[str], optional: Set[str], recipe: str
+        cls,
+        config: DataConfig,
+        inputs: InputConfig,
+        *,
+        needed: Set[str],
+        optional: Set[str],
+        recipe: str,
+        labelled_ids: Sequence[str] | None = None,
     ) -> Domains:
-        """Open the datasets that a recipe uses of ``config``; every file list is checked here.
+        """Open the datasets that a recipe uses of ``config``; every file list is checked here (collective).
 
         Args:
             config: datasets by name.
@@ -117,29 +149,32 @@ class Domains:
             needed: streams that must be there.
             optional: streams that are used where they are given.
             recipe: its name, for messages.
+            labelled_ids: labelled images that the run has chosen before; None: they are chosen now.
 
         Raises:
             InputError: a domain that the recipe needs is not given, or a dataset is not as it should be.
         """
-        if "source" in needed and config.source is None:
-            raise bad("--source", "none", f"the labelled source domain of recipe {recipe}, as KIND:ROOT")
-        if needed & {"labelled", "unlabelled"} and config.target is None:
-            raise bad("--target", "none", f"the target domain of recipe {recipe}, as KIND:ROOT")
-        if "labelled" in needed and not config.num_labels:
-            raise bad("--num-labels", 0, f"the number of labelled target images, which recipe {recipe} needs")
-        if config.num_labels and "labelled" not in needed | optional:
-            raise bad("--num-labels", config.num_labels, f"0: recipe {recipe} uses no labelled target images")
+        uses = needed | optional
+        _require_domains(config, needed, uses, recipe)
         source = labelled = unlabelled = val = None
+        notices: list[str] = []
         if "source" in needed and config.source is not None:
             source = open_dataset(config.source, "train", size=inputs.source.size)
         if "unlabelled" in needed and config.target is not None:
-            unlabelled = _open_unlabelled(config.target, inputs.target.size)
-        if config.num_labels and config.target is not None:
-            pool = open_dataset(config.target, "train", size=inputs.source.size)
-            labelled = subset(pool, config.num_labels)
-        if config.target is not None and has_labels(config.target, "val"):
-            val = open_dataset(config.target, "val", size=inputs.target.size)
-        return cls(source, labelled, unlabelled, val, config.workers, config.engine, config.max_bad_files)
+            unlabelled = Unlabelled(
+                open_dataset(config.target, "train", size=inputs.target.size, labelled="some")
+            )
+        few = config.labelled or config.target
+        if config.labels and few is not None:
+            labelled, notices = open_labelled(few, config.labels, inputs.source.size, labelled_ids)
+        scored = config.target or config.labelled
+        if scored is not None and has_labels(scored, "val"):
+            val = open_dataset(scored, "val", size=inputs.target.size)
+        unused = 0
+        if labelled is None and unlabelled is not None and unlabelled.spec is not None and "labelled" in uses:
+            unused = len(with_label(unlabelled.dataset))
+        limits = config.workers, config.engine, config.max_bad_files
+        return cls(source, labelled, unlabelled, val, *limits, tuple(notices), unused)
 
     @property
     def chosen_engine(self) -> Engine:
@@ -150,39 +185,57 @@ class Domains:
         """
         return choose_engine(self.engine, [d for d in self._datasets() if d is not self.val])
 
-    def verify(self) -> None:
+    def verify(self) -> list[str]:
         """Read every file once: damage, sizes that differ and ids outside the map end a run before it starts.
 
         Among several processes the main one reads.
 
-        Raises:
-            InputError: the first problem, and how many more there are.
-        """
-        if (pixels := distributed.on_main(self._check_files)) is not None:
-            vars(self)["_source_pixels"] = pixels
+        Returns:
+            Notices about labels that can be read and yet are probably wrong.
 
-    def _check_files(self) -> np.ndarray | None:
-        """Check every file; return :attr:`_source_pixels` where the source has files."""
-        pixels = None
-        datasets = [d for d in self._datasets() if d.on_disk]
-        total = sum(map(len, datasets))
+        Raises:
+            InputError: the first problem and how many more there are, or labels without a labelled pixel.
+        """
+        self._reports.update(distributed.on_main(self._check_files))
+        named = ((role, report) for role, report in self._reports.items() if role != "unlabelled")
+        return [f"{role} {report.name}: {text}" for role, report in named for text in report.notices()]
+
+    def _check_files(self) -> dict[str, DatasetReport]:
+        """Check every file; return the reports of the datasets on disk by role."""
+        reports = {}
+        datasets = {role: data for role, data in self._named().items() if _is_on_disk(data)}
+        total = sum(map(len, datasets.values()))
         # disable=None: no bar where nobody watches, so that an error stays the only line
         with tqdm(total=total, desc="reading every file", unit="image", leave=False, disable=None) as bar:
-            for dataset in datasets:
+            for role, dataset in datasets.items():
                 report = check_dataset(dataset, progress=bar.update)
                 report.require_clean()
-                if dataset is self.source:
-                    pixels = report.pixels
-        return pixels
+                if role != "unlabelled" and not report.counts.any():
+                    found = f"no labelled pixel in {report.labelled} labels of {report.images} images"
+                    raise bad(f"labels of {role} {report.name}", found, _PURPOSE[role])
+                reports[role] = report
+        return reports
 
     def describe(self) -> str:
         """Return one line about the images that the run sees."""
-        named = self._named().items()
-        images = ", ".join(
-            f"{role} {d.name} ({'loader' if isinstance(d, UserLoader) else len(d)})" for role, d in named
-        )
+        roles = self._named()
+        domains = [f"{r} {d.name} ({_count(d)})" for r, d in roles.items() if r in ("source", "val")]
+        seen = {role: data for role, data in roles.items() if role in ("labelled", "unlabelled")}
+        if seen:
+            counts = [f"{_count(seen.get(role))} {role}" for role in ("labelled", "unlabelled")]
+            names = " and ".join(dict.fromkeys(data.name for data in seen.values()))
+            if self.unused_labels:
+                counts[-1] += f"; {self.unused_labels} labels unused without --num-labels"
+            domains.insert(int("source" in roles), f"target {names} ({', '.join(counts)})")
         unscored = "" if self.val is not None else "; no labelled val images, so no scores"
-        return f"data {images}; engine {self.chosen_engine}{unscored}"
+        return f"data {', '.join(domains)}; engine {self.chosen_engine}{unscored}"
+
+    def labelled_ids(self) -> tuple[str, ...] | None:
+        """Return the ids of the labelled target images; None without any, or where they are batches of a loader."""
+        data = self.labelled
+        if not isinstance(data, SegmentationDataset):
+            return None
+        return tuple(data.id(index) for index in range(len(data)))
 
     def _named(self) -> dict[str, SegmentationDataset | UserLoader]:
         """Return the datasets and loaders that are there, by role."""
@@ -214,11 +267,34 @@ class Domains:
                 )
         return data.classes
 
-    @cached_property
-    def _source_pixels(self) -> np.ndarray:
-        """Pixels of each class in each source image, counted by :meth:`verify` or now."""
-        assert isinstance(self.source, SegmentationDataset)  # rare classes are refused for a UserLoader
-        return distributed.on_main(partial(_count_pixels, self.source))
+    def _report(self, role: str, dataset: SegmentationDataset) -> DatasetReport:
+        """Return the counts of a dataset, of :meth:`verify` or made now (collective)."""
+        if role not in self._reports:
+            self._reports[role] = distributed.on_main(partial(check_dataset, dataset))
+        return self._reports[role]
+
+    def _rare_classes(
+        self, inputs: InputConfig, geometries: Mapping[StreamName, Geometry]
+    ) -> dict[str, RareClasses]:
+        """Return how the images of each stream are drawn whose rare classes are preferred (collective)."""
+        if (config := inputs.rare_classes) is None:
+            return {}
+        numbers = (config.temperature, config.min_pixels, config.min_crop_ratio)
+        found: dict[str, RareClasses] = {}
+        roles = {"source": self.source, "labelled": self.labelled if config.labelled else None}
+        for role, geometry in geometries.items():
+            if isinstance(data := roles.get(role), SegmentationDataset):
+                report = self._report(role, data)
+                found[role] = RareClasses(report.pixels, *numbers, areas=report.areas, size=geometry.size)
+        return found
+
+    def rare_class_notices(self, inputs: InputConfig) -> list[str]:
+        """Return which classes and images rare-class sampling never draws (collective)."""
+        rare = self._rare_classes(inputs, {"source": inputs.source, "labelled": inputs.source})
+        names = self.classes().names
+        return [
+            f"rare classes of {role}: {text}" for role, one in rare.items() for text in one.notices(names)
+        ]
 
     def loaders(
         self,
@@ -245,12 +321,8 @@ class Domains:
             bad_files: counts the files that turn bad.
             unlabelled: takes the place of the unlabelled images, which may have pseudo-labels by now.
         """
-        engine, rare = self.chosen_engine, None
-        if inputs.rare_classes is not None and self.source is not None:
-            config = inputs.rare_classes
-            rare = RareClasses(
-                self._source_pixels, config.temperature, config.min_pixels, config.min_crop_ratio
-            )
+        engine = self.chosen_engine
+        rare = self._rare_classes(inputs, geometries)
         datasets = {
             "source": self.source,
             "labelled": self.labelled,
@@ -270,17 +342,13 @@ class Domains:
                 workers=self.workers,
                 engine=engine,
                 views=views if engine == "dali" and name == "unlabelled" else 1,
-                rare_classes=rare if name == "source" else None,
+                rare_classes=rare.get(name),
                 rank=distributed.get_rank(),
                 world_size=distributed.get_world_size(),
                 bad_files=bad_files,
             )
 
         return {name: loader(name, data) for name in geometries if (data := datasets[name]) is not None}
-
-
-def _count_pixels(dataset: SegmentationDataset) -> np.ndarray:
-    return check_dataset(dataset).pixels
 
 
 def batch_size_per_process(inputs: InputConfig, stream: str) -> int:
@@ -298,9 +366,31 @@ def _batch_size(inputs: InputConfig, stream: str) -> int:
     )
 
 
-def _open_unlabelled(spec: str, size: tuple[int, int]) -> SegmentationDataset:
-    """Open images alone; labels that exist stay behind :class:`Unlabelled`, for reports."""
-    try:
-        return Unlabelled(open_dataset(spec, "train", size=size))
-    except InputError:
-        return open_dataset(spec, "train", size=size, labelled=False)
+def _require_domains(config: DataConfig, needed: Set[str], uses: Set[str], recipe: str) -> None:
+    """Raise InputError unless the domains that a recipe needs are given, and no labelled images that it ignores."""
+    if "source" in needed and config.source is None:
+        raise bad("--source", "none", f"the labelled source domain of recipe {recipe}, as KIND:ROOT")
+    target = config.target or (config.labelled if "unlabelled" not in needed else None)
+    if needed & {"labelled", "unlabelled"} and target is None:
+        raise bad("--target", "none", f"the target domain of recipe {recipe}, as KIND:ROOT")
+    if "labelled" in needed and not config.labels:
+        expected = f"labelled target images, which recipe {recipe} needs: all, a number or a list"
+        raise bad("--num-labels", 0, expected)
+    if "labelled" not in uses:
+        if config.num_labels:
+            expected = f"0: recipe {recipe} uses no labelled target images"
+            raise bad("--num-labels", config.num_labels, expected)
+        if config.labelled is not None:
+            expected = f"none: recipe {recipe} uses no labelled target images"
+            raise bad("--labelled", config.labelled, expected)
+
+
+def _is_on_disk(data: SegmentationDataset | UserLoader) -> TypeGuard[SegmentationDataset]:
+    return isinstance(data, SegmentationDataset) and data.on_disk
+
+
+def _count(data: SegmentationDataset | UserLoader | None) -> str:
+    """Return the number of images as text."""
+    if isinstance(data, UserLoader):
+        return "loader"
+    return "0" if data is None else str(len(data))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from udas_fast.data.datasets import FileDataset, Unlabelled
 from udas_fast.data.files import IMAGE_SUFFIXES, LABEL_SUFFIX
@@ -13,15 +15,17 @@ from udas_fast.data.types import SampleFiles, SegmentationDataset
 from udas_fast.errors import InputError, bad, unknown
 
 KINDS = (*DATASETS, "folder", "streets", "translated")
+LabelsNeeded: TypeAlias = bool | Literal["some"]
+"""Labels that a dataset is opened with: one for each image, none, or ``"some"``: those that are there."""
 
 
 def open_dataset(
-    name: str, split: str, *, size: tuple[int, int] | None = None, labelled: bool = True
+    name: str, split: str, *, size: tuple[int, int] | None = None, labelled: LabelsNeeded = True
 ) -> SegmentationDataset:
     """Open ``KIND:ROOT``, with KIND one of :data:`KINDS`, for example ``camvid:ROOT`` or ``streets:sim``.
 
     ``size`` is the render size (H, W) of Streets; files keep their native size. ``labelled=False`` neither needs
-    nor opens labels.
+    nor opens labels; with ``"some"`` an image without a label is unlabelled.
 
     Raises:
         InputError: the kind is unknown, or a folder, the images or the label of an image is missing.
@@ -62,6 +66,24 @@ def has_labels(name: str, split: str) -> bool:
     return any((folder / layout.labels.format(split=on_disk)).is_dir() for layout in spec.layouts)
 
 
+def unmatched_labels(name: str, split: str) -> list[Path]:
+    """Return the label files of ``KIND:ROOT`` that belong to no image, in order; none of a kind without files.
+
+    Raises:
+        InputError: as :func:`open_dataset`.
+    """
+    kind, _, root = name.partition(":")
+    if kind not in KINDS or kind in ("streets", "translated"):
+        return []
+    spec, folder = _spec(kind, root)
+    on_disk = spec.split_lists.get(split, split)
+    layout = _choose_layout(spec, folder, on_disk)
+    pattern = f"{'*/' * layout.depth}*{layout.label_ending}{LABEL_SUFFIX}"
+    labels = folder.glob(f"{layout.labels.format(split=on_disk)}/{pattern}")
+    matched = {sample.label for sample in _find_samples(spec, folder, on_disk, "some")}
+    return sorted(set(labels) - matched)
+
+
 def published_ids(name: str) -> list[str]:
     """Return the ids in the published list ``name``, a file of ``udas_fast/data/splits``, in its order."""
     return (Path(__file__).with_name("splits") / name).read_text(encoding="utf-8").split()
@@ -75,13 +97,13 @@ def _spec(kind: str, root: str) -> tuple[DatasetSpec, Path]:
 
 
 def _open_streets(
-    style: str, split: str, size: tuple[int, int] | None, labelled: bool
+    style: str, split: str, size: tuple[int, int] | None, labelled: LabelsNeeded
 ) -> SegmentationDataset:
     streets = Streets(style, split) if size is None else Streets(style, split, size=size)
     return streets if labelled else Unlabelled(streets)
 
 
-def _open_translated(run_dir: Path, split: str, labelled: bool) -> SegmentationDataset:
+def _open_translated(run_dir: Path, split: str, labelled: LabelsNeeded) -> SegmentationDataset:
     manifest = read_complete_manifest(run_dir, split)
     try:
         original = open_dataset(manifest.source, manifest.split, size=manifest.size, labelled=labelled)
@@ -91,7 +113,7 @@ def _open_translated(run_dir: Path, split: str, labelled: bool) -> SegmentationD
     return replace_images(original, manifest, run_dir)
 
 
-def _find_samples(spec: DatasetSpec, root: Path, split: str, labelled: bool) -> list[SampleFiles]:
+def _find_samples(spec: DatasetSpec, root: Path, split: str, labelled: LabelsNeeded) -> list[SampleFiles]:
     """Return the samples of a split, sorted by id."""
     layout = _choose_layout(spec, root, split)
     folder = root / layout.images.format(split=split)
@@ -102,13 +124,15 @@ def _find_samples(spec: DatasetSpec, root: Path, split: str, labelled: bool) -> 
     if not labelled:
         return [SampleFiles(name, path, None) for name, path in images.items()]
     labels = root / layout.labels.format(split=split)
-    if not labels.is_dir():
+    if not labels.is_dir() and labelled != "some":
         raise bad(f"labels of {spec.name} {split}", f"no folder {labels}", "one label for each image")
     samples = []
     for name, path in images.items():
         label = labels / path.parent.relative_to(folder) / f"{name}{layout.label_ending}{LABEL_SUFFIX}"
         samples.append(SampleFiles(name, path, label))
     present = set(labels.glob(f"{'*/' * layout.depth}*{LABEL_SUFFIX}"))
+    if labelled == "some":
+        return [sample if sample.label in present else replace(sample, label=None) for sample in samples]
     unlabelled = [sample for sample in samples if sample.label not in present]
     if unlabelled:
         first, others = unlabelled[0], len(unlabelled) - 1

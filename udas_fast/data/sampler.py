@@ -6,6 +6,8 @@ only changes who reads an image.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +18,8 @@ from udas_fast.errors import bad
 from udas_fast.seeding import generator
 
 MAX_CROP_TRIES = 10  # new crops drawn for a rare class; DAFormer's code
+GTA5_AREA = 1914 * 1052  # pixels of the images that DAFormer's ``min_pixels`` is for
+GTA5_RESIZED = 720 * 1280  # and of what it cuts its crops from
 
 
 def labelled_subset(length: int, n: int, seed: int) -> np.ndarray:
@@ -28,8 +32,23 @@ class RareClasses:
 
     A class c is drawn with P(c) = softmax_c((1 − f_c) / T), f_c its share of all labelled pixels; then one of
     the images with at least ``min_pixels`` pixels of it (3000 in DAFormer's code), each with equal probability.
-    Classes that no image shows so often are never drawn. A crop that does not show more than
-    ``min_crop_ratio`` · ``min_pixels`` pixels of the class is drawn anew, up to :data:`MAX_CROP_TRIES` times.
+    An image that shows no class so often counts for the class that it shows most, so that none is dropped; classes
+    without an image are never drawn (:meth:`notices`). A crop that does not show more than ``min_crop_ratio`` ·
+    ``min_pixels`` pixels of the class is drawn anew, up to :data:`MAX_CROP_TRIES` times.
+
+    DAFormer's numbers are for GTA5. With ``areas`` ``min_pixels`` scales with each image's area, from that of GTA5;
+    with ``size`` the least number in a crop scales with the area of the resized image, from DAFormer's 720 × 1280.
+
+    Args:
+        pixels: labelled pixels of each class in each image, int64 ``[images, C]``.
+        temperature: T; the lower, the rarer the classes that are drawn.
+        min_pixels: least number of pixels of a class in an image.
+        min_crop_ratio: part of ``min_pixels`` that a crop has to exceed.
+        areas: pixels of each image, int64 ``[images]``; None: ``min_pixels`` is the same for all.
+        size: (H, W) that images are resized to; None: the least number in a crop is not scaled.
+
+    Raises:
+        InputError: no labelled pixel, or numbers outside their range.
     """
 
     def __init__(
@@ -38,23 +57,29 @@ class RareClasses:
         temperature: float = 0.01,
         min_pixels: int = 3000,
         min_crop_ratio: float = 0.5,
+        *,
+        areas: np.ndarray | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
-        """Take ``pixels`` of each class in each image, int64 ``[images, C]``; InputError where no image qualifies."""
         if not temperature > 0:
             raise bad("temperature of rare-class sampling", temperature, "a number above 0")
         if not min_crop_ratio >= 0:
             raise bad("min_crop_ratio of rare-class sampling", min_crop_ratio, "0 or more")
-        shown = pixels >= max(min_pixels, 1)
+        if not pixels.any():
+            raise bad("rare-class sampling", "no labelled pixel in any image", "labelled images")
+        scale = np.ones(len(pixels)) if areas is None else np.asarray(areas) / GTA5_AREA
+        self.pixels, self.min_pixels = pixels, np.maximum(min_pixels * scale, 1)  # of each image
+        shown = pixels >= self.min_pixels[:, None]
+        small = np.flatnonzero(~shown.any(1) & pixels.any(1))
+        shown[small, pixels[small].argmax(1)] = True
         self.classes = np.flatnonzero(shown.any(0))
-        if not len(self.classes):
-            found = f"no class of {min_pixels} pixels in any image"
-            raise bad("rare-class sampling", found, "a lower min_pixels")
         share = pixels.sum(0) / pixels.sum()
         logits = (1 - share[self.classes]) / temperature
         weights = np.exp(logits - logits.max())
         self.probability = weights / weights.sum()
         self.images = [np.flatnonzero(shown[:, c]) for c in self.classes]
-        self.min_in_crop = min_crop_ratio * min_pixels
+        resized = 1.0 if size is None else size[0] * size[1] / GTA5_RESIZED
+        self.min_in_crop = min_crop_ratio * min_pixels * resized
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """Draw (class, index of an image that shows it), from two numbers of ``rng``."""
@@ -62,6 +87,23 @@ class RareClasses:
         # The last cumulative sum may be a rounding error below 1.
         c = min(int(np.searchsorted(self.probability.cumsum(), which, side="right")), len(self.classes) - 1)
         return int(self.classes[c]), int(self.images[c][int(place * len(self.images[c]))])
+
+    def notices(self, names: Sequence[str]) -> list[str]:
+        """Return which classes, of these ``names``, and which number of images are never drawn."""
+        lines = []
+        if never := [self._why(c, name) for c, name in enumerate(names) if c not in self.classes]:
+            lines.append(f"classes that are never drawn: {', '.join(never)}")
+        if void := int((~self.pixels.any(1)).sum()):
+            lines.append(f"images that are never drawn, as they have no labelled pixel: {void}")
+        return lines
+
+    def _why(self, c: int, name: str) -> str:
+        """Return a class that is never drawn with the reason."""
+        best = int((self.pixels[:, c] / self.min_pixels).argmax())
+        if not self.pixels[best, c]:
+            return f"{name} (in no label)"
+        needed = math.ceil(self.min_pixels[best])
+        return f"{name} (at most {self.pixels[best, c]} of the {needed} pixels that an image needs)"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from udas_fast.evaluation.figure import (
 from udas_fast.evaluation.metrics import Protocol, Scores, read_scores
 from udas_fast.evaluation.prediction import predict
 from udas_fast.evaluation.scoring import evaluate, evaluate_dataset, evaluating
-from udas_fast.evaluation.table import aligned_table, scores_table
+from udas_fast.evaluation.table import aligned_table, mean_notes, scores_table
 
 __all__ = [
     "Protocol",
@@ -21,6 +21,7 @@ __all__ = [
     "evaluate",
     "evaluate_dataset",
     "evaluating",
+    "mean_notes",
     "predict",
     "pseudo_label_figure",
     "read_scores",

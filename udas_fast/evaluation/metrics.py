@@ -80,8 +80,32 @@ class Scores:
 
     @property
     def miou(self) -> float:
-        """Mean IoU over the classes that occur, in the labels or in the predictions."""
+        """Mean IoU over the classes that occur, in the labels or in the predictions (:attr:`mean_note`)."""
         return self.iou.nanmean().item()
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Classes that occur neither in the labels nor in the predictions, and so are not in the mean."""
+        return self._where((self.matrix.sum(0) + self.matrix.sum(1)) == 0)
+
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """Classes that no label shows but some predictions do: their IoU is 0, and they are in the mean."""
+        return self._where((self.matrix.sum(1) == 0) & (self.matrix.sum(0) > 0))
+
+    def _where(self, mask: Tensor) -> tuple[str, ...]:
+        return tuple(name for name, chosen in zip(self.classes, mask.tolist(), strict=True) if chosen)
+
+    @property
+    def mean_note(self) -> str:
+        """Which classes :attr:`miou` is a mean over, such as ``mean over 17 of 19 classes; absent: truck, train``."""
+        count, total = len(self.classes) - len(self.absent), len(self.classes)
+        parts = [f"mean over {'all' if count == total else f'{count} of'} {total} classes"]
+        if self.absent:
+            parts.append(f"absent: {', '.join(self.absent)}")
+        if self.unlabelled:
+            parts.append(f"predicted but in no label, IoU 0: {', '.join(self.unlabelled)}")
+        return "; ".join(parts)
 
     @property
     def pixel_accuracy(self) -> float:
@@ -103,6 +127,8 @@ class Scores:
         """Return everything in a form for JSON; NaN becomes None."""
         return {
             "miou": _or_none(self.miou),
+            "miou_classes": len(self.classes) - len(self.absent),
+            "absent": list(self.absent),
             "pixel_accuracy": _or_none(self.pixel_accuracy),
             "subset_means": {name: _or_none(value) for name, value in self.subset_means.items()},
             "iou": {name: _or_none(v) for name, v in zip(self.classes, self.iou.tolist(), strict=True)},

@@ -13,12 +13,20 @@ from udas_fast.evaluation.metrics import Scores
 def scores_table(rows: Mapping[str, Scores], classes: ClassSet) -> str:
     """Format per-class IoU, means and pixel accuracy in percent: a line per class, a column per entry of ``rows``.
 
-    Aligned Markdown with the protocol below; "–" stands for a class that does not occur.
+    Aligned Markdown with the classes in the mean and the protocol below; "–" stands for a class that does not occur.
 
     Raises:
         InputError: no rows, or scores of other classes.
     """
-    return "\n".join([aligned_table(_cells(rows, classes)), "", *_protocols(rows)])
+    return "\n".join([aligned_table(_cells(rows, classes)), "", *mean_notes(rows), *_protocols(rows)])
+
+
+def mean_notes(rows: Mapping[str, Scores]) -> list[str]:
+    """Return which classes each mIoU is a mean over: one line if it is the same for all, else a line for each."""
+    notes = {name: scores.mean_note for name, scores in rows.items()}
+    if len(set(notes.values())) == 1:
+        return [f"mIoU: {next(iter(notes.values()))}"]
+    return [f"mIoU of {name}: {note}" for name, note in notes.items()]
 
 
 def aligned_table(lines: Sequence[Sequence[str]]) -> str:

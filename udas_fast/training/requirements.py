@@ -14,8 +14,11 @@ def check_data(recipe: Recipe, domains: Domains) -> None:
     for name in sorted(needed):
         if getattr(domains, name) is None:
             raise bad(f"data for recipe {recipe.name}", f"no {name!r} dataset", "one")
-    if recipe.input.rare_classes is not None and isinstance(domains.source, UserLoader):
-        raise bad("input.rare_classes", "a source that is a UserLoader", "none, or a dataset to draw from")
+    if (rare := recipe.input.rare_classes) is not None:
+        for role in ("source", *(("labelled",) if rare.labelled else ())):
+            if isinstance(getattr(domains, role), UserLoader):
+                found = f"{role} images of a UserLoader"
+                raise bad("input.rare_classes", found, "none, or a dataset to draw from")
     check_batch_sizes(recipe, domains)
     for stage in recipe.stages:
         _check_stage(recipe, stage, domains)

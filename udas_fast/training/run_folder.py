@@ -56,6 +56,7 @@ class RunConfig:
     trains: ClassVar[str] = "segmentation"
 
     data: DataConfig | None = None  # None: the datasets were given as objects
+    labelled: tuple[str, ...] | None = None  # ids of the labelled images that were chosen of ``data``
     given: tuple[Literal["model", "optimizer"], ...] = ()  # given as objects too
     engine: Engine = "torch"  # the choice of "auto"
     weights: str | None = None  # checkpoint of a network to start from

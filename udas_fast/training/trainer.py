@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from udas_fast import distributed
 from udas_fast.config import from_dict
@@ -100,6 +102,7 @@ class Trainer:
             given.append("optimizer")
         settings = {
             "data": data if isinstance(data, DataConfig) else None,
+            "labelled": domains.labelled_ids() if isinstance(data, DataConfig) else None,
             "given": tuple(given),
             "engine": domains.chosen_engine,
             "weights": weights,
@@ -112,8 +115,10 @@ class Trainer:
         config = from_dict(RunConfig, settings, "Trainer")
         self._set_up(recipe, domains, model, Path(run_dir), config, optimizer, callbacks)
         distributed.on_main(lambda: require_unused(self.run_dir))  # not only after every file has been read
-        self.domains.verify()
+        notices = self.domains.verify()
         distributed.on_main(lambda: begin_run(self.run_dir, self.recipe, self.config))
+        notices += self.domains.rare_class_notices(self.recipe.input)
+        _show([*self.domains.notices, *notices])
 
     @classmethod
     @distributed.stopping_all()
@@ -150,9 +155,10 @@ class Trainer:
             distributed.on_main(lambda: cls._rewrite(folder, recipe, config))
         if data is None:
             assert config.data is not None  # require_objects
-            data = open_domains(config.data, recipe)
+            data = open_domains(config.data, recipe, config.labelled)
         domains = replace(data, engine=config.engine)
         self._set_up(recipe, domains, model, folder, config, optimizer, callbacks)
+        _show(domains.notices)
         return self
 
     @staticmethod
@@ -380,10 +386,24 @@ class Trainer:
             self._results.trained(self.model).save(Path(path))
 
 
-def open_domains(data: DataConfig, recipe: Recipe) -> Domains:
-    """Open the datasets of ``data`` that ``recipe`` uses."""
+def open_domains(data: DataConfig, recipe: Recipe, labelled_ids: Sequence[str] | None = None) -> Domains:
+    """Open the datasets of ``data`` that ``recipe`` uses; ``labelled_ids``: as in :meth:`Domains.open`."""
     needed, optional = recipe.streams
-    return Domains.open(data, recipe.input, needed=needed, optional=optional, recipe=recipe.name)
+    return Domains.open(
+        data,
+        recipe.input,
+        needed=needed,
+        optional=optional,
+        recipe=recipe.name,
+        labelled_ids=labelled_ids,
+    )
+
+
+def _show(notices: Sequence[str]) -> None:
+    """Show what the user should know about the data, in the main process."""
+    if distributed.is_main():
+        for notice in notices:
+            tqdm.write(f"NOTICE: {notice}", file=sys.stderr)
 
 
 def _check_types(recipe: object, data: object, model: object) -> None:

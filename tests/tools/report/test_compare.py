@@ -34,8 +34,9 @@ def test_scores_and_differences_to_the_first(make_run: Callable[..., Path]) -> N
     assert table["batch size"] == ["2", "2"]
     assert table["labels"] == ["3", "3"]
     assert table["seed"] == ["0", "1"]
-    assert text.splitlines()[-2:] == [
+    assert text.splitlines()[-3:] == [
         "The runs have the same number of steps and the same batch size.",
+        "mIoU: mean over all 2 classes",
         "Protocol: tiny val, 3 images, 2 classes, input 16x24, labels native, scales 1, corners not aligned, fp32",
     ]
     assert document["same_protocol"]

@@ -381,3 +381,18 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_written(copy: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         write_report([copy("run")], tmp_path / "no/folder/page.html")
+
+
+def test_every_mean_says_over_which_classes_it_is(copy: Callable[[str], Path]) -> None:
+    run = copy("run")
+    scores = json.loads((run / "scores.json").read_text())
+    for phase in scores["phases"].values():
+        for i, row in enumerate(phase["confusion_matrix"]):
+            phase["confusion_matrix"][i] = [0, *row[1:]] if i else [0] * len(row)
+    (run / "scores.json").write_text(json.dumps(scores))
+    page = write_report([run]).read_text()
+    classes = list(scores["phases"]["adaptation"]["iou"])
+    note = read_run(run).final.mean_note
+    assert note.startswith("mean over ")
+    assert f"absent: {classes[0]}" in note
+    assert page.count(f"mIoU: {note}") >= 1

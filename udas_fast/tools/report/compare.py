@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from udas_fast.errors import bad
-from udas_fast.evaluation import Scores, aligned_table
+from udas_fast.evaluation import Scores, aligned_table, mean_notes
 from udas_fast.tools.report.markup import percent
 from udas_fast.tools.report.read import RunRecord, read_runs
 
@@ -36,7 +36,7 @@ def compare_runs(run_dirs: Sequence[Path]) -> tuple[str, dict[str, Any]]:
                 f"those of {reference}: {_listed(first.classes)}",
             )
     lines = [*_heads(runs), *_scores(finals, first)]
-    notes = [*_budgets(runs), *_protocols(finals)]
+    notes = [*_budgets(runs), *mean_notes(finals), *_protocols(finals)]
     return "\n".join([aligned_table(lines), "", *notes]), _document(runs, finals, first)
 
 
@@ -58,7 +58,7 @@ def _heads(runs: dict[str, RunRecord]) -> list[list[str]]:
         ["scored after", *map(_phase, runs.values())],
         ["steps", *map(_steps, runs.values())],
         ["batch size", *(_batch_size(run) for run in runs.values())],
-        ["labels", *(_plain(_num_labels(run)) for run in runs.values())],
+        ["labels", *(_plain(run.config.num_labels) for run in runs.values())],
         ["seed", *(str(run.config.seed) for run in runs.values())],
     ]
 
@@ -80,10 +80,6 @@ def _batch_size(run: RunRecord) -> str:
         return _plain(None)
     streams = ", ".join(f"{name} {size}" for name, size in inputs.stream_batch_size.items() if size)
     return f"{inputs.batch_size} ({streams})" if streams else str(inputs.batch_size)
-
-
-def _num_labels(run: RunRecord) -> int | None:
-    return None if run.config.data is None else run.config.data.num_labels
 
 
 def _plain(value: int | None) -> str:
@@ -157,7 +153,7 @@ def _document(runs: dict[str, RunRecord], finals: dict[str, Scores], first: Scor
         entries[name] = {
             "recipe": run.recipe.name,
             "seed": run.config.seed,
-            "labels": _num_labels(run),
+            "labels": run.config.num_labels,
             "finished": run.finished,
             "steps": run.recipe.steps,
             "batch_size": None if run.recipe.input is None else run.recipe.input.batch_size,

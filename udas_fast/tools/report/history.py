@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from udas_fast.evaluation import mean_notes
 from udas_fast.tools.report.charts import Line, line_chart
 from udas_fast.tools.report.markup import Element, element, legend, percent, table
 from udas_fast.tools.report.read import Curves, RunRecord
@@ -18,6 +19,8 @@ def summary(runs: dict[str, RunRecord]) -> list[Element]:
         if run.final is not None:
             parts.insert(0, element("p", f"mIoU {percent(run.final.miou)} %", class_="headline"))
         parts.append(element("p", run.recipe.summary, class_="soft"))
+    finals = {name: run.final for name, run in runs.items() if run.final is not None}
+    parts += [element("p", note, class_="soft") for note in mean_notes(finals)]
     notes = [f"{name}: {note}" if len(runs) > 1 else note for name, run in runs.items() for note in run.notes]
     if notes:
         parts.append(element("ul", *(element("li", note) for note in notes), class_="notes"))
@@ -26,10 +29,11 @@ def summary(runs: dict[str, RunRecord]) -> list[Element]:
 
 def _summary_row(name: str, run: RunRecord) -> list[str]:
     data, done, total = run.config.data, run.recorded_steps, run.recipe.steps
-    names = ("as objects",) * 2 + ("–",) if data is None else (data.source, data.target, str(data.num_labels))
+    names = ("as objects",) * 2 if data is None else (data.source, data.target)
+    labels = "–" if run.config.num_labels is None else str(run.config.num_labels)
     miou = "–" if run.final is None else percent(run.final.miou)
     steps = f"{done:,}" if run.finished and done == total else f"{done:,} of {total:,}"
-    return [name, run.recipe.name, *(n or "–" for n in names), str(run.config.seed), steps, miou]
+    return [name, run.recipe.name, *(n or "–" for n in names), labels, str(run.config.seed), steps, miou]
 
 
 def curves(runs: dict[str, RunRecord]) -> list[Element]:

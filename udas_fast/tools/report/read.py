@@ -79,7 +79,7 @@ class RecordedData:
 
     source: str | None = None
     target: str | None = None
-    num_labels: int = 0
+    num_labels: int | str | None = None
 
 
 @checked_dataclass(frozen=True, config=LENIENT)
@@ -87,8 +87,17 @@ class RecordedConfig:
     """The part of run.yaml's ``run`` that reports use; ``data`` is None where the datasets were objects."""
 
     data: RecordedData | None = None
+    labelled: tuple[str, ...] | None = None
     engine: str = "not recorded"
     seed: int = 0
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of labelled target images; None where it is not recorded."""
+        if self.labelled is not None:
+            return len(self.labelled)
+        given = None if self.data is None else self.data.num_labels or 0
+        return given if isinstance(given, int) else None
 
 
 @checked_dataclass(frozen=True, config=LENIENT)

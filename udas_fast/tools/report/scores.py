@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from udas_fast.evaluation import Scores
+from udas_fast.evaluation import Scores, mean_notes
 from udas_fast.tools.report.charts import Line, bar_chart, confusion, line_chart
 from udas_fast.tools.report.markup import Element, element, legend, percent, table
 from udas_fast.tools.report.read import RunRecord
@@ -41,6 +41,7 @@ def by_class(runs: dict[str, RunRecord]) -> list[Element]:
         parts.append(legend(bars))
         parts.append(element("div", bar_chart("IoU by class, %", classes, values), class_="charts"))
         parts.append(_class_table(classes, columns))
+        parts += [element("p", note, class_="soft") for note in mean_notes(columns)]
     return parts
 
 

@@ -153,6 +153,7 @@ def _lines(status: RunStatus) -> Iterator[tuple[str, str | ProgressBar]]:
         yield "time left", f"{timedelta(seconds=round(status.seconds_left))} at this rate"
     if status.scores:
         yield "mIoU, %", ", ".join(f"{phase} {percent(score.miou)}" for phase, score in status.scores.items())
+        yield "", list(status.scores.values())[-1].mean_note
 
 
 def _state(status: RunStatus) -> str:

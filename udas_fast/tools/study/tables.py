@@ -45,12 +45,21 @@ def note(table: StudyTable) -> str:
     if any(row.recipe == "ddm" for row in table.rows):
         steps += ", of each of DDM's three networks"
     left_out = f" {table.left_out}." if table.left_out else ""
+    if absent := _absent(table):
+        left_out += (
+            f" Classes that some runs neither show nor predict are not in their mIoU: {', '.join(absent)}."
+        )
     return (
         f"{table.source} → {table.target}, translation {table.translate.partition(':')[0]}, {steps}, "
         f"{'mean ± standard deviation over seeds' if several else 'seed'} {seeds}, in percent; rows with "
         f"labels train on that many labelled target images.{left_out} Protocol: {Protocol(**table.protocol)}. "
         f"{env['cpu']}, torch {env['torch']}; `{table.command}`"
     )
+
+
+def _absent(table: StudyTable) -> list[str]:
+    """Return the classes that a run has no IoU of."""
+    return [name for name in table.rows[0].iou if any(None in row.iou[name].by_seed for row in table.rows)]
 
 
 def class_table(table: StudyTable) -> str:
