@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,20 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from udas_fast.objectives import Batches
-from udas_fast.recipes import Recipe, get_recipe, load_method_file
-from udas_fast.testing import TinyNetwork, assert_replays, assert_resumes, make_context, take_step, tiny
+from udas_fast.engine.faults import BadSteps
+from udas_fast.objectives import Batches, Losses
+from udas_fast.recipes import Changes, Recipe, get_recipe, load_method_file
+from udas_fast.testing import (
+    TinyNetwork,
+    assert_equal,
+    assert_replays,
+    assert_resumes,
+    make_context,
+    random_phase,
+    take_step,
+    tiny,
+)
+from udas_fast.tools.study import Task, plan_study, run_study
 
 pytestmark = pytest.mark.usefixtures("own_methods")
 
@@ -96,6 +109,11 @@ def test_the_pages_own_test_passes(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(sys.modules, "mean_teacher")
 
 
+def test_the_teacher_needs_nothing_else_in_16_bits(folder: Path) -> None:
+    recipe = replace(tiny(_recipe(folder, "mean_teacher"), steps=4), precision="bf16")
+    assert_resumes(recipe)
+
+
 def test_maximum_squares_is_its_formula(folder: Path, batches: Batches, tiny_net: TinyNetwork) -> None:
     objective = _recipe(folder, "maximum_squares").stages[0].objective.build(4)
     losses = take_step(objective, tiny_net, batches, make_context())
@@ -124,6 +142,28 @@ def test_the_teacher_is_the_mean_of_the_first_students(
     assert not torch.equal(seen[0], seen[-1])
 
 
+def test_a_skipped_step_leaves_the_teacher_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phase = random_phase(tiny(_recipe(folder, "mean_teacher"), steps=6))
+    step = phase.step
+    step.bad_steps = BadSteps(1)
+    steps = phase.steps()
+    next(steps)
+    before = copy.deepcopy(step.objective.state_dict())
+    assert before["steps"] == 1
+    good = step.objective.training_step
+
+    def bad(*arguments: object) -> Losses:
+        return {name: loss * torch.nan for name, loss in good(*arguments).items()}
+
+    monkeypatch.setattr(step.objective, "training_step", bad)
+    next(steps)
+    assert step.skipped
+    assert_equal(step.objective.state_dict(), before, "objective")
+    monkeypatch.undo()
+    next(steps)
+    assert step.objective.steps == 2
+
+
 @pytest.mark.slow
 def test_maximum_squares_trains_and_is_reported(folder: Path, camvid_root: Path) -> None:
     _udas_fast(folder, *_train("maximum_squares", camvid_root, "run", 2))
@@ -133,6 +173,24 @@ def test_maximum_squares_trains_and_is_reported(folder: Path, camvid_root: Path)
     assert "maximum_squares" in _udas_fast(folder, "recipes", "--method-file", "maximum_squares.py")
     _udas_fast(folder, "report", "run")
     assert "maximum_squares" in (folder / "run/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_study_has_the_examples_as_rows(folder: Path, camvid_root: Path) -> None:
+    load_method_file(folder / "maximum_squares.py")
+    load_method_file(folder / "mean_teacher.py")
+    data = f"camvid:{camvid_root}"
+    changes = Changes(small=(32, 48), steps=12)
+    task = Task(data, data, changes=changes, settings=("model.width=4",), engine="torch", device="cpu")
+    plan = plan_study("methods", task, seeds=[0], num_labels=[0])
+    own = [run for run in plan.runs if run.row.recipe in ("maximum_squares", "mean_teacher")]
+    assert len(own) == 2
+    for run in own:
+        words = run.command("out")
+        assert words[words.index("--method-file") + 1] == str(folder / f"{run.row.recipe}.py")
+    one = replace(plan, rows=(own[1].row,), runs=(own[1],))
+    run_study(one, folder / "study", command="udas-fast study methods")
+    assert own[1].row.recipe in (folder / "study/methods/table.md").read_text()
 
 
 @pytest.mark.slow
