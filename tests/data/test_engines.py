@@ -283,7 +283,7 @@ def test_the_processes_of_a_run_share_its_steps(make, monkeypatch, engine):
     def streams():
         inputs = InputConfig(source=GEOMETRY, target=GEOMETRY, batch_size=4)
         domains = Domains(source=dataset, engine=engine)
-        loader = domains.loaders(["source"], inputs, mixed=False, seed=0, phase="p")["source"]
+        loader = domains.loaders({"source": GEOMETRY}, inputs, seed=0, phase="p")["source"]
         assert loader.global_batch == 4
         return list(itertools.islice(loader.batches(), 4))
 
