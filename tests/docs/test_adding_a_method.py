@@ -1,8 +1,10 @@
-"""The examples of docs/adding-a-method.md: files outside the package that train, resume and pass the page's tests."""
+"""The examples of docs/adding-a-method.md: files outside the package that train, resume, join a study and a report."""
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import re
 import signal
@@ -11,23 +13,18 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
-from safetensors.torch import load_file
 
+from udas_fast import cli
 from udas_fast.objectives import Batches
-from udas_fast.recipes import Changes, Recipe, get_recipe, load_method_file
-from udas_fast.testing import (
-    TinyNetwork,
-    assert_replays,
-    assert_resumes,
-    make_context,
-    take_step,
-    tiny,
-)
-from udas_fast.tools.study import Task, plan_study, run_study
+from udas_fast.recipes import Recipe, all_recipes, get_recipe, load_method_file
+from udas_fast.testing import TinyNetwork, assert_replays, assert_resumes, make_context, take_step, tiny
+from udas_fast.tools.study import plan
 
 pytestmark = pytest.mark.usefixtures("own_methods")
 
@@ -82,11 +79,15 @@ def _losses(run: Path) -> list[dict[str, float]]:
     return [line for line in lines if "seg" in line]
 
 
-def test_each_example_fits_on_a_page() -> None:
-    assert set(FILES) == {"maximum_squares.py", "mean_teacher.py", "test_mean_teacher.py"}
+def test_each_example_fits_on_a_page_and_is_listed(folder: Path) -> None:
+    assert set(FILES) == {"maximum_squares.py", "dacs.py", "test_dacs.py"}
     lines = {name: len([line for line in text.splitlines() if line.strip()]) for name, text in FILES.items()}
     assert lines["maximum_squares.py"] < 50
-    assert lines["mean_teacher.py"] < 110
+    assert lines["dacs.py"] < 120
+    files = ["--method-file", "maximum_squares.py", "--method-file", "dacs.py"]
+    listed = _udas_fast(folder, "recipes", *files)
+    assert "maximum_squares" in listed
+    assert "dacs" in listed
 
 
 def test_maximum_squares_resumes_and_replays_to_the_same_bits(folder: Path) -> None:
@@ -97,16 +98,14 @@ def test_maximum_squares_resumes_and_replays_to_the_same_bits(folder: Path) -> N
 
 @pytest.mark.slow
 def test_the_pages_own_test_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names: dict[str, object] = {}
-    exec(FILES["test_mean_teacher.py"], names)
-    (test,) = (value for name, value in names.items() if name.startswith("test_"))
-    test()
-    monkeypatch.delitem(sys.modules, "mean_teacher")
+    names: dict[str, Any] = {}
+    exec(FILES["test_dacs.py"], names)
+    names["test_dacs_keeps_the_rules"]()
+    monkeypatch.delitem(sys.modules, "dacs")
 
 
-def test_the_teacher_needs_nothing_else_in_16_bits(folder: Path) -> None:
-    recipe = replace(tiny(_recipe(folder, "mean_teacher"), steps=4), precision="bf16")
-    assert_resumes(recipe)
+def test_dacs_needs_nothing_else_in_16_bits(folder: Path) -> None:
+    assert_resumes(replace(tiny(_recipe(folder, "dacs"), steps=4), precision="bf16"))
 
 
 def test_maximum_squares_is_its_formula(folder: Path, batches: Batches, tiny_net: TinyNetwork) -> None:
@@ -117,15 +116,14 @@ def test_maximum_squares_is_its_formula(folder: Path, batches: Batches, tiny_net
     torch.testing.assert_close(losses["squares"].double(), -(p**2).sum() / (2 * p[:, 0].numel()))
 
 
-def test_the_teacher_is_the_mean_of_the_first_students(
+def test_the_teacher_of_dacs_is_the_mean_of_the_first_students(
     folder: Path, batches: Batches, tiny_net: TinyNetwork
 ) -> None:
-    objective = _recipe(folder, "mean_teacher").stages[0].objective.build(4)
+    objective = _recipe(folder, "dacs").stages[0].objective.build(4)
     objective.on_round_start(tiny_net)
     seen = [tiny_net.body.weight.detach().double()]
     for _ in range(3):
-        losses = take_step(objective, tiny_net, batches, make_context())
-        assert 0 <= losses["kept"] <= 1
+        take_step(objective, tiny_net, batches, make_context())
         with torch.no_grad():
             for parameter in tiny_net.parameters():
                 parameter -= 0.1 * parameter.grad
@@ -137,40 +135,41 @@ def test_the_teacher_is_the_mean_of_the_first_students(
     assert not torch.equal(seen[0], seen[-1])
 
 
-@pytest.mark.slow
-def test_maximum_squares_trains_and_is_reported(folder: Path, camvid_root: Path) -> None:
-    _udas_fast(folder, *_train("maximum_squares", camvid_root, "run", 2))
-    losses = _losses(folder / "run")[-1]
-    assert -0.5 <= losses["squares"] <= -0.5 / 11  # −½ Σ p² of 11 classes: from one alone to all equal
-    assert losses["seg"] > 0
-    assert "maximum_squares" in _udas_fast(folder, "recipes", "--method-file", "maximum_squares.py")
-    _udas_fast(folder, "report", "run")
-    assert "maximum_squares" in (folder / "run/report.html").read_text()
+def test_dacs_pastes_half_of_the_classes_and_weighs_the_teachers_labels(
+    folder: Path, batches: Batches, tiny_net: TinyNetwork
+) -> None:
+    labels = batches.source.label
+    with torch.no_grad():
+        seen, _ = copy.deepcopy(tiny_net).eval()(batches.unlabelled.image / 255)
+    confidence, pseudo = F.interpolate(seen.double(), labels.shape[1:], mode="bilinear").softmax(1).max(1)
+    threshold = confidence.quantile(0.7).item()
+    config = _recipe(folder, "dacs").stages[0].objective
+    objective = replace(config, threshold=threshold, auxiliary_weight=0.0).build(4)
+    objective.on_round_start(tiny_net)
+    batch = objective.prepare_batch(batches, make_context())
+    for label, pasted in zip(labels, batch.pasted, strict=True):
+        there, chosen = set(label.unique().tolist()) - {255}, set(pasted.unique().tolist()) - {255}
+        assert len(chosen) == math.ceil(len(there) / 2)
+        inside = torch.isin(label, torch.tensor(sorted(chosen), dtype=torch.uint8))
+        assert torch.equal(pasted, torch.where(inside, label, 255))
+
+    losses = objective.training_step(tiny_net, batch, make_context())
+    torch.testing.assert_close(losses["sure"].item(), 0.3, rtol=0, atol=2e-3)
+    with torch.no_grad():
+        logits, _ = tiny_net(batch.mixed / 255)
+    inside = batch.pasted != 255
+    label = torch.where(inside, batch.pasted, pseudo)
+    ce = F.cross_entropy(
+        F.interpolate(logits.double(), labels.shape[1:], mode="bilinear"), label, reduction="none"
+    )
+    torch.testing.assert_close(losses["mixed"].double(), torch.where(inside, ce, losses["sure"] * ce).mean())
 
 
 @pytest.mark.slow
-def test_a_study_has_the_examples_as_rows(folder: Path, camvid_root: Path) -> None:
-    load_method_file(folder / "maximum_squares.py")
-    load_method_file(folder / "mean_teacher.py")
-    data = f"camvid:{camvid_root}"
-    changes = Changes(small=(32, 48), steps=12)
-    task = Task(data, data, changes=changes, settings=("model.width=4",), engine="torch", device="cpu")
-    plan = plan_study("methods", task, seeds=[0], num_labels=[0])
-    own = [run for run in plan.runs if run.row.recipe in ("maximum_squares", "mean_teacher")]
-    assert len(own) == 2
-    for run in own:
-        words = run.command("out")
-        assert words[words.index("--method-file") + 1] == str(folder / f"{run.row.recipe}.py")
-    one = replace(plan, rows=(own[1].row,), runs=(own[1],))
-    run_study(one, folder / "study", command="udas-fast study methods")
-    assert own[1].row.recipe in (folder / "study/methods/table.md").read_text()
-
-
-@pytest.mark.slow
-def test_a_killed_mean_teacher_goes_on_to_the_same_bits(folder: Path, camvid_root: Path) -> None:
-    _udas_fast(folder, *_train("mean_teacher", camvid_root, "whole", 8))
+def test_a_killed_dacs_goes_on_to_the_same_bytes(folder: Path, camvid_root: Path) -> None:
+    _udas_fast(folder, *_train("dacs", camvid_root, "whole", 8))
     run = folder / "run"
-    command = _command(*_train("mean_teacher", camvid_root, "run", 8), "--checkpoint-every", "1")
+    command = _command(*_train("dacs", camvid_root, "run", 8), "--checkpoint-every", "1")
     process = subprocess.Popen(command, cwd=folder, env=_environment(), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not list((run / "checkpoints").glob("*.pt")) and process.poll() is None:
@@ -179,9 +178,55 @@ def test_a_killed_mean_teacher_goes_on_to_the_same_bits(folder: Path, camvid_roo
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (run / "model.safetensors").exists()
-    assert yaml.safe_load((run / "run.yaml").read_text())["methods"] == [str(folder / "mean_teacher.py")]
+    assert yaml.safe_load((run / "run.yaml").read_text())["methods"] == [str(folder / "dacs.py")]
 
     _udas_fast(folder, "train", "--resume", "run", "--device", "cpu")
-    found, expected = (load_file(folder / name / "model.safetensors") for name in ("run", "whole"))
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (folder / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_both_join_the_study_of_methods_and_a_report(
+    folder: Path, camvid_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = ("maximum_squares", "dacs")  # the package's own recipes have their tests
+    monkeypatch.setattr(plan, "all_recipes", lambda: {k: v for k, v in all_recipes().items() if k in joined})
+    for name, value in _environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(folder)
+    data = f"camvid:{camvid_root}"
+    words = [
+        "--method-file",
+        "maximum_squares.py",
+        "--method-file",
+        "dacs.py",
+        "--source",
+        data,
+        "--target",
+        data,
+    ]
+    words += [
+        "--num-labels",
+        "0",
+        "--seeds",
+        "0",
+        "--small",
+        "32x48",
+        "--steps",
+        "2",
+        "--set",
+        "model.width=4",
+    ]
+    words += ["--engine", "torch", "--device", "cpu", "--out", "out"]
+    monkeypatch.setattr(sys, "argv", ["udas-fast", "study", "methods", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    table = (folder / "out/methods/table.md").read_text()
+    assert all(title in table for title in ("maximum_squares", "DACS"))
+    losses = _losses(folder / "out/runs/maximum_squares-seed-0")[-1]
+    assert -0.5 <= losses["squares"] <= -0.5 / 11  # −½ Σ p² of 11 classes: from one alone to all equal
+    assert losses["seg"] > 0
+
+    _udas_fast(folder, "report", "out/runs/dacs-seed-0")
+    assert "dacs" in (folder / "out/runs/dacs-seed-0/report.html").read_text()

@@ -6,6 +6,7 @@ only a GPU can tell is left out: its kernels, and how long they take.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,15 @@ def run(guard: Path, *arguments: str) -> dict[str, str]:
 @pytest.mark.slow
 def test_every_recipe_stays_on_the_device(guard: Path) -> None:
     assert run(guard, ",".join(list_recipes())) == dict.fromkeys(list_recipes(), "ok")
+
+
+def test_a_method_of_the_users_own_stays_on_the_device(guard: Path, tmp_path: Path) -> None:
+    # It draws numbers on the host and moves them to the device.
+    page = (Path(__file__).parents[2] / "docs/adding-a-method.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"`dacs\.py`:\n\n```python\n(.*?)```", page, re.DOTALL)
+    file = tmp_path / "dacs.py"
+    file.write_text(text, encoding="utf-8")
+    assert run(guard, "dacs", f"file={file}") == {"dacs": "ok"}
 
 
 ADAPTATION, SELF_TRAINING = "stages.adaptation.objective", "stages.self_training.objective"

@@ -177,7 +177,12 @@ class _Host(TorchDispatchMode):
         drawn = kwargs.get("generator") is not None
         # lift_fresh is torch.tensor(…): a constant of the program, which any device may hold.
         computed = bool(tensors) and func is not torch.ops.aten.lift_fresh.default
-        if (drawn or computed) and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        moved = torch.device(kwargs.get("device") or "cpu").type != "cpu"  # to a device, which has no values
+        if (
+            (drawn or computed)
+            and not moved
+            and not any(isinstance(tensor, FakeTensor) for tensor in tensors)
+        ):
             with _disable_current_modes():
                 return func(*args, **kwargs)
         if func._schema.name.startswith("aten::_fused_"):

@@ -3,6 +3,7 @@ would have refused.
 
     python steps.py GUARD.so RECIPE,RECIPE [KEY=VALUE ...]
     python steps.py GUARD.so no_adaptation loss=EXPRESSION     # of loss and batch, in place of the loss
+    python steps.py GUARD.so RECIPE file=FILE.py               # of a method file
 
 Fake tensors have a device and no values: an operation on tensors of two devices raises, and so does one that reads a
 value back. GUARD.so is guard.cpp compiled, which a torch without CUDA needs for them.
@@ -36,7 +37,7 @@ from udas_fast.objectives.cyclegan import CycleGAN
 from udas_fast.objectives.losses import segmentation_loss
 from udas_fast.objectives.supervised import Supervised
 from udas_fast.ops import _library
-from udas_fast.recipes import Recipe, Stage, get_recipe, override, small
+from udas_fast.recipes import Recipe, Stage, get_recipe, load_method_file, override, small
 from udas_fast.recipes.cyclegan import small_cyclegan
 
 CLASSES, BATCH, DEVICE = 5, 2, torch.device("cuda", 0)
@@ -182,7 +183,10 @@ def changed(expression: str) -> Any:
 def main() -> None:
     names, *settings = sys.argv[2:]
     lines = [s.removeprefix("loss=") for s in settings if s.startswith("loss=")]
-    settings = [s for s in settings if not s.startswith("loss=")]
+    for setting in settings:
+        if setting.startswith("file="):
+            load_method_file(setting.removeprefix("file="))
+    settings = [s for s in settings if not s.startswith(("loss=", "file="))]
     patches = [
         (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         (torch.cuda, "is_bf16_supported", lambda *_: True),
