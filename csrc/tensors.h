@@ -43,7 +43,7 @@ inline Type type_of(const Tensor& t) {
 
 // A new tensor on the device of `like`.
 inline Tensor empty(const Tensor& like, const Sizes& size, ScalarType type) {
-  return torch::stable::new_empty(like, size, type);
+  return torch::stable::empty(size, type, std::nullopt, like.device());
 }
 
 // Copied only where it is not contiguous.

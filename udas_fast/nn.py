@@ -1,14 +1,16 @@
-"""The loss operators as modules, for training code that is written with ``torch.nn`` losses.
+"""The losses of :mod:`udas_fast.ops` as modules: options in the constructor, tensors in ``forward``.
 
-Each calls the function of :mod:`udas_fast.ops` that has its name, and takes low-resolution logits like it. Options
-are given once, at construction; ``pixel_weight`` and ``mask`` belong to the images, and are given with them.
+Logits are ``[N, C, h, w]`` of any resolution, float32, float16 or bfloat16; each loss is computed at the resolution of
+its labels, or at ``size``, and full-resolution logits are never in memory. A result is float32: a scalar, or
+``[N, H, W]`` with ``reduction="none"``. Wrong tensors and options raise :class:`udas_fast.errors.InputError`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from udas_fast import ops
 from udas_fast.ops import _check
@@ -23,35 +25,39 @@ __all__ = [
 ]
 
 
-class _Loss(nn.Module):
-    """Options that every loss has, checked when it is made."""
+class _Loss(torch.nn.Module):
+    """Options that every loss has."""
+
+    shown: tuple[str, ...] = ()
+    """Names of the other options, for ``repr``."""
 
     def __init__(self, *, align_corners: bool = False, reduction: str = "mean") -> None:
         super().__init__()
-        _check.reduction(reduction)
         self.align_corners = _check.flag("align_corners", align_corners)
-        self.reduction = reduction
+        self.reduction = _check.choice("reduction", reduction, _check.REDUCTIONS)
 
     def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return ", ".join(
-            f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_") and k != "training"
-        )
+        """List the options."""
+        names = (*self.shown, "align_corners", "reduction")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 class CrossEntropyLoss(_Loss):
-    """Cross-entropy at the target's size (:func:`udas_fast.ops.cross_entropy`), in place of ``nn.CrossEntropyLoss``.
+    """Cross-entropy of upsampled logits, as ``torch.nn.CrossEntropyLoss`` computes it at full resolution.
 
     Args:
-        weight: ``[C]`` floating, a factor per class, or None. A buffer: it moves with the module.
+        weight: ``[C]`` floating, a factor per class; a buffer of the module. "mean" divides by the weights' sum.
         ignore_index: label of pixels without loss.
         align_corners: as in ``torch.nn.functional.interpolate``.
-        reduction: "mean", "sum" or "none".
+        reduction: "mean" over the pixels that are not ignored (0 where there is none), "sum" or "none".
 
-    Raises:
-        InputError: an unknown reduction or a wrong option.
+    Shape:
+        logits ``[N, C, h, w]``, target ``[N, H, W]`` uint8 or int64, pixel_weight ``[N, H, W]`` or None.
+
+    See :func:`udas_fast.ops.cross_entropy`.
     """
 
+    shown = ("ignore_index",)
     weight: Tensor | None
 
     def __init__(
@@ -63,11 +69,13 @@ class CrossEntropyLoss(_Loss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(align_corners=align_corners, reduction=reduction)
+        if weight is not None:
+            _check.class_vector("weight", weight)
         self.ignore_index = _check.ignored(ignore_index)
         self.register_buffer("weight", weight)
 
     def forward(self, logits: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
-        """Return the loss of ``logits`` ``[N, C, h, w]`` against ``target`` ``[N, H, W]``."""
+        """Return the loss of ``logits`` against ``target``."""
         return ops.cross_entropy(
             logits,
             target,
@@ -78,18 +86,28 @@ class CrossEntropyLoss(_Loss):
             reduction=self.reduction,
         )
 
+    def extra_repr(self) -> str:
+        """List the options, the class weights by their number."""
+        weighted = "" if self.weight is None else f"weight=[{self.weight.numel()}], "
+        return weighted + super().extra_repr()
+
 
 class RectifiedCrossEntropyLoss(_Loss):
-    """Cross-entropy rectified by two heads' variance (:func:`udas_fast.ops.rectified_cross_entropy`).
+    """Cross-entropy of the primary head, weighted by its agreement with the auxiliary head, plus their variance.
 
     Args:
         ignore_index: label of pixels without cross-entropy.
         align_corners: as in ``torch.nn.functional.interpolate``.
-        reduction: "mean", "sum" or "none".
+        reduction: "mean" over all pixels, "sum" or "none".
 
-    Raises:
-        InputError: an unknown reduction or a wrong option.
+    Shape:
+        primary and auxiliary ``[N, C, h, w]``, h and w of their own, target ``[N, H, W]`` uint8 or int64,
+        pixel_weight ``[N, H, W]`` or None.
+
+    See :func:`udas_fast.ops.rectified_cross_entropy`.
     """
+
+    shown = ("ignore_index",)
 
     def __init__(
         self, *, ignore_index: int = 255, align_corners: bool = False, reduction: str = "mean"
@@ -100,7 +118,7 @@ class RectifiedCrossEntropyLoss(_Loss):
     def forward(
         self, primary: Tensor, auxiliary: Tensor, target: Tensor, pixel_weight: Tensor | None = None
     ) -> Tensor:
-        """Return the loss of both heads' logits ``[N, C, h, w]`` against ``target`` ``[N, H, W]``."""
+        """Return the loss of both heads against ``target``."""
         return ops.rectified_cross_entropy(
             primary,
             auxiliary,
@@ -113,20 +131,22 @@ class RectifiedCrossEntropyLoss(_Loss):
 
 
 class SymmetricKLLoss(_Loss):
-    """KL(p‖q) + KL(q‖p) between two heads (:func:`udas_fast.ops.symmetric_kl`).
+    """KL(a‖b) + KL(b‖a) of the softmaxes of two heads; both learn.
 
     Args:
         align_corners: as in ``torch.nn.functional.interpolate``.
-        reduction: "mean", "sum" or "none".
+        reduction: "mean" over all pixels, "sum" or "none".
 
-    Raises:
-        InputError: an unknown reduction or a wrong option.
+    Shape:
+        a and b ``[N, C, h, w]``, h and w of their own, size (H, W), pixel_weight ``[N, H, W]`` or None.
+
+    See :func:`udas_fast.ops.symmetric_kl`.
     """
 
     def forward(
-        self, a: Tensor, b: Tensor, size: tuple[int, int], pixel_weight: Tensor | None = None
+        self, a: Tensor, b: Tensor, size: Sequence[int], pixel_weight: Tensor | None = None
     ) -> Tensor:
-        """Return the divergence of logits ``a`` and ``b`` ``[N, C, h, w]`` at ``size`` (H, W)."""
+        """Return the divergence of ``a`` and ``b`` at ``size``."""
         return ops.symmetric_kl(
             a,
             b,
@@ -138,20 +158,23 @@ class SymmetricKLLoss(_Loss):
 
 
 class EnsembleKLLoss(_Loss):
-    """KL from the heads' ensemble to each head (:func:`udas_fast.ops.ensemble_kl`).
+    """KL of the ensemble of two heads, held constant, to each of them (MRNet's memory regularisation).
 
     Args:
         align_corners: as in ``torch.nn.functional.interpolate``.
-        reduction: "mean", "sum" or "none".
+        reduction: "mean" over all pixels, "sum" or "none".
 
-    Raises:
-        InputError: an unknown reduction or a wrong option.
+    Shape:
+        primary and auxiliary ``[N, C, h, w]``, h and w of their own, size (H, W), pixel_weight ``[N, H, W]`` or
+        None.
+
+    See :func:`udas_fast.ops.ensemble_kl`.
     """
 
     def forward(
-        self, primary: Tensor, auxiliary: Tensor, size: tuple[int, int], pixel_weight: Tensor | None = None
+        self, primary: Tensor, auxiliary: Tensor, size: Sequence[int], pixel_weight: Tensor | None = None
     ) -> Tensor:
-        """Return the divergence of both heads' logits ``[N, C, h, w]`` from their ensemble at ``size`` (H, W)."""
+        """Return the divergence of both heads from their ensemble at ``size``."""
         return ops.ensemble_kl(
             primary,
             auxiliary,
@@ -163,16 +186,21 @@ class EnsembleKLLoss(_Loss):
 
 
 class DistillationKLLoss(_Loss):
-    """KL from the teachers' mean to the student (:func:`udas_fast.ops.distillation_kl`).
+    """KL of the mean of the teachers' softmaxes, held constant, to the student's softmax.
 
     Args:
-        temperature: T > 0.
+        temperature: T > 0, by which all logits are divided; no factor T² is applied.
         align_corners: as in ``torch.nn.functional.interpolate``.
-        reduction: "mean", "sum" or "none".
+        reduction: "mean" over the pixels that count, "sum" or "none".
 
-    Raises:
-        InputError: an unknown reduction or a wrong option.
+    Shape:
+        student ``[N, C, h, w]``, teachers 1 to 16 maps ``[N, C, h_k, w_k]``, size (H, W), mask bool ``[N, H, W]``
+        (the pixels that count) or None, pixel_weight ``[N, H, W]`` or None.
+
+    See :func:`udas_fast.ops.distillation_kl`.
     """
+
+    shown = ("temperature",)
 
     def __init__(
         self, temperature: float = 1.0, *, align_corners: bool = False, reduction: str = "mean"
@@ -184,11 +212,11 @@ class DistillationKLLoss(_Loss):
         self,
         student: Tensor,
         teachers: Sequence[Tensor],
-        size: tuple[int, int],
+        size: Sequence[int],
         mask: Tensor | None = None,
         pixel_weight: Tensor | None = None,
     ) -> Tensor:
-        """Return the divergence of ``student`` ``[N, C, h, w]`` from ``teachers`` at ``size`` (H, W)."""
+        """Return the divergence of ``student`` from ``teachers`` at ``size``."""
         return ops.distillation_kl(
             student,
             teachers,
@@ -202,18 +230,20 @@ class DistillationKLLoss(_Loss):
 
 
 class EntropyLoss(_Loss):
-    """Normalised entropy of the predictions, from 0 to 1 (:func:`udas_fast.ops.entropy`).
+    """Entropy of the softmax, from 0 to 1 (MinEnt).
 
     Args:
         align_corners: as in ``torch.nn.functional.interpolate``.
-        reduction: "mean", "sum" or "none".
+        reduction: "mean" over all pixels, "sum" or "none".
 
-    Raises:
-        InputError: an unknown reduction or a wrong option.
+    Shape:
+        logits ``[N, C, h, w]``, size (H, W), pixel_weight ``[N, H, W]`` or None.
+
+    See :func:`udas_fast.ops.entropy`.
     """
 
-    def forward(self, logits: Tensor, size: tuple[int, int], pixel_weight: Tensor | None = None) -> Tensor:
-        """Return the entropy of ``logits`` ``[N, C, h, w]`` at ``size`` (H, W)."""
+    def forward(self, logits: Tensor, size: Sequence[int], pixel_weight: Tensor | None = None) -> Tensor:
+        """Return the entropy of ``logits`` at ``size``."""
         return ops.entropy(
             logits,
             size,

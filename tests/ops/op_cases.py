@@ -1,4 +1,4 @@
-"""What the operators' tests share: devices, random maps, one entry per loss, and how close is close."""
+"""Shared by the operators' tests: devices, random maps, one entry per loss, and tolerances."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def random_labels(
 def with_gradients(
     loss: Loss, module: ModuleType, maps: Sequence[Tensor], target: Tensor, **options: object
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss, and the gradient of its sum weighted by a fixed pattern (which "none" tells apart)."""
+    """The loss, and the gradient of its sum weighted by a fixed pattern (which distinguishes the pixels of "none")."""
     leaves = [m.detach().requires_grad_() for m in maps]
     value = loss.call(module, leaves, target, **options)
     pattern = torch.linspace(0.5, 1.5, max(value.numel(), 1), dtype=value.dtype, device=value.device)

@@ -218,9 +218,9 @@ def test_losses_and_gradients(ops: SimpleNamespace, name: str) -> None:
         ops.order(seed % 5)
         arguments = loss_arguments(name, Draw(100 * seed), seed % 3, with_grad=seed % 4 != 3)
         found, expected = getattr(ops.emulated, name)(*arguments), getattr(ops.cpu, name)(*arguments)
-        for ours, theirs in zip(found, expected, strict=True):
-            assert ours.dtype == theirs.dtype
-            assert_close(ours, theirs, 2e-5)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            assert_close(one, other, 2e-5)
 
 
 def test_upsampling_and_its_gradient(ops: SimpleNamespace) -> None:
@@ -295,8 +295,8 @@ def test_sixteen_views(ops: SimpleNamespace, classes: int) -> None:
     views = [random_map((1, classes, 2 + k, 3), k) for k in range(16)]
     arguments = (views[0], views, [20, 150], 1.5, None, None, False, 1, True)
     found, expected = ops.emulated.distillation_kl(*arguments), ops.cpu.distillation_kl(*arguments)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert_close(ours, theirs, 2e-5)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, 2e-5)
     for mean in (False, True):
         arguments = (views, [20, 150], 0.3, None, 1.5, None, mean, False, 255)
         found, expected = ops.emulated.pseudo_label(*arguments), ops.cpu.pseudo_label(*arguments)

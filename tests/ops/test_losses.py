@@ -70,14 +70,14 @@ def test_loss_and_gradient_match_float64(loss: Loss, device: str, s: dict[str, A
     if classes == 256 and loss.labelled:
         options["ignore_index"] = 255 if s["label_dtype"] == torch.uint8 else 300
     found, gradients = with_gradients(loss, ops, maps, target, **options)
-    expected, wanted_gradients = oracle(loss, maps, target, **options)
+    expected, expected_gradients = oracle(loss, maps, target, **options)
     assert found.dtype == torch.float32
     assert_close(found, expected, 1e-5)
     crowd = s["size"][0] * s["size"][1] / (h * w) + 1  # pixels that add up in one low-resolution gradient
     floor = 1e-6 * (crowd if s["reduction"] != "mean" else 1)
-    for gradient, want, leaf in zip(gradients, wanted_gradients, maps, strict=True):
+    for gradient, expected_one, leaf in zip(gradients, expected_gradients, maps, strict=True):
         assert gradient.dtype == leaf.dtype
-        assert_close(gradient, want, TOLERANCE[leaf.dtype], floor)
+        assert_close(gradient, expected_one, TOLERANCE[leaf.dtype], floor)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -86,10 +86,10 @@ def test_real_size(loss: Loss, device: str) -> None:
     maps = [random_map((2, 19, 45, 80), i).to(device) for i in range(loss.maps)]
     target = random_labels((2, 360, 640), 19, 3).to(device)
     found, gradients = with_gradients(loss, ops, maps, target)
-    expected, wanted_gradients = oracle(loss, maps, target)
+    expected, expected_gradients = oracle(loss, maps, target)
     assert_close(found, expected, 1e-6)
-    for gradient, want in zip(gradients, wanted_gradients, strict=True):
-        assert_close(gradient, want, 1e-5, floor=0)
+    for gradient, expected_one in zip(gradients, expected_gradients, strict=True):
+        assert_close(gradient, expected_one, 1e-5, floor=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -98,11 +98,11 @@ def test_extreme_logits_stay_finite(loss: Loss, device: str) -> None:
     maps = [random_map((1, 5, 4, 6), i).sign().mul(1e4).to(device) for i in range(loss.maps)]
     target = random_labels((1, 13, 21), 5, 0).to(device)
     found, gradients = with_gradients(loss, ops, maps, target)
-    expected, wanted_gradients = oracle(loss, maps, target)
+    expected, expected_gradients = oracle(loss, maps, target)
     # Interpolating 1e4 in float32 is off by 1e-3, and so is the logarithm of a probability.
     assert_close(found, expected, 1e-3, floor=1e-3)
-    for gradient, want in zip(gradients, wanted_gradients, strict=True):
-        assert_close(gradient, want, 1e-2, floor=1e-2)
+    for gradient, expected_one in zip(gradients, expected_gradients, strict=True):
+        assert_close(gradient, expected_one, 1e-2, floor=1e-2)
 
 
 @pytest.mark.parametrize("device", DEVICES)

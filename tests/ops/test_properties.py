@@ -1,4 +1,4 @@
-"""What every operator keeps: its bits, for any threads, strides and instruction set; and little memory."""
+"""Properties of every operator: the same bits for any threads and strides, little memory, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIB = 2**20
 
 
 def results(device: str, layout: str = "contiguous") -> list[Tensor]:
-    """All that the operators compute from one set of inputs, several bands and tiles large."""
+    """Return all results of the operators for one set of inputs, several bands and tiles large."""
     maps = [random_map((2, 7, 9, 14), i).to(device) for i in range(2)]
     if layout == "channels_last":
         maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]
@@ -101,7 +101,7 @@ def test_lower_instruction_sets_agree(isa: str) -> None:
 
 
 def peak_growth(action: Callable[[], object]) -> float:
-    """By how many MiB the process's resident memory grows at most during ``action``."""
+    """Return the largest growth of the process's resident memory during ``action``, in MiB."""
 
     def resident(key: str) -> int:
         return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024

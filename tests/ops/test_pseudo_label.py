@@ -27,7 +27,7 @@ def probabilities(views: list[Tensor], size: tuple[int, int], options: dict[str,
 
 
 def certain(p: Tensor, options: dict[str, Any]) -> Tensor:
-    """Pixels whose label does not hang on rounding: clear of ties between classes or views, and of thresholds."""
+    """Pixels whose label does not depend on rounding: clear of ties between classes or views, and of thresholds."""
     if options.get("reduce") == "mean":
         p = p.mean(0, keepdim=True)
     views, n, classes, height, width = p.shape

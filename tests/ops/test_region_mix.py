@@ -66,8 +66,8 @@ def test_matches_the_reference(
     if normalise:
         options |= {"mean": MEAN, "std": STD}
     image, label = ops.region_mix(inside, outside, *labels, region, **options)
-    expected, wanted_label = reference.region_mix(inside, outside, *labels, region, **options)
-    assert torch.equal(label, wanted_label)
+    expected, expected_label = reference.region_mix(inside, outside, *labels, region, **options)
+    assert torch.equal(label, expected_label)
     assert image.dtype == expected.dtype
     layout_of = torch.channels_last if channels_last else torch.contiguous_format
     assert image.is_contiguous(memory_format=layout_of)

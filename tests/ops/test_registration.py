@@ -1,4 +1,4 @@
-"""What PyTorch is told about the operators: schemas, fakes, gradients, compilation, autocast."""
+"""The operators' registration with PyTorch: schemas, fakes, gradients, compilation, autocast."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def samples(device: str) -> dict[str, list[tuple[Any, ...]]]:
 
 @BUILT
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", [*_library.OPERATORS, "upsample_backward"])
+@pytest.mark.parametrize("name", [*_library.COMPILED, "upsample_backward"])
 def test_opcheck(name: str, device: str) -> None:
     for arguments in samples(device)[name]:
         torch.library.opcheck(getattr(torch.ops.udas_fast, name).default, arguments)
@@ -164,10 +164,10 @@ def test_heads_of_two_dtypes(loss: Loss) -> None:
     a, b = random_map((1, 4, 3, 5), 0), random_map((1, 4, 3, 5), 1).bfloat16()
     target = random_labels((1, 8, 9), 4, 0)
     found, gradients = with_gradients(loss, ops, [a, b], target)
-    expected, wanted_gradients = oracle(loss, [a, b], target)
+    expected, expected_gradients = oracle(loss, [a, b], target)
     torch.testing.assert_close(found.double(), expected)
     assert [g.dtype for g in gradients] == [torch.float32, torch.bfloat16]
-    torch.testing.assert_close(gradients[1].double(), wanted_gradients[1], rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(gradients[1].double(), expected_gradients[1], rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("loss", LOSS_PARAMS)
@@ -187,7 +187,7 @@ def test_only_the_head_that_asks_gets_a_gradient(loss: Loss) -> None:
 def test_backends_name_every_operator_and_the_missing_ones_run_as_reference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert set(ops.backends()) == set(_library.OPERATORS)
+    assert set(ops.backends()) == set(_library.COMPILED)
     if not _library.REASON:
         assert {where["cpu"] for where in ops.backends().values()} == {"compiled"}
     logits, target = random_map((1, 4, 3, 5), 0), random_labels((1, 8, 9), 4, 0)

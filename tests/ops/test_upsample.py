@@ -43,7 +43,7 @@ def test_values_and_gradient_match_float64(activation: str, device: str, s: dict
     incoming = random_map((n, classes, *s["size"]), s["seed"] + 1, layout=s["incoming_layout"]).to(device)
     options = {"activation": activation, "align_corners": s["align_corners"]}
     found, gradient = upsampled_with_gradient(ops, logits, incoming, **options)
-    expected, wanted_gradient = upsampled_with_gradient(
+    expected, expected_gradient = upsampled_with_gradient(
         reference, logits.double(), incoming.double(), **options
     )
     assert found.dtype == torch.float32
@@ -51,7 +51,7 @@ def test_values_and_gradient_match_float64(activation: str, device: str, s: dict
     assert_close(found, expected, 1e-5)
     assert gradient.dtype == logits.dtype
     crowd = s["size"][0] * s["size"][1] / (h * w) + 1  # pixels that add up in one low-resolution gradient
-    assert_close(gradient, wanted_gradient, TOLERANCE[s["dtype"]], 1e-6 * crowd)
+    assert_close(gradient, expected_gradient, TOLERANCE[s["dtype"]], 1e-6 * crowd)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -60,11 +60,11 @@ def test_real_size(activation: str, device: str) -> None:
     logits = random_map((1, 19, 23, 40), 0).to(device)
     incoming = random_map((1, 19, 180, 320), 1, layout="channels_last").to(device)
     found, gradient = upsampled_with_gradient(ops, logits, incoming, activation=activation)
-    expected, wanted_gradient = upsampled_with_gradient(
+    expected, expected_gradient = upsampled_with_gradient(
         reference, logits.double(), incoming.double(), activation=activation
     )
     assert_close(found, expected, 1e-6, floor=0)
-    assert_close(gradient, wanted_gradient, 1e-5, floor=0)
+    assert_close(gradient, expected_gradient, 1e-5, floor=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)

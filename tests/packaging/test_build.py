@@ -1,4 +1,4 @@
-"""The build: what it says of itself, and what it refuses."""
+"""The build: its report on itself, and the errors with which it stops."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def toolkit(tmp_path: Path) -> Path:
 
 
 class Torch:
-    """Stands for a torch of some build."""
+    """Stand-in for a torch of some build."""
 
     def __init__(self, cuda: str | None = None, hip: str | None = None) -> None:
         self.__version__ = "2.13.0"

@@ -1,4 +1,4 @@
-"""What nvcc made of the kernels: every architecture and class count is there, and nothing spills.
+"""nvcc's output for the kernels: every architecture and class count is there, and nothing spills.
 
 No GPU is needed: the compiler's resource report is in the extension, and cuobjdump (of the toolkit, or of the package
 nvidia-cuda-cuobjdump) prints it.

@@ -1,15 +1,18 @@
 """Fused operators: upsampling, softmax, loss and gradient in one pass, on low-resolution logits.
 
-Each has a same-named plain-PyTorch twin in :mod:`udas_fast.ops.reference`, which also runs where an operator
-is not compiled for a device; :func:`backends` says where that is.
+Each operator has a plain-PyTorch twin of the same name in :mod:`udas_fast.ops.reference`, which runs where the
+operator is not compiled for a device; :func:`backends` reports which of the two runs.
 """
 
 from udas_fast.ops._confusion_matrix import confusion_matrix
-from udas_fast.ops._cross_entropy import cross_entropy, rectified_cross_entropy
-from udas_fast.ops._kl import distillation_kl, ensemble_kl, entropy, symmetric_kl
+from udas_fast.ops._cross_entropy import cross_entropy
+from udas_fast.ops._entropy import entropy
+from udas_fast.ops._kl import distillation_kl, ensemble_kl, symmetric_kl
 from udas_fast.ops._library import backends, build_info
 from udas_fast.ops._pseudo_label import PseudoLabel, pseudo_label
-from udas_fast.ops._region_mix import region_mix, sample_boxes
+from udas_fast.ops._rectified_cross_entropy import rectified_cross_entropy
+from udas_fast.ops._region_mix import region_mix
+from udas_fast.ops._sample_boxes import sample_boxes
 from udas_fast.ops._upsample import upsample
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def constant(name: str, t: Tensor) -> None:
         raise bad(name, "a tensor that requires grad", "a constant (call .detach())")
 
 
-def pixel_weight(t: Tensor | None, like: Tensor, height: int, width: int) -> Tensor | None:
+def _pixel_weight(t: Tensor | None, like: Tensor, height: int, width: int) -> Tensor | None:
     """Return floating-point ``[N, H, W]`` as float32."""
     if t is None:
         return None
@@ -111,10 +112,17 @@ def pixel_weight(t: Tensor | None, like: Tensor, height: int, width: int) -> Ten
     return t.float()
 
 
+def class_vector(name: str, t: Tensor) -> None:
+    """Check a floating-point ``[C]``."""
+    tensor(name, t, "a tensor [C]")
+    if t.dim() != 1 or not t.is_floating_point():
+        raise bad(name, f"{t.dtype} {list(t.shape)}", "floating, one number per class, [C]")
+
+
 def class_values(name: str, t: Tensor, like: Tensor) -> Tensor:
     """Return floating-point ``[C]`` as float32; it must be on the device of ``like``."""
-    tensor(name, t, "a tensor [C]")
-    if tuple(t.shape) != (like.shape[1],) or not t.is_floating_point():
+    class_vector(name, t)
+    if len(t) != like.shape[1]:
         raise bad(name, f"{t.dtype} {list(t.shape)}", f"floating, one number per class, [{like.shape[1]}]")
     if t.device != like.device:
         raise bad(name, f"device {t.device}", str(like.device))
@@ -131,9 +139,20 @@ def choice(name: str, value: str, known: Collection[str]) -> str:
     return value
 
 
-def reduction(value: str) -> int:
-    """Return the schema's number of "none", "mean" or "sum"."""
-    return REDUCTIONS[choice("reduction", value, REDUCTIONS)]
+def loss_options(
+    like: Tensor,
+    size: Sequence[int],
+    pixel_weight: Tensor | None,
+    align_corners: bool,
+    reduction: str,
+) -> dict[str, Any]:
+    """Check the options that every loss has and return them by name."""
+    height, width = size
+    return {
+        "pixel_weight": _pixel_weight(pixel_weight, like, height, width),
+        "align_corners": flag("align_corners", align_corners),
+        "reduction": choice("reduction", reduction, REDUCTIONS),
+    }
 
 
 def positive(name: str, value: float) -> float:

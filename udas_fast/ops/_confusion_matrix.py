@@ -1,4 +1,4 @@
-"""Confusion matrix of upsampled predictions."""
+"""The confusion matrix of predictions at full resolution."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from udas_fast.errors import bad
-from udas_fast.ops import _check, _library, reference
+from udas_fast.ops import _check, _library
+from udas_fast.ops._dispatch import dispatch
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def confusion_matrix(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> Tensor:
-    """Count pixels by true and predicted class; the prediction is the arg-max of the upsampled logits.
+    """Count pixels by true class and predicted class, the arg-max of the upsampled logits.
 
     Args:
         logits: ``[N, C, h, w]`` float32, float16 or bfloat16.
@@ -41,15 +42,16 @@ def confusion_matrix(
         raise bad("logits", _check.shape(logits), f"num_classes = {num_classes} classes")
     _check.labels("target", target, logits)
     ignore_index, align_corners = _check.ignored(ignore_index), _check.flag("align_corners", align_corners)
-    if not _library.compiled("confusion_matrix", logits):
-        return reference.confusion_matrix(
-            logits, target, num_classes, ignore_index=ignore_index, align_corners=align_corners
-        )
-    return _library.call("confusion_matrix", logits, target, ignore_index, align_corners)
+    options: dict[str, Any] = {
+        "num_classes": num_classes,
+        "ignore_index": ignore_index,
+        "align_corners": align_corners,
+    }
+    return dispatch("confusion_matrix", logits, target, **options)
 
 
-def _confusion_matrix_fake(logits: Tensor, *_: Any) -> Tensor:
+def _fake(logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty((logits.shape[1], logits.shape[1]), dtype=torch.int64)
 
 
-_library.register_fake("confusion_matrix", _confusion_matrix_fake)
+_library.register("confusion_matrix", _fake)

@@ -1,4 +1,4 @@
-"""Losses without labels: divergences between heads and from teachers, and the entropy of one head."""
+"""Divergences between two heads, and from teachers to a student."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import torch
 from torch import Tensor
 
 from udas_fast.errors import bad
-from udas_fast.ops import _check, _loss
+from udas_fast.ops import _check
+from udas_fast.ops._dispatch import dispatch_loss, register_loss
 
 
 def symmetric_kl(
     a: Tensor,
     b: Tensor,
-    size: tuple[int, int],
+    size: Sequence[int],
     *,
     pixel_weight: Tensor | None = None,
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """Return KL(p‖q) + KL(q‖p) per pixel, p = softmax(a), q = softmax(b) (UDAS, L_kl with ``kl="symmetric"``).
+    """Compute KL(p‖q) + KL(q‖p) per pixel, p = softmax(a), q = softmax(b) (UDAS, L_kl with ``kl="symmetric"``).
 
     Args:
-        a: ``[N, C, h, w]`` float32, float16 or bfloat16, any strides. Gradients reach it.
-        b: the same; h and w may differ from those of ``a``. Gradients reach it.
+        a: ``[N, C, h, w]`` float32, float16 or bfloat16, any strides.
+        b: the same; h and w may differ from those of ``a``. Gradients reach both.
         size: (H, W) at which the loss is computed.
         pixel_weight: ``[N, H, W]`` floating, a factor per pixel that does not enter the divisor of "mean".
         align_corners: as in ``torch.nn.functional.interpolate``.
@@ -42,13 +43,13 @@ def symmetric_kl(
 def ensemble_kl(
     primary: Tensor,
     auxiliary: Tensor,
-    size: tuple[int, int],
+    size: Sequence[int],
     *,
     pixel_weight: Tensor | None = None,
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """Return KL(m‖primary) + KL(m‖auxiliary) per pixel, m = softmax(0.5·auxiliary + primary) detached.
+    """Compute KL(m‖primary) + KL(m‖auxiliary) per pixel, m = softmax(0.5·auxiliary + primary) detached.
 
     The memory regularisation of MRNet (Zheng and Yang, "Unsupervised Scene Adaptation with Memory
     Regularization in vivo", 2020), UDAS's L_kl by default. Arguments, result and errors as in
@@ -62,28 +63,22 @@ def _two_heads(
     name: str,
     first: tuple[str, Tensor],
     second: tuple[str, Tensor],
-    size: tuple[int, int],
+    size: Sequence[int],
     pixel_weight: Tensor | None,
     align_corners: bool,
     reduction: str,
 ) -> Tensor:
     _check.logits(*first)
     _check.alike(*second, *first)
-    hw = _check.size(size)
-    return _loss.dispatch(
-        name,
-        _check.one_dtype((first[1], second[1])),
-        hw,
-        pixel_weight=_check.pixel_weight(pixel_weight, first[1], *hw),
-        align_corners=_check.flag("align_corners", align_corners),
-        reduction=reduction,
-    )
+    size = _check.size(size)
+    options = _check.loss_options(first[1], size, pixel_weight, align_corners, reduction)
+    return dispatch_loss(name, *_check.one_dtype((first[1], second[1])), size=size, **options)
 
 
 def distillation_kl(
     student: Tensor,
     teachers: Sequence[Tensor],
-    size: tuple[int, int],
+    size: Sequence[int],
     *,
     temperature: float = 1.0,
     mask: Tensor | None = None,
@@ -91,7 +86,7 @@ def distillation_kl(
     align_corners: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """Return KL(m‖softmax(student/T)) per pixel, m = mean_k softmax(teacher_k/T) (DDM, student loss).
+    """Compute KL(m‖softmax(student/T)) per pixel, m = mean_k softmax(teacher_k/T) (DDM, student loss).
 
     No factor T² is applied.
 
@@ -101,9 +96,9 @@ def distillation_kl(
         size: (H, W) at which the loss is computed.
         temperature: T > 0.
         mask: bool ``[N, H, W]``, the pixels that count; "mean" divides by their number (0 where none counts).
-        pixel_weight: as in :func:`symmetric_kl`.
-        align_corners: as in :func:`symmetric_kl`.
-        reduction: as in :func:`symmetric_kl`.
+        pixel_weight: ``[N, H, W]`` floating, a factor per pixel that does not enter the divisor of "mean".
+        align_corners: as in ``torch.nn.functional.interpolate``.
+        reduction: "mean" over the pixels that count, "sum" or "none".
 
     Returns:
         float32, a scalar, or ``[N, H, W]`` for "none".
@@ -115,63 +110,18 @@ def distillation_kl(
     teachers = [t.detach() for t in _check.count("teachers", teachers)]
     for k, teacher in enumerate(teachers):
         _check.alike(f"teachers[{k}]", teacher, "student", student)
-    hw = _check.size(size)
+    size = _check.size(size)
     temperature = _check.positive("temperature", temperature)
-    pixel_weight = _check.pixel_weight(pixel_weight, student, *hw)
+    options = _check.loss_options(student, size, pixel_weight, align_corners, reduction)
     if mask is not None:
-        _check.plane("mask", mask, student, *hw)
+        _check.plane("mask", mask, student, *size)
         if mask.dtype != torch.bool:
             raise bad("mask", mask.dtype, "bool")
     student, *teachers = _check.one_dtype((student, *teachers))
-    return _loss.dispatch(
-        "distillation_kl",
-        [student],
-        teachers,
-        hw,
-        temperature=temperature,
-        mask=mask,
-        pixel_weight=pixel_weight,
-        align_corners=_check.flag("align_corners", align_corners),
-        reduction=reduction,
-    )
+    options |= {"teachers": teachers, "size": size, "temperature": temperature, "mask": mask}
+    return dispatch_loss("distillation_kl", student, **options)
 
 
-def entropy(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    pixel_weight: Tensor | None = None,
-    align_corners: bool = False,
-    reduction: str = "mean",
-) -> Tensor:
-    """Return −Σ_c p_c·log p_c / log C per pixel, from 0 to 1 (Vu et al., "ADVENT", 2019, eq. 4: MinEnt).
-
-    Args:
-        logits: ``[N, C, h, w]`` float32, float16 or bfloat16.
-        size: as in :func:`symmetric_kl`.
-        pixel_weight: as in :func:`symmetric_kl`.
-        align_corners: as in :func:`symmetric_kl`.
-        reduction: as in :func:`symmetric_kl`.
-
-    Returns:
-        float32, a scalar, or ``[N, H, W]`` for "none".
-
-    Raises:
-        InputError: wrong shape, dtype, device or option.
-    """
-    _check.logits("logits", logits)
-    hw = _check.size(size)
-    return _loss.dispatch(
-        "entropy",
-        [logits],
-        hw,
-        pixel_weight=_check.pixel_weight(pixel_weight, logits, *hw),
-        align_corners=_check.flag("align_corners", align_corners),
-        reduction=reduction,
-    )
-
-
-_loss.register("symmetric_kl", maps=2, size_at=2)
-_loss.register("ensemble_kl", maps=2, size_at=2)
-_loss.register("distillation_kl", maps=1, size_at=2)
-_loss.register("entropy", maps=1, size_at=1)
+register_loss("symmetric_kl")
+register_loss("ensemble_kl")
+register_loss("distillation_kl")

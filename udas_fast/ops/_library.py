@@ -1,4 +1,4 @@
-"""Loading of the compiled operators, and which device has which."""
+"""The compiled extension: loading it, registering its operators, calling them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,11 @@ from torch import Tensor
 from udas_fast._build import BUILD_HINT, __version__
 from udas_fast.errors import InputError
 
-OPERATORS = (
-    "region_mix",
-    "upsample",
-    "pseudo_label",
-    "cross_entropy",
-    "symmetric_kl",
-    "ensemble_kl",
-    "distillation_kl",
-    "rectified_cross_entropy",
-    "entropy",
-    "confusion_matrix",
-)
 OLDEST_TORCH = (2, 11)
 
 
 def _load() -> str:
-    """Import the extension, which registers the operators; return '' or the reason why there are none."""
+    """Import the extension, which gives the operators to torch; return '' or the reason why that failed."""
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST_TORCH:
         return f"torch is {torch.__version__}, the compiled operators need 2.11 or later"
@@ -43,16 +31,20 @@ def _load() -> str:
     return ""
 
 
-def _devices(name: str) -> frozenset[str]:
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return frozenset(key.lower() for key in ("CPU", "CUDA") if not REASON and has(f"udas_fast::{name}", key))
+def _has_kernel(name: str, device: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"udas_fast::{name}", device.upper())
 
 
 REASON = _load()
-COMPILED = {name: _devices(name) for name in OPERATORS}
+"""Why there are no compiled operators, or ''."""
+COMPILED: dict[str, frozenset[str]] = {}
+"""The devices ("cpu", "cuda") for which each operator is compiled. The operators' modules register them."""
+ARGUMENTS: dict[str, tuple[str, ...]] = {}
+"""The names of each compiled operator's arguments, in the order of its schema."""
+
 if REASON and "not built" not in REASON:
     warnings.warn(f"udas_fast: {REASON}; plain PyTorch runs instead", RuntimeWarning, stacklevel=2)
-elif not REASON and torch.cuda.device_count() > 0 and "cuda" not in COMPILED["cross_entropy"]:
+elif not REASON and torch.cuda.device_count() > 0 and not _has_kernel("cross_entropy", "cuda"):
     warnings.warn(
         f"udas_fast: there is a GPU but no compiled CUDA operator; plain PyTorch runs there ({BUILD_HINT})",
         RuntimeWarning,
@@ -60,21 +52,41 @@ elif not REASON and torch.cuda.device_count() > 0 and "cuda" not in COMPILED["cr
     )
 
 
+def register(name: str, fake: Callable[..., Any]) -> None:
+    """Register operator ``name`` and, where it is compiled, the function that gives its results' shapes."""
+    devices = ("cpu", "cuda")
+    COMPILED[name] = frozenset(device for device in devices if not REASON and _has_kernel(name, device))
+    if not REASON:
+        ARGUMENTS[name] = tuple(argument.name for argument in schema(name).arguments)
+        torch.library.register_fake(f"udas_fast::{name}", fake)
+
+
+def schema(name: str) -> torch.FunctionSchema:
+    """Return the schema of compiled operator ``name``."""
+    return overload(name)._schema
+
+
+def overload(name: str) -> torch._ops.OpOverload:
+    """Return compiled operator ``name`` of torch."""
+    return getattr(torch.ops.udas_fast, name).default
+
+
 def backends() -> dict[str, dict[str, str]]:
-    """Return for each operator what runs on "cpu" and on "cuda": "compiled" or "reference"."""
+    """Return for each operator which form runs on "cpu" and on "cuda": "compiled" or "reference"."""
     return {
-        name: {device: "compiled" if device in COMPILED[name] else "reference" for device in ("cpu", "cuda")}
-        for name in OPERATORS
+        name: {device: "compiled" if device in devices else "reference" for device in ("cpu", "cuda")}
+        for name, devices in COMPILED.items()
     }
 
 
 def build_info() -> dict[str, Any]:
-    """Report what was built, what runs, and why not more.
+    """Report what was built, what runs, and why there is no more.
 
-    Returns a dict: ``version``; ``extension`` (bool) and, where False, ``reason``; ``torch`` (running) and
-    ``torch_built`` (built against, None without the extension); ``cuda`` (toolkit version, or None) with
-    ``cuda_reason`` why not; ``archs`` (list of CUDA architectures); ``simd`` ("AVX-512", "AVX2" or
-    "baseline", chosen at run time); ``operators``, see :func:`udas_fast.ops.backends`.
+    Returns:
+        A dict: ``version``; ``extension`` (bool) and, if False, ``reason``; ``torch`` (running) and
+        ``torch_built`` (built against, None without the extension); ``cuda`` (toolkit version, or None) and,
+        if None, ``cuda_reason``; ``archs`` (list of CUDA architectures); ``simd`` ("AVX-512", "AVX2" or
+        "baseline", chosen at run time); ``operators``, see :func:`udas_fast.ops.backends`.
     """
     info: dict[str, Any] = {
         "version": __version__,
@@ -98,14 +110,14 @@ def build_info() -> dict[str, Any]:
     return info
 
 
-def compiled(name: str, tensor: Tensor) -> bool:
+def is_compiled(name: str, tensor: Tensor) -> bool:
     """Return whether operator ``name`` is compiled for the device of ``tensor``."""
     return tensor.device.type in COMPILED[name]
 
 
 def call(name: str, *args: Any) -> Any:
-    """Call the compiled operator; a value that it refuses (a label out of range) is an InputError."""
-    operator = getattr(torch.ops.udas_fast, name).default
+    """Call compiled operator ``name``; values that it refuses (a label out of range) are an InputError."""
+    operator = overload(name)
     if torch.compiler.is_compiling():
         return operator(*args)
     try:
@@ -115,9 +127,3 @@ def call(name: str, *args: Any) -> Any:
         if ": found " in sentence:
             raise InputError(sentence) from None
         raise
-
-
-def register_fake(name: str, function: Callable[..., Any]) -> None:
-    """Register the shapes of operator ``name``, where it exists."""
-    if not REASON:
-        torch.library.register_fake(f"udas_fast::{name}", function)

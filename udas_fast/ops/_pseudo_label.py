@@ -1,4 +1,4 @@
-"""Pseudo-labels of K views at full resolution, with confidences and their histogram."""
+"""Pseudo-labels of several views at full resolution, with confidences."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from udas_fast.errors import bad
 from udas_fast.ops import _check, _library, reference
+from udas_fast.ops._dispatch import dispatch
 from udas_fast.ops.reference import HISTOGRAM_BINS, PseudoLabel
 
 Flips = Tensor | Sequence[bool] | Sequence[Sequence[bool]] | None
@@ -19,7 +20,7 @@ Flips = Tensor | Sequence[bool] | Sequence[Sequence[bool]] | None
 @torch.no_grad()
 def pseudo_label(
     views: Sequence[Tensor],
-    size: tuple[int, int],
+    size: Sequence[int],
     *,
     threshold: float | Tensor = 0.6,
     temperature: float = 1.0,
@@ -28,7 +29,7 @@ def pseudo_label(
     align_corners: bool = False,
     ignore_index: int = 255,
 ) -> PseudoLabel:
-    """Return pseudo-labels of K views of the same images, with confidences and their histogram.
+    """Compute pseudo-labels from K views of the same images, with confidences and their histogram.
 
     p_k = softmax(views_k / T) at full resolution. "max": the view with the largest maximum wins (UDAS,
     maximum confidence map; the lowest k of equals). "mean": the mean of the p_k decides (MixMatch, DDM). The class is
@@ -56,44 +57,30 @@ def pseudo_label(
     _check.logits("views[0]", views[0])
     for k, view in enumerate(views):
         _check.alike(f"views[{k}]", view, "views[0]", views[0])
-    hw = _check.size(size)
+    size = _check.size(size)
     temperature = _check.positive("temperature", temperature)
     number, per_class = _threshold(threshold, views[0])
     table = _flip_table(flips, views)
     _check.choice("reduce", reduce, ("max", "mean"))
     ignore_index = _check.ignore_byte(ignore_index)
     align_corners = _check.flag("align_corners", align_corners)
-    if not _library.compiled("pseudo_label", views[0]):
-        return reference.pseudo_label(
-            views,
-            hw,
-            threshold=number if per_class is None else per_class,
-            temperature=temperature,
-            flips=table,
-            reduce=reduce,
-            align_corners=align_corners,
-            ignore_index=ignore_index,
-        )
-    views = _check.one_dtype(views)
-    mean = reduce == "mean"
-    return PseudoLabel(
-        *_library.call(
-            "pseudo_label",
-            views,
-            hw,
-            number,
-            per_class,
-            temperature,
-            table,
-            mean,
-            align_corners,
-            ignore_index,
-        )
+    found = dispatch(
+        "pseudo_label",
+        _check.one_dtype(views),
+        size=size,
+        threshold=number if per_class is None else per_class,
+        temperature=temperature,
+        flips=table,
+        reduce=reduce,
+        align_corners=align_corners,
+        ignore_index=ignore_index,
+        schema={"threshold": number, "class_threshold": per_class, "mean": reduce == "mean"},
     )
+    return PseudoLabel(*found)
 
 
 def _threshold(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
-    """Return (number, None) or (0, per class)."""
+    """Check the threshold and return (number, None) or (0, per class)."""
     if not isinstance(value, Tensor):
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise bad("threshold", value, "a finite number or a tensor [C]")
@@ -105,7 +92,7 @@ def _threshold(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | Non
 
 
 def _on_host(value: Tensor) -> bool:
-    """Return whether reading it waits for nothing; a subclass may have no values, nor has torch.compile yet."""
+    """Return whether the values can be read without waiting; a subclass or a traced tensor may have none."""
     return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 
 
@@ -132,7 +119,7 @@ def _is_flip(value: Any, n: int) -> bool:
     return isinstance(value, bool) or (many and all(isinstance(v, bool) for v in value))
 
 
-def _pseudo_label_fake(views: list[Tensor], size: list[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(views: list[Tensor], size: list[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     like = views[0]
     shape = (like.shape[0], *size)
     return (
@@ -142,4 +129,4 @@ def _pseudo_label_fake(views: list[Tensor], size: list[int], *_: Any) -> tuple[T
     )
 
 
-_library.register_fake("pseudo_label", _pseudo_label_fake)
+_library.register("pseudo_label", _fake)

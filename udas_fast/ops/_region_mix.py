@@ -1,4 +1,4 @@
-"""Mixing of two images and their labels: boxes, and the fused composite."""
+"""Mixing two images and their labels by a region."""
 
 from __future__ import annotations
 
@@ -9,51 +9,10 @@ import torch
 from torch import Tensor
 
 from udas_fast.errors import bad
-from udas_fast.ops import _check, _library, reference
+from udas_fast.ops import _check, _library
+from udas_fast.ops._dispatch import dispatch
 
 IMAGE_DTYPES = (torch.uint8, *_check.LOGIT_DTYPES)
-
-
-def sample_boxes(
-    n: int,
-    size: tuple[int, int],
-    *,
-    alpha: float = 1.0,
-    fit: bool = False,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Draw CutMix boxes: λ ~ Beta(alpha, alpha), centre uniform, sides W·√(1−λ) and H·√(1−λ), clipped.
-
-    (Yun et al., "CutMix", 2019, eq. 2.) Drawn on ``device`` without waiting for it.
-
-    Args:
-        n: number of boxes.
-        size: (H, W) of the image.
-        alpha: parameter of the Beta distribution, above 0; 1 is uniform.
-        fit: place the box uniformly where it fits whole, instead of clipping it.
-        generator: of ``device``; None uses PyTorch's default.
-        device: where boxes are drawn; None is that of the generator, or the CPU.
-
-    Returns:
-        boxes int32 ``[n, 4]`` as x0, y0, x1, y1 in pixels (x1 and y1 outside), and float32 ``[n]``, each
-        box's share of the image.
-
-    Raises:
-        InputError: a negative ``n``, a size below 1, an alpha that is not finite and above 0.
-    """
-    if not isinstance(n, int) or n < 0:
-        raise bad("n", n, "0 or more")
-    fit = _check.flag("fit", fit)
-    if not isinstance(generator, torch.Generator | None):
-        raise bad("generator", type(generator).__name__, "a torch.Generator or None")
-    height, width = _check.size(size)
-    alpha = _check.positive("alpha", alpha)
-    if device is None and generator is not None:
-        device = generator.device
-    return reference.sample_boxes(
-        n, (height, width), alpha=alpha, fit=fit, generator=generator, device=device
-    )
 
 
 @torch.no_grad()
@@ -69,18 +28,18 @@ def region_mix(
     out_dtype: torch.dtype | None = None,
     channels_last: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return M⊙inside + (1−M)⊙outside for image and label, with normalisation, cast and layout in one pass.
+    """Compute M⊙inside + (1−M)⊙outside for image and label, normalised, cast and laid out in one pass.
 
     Args:
-        inside: images ``[N, channels, H, W]`` uint8, float32, float16 or bfloat16, any strides.
+        inside: images ``[N, channels, H, W]``, uint8, float32, float16 or bfloat16, any strides.
         outside: images of the same shape and dtype.
-        inside_label: ``[N, H, W]`` uint8 or int64.
+        inside_label: labels ``[N, H, W]``, uint8 or int64.
         outside_label: labels of the same shape and dtype.
         region: M, as int32 boxes ``[N, 4]`` (x0, y0, x1, y1), as a bool class table ``[N, C]`` (ClassMix: M
             where ``inside_label`` is in the sample's set; 255 never is), or as a bool mask ``[N, H, W]``.
-        mean: one number per channel. uint8 images that become floating are first scaled to [0, 1], then
-            (x − mean) / std; floating images are not scaled.
-        std: one number per channel.
+        mean: one number per channel, which is subtracted. uint8 images that become floating are scaled to
+            [0, 1] before; floating images are taken as they are.
+        std: one number per channel, by which the difference is divided.
         out_dtype: of the image; by default its own dtype, or float32 for normalised uint8.
         channels_last: memory layout of the image.
 
@@ -103,21 +62,19 @@ def region_mix(
     if any(s == 0 for s in std):
         raise bad("std", list(std), "numbers other than 0")
     dtype = _out_dtype(out_dtype, inside, bool(mean or std))
-    if not _library.compiled("region_mix", inside):
-        return reference.region_mix(
-            inside,
-            outside,
-            inside_label,
-            outside_label,
-            region,
-            mean=mean or None,
-            std=std or None,
-            out_dtype=dtype,
-            channels_last=channels_last,
-        )
-    labels = (inside_label, outside_label)
-    region = region if region.dim() == 3 else region.contiguous()
-    return _library.call("region_mix", inside, outside, *labels, region, mean, std, dtype, channels_last)
+    return dispatch(
+        "region_mix",
+        inside,
+        outside,
+        inside_label,
+        outside_label,
+        region,
+        mean=mean or None,
+        std=std or None,
+        out_dtype=dtype,
+        channels_last=channels_last,
+        schema={"mean": mean, "std": std},
+    )
 
 
 def _check_images(inside: Tensor, outside: Tensor) -> None:
@@ -166,7 +123,7 @@ def _out_dtype(dtype: torch.dtype | None, image: Tensor, normalised: bool) -> to
     return dtype
 
 
-def _region_mix_fake(
+def _fake(
     inside: Tensor,
     outside: Tensor,
     inside_label: Tensor,
@@ -182,4 +139,4 @@ def _region_mix_fake(
     return image, inside_label.new_empty(inside_label.shape)
 
 
-_library.register_fake("region_mix", _region_mix_fake)
+_library.register("region_mix", _fake)

@@ -1,4 +1,4 @@
-"""Full-resolution maps of low-resolution logits, for networks (discriminators) that see them."""
+"""Full-resolution maps from low-resolution logits, for networks that take them as input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udas_fast.ops import _check, _library, reference
+from udas_fast.ops import _check, _library
+from udas_fast.ops._dispatch import dispatch
 
 ACTIVATIONS = {"none": 0, "softmax": 1, "self_information": 2}
 
@@ -16,9 +17,9 @@ ACTIVATIONS = {"none": 0, "softmax": 1, "self_information": 2}
 def upsample(
     logits: Tensor, size: Sequence[int], *, activation: str = "softmax", align_corners: bool = False
 ) -> Tensor:
-    """Return bilinearly upsampled logits with an activation over the classes, the input of discriminators.
+    """Upsample logits bilinearly and apply an activation over the classes, as input of discriminators.
 
-    Beside the result nothing of its size is made, and for the backward pass only ``logits`` are kept.
+    No other map of the result's size is made, and only ``logits`` are kept for the backward pass.
 
     Args:
         logits: ``[N, C, h, w]`` float32, float16 or bfloat16, any strides, any h and w.
@@ -34,12 +35,11 @@ def upsample(
         InputError: wrong shape, dtype or option.
     """
     _check.logits("logits", logits)
-    hw = _check.size(size)
+    size = _check.size(size)
     code = ACTIVATIONS[_check.choice("activation", activation, ACTIVATIONS)]
     align_corners = _check.flag("align_corners", align_corners)
-    if not _library.compiled("upsample", logits):
-        return reference.upsample(logits, hw, activation=activation, align_corners=align_corners)
-    return _library.call("upsample", logits, hw, code, align_corners)
+    options: dict[str, Any] = {"size": size, "activation": activation, "align_corners": align_corners}
+    return dispatch("upsample", logits, schema={"activation": code}, **options)
 
 
 def _fake(logits: Tensor, size: list[int], *_: Any) -> Tensor:
@@ -61,7 +61,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return back.to(logits.dtype), None, None, None
 
 
-_library.register_fake("upsample", _fake)
-_library.register_fake("upsample_backward", _backward_fake)
+_library.register("upsample", _fake)
 if not _library.REASON:
+    torch.library.register_fake("udas_fast::upsample_backward", _backward_fake)
     torch.library.register_autograd("udas_fast::upsample", _backward, setup_context=_setup_context)

@@ -22,7 +22,7 @@ HISTOGRAM_BINS = 64
 
 
 class PseudoLabel(NamedTuple):
-    """label uint8 ``[N, H, W]``, confidence float32 ``[N, H, W]``, histogram int64 ``[C, 2, 64]``."""
+    """Pseudo-label: label uint8 ``[N, H, W]``, confidence float32 ``[N, H, W]``, histogram int64 ``[C, 2, 64]``."""
 
     label: Tensor
     confidence: Tensor
@@ -161,18 +161,21 @@ def flip_table(
     samples: int,
     device: torch.device,
 ) -> Tensor | None:
-    """Return ``flips`` as bool ``[K, N]`` on ``device``, None where nothing is flipped. Fills: no copy waits."""
+    """Return ``flips`` as bool ``[K, N]`` on ``device``, None where nothing is flipped, without a copy that waits."""
     if flips is None:
         return None
     if isinstance(flips, Tensor):
         return flips.to(device=device, dtype=torch.bool).view(views, -1).expand(views, samples)
-    rows = [[f] * samples if isinstance(f, bool) else list(f) for f in flips]
-    if not any(map(any, rows)):
+    if not any(f if isinstance(f, bool) else any(f) for f in flips):
         return None
     table = torch.zeros((views, samples), dtype=torch.bool, device=device)
-    for k, row in enumerate(rows):
-        for n, flipped in enumerate(row):
-            table[k, n].fill_(flipped)
+    rows: Sequence[bool | Sequence[bool]] = flips
+    for k, view in enumerate(rows):
+        if isinstance(view, bool):
+            table[k].fill_(view)
+        else:
+            for n, flipped in enumerate(view):
+                table[k, n].fill_(flipped)
     return table
 
 
