@@ -222,9 +222,9 @@ class ObjectiveConfig:
 
     Example::
 
-    @config
-    class MyConfig(ObjectiveConfig, kind="my_method"):
-        weight: float = 0.1
+        @config_dataclass
+        class MyConfig(ObjectiveConfig, kind="my_method"):
+            weight: float = 0.1
     """
 
     kind: ClassVar[str] = ""
