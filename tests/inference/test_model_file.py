@@ -139,7 +139,7 @@ def test_damaged_and_hostile_files_are_one_sentence(
     assert len(str(caught.value)) < 400
 
 
-def test_the_three_lines_of_the_readme(
+def test_the_last_lines_of_the_readmes_example(
     make_trained: Make, tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
@@ -148,7 +148,8 @@ def test_the_three_lines_of_the_readme(
     (tmp_path / "runs/udas").mkdir(parents=True)
     make_trained().save(tmp_path / "runs/udas/model.safetensors")
     monkeypatch.chdir(tmp_path)
-    exec(next(block for block in blocks if "TrainedModel.load" in block), names)
+    (example,) = (block for block in blocks if "uf.load(" in block)
+    exec("import udas_fast as uf\n" + example[example.index("model = uf.load(") :], names)
     assert names["label"].shape == names["confidence"].shape == (40, 56)
 
 

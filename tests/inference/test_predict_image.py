@@ -100,7 +100,7 @@ def test_a_large_image_is_read_without_pillows_warning(
         (np.zeros((40, 56, 3)), r"float64 \[40, 56, 3\]"),
         (Image.new("F", (56, 40)), "32-bit grey pixels"),
         ("missing.png", "no such file"),
-        (Path(__file__), "data that is no image"),
+        (Path(__file__), "data that is not an image"),
     ],
 )
 def test_anything_else_is_refused_in_a_sentence(make_trained: Make, wrong: object, found: str) -> None:

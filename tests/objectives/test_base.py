@@ -148,7 +148,7 @@ def test_what_a_configuration_lacks_is_said_before_it_is_used() -> None:
         (Streams(), r"requirements of Streams: found tuple, expected a Requirements\(streams=…\)"),
         (
             Plain(),
-            r"objective: the method: found Plain, expected a configuration such as AdaptationConfig\(\)",
+            r"objective: found Plain, expected a configuration such as AdaptationConfig\(\)",
         ),
     ):
         with pytest.raises(InputError, match=sentence):

@@ -210,7 +210,9 @@ class Domains:
             for role, dataset in datasets.items():
                 report = check_dataset(dataset, progress=bar.update)
                 report.require_clean()
-                if role != "unlabelled" and not report.counts.any():
+                # a translation sees the source without its labels
+                learnt = role != "unlabelled" and not isinstance(dataset, Unlabelled)
+                if learnt and not report.counts.any():
                     found = f"no labelled pixel in {report.labelled} labels of {report.images} images"
                     raise bad(f"labels of {role} {report.name}", found, _PURPOSE[role])
                 reports[role] = report
