@@ -357,7 +357,7 @@ def test_damaged_files_are_named_in_one_sentence(
 def test_counts_that_cannot_be(copy: Callable[[str], Path]) -> None:
     run = copy("run")
     scores = json.loads((run / "scores.json").read_text())
-    for count, words in ((-1, "less than nothing"), (10**30, "damaged")):
+    for count, words in ((-1, "a negative count"), (10**30, "damaged")):
         scores["phases"]["adaptation"]["confusion_matrix"][0][0] = count
         (run / "scores.json").write_text(json.dumps(scores))
         with pytest.raises(InputError, match=words):
