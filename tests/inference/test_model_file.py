@@ -149,7 +149,8 @@ def test_the_last_lines_of_the_readmes_example(
     make_trained().save(tmp_path / "runs/udas/model.safetensors")
     monkeypatch.chdir(tmp_path)
     (example,) = (block for block in blocks if "uf.load(" in block)
-    exec("import udas_fast as uf\n" + example[example.index("model = uf.load(") :], names)
+    lines = example[example.index("model = uf.load(") :].partition("\n\n")[0]
+    exec("import udas_fast as uf\n" + lines, names)
     assert names["label"].shape == names["confidence"].shape == (40, 56)
 
 
