@@ -12,7 +12,7 @@ from torch import nn
 from udas_fast import DataConfig, Trainer
 from udas_fast.config import config_dataclass
 from udas_fast.data import Geometry
-from udas_fast.data.domains import InputConfig
+from udas_fast.data.inputs import InputConfig
 from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig
 from udas_fast.objectives import (

@@ -38,7 +38,7 @@ from dataclasses import replace
 
 from udas_fast.config import config_dataclass
 from udas_fast.data import Geometry
-from udas_fast.data.domains import InputConfig
+from udas_fast.data.inputs import InputConfig
 from udas_fast.models import ModelConfig
 from udas_fast.objectives import Objective, ObjectiveConfig, Requirements
 from udas_fast.objectives.losses import segmentation_loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, TypeGuard
 
@@ -18,59 +18,14 @@ from udas_fast.data.classes import ClassSet
 from udas_fast.data.datasets import Unlabelled
 from udas_fast.data.factory import has_labels, open_dataset
 from udas_fast.data.geometry import Geometry
+from udas_fast.data.identity import FileList, absolute, absolute_path, list_files
+from udas_fast.data.inputs import InputConfig, batch_size_per_process
 from udas_fast.data.labelled import NumLabels, open_labelled, with_label
 from udas_fast.data.loader import AnyEngine, Engine, TrainLoader, choose_engine
 from udas_fast.data.sampler import RareClasses
 from udas_fast.data.types import SegmentationDataset, StreamName
 from udas_fast.data.user_loader import UserLoader, UserTrainLoader
 from udas_fast.errors import bad
-
-
-@config_dataclass
-class RareClassConfig:
-    """Source images drawn by the classes that they show (:class:`udas_fast.data.RareClasses`)."""
-
-    temperature: Annotated[float, Field(gt=0)] = 0.01  # DAFormer
-    # DAFormer: pixels of a class, of GTA5's 1914 × 1052, that an image needs; scales with its area.
-    min_pixels: Annotated[int, Field(gt=0)] = 3000
-    # DAFormer: part of min_pixels that a crop shows, of images resized to 720 × 1280; scales with that size.
-    min_crop_ratio: Annotated[float, Field(ge=0)] = 0.5
-    labelled: bool = False  # labelled target images too
-
-
-@config_dataclass
-class StreamBatchSize:
-    """Batch sizes of single streams, over all processes; None: :attr:`InputConfig.batch_size`."""
-
-    source: Annotated[int, Field(gt=0)] | None = None
-    labelled: Annotated[int, Field(gt=0)] | None = None
-    unlabelled: Annotated[int, Field(gt=0)] | None = None
-
-
-@config_dataclass
-class InputConfig:
-    """Images as the network sees them. Labelled target images that are mixed with the source take its geometry."""
-
-    source: Geometry = field(default_factory=lambda: Geometry(size=(720, 1280)))  # AdaptSegNet
-    target: Geometry = field(default_factory=lambda: Geometry(size=(512, 1024)))  # AdaptSegNet
-    batch_size: Annotated[int, Field(gt=0)] = 1  # of each stream in a step, over all processes
-    stream_batch_size: StreamBatchSize = field(default_factory=StreamBatchSize)  # of streams that differ
-    rare_classes: RareClassConfig | None = None  # None: each source image once an epoch
-
-    def batch_size_of(self, stream: str) -> int:
-        """Return the number of images of ``stream`` in a step, over all processes."""
-        return getattr(self.stream_batch_size, stream) or self.batch_size
-
-    def per_process(self, processes: int) -> InputConfig:
-        """Return this configuration with each process's part of the batches."""
-        parts = {
-            name: size and max(1, size // processes) for name, size in asdict(self.stream_batch_size).items()
-        }
-        return replace(
-            self,
-            batch_size=max(1, self.batch_size // processes),
-            stream_batch_size=StreamBatchSize(**parts),
-        )
 
 
 @config_dataclass
@@ -87,6 +42,16 @@ class DataConfig:
     # Files that may turn bad during a run and are skipped; one more ends it.
     max_bad_files: Annotated[int, Field(ge=0)] = 0
     labelled: str | None = None  # labelled target images in a dataset of their own; None: those of the target
+
+    def absolute(self) -> DataConfig:
+        """Return the configuration with absolute roots, so that it opens from any folder."""
+        source, target, labelled = (
+            name and absolute(name) for name in (self.source, self.target, self.labelled)
+        )
+        num_labels = self.num_labels
+        if isinstance(num_labels, str) and num_labels != "all":
+            num_labels = absolute_path(num_labels)
+        return replace(self, source=source, target=target, labelled=labelled, num_labels=num_labels)
 
     @property
     def labels(self) -> NumLabels:
@@ -232,6 +197,13 @@ class Domains:
         unscored = "" if self.val is not None else "; no labelled val images, so no scores"
         return f"data {', '.join(domains)}; engine {self.chosen_engine}{unscored}"
 
+    def file_lists(self) -> dict[str, FileList]:
+        """Return names and sizes of the files of each dataset, by role."""
+        datasets = {
+            role: data for role, data in self._named().items() if isinstance(data, SegmentationDataset)
+        }
+        return {role: list_files(data) for role, data in datasets.items()}
+
     def labelled_ids(self) -> tuple[str, ...] | None:
         """Return the ids of the labelled target images; None without any, or where they are batches of a loader."""
         data = self.labelled
@@ -351,13 +323,6 @@ class Domains:
             )
 
         return {name: loader(name, data) for name in geometries if (data := datasets[name]) is not None}
-
-
-def batch_size_per_process(inputs: InputConfig, stream: str) -> int:
-    """Return this process's part of a batch of ``stream``; raises InputError where it does not divide."""
-    own = getattr(inputs.stream_batch_size, stream) is not None
-    key = f"input.stream_batch_size.{stream}" if own else "input.batch_size"
-    return distributed.per_rank(inputs.batch_size_of(stream), key)
 
 
 def _batch_size(inputs: InputConfig, stream: str) -> int:

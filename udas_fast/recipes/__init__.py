@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from udas_fast.data.domains import InputConfig, StreamBatchSize
+from udas_fast.data.inputs import InputConfig, StreamBatchSize
 from udas_fast.errors import InputError, bad, unknown
 from udas_fast.recipes.changes import Changes, with_batch_size, with_lr, with_size, with_steps
 from udas_fast.recipes.methods import load_method_file, user_recipes

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from udas_fast.data import Geometry
-from udas_fast.data.domains import StreamBatchSize
+from udas_fast.data.inputs import StreamBatchSize
 from udas_fast.errors import bad, unknown
 from udas_fast.recipes.recipe import Recipe, Stage
 from udas_fast.recipes.small_recipes import small

@@ -1,7 +1,7 @@
 """DDM (Chen et al., CVPR 2021): two domain-mixed teachers and a student, four rounds."""
 
 from udas_fast.data import Geometry
-from udas_fast.data.domains import InputConfig
+from udas_fast.data.inputs import InputConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.objectives.ddm import DistillationConfig, DomainMixingConfig
 from udas_fast.recipes.recipe import Recipe, Stage

@@ -13,7 +13,7 @@ from pydantic import Field, PlainSerializer, PlainValidator
 
 from udas_fast.config import config_dataclass, from_dict, to_dict
 from udas_fast.data import Geometry
-from udas_fast.data.domains import InputConfig
+from udas_fast.data.inputs import InputConfig
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.errors import InputError, bad, unknown

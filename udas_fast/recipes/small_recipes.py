@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from udas_fast.data import Geometry
-from udas_fast.data.domains import InputConfig
+from udas_fast.data.inputs import InputConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.errors import bad
 from udas_fast.objectives import ObjectiveConfig

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from udas_fast import distributed
 from udas_fast.data import BadFile, BadFiles, TrainLoader, UserTrainLoader
 from udas_fast.data.domains import Domains
+from udas_fast.data.identity import FileList, compare_files
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.checkpoint import CheckpointFolder
 from udas_fast.engine.faults import BadSteps
@@ -52,6 +53,8 @@ class Run:
         callbacks: called for steps, pictures and phases.
         scores: scores by phase.
         bad_files, bad_steps: counters of skipped files and steps.
+        files: names and sizes of the files of each dataset.
+        allow_other_data: go on with other files than those that the checkpoint was made with.
     """
 
     run_dir: Path
@@ -63,8 +66,10 @@ class Run:
     make_optimizer: MakeOptimizer | None = None
     callbacks: Sequence[Callback] = ()
     scores: dict[str, Scores] = field(default_factory=dict)
+    allow_other_data: bool = False
 
     def __post_init__(self) -> None:
+        self.files = distributed.on_main(self.domains.file_lists)
         self.checkpoints = CheckpointFolder(self.run_dir / "checkpoints")
         self.bad_files = BadFiles(self.domains.max_bad_files)
         self.bad_steps = BadSteps(self.settings.max_bad_steps)
@@ -75,12 +80,13 @@ class Run:
         Edits of ``run.yaml`` since the checkpoint are reported on stderr.
 
         Raises:
-            InputError: no checkpoint can be read, or it is of another run.
+            InputError: no checkpoint can be read, or it is of another run or of other data.
         """
         phases = list(self.recipe.phases())
         saved = self.checkpoints.load()
         if saved is None:
             return phases, None
+        self._require_same_files(saved["files"])
         for change in changed_since(saved["run"], run_document(self.recipe, self.settings)):
             if distributed.is_main():
                 tqdm.write(f"run.yaml was edited since the checkpoint: {change}", file=sys.stderr)
@@ -90,6 +96,21 @@ class Run:
             self.networks[name].load_state_dict(weights)
         self.scores.update((name, Scores.from_dict(content)) for name, content in saved["scores"].items())
         return phases[saved["phase"] :], saved
+
+    def _require_same_files(self, before: dict[str, FileList]) -> None:
+        """Raise InputError for other files than ``before``; those that may be skipped or are allowed are reported."""
+        if not (differences := compare_files(before, self.files)):
+            return
+        text = "; ".join(map(str, differences))
+        changed = sum(len(difference.changed) for difference in differences)
+        same_images = not any(difference.gone or difference.new for difference in differences)
+        if not self.allow_other_data and not (same_images and changed <= self.bad_files.limit):
+            expected = (
+                "the files of its checkpoint, or --allow-other-data (Trainer.resume: allow_other_data=True)"
+            )
+            raise bad(f"data of run {self.run_dir}", text, expected)
+        if distributed.is_main():
+            tqdm.write(f"data has changed since the checkpoint: {text}", file=sys.stderr)
 
     def state(self, phase: Phase, step: TrainStep, loaders: Loaders) -> Saved:
         """Return everything that the run needs to go on from here."""
@@ -102,6 +123,7 @@ class Run:
             "bad_steps": self.bad_steps.found,
             "networks": {k: n.state_dict() for k, n in self.networks.items() if n is not step.model},
             "run": run_document(self.recipe, self.settings),
+            "files": self.files,
         }
 
 

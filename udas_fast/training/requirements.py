@@ -1,11 +1,48 @@
-"""Checks of a recipe's requirements of its data, before any work."""
+"""Data of a recipe: opened, checked before any work, and what the user should know about it."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from udas_fast import distributed
 from udas_fast.data import SegmentationDataset, UserLoader
-from udas_fast.data.domains import Domains, batch_size_per_process
+from udas_fast.data.domains import DataConfig, Domains
+from udas_fast.data.inputs import batch_size_per_process
 from udas_fast.errors import bad
 from udas_fast.recipes import Recipe, Stage
+
+
+def open_domains(data: DataConfig, recipe: Recipe, labelled_ids: Sequence[str] | None = None) -> Domains:
+    """Open the datasets of ``data`` that ``recipe`` uses; ``labelled_ids``: as in :meth:`Domains.open`."""
+    needed, optional = recipe.streams
+    return Domains.open(
+        data,
+        recipe.input,
+        needed=needed,
+        optional=optional,
+        recipe=recipe.name,
+        labelled_ids=labelled_ids,
+    )
+
+
+def verify_data(recipe: Recipe, domains: Domains) -> None:
+    """Read every file once, and show what the user should know about the data (collective).
+
+    Raises:
+        InputError: as :meth:`Domains.verify`.
+    """
+    notices = domains.verify()
+    show_notices([*domains.notices, *notices, *domains.rare_class_notices(recipe.input)])
+
+
+def show_notices(notices: Sequence[str]) -> None:
+    """Show what the user should know about the data, in the main process."""
+    if distributed.is_main():
+        for notice in notices:
+            tqdm.write(f"NOTICE: {notice}", file=sys.stderr)
 
 
 def check_data(recipe: Recipe, domains: Domains) -> None:

@@ -179,6 +179,15 @@ def _kinds(recipe: Any) -> list[str]:
         return []  # recipe_from_dict says what is wrong
 
 
+@contextmanager
+def opening_data(run_dir: Path) -> Iterator[None]:
+    """Add to an InputError where a run's datasets are named, and the working folder that relative ones are of."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error} ({run_dir / 'run.yaml'}; working folder {Path.cwd()})") from error
+
+
 def require_same_run(run_dir: Path, recipe: Recipe, settings: RunSettings) -> None:
     """Raise InputError where ``run.yaml`` has become another run's since this one was set up."""
     if read_run_file(run_dir, type(settings)) != (recipe, settings):

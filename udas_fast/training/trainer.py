@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,12 +13,12 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from udas_fast import distributed
 from udas_fast.config import from_dict
 from udas_fast.data import UserLoader
 from udas_fast.data.domains import DataConfig, Domains
+from udas_fast.data.identity import existing_path
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.optim import MakeOptimizer, apex_sgd
 from udas_fast.engine.precision import build_amp, memory_format
@@ -35,12 +34,13 @@ from udas_fast.training.environment import write_environment
 from udas_fast.training.fit import Attempt, Run, Saved, attempting, start_step, train_phase
 from udas_fast.training.labelling import LabelledRound, label_to_disk, report_round
 from udas_fast.training.networks import Networks
-from udas_fast.training.requirements import check_data
+from udas_fast.training.requirements import check_data, open_domains, show_notices, verify_data
 from udas_fast.training.results import Results
 from udas_fast.training.run_folder import (
     RunConfig,
     begin_run,
     locked,
+    opening_data,
     read_run_file,
     require_objects,
     require_same_run,
@@ -94,6 +94,7 @@ class Trainer:
         _check_types(recipe, data, model)
         self.device = distributed.join(device)
         recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+        data = data.absolute() if isinstance(data, DataConfig) else data
         domains = open_domains(data, recipe) if isinstance(data, DataConfig) else data
         given: list[Literal["model", "optimizer"]] = []
         if model is not None:
@@ -105,8 +106,8 @@ class Trainer:
             "labelled": domains.labelled_ids() if isinstance(data, DataConfig) else None,
             "given": tuple(given),
             "engine": domains.chosen_engine,
-            "weights": weights,
-            "start": start,
+            "weights": weights and existing_path(weights),
+            "start": start and existing_path(start),
             "seed": seed,
             "log_every": log_every,
             "checkpoint_every": checkpoint_every,
@@ -115,10 +116,8 @@ class Trainer:
         config = from_dict(RunConfig, settings, "Trainer")
         self._set_up(recipe, domains, model, Path(run_dir), config, optimizer, callbacks)
         distributed.on_main(lambda: require_unused(self.run_dir))  # not only after every file has been read
-        notices = self.domains.verify()
+        verify_data(self.recipe, self.domains)
         distributed.on_main(lambda: begin_run(self.run_dir, self.recipe, self.config))
-        notices += self.domains.rare_class_notices(self.recipe.input)
-        _show([*self.domains.notices, *notices])
 
     @classmethod
     @distributed.stopping_all()
@@ -129,6 +128,7 @@ class Trainer:
         model: nn.Module | None = None,
         data: Domains | None = None,
         max_bad_files: int = 0,
+        allow_other_data: bool = False,
         device: str = "auto",
         optimizer: MakeOptimizer | None = None,
         callbacks: Sequence[Callback] = (),
@@ -141,9 +141,12 @@ class Trainer:
         A ``max_bad_files`` above the run's own becomes its limit from here on, in ``run.yaml`` too; datasets
         that are objects have a limit of their own.
 
+        :meth:`fit` refuses files of other names or sizes than those that the checkpoint was made with and says which;
+        with ``allow_other_data`` it goes on with them.
+
         Raises:
-            InputError: no run there, a damaged file, a method that cannot be imported, or objects that were given at
-                first and are missing now.
+            InputError: no run there, a damaged file, a method that cannot be imported, a dataset that is not there, or
+                objects that were given at first and are missing now.
         """
         self = cls.__new__(cls)
         self.device = distributed.join(device)
@@ -155,10 +158,12 @@ class Trainer:
             distributed.on_main(lambda: cls._rewrite(folder, recipe, config))
         if data is None:
             assert config.data is not None  # require_objects
-            data = open_domains(config.data, recipe, config.labelled)
+            with opening_data(folder):
+                data = open_domains(config.data, recipe, config.labelled)
         domains = replace(data, engine=config.engine)
         self._set_up(recipe, domains, model, folder, config, optimizer, callbacks)
-        _show(domains.notices)
+        self._run.allow_other_data = allow_other_data
+        show_notices(domains.notices)
         return self
 
     @staticmethod
@@ -384,26 +389,6 @@ class Trainer:
         """
         if distributed.is_main():
             self._results.trained(self.model).save(Path(path))
-
-
-def open_domains(data: DataConfig, recipe: Recipe, labelled_ids: Sequence[str] | None = None) -> Domains:
-    """Open the datasets of ``data`` that ``recipe`` uses; ``labelled_ids``: as in :meth:`Domains.open`."""
-    needed, optional = recipe.streams
-    return Domains.open(
-        data,
-        recipe.input,
-        needed=needed,
-        optional=optional,
-        recipe=recipe.name,
-        labelled_ids=labelled_ids,
-    )
-
-
-def _show(notices: Sequence[str]) -> None:
-    """Show what the user should know about the data, in the main process."""
-    if distributed.is_main():
-        for notice in notices:
-            tqdm.write(f"NOTICE: {notice}", file=sys.stderr)
 
 
 def _check_types(recipe: object, data: object, model: object) -> None:

@@ -33,12 +33,13 @@ from udas_fast.training.requirements import check_batch_sizes
 from udas_fast.training.run_folder import (
     begin_run,
     locked,
+    opening_data,
     read_run_file,
     require_same_run,
     require_unused,
 )
 from udas_fast.translation.sheet import write_sheet
-from udas_fast.translation.write import absolute, is_complete, write_images
+from udas_fast.translation.write import is_complete, write_images
 
 SPLIT = "train"
 SAMPLES = 4  # rows of a sample sheet
@@ -122,6 +123,7 @@ class Translation:
         run_dir: str | os.PathLike[str],
         device: str = "auto",
     ) -> None:
+        config = replace(config, data=config.data.absolute())
         self._set_up(recipe, config, Path(run_dir), device)
         distributed.on_main(lambda: require_unused(self.run_dir))  # not only after every file has been read
         self.domains.verify()
@@ -131,15 +133,20 @@ class Translation:
 
     @classmethod
     @distributed.stopping_all()
-    def resume(cls, run_dir: str | os.PathLike[str], *, device: str = "auto") -> Translation:
-        """Go on with the run in ``run_dir``.
+    def resume(
+        cls, run_dir: str | os.PathLike[str], *, allow_other_data: bool = False, device: str = "auto"
+    ) -> Translation:
+        """Go on with the run in ``run_dir``; ``allow_other_data``: as in :meth:`udas_fast.Trainer.resume`.
 
         Raises:
-            InputError: no run of translation there, or a damaged file.
+            InputError: no run of translation there, a damaged file, or a dataset that is not there.
         """
         self = cls.__new__(cls)
         recipe, config = read_run_file(Path(run_dir), TranslationConfig)
+        with opening_data(Path(run_dir)):
+            open_datasets(config.data)
         self._set_up(recipe, config, Path(run_dir), device)
+        self._run.allow_other_data = allow_other_data
         return self
 
     def _set_up(self, recipe: Recipe, config: TranslationConfig, run_dir: Path, device: str) -> None:
@@ -262,7 +269,7 @@ class Translation:
         height, width = source.unlabelled(0).image.shape[:2]
         assert self.config.data.source is not None  # open_datasets
         return Manifest(
-            source=absolute(self.config.data.source),
+            source=self.config.data.source,
             split=SPLIT,
             size=(height, width) if source.spec is None else None,
             classes=source.classes.names,

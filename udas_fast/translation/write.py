@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -110,9 +109,3 @@ def _intact(run: Path, name: str, record: FileRecord) -> bool:
 
 def _write_manifest(manifest: Manifest, run: Path) -> None:
     atomic_write(json.dumps(asdict(manifest), indent=1) + "\n", manifest_file(run))
-
-
-def absolute(spec: str) -> str:
-    """Return ``KIND:ROOT`` with an absolute root, so that it opens from any folder; ``streets:STYLE`` as it is."""
-    kind, _, root = spec.partition(":")
-    return spec if kind == "streets" else f"{kind}:{os.path.abspath(os.path.expanduser(root))}"

@@ -16,6 +16,7 @@ from typing import Any
 
 from udas_fast.atomic import atomic_write, make_folder, writing
 from udas_fast.data.domains import DataConfig
+from udas_fast.data.identity import existing_path
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import MODEL_FILE
@@ -24,8 +25,8 @@ from udas_fast.tools.study.collect import StudyTable, collect
 from udas_fast.tools.study.figures import labels_figure, methods_figure, predictions_figure
 from udas_fast.tools.study.plan import StudyPlan, StudyRun
 from udas_fast.tools.study.tables import csv_text, markdown
+from udas_fast.training.requirements import open_domains
 from udas_fast.training.run_folder import RunConfig, lock, read_run_file
-from udas_fast.training.trainer import open_domains
 
 LOG = "train.log"
 # One thread per run: several run at the same time, and threads that wait for each other slow all of them down.
@@ -117,7 +118,8 @@ def _identity(recipe: Recipe, data: DataConfig | None, weights: str | None, seed
     plain = recipe.to_dict()
     for key in ("title", "summary", "paper", "published", "memory"):
         del plain[key]
-    return {**plain, "data": data and asdict(data), "weights": weights, "seed": seed}
+    weights = weights and existing_path(weights)
+    return {**plain, "data": data and asdict(data.absolute()), "weights": weights, "seed": seed}
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
