@@ -165,3 +165,20 @@ def test_other_and_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").touch()
     with pytest.raises(InputError, match=r"no model.safetensors, as it is not finished"):
         TrainedModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_users_network_loads_whether_it_was_wrapped_or_not(tmp_path: Path, wrap: Callable) -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, len(CAMVID), 1))
+
+    plain = network()
+    for saved, here in ((wrap(plain), network()), (plain, wrap(network())), (wrap(plain), wrap(network()))):
+        TrainedModel(saved, None, CAMVID, (32, 48)).save(tmp_path / "model.safetensors")
+        TrainedModel.load(tmp_path, model=here)
+        assert all(map(torch.equal, here.state_dict().values(), plain.state_dict().values()))
+    encoder = nn.ModuleDict({"encoder": plain})
+    TrainedModel(encoder, None, CAMVID, (32, 48)).save(tmp_path / "model.safetensors")
+    assert TrainedModel.load(tmp_path, model=network()).classes == CAMVID
+    with pytest.raises(InputError, match="does not fit the network"):
+        TrainedModel.load(tmp_path, model=nn.Conv2d(3, 4, 3))

@@ -1,13 +1,16 @@
 """Every kind of file that --weights may be given, and the report about it."""
 
+import argparse
+import datetime
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from udas_fast.errors import InputError
-from udas_fast.models import DeepLabV2, ResNet, load_weights, normalize
+from udas_fast.models import DeepLabV2, DeepLabV3Plus, ResNet, load_weights, normalize
 from udas_fast.models.weights import CAFFE_MEAN
 
 
@@ -282,3 +285,110 @@ def test_safetensors_by_their_name(tmp_path):
     path.write_bytes(b"no such thing")
     with pytest.raises(InputError, match=r"weights .*weights.safetensors: found unreadable data"):
         load_weights(model, path)
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile])
+def test_names_of_wrappers_are_of_no_effect_on_either_side(saved, wrap):
+    there, here = deeplab(1), deeplab(2)
+    inner = deeplab(1)
+    inner.backbone = wrap(inner.backbone)  # a wrapped part in the middle of the names
+    files = [{k: v.clone() for k, v in m.state_dict().items()} for m in (wrap(there), inner)]
+    for file in files:
+        assert any("module." in name or "_orig_mod." in name for name in file)
+        for model in (here, wrap(here), inner):
+            load_weights(model, saved(deeplab(3).state_dict()))
+            report = load_weights(model, saved(file))
+            assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
+            assert all(map(torch.equal, model.state_dict().values(), there.state_dict().values()))
+
+
+def test_an_average_of_torch_and_a_module_of_that_name_load_too(saved):
+    there, here = deeplab(1), deeplab(2)
+    average = torch.optim.swa_utils.AveragedModel(there)  # "module." and "n_averaged"
+    assert load_weights(here, saved(average.state_dict())).unexpected == ("n_averaged",)
+    assert same(there.state_dict(), here.state_dict())
+
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.linear = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+            self.add_module("weight", torch.nn.Linear(3, 3))
+
+    one, two = Own(), Own()
+    report = load_weights(two, saved(one.state_dict()))
+    assert (report.missing, report.unexpected) == ((), ())
+    assert same(one.state_dict(), two.state_dict())
+
+
+def test_a_backbone_called_encoder_loads(saved):
+    there, here = deeplab(1), deeplab(2)
+    encoder = {f"module.encoder.{k}": v for k, v in torchvision_state(there).items()}
+    report = load_weights(here, saved({"state_dict": {**encoder, "module.decoder.weight": torch.zeros(3)}}))
+    assert same(there.backbone.state_dict(), here.backbone.state_dict())
+    assert report.unexpected == ("decoder.weight",)
+    assert report.ignored == ("encoder.fc.weight", "encoder.fc.bias")
+    whole = {f"encoder.{k}": v for k, v in there.state_dict().items()}
+    assert not load_weights(here, saved(whole)).missing
+    assert same(there.state_dict(), here.state_dict())
+
+
+@pytest.mark.parametrize("classes", [7, 5])
+@pytest.mark.parametrize("kind", [DeepLabV2, DeepLabV3Plus])
+def test_a_head_is_reset_and_the_rest_is_kept_whatever_the_classes(saved, kind, classes):
+    torch.manual_seed(0)
+    there, here = (kind(n, backbone="resnet18", width=8) for n in (classes, 5))
+    before = {name: tensor.clone() for name, tensor in here.state_dict().items()}
+    report = load_weights(here, saved(there.state_dict()), reset_head=True)
+    reset = {name for name, _, _ in report.reset}
+    assert reset == {n for n, p in here.named_parameters() if p.shape[0] == 5 and "backbone" not in n}
+    assert len(reset) == (16 if kind is DeepLabV2 else 4)  # weights and biases of all branches, of both heads
+    for name, tensor in here.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in reset else there.state_dict()[name]), name
+    assert (report.missing, report.mismatched, report.unexpected) == ((), (), ())
+    assert f"\n  head of {classes} classes left out, reset: auxiliary." in report.summary()
+    if classes != 5:
+        with pytest.raises(
+            InputError, match=r"expected 5 classes; --reset-head \(reset_head=True\) loads all"
+        ):
+            load_weights(here, saved(there.state_dict()))
+
+
+def test_the_head_of_a_users_network_is_what_has_other_classes(saved):
+    def network(classes):
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, classes, 1))
+
+    there, here = network(7), network(3)
+    report = load_weights(here, saved(there.state_dict()), reset_head=True)
+    assert [name for name, _, _ in report.reset] == ["1.weight", "1.bias"]
+    assert torch.equal(here[0].weight, there[0].weight)
+    with pytest.raises(
+        InputError, match=r"reset_head: found Sequential without head_parameters\(\) and num_cl"
+    ):
+        load_weights(here, saved(network(3).state_dict()), reset_head=True)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_a_safe_load_refuses_is_named_with_the_lines_that_convert_it(tmp_path, legacy):
+    path, there, here = tmp_path / "old weights.pth", deeplab(1), deeplab(2)
+    for content, held in (
+        ({"state_dict": there.state_dict(), "args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
+        ({"model": there.state_dict(), "args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
+        (there, "udas_fast.models.deeplab.DeepLabV2"),
+        ({"model": there, "args": argparse.Namespace(lr=1)}, "udas_fast.models.deeplab.DeepLabV2"),
+        (OrderedDict(there.state_dict(), when=datetime.date(2020, 1, 1)), "datetime.date"),
+    ):
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(InputError, match=f"cannot read safely, as it holds {held}") as caught:
+            load_weights(here, path)
+        sentence, *lines = str(caught.value).splitlines()
+        assert sentence.endswith("if you trust the file, these lines convert it:")
+        assert len(lines) == 3
+        exec("\n".join(line.strip() for line in lines), {})
+        load_weights(here, deeplab_file(tmp_path / "reset.pth"))
+        assert not load_weights(here, tmp_path / "old weights-safe.pth").missing
+        assert same(there.state_dict(), here.state_dict())
+
+
+def deeplab_file(path):
+    torch.save(deeplab(3).state_dict(), path)
+    return path

@@ -267,3 +267,29 @@ def test_a_wrong_number_of_a_run_is_told(camvid_root: Path, tmp_path: Path) -> N
     recipe = small(get_recipe("no_adaptation"), size=(32, 48), steps=2)
     with pytest.raises(InputError, match=r"Trainer: seed: .* greater than or equal to 0 \(found -1\)"):
         Trainer(recipe, data, run_dir=tmp_path / "run", device="cpu", seed=-1)
+
+
+def test_a_run_begins_with_all_but_the_head_of_a_model_of_other_classes(
+    camvid_root: Path, tmp_path: Path
+) -> None:
+    recipe, data = _recipe("no_adaptation", 1), DataConfig(f"camvid:{camvid_root}")
+    Trainer(recipe, data, run_dir=tmp_path / "camvid", device="cpu").fit()
+    weights = tmp_path / "camvid/model.safetensors"
+
+    def start(name: str, **options: object) -> Trainer:
+        streets = DataConfig("streets:sim")
+        return Trainer(recipe, streets, run_dir=tmp_path / name, device="cpu", **options)
+
+    with pytest.raises(InputError, match="found 11 classes in .*, expected 19 classes; --reset-head"):
+        start("whole", weights=str(weights))
+    with pytest.raises(
+        InputError, match="--weights of its model.safetensors with --reset-head takes all but"
+    ):
+        start("from", start=str(tmp_path / "camvid"))
+    with pytest.raises(InputError, match="--reset-head: found no --weights"):
+        start("none", reset_head=True)
+    trainer = start("reset", weights=str(weights), reset_head=True)
+    assert "head of 11 classes left out, reset: auxiliary.* (8), primary.* (8)" in trainer.describe()
+    backbone = TrainedModel.load(tmp_path / "camvid").model.backbone.state_dict()
+    assert all(torch.equal(t, backbone[name]) for name, t in trainer.model.backbone.state_dict().items())
+    assert "reset_head: true" in (tmp_path / "reset/run.yaml").read_text()

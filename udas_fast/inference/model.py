@@ -23,6 +23,7 @@ from udas_fast.data import ClassSet, read_image
 from udas_fast.errors import InputError, bad, first_line, first_problem
 from udas_fast.evaluation import Protocol, predict
 from udas_fast.models import MEAN, STD, ModelConfig, build_model, require_finite
+from udas_fast.models.names import fit_names
 from udas_fast.models.weights import SUFFIX, read_tensors
 
 MODEL_FILE = f"model{SUFFIX}"
@@ -184,6 +185,7 @@ def _build(config: ModelConfig, num_classes: int, tensors: dict[str, Tensor], pa
             model = build_model(config, num_classes)
     except (RuntimeError, TypeError) as error:  # sizes beyond those of a tensor
         raise InputError(f"model {path}: damaged header ({first_line(error)})") from error
+    tensors = fit_names(tensors, model)
     for name, value in model.state_dict().items():
         if name in tensors and tensors[name].dtype != value.dtype:
             raise bad(f"{name} of {path}", tensors[name].dtype, value.dtype)
@@ -193,7 +195,7 @@ def _build(config: ModelConfig, num_classes: int, tensors: dict[str, Tensor], pa
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path, assign: bool = False) -> None:
     try:
-        model.load_state_dict(tensors, assign=assign)
+        model.load_state_dict(fit_names(tensors, model), assign=assign)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: does not fit the network ({reason:.200})") from error

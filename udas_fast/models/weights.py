@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,12 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from udas_fast.errors import bad, first_line
+from udas_fast.errors import InputError, bad, first_line
+from udas_fast.models.names import ENCODER, plain_name, plain_names, plain_state, unwrapped
 from udas_fast.models.normalization import MEAN, STD
+from udas_fast.models.unsafe_files import describe_unsafe
 
 SUFFIX = ".safetensors"
 WRAPPERS = ("state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 EXPECTED = "a file with a torch state dict"
 
 # Checkpoints of AdaptSegNet's DeepLab and the many projects that copied it.
@@ -44,13 +46,17 @@ class WeightsReport:
     ignored: tuple[str, ...]  # the classifier of another task
     file_keys: tuple[str, ...]
     caffe_input: bool  # conv1 was converted from BGR of 0 to 255 to this package's normalisation
+    reset: tuple[tuple[str, Shape, Shape], ...] = ()  # of the head, left out on purpose: as in mismatched
 
     def summary(self) -> str:
         """Describe the result in a few lines; ``name.*`` stands for everything under that name."""
-        model_keys = self.loaded + self.missing + tuple(name for name, _, _ in self.mismatched)
+        model_keys = self.loaded + self.missing + tuple(n for n, _, _ in self.mismatched + self.reset)
         lines = [f"{self.path}: {len(self.loaded)} of {len(model_keys)} tensors loaded"]
         if self.caffe_input:
             lines.append("  conv1 and bn1 converted from BGR of 0 to 255 (AdaptSegNet) to normalised RGB")
+        if self.reset:
+            names, classes = [name for name, _, _ in self.reset], self.reset[0][1][0]
+            lines.append(f"  head of {classes} classes left out, reset: {_collapse(names, model_keys)}")
         if self.missing:
             lines.append(f"  not in the file, unchanged: {_collapse(self.missing, model_keys)}")
         for name, found, expected in self.mismatched:
@@ -62,29 +68,38 @@ class WeightsReport:
         return "\n".join(lines)
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsReport:
+def load_weights(
+    model: nn.Module, path: str | os.PathLike[str], *, reset_head: bool = False
+) -> WeightsReport:
     """Copy into ``model`` every tensor of the file at ``path`` that fits by name and shape.
 
     The file (safetensors if its name ends so, else torch's) holds a state dict (alone, or under "state_dict" or
     "model", with or without "module.") of this package's models, of a torchvision ResNet, whose ``fc`` is ignored,
-    or of AdaptSegNet's DeepLab, whose names and input (BGR of 0 to 255) are converted.
+    or of AdaptSegNet's DeepLab, whose names and input (BGR of 0 to 255) are converted. What DataParallel,
+    DistributedDataParallel and torch.compile add to names is of no effect on either side, nor a leading "encoder.".
+
+    With ``reset_head`` the layers that return a value for each class are left out, whatever the classes of the file.
 
     Raises:
         InputError: the file is missing or no state dict, its heads have another number of classes, more than a tenth
-            of its tensors have another shape, or none fits. The model is unchanged then.
+            of its tensors have another shape, none fits, or ``reset_head`` finds no head. The model is unchanged then.
     """
     state = _read(Path(path))
     require_finite(f"weights {path}", state)
-    own = model.state_dict()
+    model = unwrapped(model)
+    own, real = plain_state(model)
     renamed = _from_adaptsegnet(state)
     names = {key: _find(renamed.get(key, key), own) for key in state}
     tensors = {name: state[key] for key, name in names.items() if name is not None}
+    reset = _take_head(model, path, tensors, own) if reset_head else ()
     for name, tensor in tensors.items():
         if own[name].is_floating_point() and not tensor.is_floating_point():
             raise bad(f"weights {path}: {name}", tensor.dtype, own[name].dtype)
     caffe_input = bool(renamed) and _convert_input(tensors, own)
 
-    odd = {name: key for key, name in names.items() if name and state[key].shape != own[name].shape}
+    odd = {
+        name: key for key, name in names.items() if name in tensors and state[key].shape != own[name].shape
+    }
     _require_same_classes(model, path, {name: (key, state[key]) for name, key in odd.items()})
     mismatched = tuple((name, tuple(tensors[name].shape), tuple(own[name].shape)) for name in odd)
 
@@ -96,9 +111,10 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
     if 10 * len(mismatched) > len(tensors):
         found = f"another shape in {len(mismatched)} of {len(tensors)} tensors{example}"
         raise bad(f"weights {path}", found, "weights of the same network")
-    model.load_state_dict(fits, strict=False)
+    model.load_state_dict({real[name]: tensor for name, tensor in fits.items()}, strict=False)
     loaded = [name for name in own if name in fits or (name not in odd and _implied(name, fits))]
-    missing = [name for name in own if name not in odd and name not in set(loaded)]
+    left = {*odd, *loaded, *(name for name, _, _ in reset)}
+    missing = [name for name in own if name not in left]
 
     unknown = tuple(key for key, name in names.items() if name is None)
     return WeightsReport(
@@ -106,11 +122,42 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsRepor
         loaded=tuple(loaded),
         missing=tuple(missing),
         mismatched=mismatched,
-        unexpected=tuple(key for key in unknown if not key.startswith(CLASSIFIERS)),
-        ignored=tuple(key for key in unknown if key.startswith(CLASSIFIERS)),
+        unexpected=tuple(key for key in unknown if not _is_classifier(key)),
+        ignored=tuple(key for key in unknown if _is_classifier(key)),
         file_keys=tuple(state),
         caffe_input=caffe_input,
+        reset=reset,
     )
+
+
+def _take_head(
+    model: nn.Module, path: str | os.PathLike[str], tensors: dict[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[tuple[str, Shape, Shape], ...]:
+    """Take the layers that return a value for each class out of ``tensors``; return (name, shape there, shape here).
+
+    Of a network without ``head_parameters()`` and ``num_classes`` these are the layers that have another number of
+    outputs in the file.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    classes, head_parameters = (getattr(model, name, None) for name in ("num_classes", "head_parameters"))
+    if classes is not None and head_parameters is not None:
+        heads = {id(parameter) for parameter in head_parameters()}
+        names = [
+            plain_name(n) for n, p in model.named_parameters() if id(p) in heads and p.shape[:1] == (classes,)
+        ]
+    else:
+        names = [n for n, t in tensors.items() if t.shape != own[n].shape and t.shape[1:] == own[n].shape[1:]]
+        if not names:
+            found = f"{type(model).__name__} without head_parameters() and num_classes, and no other classes in {path}"
+            raise bad("reset_head", found, "a network that names its head, or a file of other classes")
+    return tuple((n, tuple(tensors.pop(n).shape), tuple(own[n].shape)) for n in names if n in tensors)
+
+
+def _is_classifier(key: str) -> bool:
+    """Return whether a tensor of a file belongs to a head of another task."""
+    return key.removeprefix(ENCODER).startswith(CLASSIFIERS)
 
 
 def require_finite(where: str, state: Mapping[str, Tensor]) -> None:
@@ -125,12 +172,13 @@ def _require_same_classes(
 ) -> None:
     """Raise InputError if a head's tensor among ``odd``, by the model's name (key and tensor of the file), differs."""
     heads = {id(p) for p in getattr(model, "head_parameters", tuple)()}
-    for name, parameter in model.named_parameters():
+    for name, parameter in ((plain_name(n), p) for n, p in model.named_parameters()):
         if name in odd and id(parameter) in heads:
             key, tensor = odd[name]
             if tensor.shape[:1] != parameter.shape[:1]:
                 classes = sum(tensor.shape[:1])  # 0 of a scalar
-                raise bad(f"weights {path}", f"{classes} classes in {key}", f"{len(parameter)} classes")
+                expected = f"{len(parameter)} classes; --reset-head (reset_head=True) loads all but the head"
+                raise bad(f"weights {path}", f"{classes} classes in {key}", expected)
 
 
 def read_tensors(thing: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -158,8 +206,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the reader raise anything
-        found = f"a file that torch cannot read safely ({type(error).__name__})"
-        raise bad(f"weights {path}", found, EXPECTED) from error
+        raise _unsafe(path, error) from error
     while isinstance(content, Mapping):
         wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if wrapper is None:
@@ -170,18 +217,29 @@ def _read(path: Path) -> dict[str, Tensor]:
     return _state_of(content, path)
 
 
+def _unsafe(path: Path, error: Exception) -> InputError:
+    """Return an error about a file that a safe load has refused: what is in it, and the lines that convert it."""
+    classes, lines = describe_unsafe(path)
+    found = "a file that torch cannot read safely"
+    if not classes:
+        return bad(f"weights {path}", f"{found} ({type(error).__name__})", EXPECTED)
+    names = [name if re.fullmatch(r"[\w.]{1,80}", name) else f"{name!r:.80}" for name in classes[:4]]
+    held = ", ".join([*names, *(["…"] if len(classes) > 4 else [])])
+    expected = f"{EXPECTED}; if you trust the file, these lines convert it:\n{lines}"
+    return bad(f"weights {path}", f"{found}, as it holds {held}", expected)
+
+
 def _state_of(content: Mapping[Any, object], path: Path) -> dict[str, Tensor]:
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise bad(f"weights {path}", "no tensors", EXPECTED)
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return {name: state[key] for name, key in plain_names(state).items()}
 
 
 def _find(name: str, own: Mapping[str, Tensor]) -> str | None:
     """Return the model's name for a tensor, which may be one of its backbone."""
-    return next((n for n in (name, f"backbone.{name}") if n in own), None)
+    names = (name, name.removeprefix(ENCODER))
+    return next((n for one in names for n in (one, f"backbone.{one}") if n in own), None)
 
 
 def _implied(name: str, fits: Mapping[str, Tensor]) -> bool:

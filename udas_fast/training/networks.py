@@ -61,6 +61,8 @@ class Networks(dict[str, nn.Module]):
         begun: bool,
     ) -> None:
         super().__init__()
+        if config.reset_head and config.weights is None:
+            raise bad("--reset-head", "no --weights", "the weights whose head is left out")
         self._recipe, self._run, self._classes, self.amp = recipe, config, classes, amp
         self._labelled = labelled
         # A checkpoint has all weights; a fresh student begins anew with the run's first ones.
@@ -105,7 +107,7 @@ class Networks(dict[str, nn.Module]):
 
     def _load_weights(self, model: nn.Module) -> nn.Module:
         if self._weights:
-            self.weights_report = load_weights(model, self._weights)
+            self.weights_report = load_weights(model, self._weights, reset_head=self._run.reset_head)
         return model
 
     def _choose_memory(self) -> MemoryConfig:
@@ -138,7 +140,8 @@ class Networks(dict[str, nn.Module]):
                 f"{len(classes)} ({', '.join(classes.names):.60})"
                 for classes in (trained.classes, self._classes)
             )
-            raise bad(f"classes of {path}", there, f"{here}, as in this run's data")
+            other_way = "--weights of its model.safetensors with --reset-head takes all but the head"
+            raise bad(f"classes of {path}", there, f"{here}, as in this run's data; {other_way}")
         if expected is not None and trained.config is not None:
             found = replace(trained.config, norm=expected.norm, dropout=expected.dropout)
             if found != expected:

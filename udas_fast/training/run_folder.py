@@ -60,6 +60,7 @@ class RunConfig:
     given: tuple[Literal["model", "optimizer"], ...] = ()  # given as objects too
     engine: Engine = "torch"  # the choice of "auto"
     weights: str | None = None  # checkpoint of a network to start from
+    reset_head: bool = False  # leave out the head of ``weights``, which is of other classes
     start: str | None = None  # run, or model.safetensors, whose model the first stage starts from
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)  # steps between two reads of the losses

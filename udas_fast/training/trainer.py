@@ -58,6 +58,7 @@ class Trainer:
         model: any network that :func:`udas_fast.models.to_output` understands; None builds the recipe's own.
         run_dir: the run's folder; it must be new, or hold the same run (:meth:`resume`).
         weights: checkpoint to start from, see :func:`udas_fast.models.load_weights`.
+        reset_head: leave out the head of ``weights``, which is of other classes.
         start: finished run, or its ``model.safetensors``, whose model the first stage starts from.
         seed: seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -82,6 +83,7 @@ class Trainer:
         *,
         run_dir: str | os.PathLike[str],
         weights: str | None = None,
+        reset_head: bool = False,
         start: str | None = None,
         seed: int = 0,
         device: str = "auto",
@@ -107,6 +109,7 @@ class Trainer:
             "given": tuple(given),
             "engine": domains.chosen_engine,
             "weights": weights and existing_path(weights),
+            "reset_head": reset_head,
             "start": start and existing_path(start),
             "seed": seed,
             "log_every": log_every,
