@@ -129,3 +129,9 @@ def test_a_file_that_disagrees_is_not_written(
         with pytest.raises(InputError, match="one that disagrees with the model: largest difference"):
             export_model(trained, tmp_path / "model.pt2", "torch")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_the_file_is_made(make_trained: Make, tmp_path: Path) -> None:
+    path = tmp_path / "new/folder/model.pt2"
+    export_model(make_trained(), str(path), "torch")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.pt2", "model.pt2.json"]

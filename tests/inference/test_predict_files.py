@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from udas_fast import TrainedModel, cli
 from udas_fast.data import CAMVID
 from udas_fast.errors import InputError
 from udas_fast.evaluation import colorize
-from udas_fast.inference import media_files, predict_files
+from udas_fast.inference import PredictedFiles, media_files, predict_files
 
 Make = Callable[..., TrainedModel]
 ALL = ("ids", "colour", "overlay", "confidence")
@@ -39,7 +40,7 @@ def _video(path: Path, frames: int = 3) -> Path:
 def test_every_picture_of_an_image(make_trained: Make, tmp_path: Path, image: np.ndarray) -> None:
     Image.fromarray(image).save(tmp_path / "photo.png")
     trained, out = make_trained(), tmp_path / "a/b"
-    assert predict_files(trained, [tmp_path / "photo.png"], out, pictures=ALL) == 1
+    assert predict_files(trained, [tmp_path / "photo.png"], out, pictures=ALL) == PredictedFiles(1)
     label, confidence = trained.predict(image)
     colour = colorize(label, CAMVID)
     np.testing.assert_array_equal(_read(out / "photo_ids.png"), label)
@@ -65,7 +66,7 @@ def test_a_photo_is_turned_upright(make_trained: Make, tmp_path: Path, image: np
 def test_each_frame_of_a_video(make_trained: Make, tmp_path: Path) -> None:
     video = _video(tmp_path / "drive.mkv")
     trained, out = make_trained(), tmp_path / "out"
-    assert predict_files(trained, media_files([video]), out, pictures=["ids"]) == 3
+    assert predict_files(trained, media_files([video]), out, pictures=["ids"]).images == 3
     assert [path.name for path in sorted(out.iterdir())] == [f"drive_00000{i}_ids.png" for i in range(3)]
     frame = np.full((40, 56, 3), 80, np.uint8)
     frame[:20] = (255, 80, 0)
@@ -99,8 +100,8 @@ def test_unreadable_input_is_refused(
 ) -> None:
     video, trained = _video(tmp_path / "drive.mkv"), make_trained()
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
-    with pytest.raises(InputError, match=r"video .*broken.mp4: found unreadable data"):
-        predict_files(trained, [tmp_path / "broken.mp4"], tmp_path / "out")
+    (problem,) = predict_files(trained, [tmp_path / "broken.mp4"], tmp_path / "out").problems
+    assert re.match(r"video .*broken\.mp4: found unreadable data", problem)
     with pytest.raises(InputError, match="--write: found 'colours', expected one of .*did you mean 'colour'"):
         predict_files(trained, [video], tmp_path / "out", pictures=["colours"])
     with pytest.raises(InputError, match="cannot be written"):
@@ -110,8 +111,42 @@ def test_unreadable_input_is_refused(
     with pytest.raises(InputError, match="no such path"):
         media_files([tmp_path / "missing.mp4"])
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(InputError, match=r'no PyAV to read it, expected pip install "udas-fast\[video\]"'):
-        predict_files(trained, [video], tmp_path / "out")
+    (problem,) = predict_files(trained, [video], tmp_path / "out").problems
+    assert problem.endswith(
+        'no PyAV to read it, expected pip install "udas-fast[video]", or a folder of its frames as images'
+    )
+
+
+def test_a_bad_file_is_named_and_the_others_are_written(
+    make_trained: Make, tmp_path: Path, image: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(5):
+        Image.fromarray(image).save(photos / f"{number}.png")
+    (photos / "2.png").write_bytes((photos / "2.png").read_bytes()[:900])
+    Image.fromarray(image).save(photos / "animation.gif")
+    files = [*media_files([photos]), photos / "animation.gif"]
+    done = predict_files(make_trained(), files, tmp_path / "out", pictures=["ids"])
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == [f"{n}_ids" for n in (0, 1, 3, 4)]
+    assert done.images == 4
+    assert [re.search(r"(2\.png|animation\.gif): found", problem)[1] for problem in done.problems] == [
+        "2.png",
+        "animation.gif",
+    ]
+    assert done.problems[1].endswith("expected a complete JPEG, PNG, BMP, WebP or TIFF file")
+    errors = capsys.readouterr().err
+    assert all(f"skipped: {problem}\n" in errors for problem in done.problems)
+
+
+def test_a_folder_without_images_lists_what_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"folder .*: found no image, expected files \.jpg, .*\.tiff"):
+        media_files([tmp_path])
+    (tmp_path / "a.heic").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"found no image, but 1 files such as a\.heic, expected files \.jpg"
+    ):
+        media_files([tmp_path])
 
 
 def test_the_command(

@@ -122,3 +122,17 @@ def test_a_damaged_or_closed_image_is_refused_in_a_sentence(
         for wrong in (cut, picture, closed):
             with pytest.raises(InputError, match="^image.*: found .*, expected "):
                 make_trained().predict(wrong)
+
+
+@pytest.mark.parametrize("tile", [64, "64x64", (64,), (64, 64.0), (0, 64), {"h": 64}])
+def test_a_tile_of_a_wrong_type_is_refused_in_a_sentence(
+    make_trained: Make, image: np.ndarray, tile: object
+) -> None:
+    with pytest.raises(InputError, match=r"^tile: found .*, expected \(H, W\) in pixels, or None"):
+        make_trained().predict(image, tile=tile)
+
+
+@pytest.mark.parametrize("path", [5, None, b"model", ["run"]])
+def test_a_model_of_a_wrong_type_is_refused_in_a_sentence(path: object) -> None:
+    with pytest.raises(InputError, match="^model: found .*, expected the path of a run's folder"):
+        TrainedModel.load(path)

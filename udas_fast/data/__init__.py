@@ -2,7 +2,7 @@
 
 from udas_fast.data.augment import auto_augment
 from udas_fast.data.bad_files import BadFile, BadFiles
-from udas_fast.data.check import DatasetReport, check_dataset
+from udas_fast.data.check import DatasetReport, check_dataset, listed
 from udas_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, ClassSet
 from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, subset, with_labels
 from udas_fast.data.factory import KINDS, has_labels, open_dataset, unmatched_labels
@@ -44,6 +44,7 @@ __all__ = [
     "choose_engine",
     "evaluation_batches",
     "has_labels",
+    "listed",
     "open_dataset",
     "read_image",
     "resize",

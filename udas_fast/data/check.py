@@ -12,7 +12,7 @@ import numpy as np
 
 from udas_fast.data.classes import IGNORE, ClassSet
 from udas_fast.data.specs import DatasetSpec
-from udas_fast.data.types import SegmentationDataset
+from udas_fast.data.types import SegmentationDataset, read_sample, require_dataset
 from udas_fast.errors import InputError, bad
 
 
@@ -131,6 +131,7 @@ def check_dataset(
     The first problem of each sample is collected instead of raised. ``progress`` is called with 1 after each
     sample.
     """
+    require_dataset("check_dataset", dataset)
     classes = len(dataset.classes)
     pixels = np.zeros((len(dataset), classes), np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
@@ -174,7 +175,7 @@ def check_dataset(
 
 def _measure(dataset: SegmentationDataset, index: int) -> tuple[str, tuple[int, int], np.ndarray | None]:
     """Return the id, the size (H, W) and the histogram of train ids, int64 ``[256]``, of one sample."""
-    sample = dataset[index].checked()
+    sample = read_sample(dataset, index)
     height, width = sample.image.shape[:2]
     if sample.label is None:
         return sample.id, (height, width), None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from udas_fast.data.files import IdMap, read_ids, read_image
 from udas_fast.data.sampler import labelled_subset
 from udas_fast.data.specs import DatasetSpec
-from udas_fast.data.types import Sample, SampleFiles, SegmentationDataset
+from udas_fast.data.types import Sample, SampleFiles, SegmentationDataset, as_index, require_dataset
 from udas_fast.errors import InputError, bad
 
 
@@ -32,7 +32,7 @@ class FileDataset(SegmentationDataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        sample, path = self.unlabelled(index), self.samples[index].label
+        sample, path = self.unlabelled(index), self.files(index).label
         if path is None:
             return sample
         ids = read_ids(path, rgb16=self.spec.rgb16)
@@ -45,21 +45,21 @@ class FileDataset(SegmentationDataset):
         Raises:
             InputError: the label cannot be read.
         """
-        path = self.samples[index].label
+        path = self.files(index).label
         return None if path is None else self.id_map(read_ids(path, rgb16=self.spec.rgb16), path)
 
     def unlabelled(self, index: int) -> Sample:
         """Return sample ``index`` without its label."""
-        files = self.samples[index]
+        files = self.files(index)
         return Sample(read_image(files.image), None, files.id)
 
     def id(self, index: int) -> str:
         """Return the id of sample ``index``."""
-        return self.samples[index].id
+        return self.files(index).id
 
     def files(self, index: int) -> SampleFiles:
         """Return the files of sample ``index``."""
-        return self.samples[index]
+        return self.samples[as_index(index, f"index of {self.name}")]
 
 
 def check_sizes(path: Path, label: tuple[int, ...], image: tuple[int, ...]) -> None:
@@ -73,36 +73,42 @@ class Subset(SegmentationDataset):
     """The samples ``indices`` of ``dataset``, in the order of ``dataset``."""
 
     def __init__(self, dataset: SegmentationDataset, indices: Sequence[int]) -> None:
+        require_dataset("Subset", dataset)
         self.name = dataset.name
         self.classes = dataset.classes
         self.on_disk = dataset.on_disk
         self.spec = dataset.spec
         self.dataset = dataset
-        self.indices = sorted(int(i) for i in indices)
+        self.indices = sorted(_checked_indices(dataset, indices))
+
+    def _at(self, index: int) -> int:
+        """Return the index in the whole dataset."""
+        return self.indices[as_index(index, f"index of {self.name}")]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.dataset[self.indices[index]]
+        return self.dataset[self._at(index)]
 
     def id(self, index: int) -> str:
         """Return the id of sample ``index``."""
-        return self.dataset.id(self.indices[index])
+        return self.dataset.id(self._at(index))
 
     def files(self, index: int) -> SampleFiles:
         """Return the files of sample ``index``."""
-        return self.dataset.files(self.indices[index])
+        return self.dataset.files(self._at(index))
 
     def unlabelled(self, index: int) -> Sample:
         """Return sample ``index`` without its label."""
-        return self.dataset.unlabelled(self.indices[index])
+        return self.dataset.unlabelled(self._at(index))
 
 
 class Unlabelled(SegmentationDataset):
     """The images of ``dataset`` without labels; label files are never opened."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
+        require_dataset("Unlabelled", dataset)
         self.name = dataset.name
         self.classes = dataset.classes
         self.on_disk = dataset.on_disk
@@ -122,6 +128,15 @@ class Unlabelled(SegmentationDataset):
     def files(self, index: int) -> SampleFiles:
         """Return the files of sample ``index`` without the label."""
         return replace(self.dataset.files(index), label=None)
+
+
+def _checked_indices(dataset: SegmentationDataset, indices: Sequence[int]) -> list[int]:
+    if not isinstance(indices, Iterable) or isinstance(indices, str):
+        raise bad(f"indices of {dataset.name}", type(indices).__name__, "a sequence of numbers")
+    numbers = [as_index(index, f"index of {dataset.name}") for index in indices]
+    if wrong := [i for i in numbers if not 0 <= i < len(dataset)]:
+        raise bad(f"indices of {dataset.name}", wrong[0], f"0 to {len(dataset) - 1}")
+    return numbers
 
 
 def with_labels(dataset: SegmentationDataset) -> SegmentationDataset | None:
@@ -149,6 +164,8 @@ def subset(dataset: SegmentationDataset, n: int, seed: int = 0) -> Subset:
     Raises:
         InputError: the dataset holds fewer.
     """
+    require_dataset("subset", dataset)
+    n = as_index(n, f"number of labelled images of {dataset.name}")
     if not 1 <= n <= len(dataset):
         raise bad(f"labelled images of {dataset.name}", n, f"1 to {len(dataset)}, the size of the dataset")
     return Subset(dataset, labelled_subset(len(dataset), n, seed).tolist())

@@ -23,7 +23,7 @@ from udas_fast.data.inputs import InputConfig, batch_size_per_process
 from udas_fast.data.labelled import NumLabels, open_labelled, with_label
 from udas_fast.data.loader import AnyEngine, Engine, TrainLoader, choose_engine
 from udas_fast.data.sampler import RareClasses
-from udas_fast.data.types import SegmentationDataset, StreamName
+from udas_fast.data.types import SegmentationDataset, StreamName, require_dataset
 from udas_fast.data.user_loader import UserLoader, UserTrainLoader
 from udas_fast.errors import bad
 
@@ -94,6 +94,8 @@ class Domains:
             if not isinstance(data, (SegmentationDataset, UserLoader)):
                 expected = "a SegmentationDataset, or an iterable of batches as udas_fast.data.UserLoader"
                 raise bad(f"data {role!r}", type(data).__name__, expected)
+            if isinstance(data, SegmentationDataset):
+                require_dataset(f"data {role!r}", data)
 
     @classmethod
     def open(

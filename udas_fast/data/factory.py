@@ -30,6 +30,9 @@ def open_dataset(
     Raises:
         InputError: the kind is unknown, or a folder, the images or the label of an image is missing.
     """
+    for thing, value in (("dataset", name), ("split", split)):
+        if not isinstance(value, str):
+            raise bad(thing, type(value).__name__, "text, such as 'folder:DATA/real' and 'train'")
     kind, colon, root = name.partition(":")
     if not colon or not root:
         raise bad("dataset", repr(name), f"KIND:ROOT with KIND one of {', '.join(KINDS)}")
@@ -54,6 +57,8 @@ def has_labels(name: str, split: str) -> bool:
     Raises:
         InputError: as :func:`open_dataset` for an unknown kind or a missing root.
     """
+    if not isinstance(name, str):
+        open_dataset(name, split)  # raises
     kind, _, root = name.partition(":")
     if kind in ("streets", "translated"):
         return True

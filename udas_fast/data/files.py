@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +18,7 @@ from udas_fast.errors import InputError, bad
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # MPO (JPEGs of phones) is opened by Pillow's JPEG reader and needs no name of its own here.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+READABLE = "a complete JPEG, PNG, BMP, WebP or TIFF file"
 LABEL_SUFFIX = ".png"
 
 # The exceptions of Pillow for damaged files, found by experiment.
@@ -41,6 +43,8 @@ def read_image(source: Path | Image.Image, *, upright: bool = False) -> np.ndarr
     Raises:
         InputError: the file is missing, truncated or not such an image.
     """
+    if not isinstance(source, (str, os.PathLike, Image.Image)) and not hasattr(source, "read"):
+        raise bad("image", type(source).__name__, "a path or a Pillow image")
     name = "image" if isinstance(source, Image.Image) else f"image {source}"
     try:
         if isinstance(source, Image.Image):
@@ -50,7 +54,7 @@ def read_image(source: Path | Image.Image, *, upright: bool = False) -> np.ndarr
     except InputError:
         raise
     except UNREADABLE as error:
-        raise bad(name, _reason(error), "a complete image file") from error
+        raise bad(name, _reason(error), READABLE) from error
 
 
 def _rgb(image: Image.Image, name: str, upright: bool) -> np.ndarray:

@@ -18,7 +18,14 @@ from udas_fast.data.bad_files import BadFile, BadFiles, read_or_replace
 from udas_fast.data.geometry import Geometry, SampledGeometry, resize
 from udas_fast.data.prefetch import prefetch
 from udas_fast.data.sampler import RareClasses, Sampler
-from udas_fast.data.types import Batch, LoadResult, Sample, SegmentationDataset
+from udas_fast.data.types import (
+    Batch,
+    LoadResult,
+    Sample,
+    SegmentationDataset,
+    read_sample,
+    require_dataset,
+)
 from udas_fast.errors import InputError, bad
 
 Engine = Literal["torch", "dali"]
@@ -85,6 +92,7 @@ class TrainLoader:
         world_size: int = 1,
         bad_files: BadFiles | None = None,
     ) -> None:
+        require_dataset(f"data of {name}", dataset)
         if workers < 0:
             raise bad("workers", workers, "0 or more")
         if views < 1:
@@ -153,6 +161,7 @@ def evaluation_batches(
     Raises:
         InputError: a file is unreadable; names the file.
     """
+    require_dataset("evaluation data", dataset)
     if size is not None and min(size) < 1:
         raise bad("evaluation size", size, "(H, W) of 1 or more")
     return _in_order(dataset, size, workers)
@@ -200,7 +209,7 @@ class _AugmentedSamples(Dataset):
         loader, sampler = self.loader, self.loader.sampler
         index = sampler.image_index(draw)
         sample, messages = read_or_replace(
-            lambda i: loader.dataset[i].checked(), index, sampler.length, loader.bad_files.limit
+            lambda i: read_sample(loader.dataset, i), index, sampler.length, loader.bad_files.limit
         )
         if sample is None:
             return _LoadedSample(None, messages)
@@ -220,7 +229,7 @@ class _ResizedSamples(Dataset):
 
     def __getitem__(self, index: int) -> _LoadedSample:
         try:
-            sample = self.dataset[index].checked()
+            sample = read_sample(self.dataset, index)
         except InputError as error:
             return _LoadedSample(None, [str(error)])
         size = self.size or (sample.image.shape[0], sample.image.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,14 @@ class Batch:
         return replace(self, image=change(self.image), label=label, views=views)
 
 
+def as_index(index: object, thing: str) -> int:
+    """Return ``index`` as a number; raise InputError, which begins with ``thing``, for anything else."""
+    try:
+        return operator.index(index)  # type: ignore[arg-type]  # which raises for other types
+    except TypeError:
+        raise bad(thing, repr(index)[:60], "a whole number") from None
+
+
 LoadResult = tuple[Batch | None, list[str]]
 """A batch, None if no image could be read for it, and a message for each file that could not be read."""
 
@@ -133,3 +142,24 @@ class SegmentationDataset(ABC):
         """Return sample ``index`` with ``label=None``; file datasets do not open the label file."""
         sample = self[index]
         return Sample(sample.image, None, sample.id)
+
+
+def require_dataset(thing: str, value: object) -> None:
+    """Raise InputError, which begins with ``thing``, unless ``value`` is a dataset that is complete."""
+    if not isinstance(value, SegmentationDataset):
+        raise bad(thing, type(value).__name__, "a SegmentationDataset, as open_dataset returns it")
+    kinds: dict[str, type] = {"name": str, "classes": ClassSet}
+    for attribute, kind in kinds.items():
+        if not isinstance(found := getattr(value, attribute, None), kind):
+            raise bad(f"{thing}: {attribute}", type(found).__name__, f"a {kind.__name__}")
+
+
+def read_sample(dataset: SegmentationDataset, index: int) -> Sample:
+    """Return sample ``index`` of ``dataset``, checked; raise InputError for what is none.
+
+    A user's dataset may return anything.
+    """
+    sample = dataset[index]
+    if not isinstance(sample, Sample):
+        raise bad(f"sample {index} of {dataset.name}", type(sample).__name__, "a udas_fast.data.Sample")
+    return sample.checked()

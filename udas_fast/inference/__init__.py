@@ -1,13 +1,14 @@
 """Trained models: loading, prediction on images and videos, export."""
 
 from udas_fast.inference.export import Agreement, export_model
-from udas_fast.inference.files import PICTURES, media_files, predict_files
+from udas_fast.inference.files import PICTURES, PredictedFiles, media_files, predict_files
 from udas_fast.inference.model import MODEL_FILE, TrainedModel, check_state
 
 __all__ = [
     "MODEL_FILE",
     "PICTURES",
     "Agreement",
+    "PredictedFiles",
     "TrainedModel",
     "check_state",
     "export_model",

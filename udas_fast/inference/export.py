@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udas_fast.atomic import atomic_write
+from udas_fast.atomic import atomic_write, make_folder
 from udas_fast.errors import InputError, bad, first_line, unknown
 from udas_fast.inference.model import TrainedModel
 from udas_fast.models import MEAN, STD, to_output
@@ -69,7 +70,7 @@ class Agreement:
         )
 
 
-def export_model(trained: TrainedModel, path: Path, form: str) -> Agreement:
+def export_model(trained: TrainedModel, path: str | os.PathLike[str], form: str) -> Agreement:
     """Write ``trained`` to ``path`` in the format ``form``, and its description to ``path`` with ``.json`` added.
 
     Number, height and width of the images stay dynamic (:class:`Exported`). The result is loaded and compared with the
@@ -77,19 +78,21 @@ def export_model(trained: TrainedModel, path: Path, form: str) -> Agreement:
 
     Args:
         trained: on the CPU.
-        path: of the file; the name ends in the format's suffix.
+        path: of the file; the name ends in the format's suffix. Its folder is made.
         form: "torch" (``torch.export``, .pt2) or "onnx".
 
     Raises:
         InputError: the format is unknown, its packages are not installed, the network cannot be exported, or the
             exported one disagrees with the model.
     """
+    path = Path(path)
     if form not in SUFFIXES:
         raise unknown("--format", form, SUFFIXES)
     if path.suffix != SUFFIXES[form]:
         raise bad(f"--out for format {form}", path, f"a name that ends in {SUFFIXES[form]}")
     if form == "onnx" and any(importlib.util.find_spec(name) is None for name in ONNX_NEEDS):
         raise bad("--format onnx", "not all of " + ", ".join(ONNX_NEEDS), 'pip install "udas-fast[export]"')
+    make_folder(path.parent)
     whole = Exported(trained.model).eval()
     try:
         program = _trace(whole, trained.size)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from tqdm import tqdm
 
 from udas_fast.atomic import atomic_write, make_folder
 from udas_fast.data import IMAGE_SUFFIXES, ClassSet
-from udas_fast.errors import bad, unknown
+from udas_fast.errors import InputError, bad, unknown
 from udas_fast.evaluation import colorize
 from udas_fast.inference.model import TrainedModel, read_pixels
 
@@ -45,9 +47,12 @@ def media_files(paths: Iterable[Path]) -> list[Path]:
         found = [path]
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not found or not path.exists():
-            problem = "nothing" if path.exists() else "no such path"
-            raise bad(f"image {path}", problem, "an image, a video or a folder of images")
+        if not path.exists():
+            raise bad(f"image {path}", "no such path", "an image, a video or a folder of images")
+        if not found:
+            others = sorted(p.name for p in path.iterdir() if p.is_file())
+            instead = f", but {len(others)} files such as {others[0]}" if others else ""
+            raise bad(f"folder {path}", f"no image{instead}", f"files {', '.join(IMAGE_SUFFIXES)}")
         files += found
     stems = [file.stem for file in files]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
@@ -55,6 +60,14 @@ def media_files(paths: Iterable[Path]) -> list[Path]:
             "images", f"two of the name {twice[0]!r}", "different names, which the results are named by"
         )
     return files
+
+
+@dataclass(frozen=True)
+class PredictedFiles:
+    """Result of :func:`predict_files`: the number of images and frames, and a sentence for each unreadable file."""
+
+    images: int
+    problems: tuple[str, ...] = ()
 
 
 def predict_files(
@@ -65,42 +78,56 @@ def predict_files(
     pictures: Collection[str] = ("ids", "colour"),
     native: bool = False,
     tile: tuple[int, int] | None = None,
-) -> int:
+) -> PredictedFiles:
     """Write ``NAME_PICTURE.png`` for each image or frame and each of ``pictures``, at its size.
 
     Photos are turned upright by their EXIF orientation, and so are the results. ``native`` and ``tile``: see
-    :meth:`TrainedModel.predict`. The frames of video NAME are NAME_000000 and so on.
-
-    Returns:
-        The number of images and frames.
+    :meth:`TrainedModel.predict`. The frames of video NAME are NAME_000000 and so on. A file that cannot be read is
+    reported on stderr, and the others are written.
 
     Raises:
-        InputError: an unknown picture, an image or video that cannot be read, or a folder that cannot be written.
+        InputError: an unknown picture, or a folder that cannot be written.
     """
     for name in pictures:
         if name not in PICTURES:
             raise unknown("--write", name, PICTURES)
     make_folder(out)
     count = 0
+    problems: list[str] = []
     with tqdm(unit="image", disable=None) as bar:
-        for stem, image in _frames(files):
-            label, confidence = trained.predict(image, native=native, tile=tile)
-            for name in pictures:
-                picture = PICTURES[name](image, label, confidence, trained.classes)
-                atomic_write(_png(picture), out / f"{stem}_{name}.png")
-            count += 1
-            bar.update()
-    return count
+        for file in files:
+            for stem, image in _readable(file, problems):
+                label, confidence = trained.predict(image, native=native, tile=tile)
+                for name in pictures:
+                    picture = PICTURES[name](image, label, confidence, trained.classes)
+                    atomic_write(_png(picture), out / f"{stem}_{name}.png")
+                count += 1
+                bar.update()
+    return PredictedFiles(count, tuple(problems))
 
 
-def _frames(files: Iterable[Path]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, uint8 RGB [H, W, 3]) of each image and each frame."""
-    for file in files:
-        if file.suffix.lower() in VIDEO_SUFFIXES:
-            for number, image in enumerate(_video(file)):
-                yield f"{file.stem}_{number:06d}", image
-        else:
-            yield file.stem, read_pixels(file)
+def _readable(file: Path, problems: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the frames of ``file`` up to the first that cannot be read, which is reported and added to ``problems``."""
+    frames = _frames(file)
+    while True:
+        try:
+            frame = next(frames, None)
+        except InputError as error:
+            problems.append(str(error))
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
+            return
+        if frame is None:
+            return
+        yield frame
+
+
+def _frames(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, uint8 RGB [H, W, 3]) of an image or of each frame of a video."""
+    if file.suffix.lower() in VIDEO_SUFFIXES:
+        for number, image in enumerate(_video(file)):
+            yield f"{file.stem}_{number:06d}", image
+    else:
+        yield file.stem, read_pixels(file)
 
 
 def _video(file: Path) -> Iterator[np.ndarray]:

@@ -104,6 +104,10 @@ class TrainedModel:
             InputError: no such file, a run that is not finished, not a model file or a damaged one, or a user's own
                 network that was not passed.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise bad("model", type(path).__name__, "the path of a run's folder or of a model.safetensors")
+        if model is not None and not isinstance(model, nn.Module):
+            raise bad("TrainedModel.load: model", type(model).__name__, "a torch.nn.Module")
         path = Path(path)
         if path.is_dir():
             run, path = path, path / MODEL_FILE
@@ -138,6 +142,7 @@ class TrainedModel:
         Raises:
             InputError: another type, dtype or shape, or a file that cannot be read.
         """
+        _check_tile(tile)
         pixels = read_pixels(image)
         size = (pixels.shape[0], pixels.shape[1]) if native else self.size
         label, confidence = predict(self.model, torch.from_numpy(pixels).permute(2, 0, 1), size, tile=tile)
@@ -156,6 +161,15 @@ def read_pixels(image: ImageInput) -> np.ndarray:
         raise bad("image", f"{image.dtype} {list(image.shape)}", "uint8 RGB [H, W, 3]")
     # OpenCV's [..., ::-1] is not contiguous; Pillow's arrays are read-only, which torch warns about.
     return np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+
+
+def _check_tile(tile: object) -> None:
+    """Raise InputError for what is no size."""
+    if tile is None:
+        return
+    sides = tile if isinstance(tile, (tuple, list)) and len(tile) == 2 else ()
+    if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise bad("tile", repr(tile)[:60], "(H, W) in pixels, or None")
 
 
 def check_state(model: nn.Module) -> None:
