@@ -17,22 +17,33 @@ def check_data(
 ) -> None:
     """Read every file of a dataset and name what is wrong.
 
-    Damaged images, sizes that differ, ids outside the map; and how often each class occurs.
+    Damaged images, sizes that differ, ids outside the map; how often each class occurs, and labels that can be read and
+    yet are probably wrong. Images may have no label, as in a target of which some are labelled.
     """
     from tqdm import tqdm
 
-    from udas_fast.data import check_dataset, open_dataset
+    from udas_fast.data import check_dataset, listed, open_dataset, unmatched_labels
 
-    dataset = open_dataset(data, split)
+    dataset = open_dataset(data, split, labelled="some")
+    strays = [str(path) for path in unmatched_labels(data, split)]
     with tqdm(total=len(dataset), unit="image", leave=False, disable=None) as bar:
         report = check_dataset(dataset, progress=bar.update)
     sizes = ", ".join(f"{count} of {h}x{w}" for (h, w), count in report.sizes.items())
-    print(f"{data} {split}: {report.images} images ({sizes}), {report.ignored:,} ignored pixels")
-    print("{:<20}{:>16}{:>9}{:>8}".format("class", "pixels", "share", "images"))
-    for row in report.rows():
+    labelled = f"{report.labelled} labelled, {report.images - report.labelled} unlabelled"
+    print(f"{data} {split}: {report.images} images ({sizes}), {labelled}, {report.ignored:,} ignored pixels")
+    if report.labelled:
+        print("{:<20}{:>16}{:>9}{:>8}".format("class", "pixels", "share", "images"))
+    for row in report.rows() if report.labelled else ():
         print("{:<20}{:>16}{:>9}{:>8}".format(*row))
     for problem in report.problems:
         print(f"problem: {problem}", file=sys.stderr)
     if report.problems:
         raise InputError(f"{data} {split}: {len(report.problems)} problems in {report.images} images")
-    print("no problems")
+    notices = report.notices()
+    if report.labelled < report.images:
+        notices.insert(0, "a source needs a label for every image; of a target some suffice")
+    if strays:
+        notices.append(f"label files without an image: {listed(strays)}")
+    for notice in notices:
+        print(f"NOTICE: {notice}", file=sys.stderr)
+    print(f"no damaged files; notices: {len(notices)}" if notices else "no problems")

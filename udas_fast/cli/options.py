@@ -104,6 +104,14 @@ Weights = Annotated[
     str | None,
     typer.Option(metavar="FILE", rich_help_panel=RECIPE, help="torchvision ResNet or AdaptSegNet checkpoint"),
 ]
+ResetHead = Annotated[
+    bool,
+    typer.Option(
+        "--reset-head",
+        rich_help_panel=RECIPE,
+        help="with --weights of other classes: keep all but the layers that return a value for each class",
+    ),
+]
 
 # Data.
 Source = Annotated[
@@ -113,6 +121,23 @@ Target = Annotated[str | None, typer.Option(metavar="KIND:ROOT", rich_help_panel
 NumLabels = Annotated[
     int,
     typer.Option(min=0, metavar="N", rich_help_panel=DATA, help="labelled target images that may be used"),
+]
+ChosenLabels = Annotated[
+    str | None,
+    typer.Option(
+        "--num-labels",
+        metavar="all|N|FILE",
+        rich_help_panel=DATA,
+        help="labelled target images that may be used: all that have a label, N of them, or a list of ids, one a line",
+    ),
+]
+Labelled = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND:ROOT",
+        rich_help_panel=DATA,
+        help="labelled target images in a dataset of their own; all of them unless --num-labels says which",
+    ),
 ]
 Engine = Annotated[
     str, typer.Option(metavar="NAME", rich_help_panel=DATA, help="data engine: torch, dali, or auto")
@@ -127,6 +152,14 @@ Resume = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER", rich_help_panel=RUN, help="go on with the run in this folder, as its run.yaml says"
+    ),
+]
+AllowOtherData = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-data",
+        rich_help_panel=RUN,
+        help="with --resume: go on though files of the datasets are gone, new or of another size",
     ),
 ]
 Seed = Annotated[
@@ -168,6 +201,15 @@ def parse_numbers(text: str, option: str) -> list[int]:
     if not all(part.strip().isdecimal() for part in parts):
         raise bad(option, repr(text), "whole numbers from 0 with commas between them, such as 50,20")
     return [int(part) for part in parts]
+
+
+def parse_num_labels(text: str | None) -> int | str | None:
+    """Read ``"50"`` as a number; ``"all"`` and the path of a list of ids stay as they are."""
+    if text is None or not text.removeprefix("-").isdecimal():
+        return text
+    if text.startswith("-"):
+        raise bad("--num-labels", text, "all, a number from 0, or the file of a list of ids")
+    return int(text)
 
 
 def parse_batch_sizes(text: str) -> tuple[list[int], StreamBatchSize]:

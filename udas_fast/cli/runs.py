@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from udas_fast.cli.options import KINDS, OUT, SIZE, Device, Json, Model, Split, parse_size, write_json
-from udas_fast.errors import bad
+from udas_fast.errors import InputError, bad
 
 
 def evaluate(
@@ -71,8 +71,12 @@ def predict(
 
     files, parts = media_files(images), None if tile is None else parse_size(tile, "--tile")
     trained = TrainedModel.load(model, resolve_device(device))
-    count = predict_files(trained, files, out, pictures=write.split(","), native=native, tile=parts)
-    print(f"{count} image{'s' * (count != 1)} labelled in {out}")
+    done = predict_files(trained, files, out, pictures=write.split(","), native=native, tile=parts)
+    print(f"{done.images} image{'s' * (done.images != 1)} labelled in {out}")
+    if done.problems:
+        raise InputError(
+            f"predict: {len(done.problems)} of {len(files)} files cannot be read, the others are labelled"
+        )
 
 
 def export(

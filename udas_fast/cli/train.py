@@ -14,17 +14,21 @@ from udas_fast.cli.options import (
     RECIPE,
     RUN,
     SIZE,
+    AllowOtherData,
     BatchSize,
     CheckpointEvery,
+    ChosenLabels,
     Device,
     Engine,
     Json,
+    Labelled,
     LearningRate,
     LogEvery,
     MethodFiles,
     NumLabels,
     RecipeFile,
     RecipeName,
+    ResetHead,
     Resume,
     RunFolder,
     Seed,
@@ -38,6 +42,7 @@ from udas_fast.cli.options import (
     load_methods,
     one_of,
     parse_batch_sizes,
+    parse_num_labels,
     parse_size,
     read_changes,
     read_recipe,
@@ -57,7 +62,8 @@ def train(
     method_files: MethodFiles = None,
     source: Source = None,
     target: Target = None,
-    num_labels: NumLabels = 0,
+    num_labels: ChosenLabels = None,
+    labelled: Labelled = None,
     out: RunFolder = None,
     small: Small = None,
     size: Size = None,
@@ -66,6 +72,7 @@ def train(
     lr: LearningRate = None,
     settings: Settings = None,
     weights: Weights = None,
+    reset_head: ResetHead = False,
     stages: Annotated[
         str | None, typer.Option(metavar="NAME[,NAME]", rich_help_panel=RECIPE, help="run these stages only")
     ] = None,
@@ -111,6 +118,7 @@ def train(
     log_every: LogEvery = 20,
     device: Device = "auto",
     resume: Resume = None,
+    allow_other_data: AllowOtherData = False,
 ) -> None:
     """Train a recipe, or go on with a run that was stopped.
 
@@ -125,13 +133,17 @@ def train(
     from udas_fast.training.trainer import Trainer
 
     if resume is not None:
-        refuse_beside_resume(context, "max_bad_files", "method_files", "device")
+        refuse_beside_resume(context, "max_bad_files", "allow_other_data", "method_files", "device")
+    elif allow_other_data:
+        raise bad("--allow-other-data", "no --resume", "the run that goes on with other files")
     load_methods(method_files)
     join(device)
     if restarted() and out is not None and (out / "run.yaml").is_file():
         resume = out
     if resume is not None:
-        trainer = Trainer.resume(resume, max_bad_files=max_bad_files, device=device)
+        trainer = Trainer.resume(
+            resume, max_bad_files=max_bad_files, allow_other_data=allow_other_data, device=device
+        )
     else:
         changes = read_changes(small, size, steps, batch_size, lr)
         chosen = read_recipe("train", recipe, recipe_file, changes, settings)
@@ -140,13 +152,20 @@ def train(
         if stages is not None:
             chosen = _select_stages(chosen, stages, has_start=bool(start or weights))
         data = DataConfig(
-            source, target, num_labels, workers, one_of("--engine", engine, ENGINES), max_bad_files
+            source,
+            target,
+            parse_num_labels(num_labels),
+            workers,
+            one_of("--engine", engine, ENGINES),
+            max_bad_files,
+            labelled,
         )
         trainer = Trainer(
             chosen,
             data,
             run_dir=out,
             weights=weights,
+            reset_head=reset_head,
             start=start,
             seed=seed,
             device=device,
@@ -290,6 +309,7 @@ def translate(
     log_every: LogEvery = 20,
     device: Device = "auto",
     resume: Resume = None,
+    allow_other_data: AllowOtherData = False,
 ) -> None:
     """Give the source the target's style by a CycleGAN.
 
@@ -302,10 +322,12 @@ def translate(
     from udas_fast.translation import Translation, TranslationConfig, at_native_size
 
     if resume is not None:
-        refuse_beside_resume(context, "device")
+        refuse_beside_resume(context, "allow_other_data", "device")
+    elif allow_other_data:
+        raise bad("--allow-other-data", "no --resume", "the run that goes on with other files")
     join(device)
     if resume is not None:
-        translation = Translation.resume(resume, device=device)
+        translation = Translation.resume(resume, allow_other_data=allow_other_data, device=device)
     else:
         if out is None:
             raise bad("--out", "none", "the folder of the run")

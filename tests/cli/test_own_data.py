@@ -1,0 +1,134 @@
+"""The commands on data as people have it: some labels, labels that cannot be right, other files, a bad photo."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+RunCli = Callable[..., tuple[int, str, str]]
+SMALL = ("--small", "64x96", "--steps", 6, "--device", "cpu", "--engine", "torch", "--set", "model.width=4")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a ``folder:`` root of three classes, train 8 and val 3; only images in ``labelled`` have a label."""
+
+    def write(name: str, labelled: range = range(8)) -> Path:
+        root, rng = tmp_path / name, np.random.default_rng(0)
+        for split, count in (("train", 8), ("val", 3)):
+            for kind in ("images", "labels"):
+                (root / kind / split).mkdir(parents=True)
+            for i in range(count):
+                label = rng.integers(0, 3, (8, 12), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+                image = np.stack([60 * label, 200 - 60 * label, label], -1)
+                Image.fromarray(image).save(root / f"images/{split}/{i:04d}.png")
+                if split == "val" or i in labelled:
+                    Image.fromarray(label).save(root / f"labels/{split}/{i:04d}.png")
+        (root / "classes.txt").write_text("grass\nroad\ncar\n")
+        return root
+
+    return write
+
+
+def train(source: Path, target: Path, out: Path, *more: object) -> tuple[object, ...]:
+    data = ("--source", f"folder:{source}", "--target", f"folder:{target}", "--out", out)
+    return ("train", "udas", *data, *SMALL, *more)
+
+
+def test_a_target_of_which_two_images_have_labels(
+    run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    sim, real = folder("sim"), folder("real", range(2))
+    code, stdout, stderr = run_cli(*train(sim, real, tmp_path / "plain"))
+    assert code == 0, stderr
+    assert "target folder (0 labelled, 8 unlabelled; 2 labels unused without --num-labels)" in stdout
+    assert "mIoU: mean over all 3 classes" in stdout
+    (tmp_path / "ids.txt").write_text("0001\n")
+    for choice, count in (("all", 2), (1, 1), (tmp_path / "ids.txt", 1)):
+        code, stdout, stderr = run_cli(
+            *train(sim, real, tmp_path / f"run-{count}-{len(str(choice))}", "--num-labels", choice)
+        )
+        assert code == 0, stderr
+        assert f"target folder ({count} labelled, 8 unlabelled), val folder (3)" in stdout
+        assert stdout.index("labelled") < stdout.index("mIoU")
+    few = folder("few", range(4))  # the rest of its images is not used
+    code, stdout, stderr = run_cli(*train(sim, real, tmp_path / "few", "--labelled", f"folder:{few}"))
+    assert code == 0, stderr
+    assert "target folder (4 labelled, 8 unlabelled)" in stdout
+
+
+def test_check_data_tells_labels_that_cannot_be_right(run_cli: RunCli, folder: Callable[..., Path]) -> None:
+    root = folder("real", range(2))
+    code, stdout, stderr = run_cli("check-data", f"folder:{root}")
+    assert code == 0
+    assert "8 images (8 of 64x96), 2 labelled, 6 unlabelled, 0 ignored pixels" in stdout
+    assert stderr == "NOTICE: a source needs a label for every image; of a target some suffice\n"
+    assert stdout.endswith("no damaged files; notices: 1\n")
+    for path in (root / "labels/train").iterdir():
+        label = np.array(Image.open(path))
+        Image.fromarray(np.where(label == 0, 0, 255).astype(np.uint8)).save(path)
+    shutil.copy(root / "labels/train/0000.png", root / "labels/train/stray.png")
+    _, stdout, stderr = run_cli("check-data", f"folder:{root}")
+    assert "NOTICE: the only ids are 0 (grass) and 255, which is ignored" in stderr
+    assert "% of the pixels of labels are ignored\n" in stderr
+    assert f"NOTICE: label files without an image: 1 ({root}/labels/train/stray.png)\n" in stderr
+    shutil.rmtree(root / "labels/train")
+    code, stdout, _ = run_cli("check-data", f"folder:{root}")
+    assert code == 0
+    assert "0 labelled, 8 unlabelled" in stdout
+    assert "grass" not in stdout
+    assert run_cli("check-data", f"folder:{root}", "--split", "val")[1].endswith("no problems\n")
+
+
+def test_other_files_on_resume(run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path) -> None:
+    sim, run = folder("sim"), tmp_path / "run"
+    assert run_cli(*train(sim, sim, run))[0] == 0
+    (run / "model.safetensors").unlink()
+    max(run.glob("checkpoints/step-*.pt")).unlink()
+    for kind in ("images", "labels"):
+        (sim / kind / "train/0003.png").unlink()
+    resume = ("train", "--resume", run, "--device", "cpu")
+    code, _, stderr = run_cli(*resume)
+    assert code == 2
+    assert (
+        "source: 1 (0003) gone; unlabelled: 1 (0003) gone, expected the files of its checkpoint, or --a"
+        in stderr
+    )
+    code, _, stderr = run_cli(*resume, "--allow-other-data")
+    assert code == 0, stderr
+    assert "data has changed since the checkpoint: source: 1 (0003) gone" in stderr
+    code, _, stderr = run_cli(*train(sim, sim, tmp_path / "new", "--allow-other-data"))
+    assert (code, stderr) == (
+        2,
+        "udas-fast: --allow-other-data: found no --resume, expected the run that goes on with other files\n",
+    )
+
+
+def test_weights_of_other_classes_and_a_bad_photo(
+    run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    sim, run = folder("sim"), tmp_path / "run"
+    assert run_cli(*train(sim, sim, run))[0] == 0
+    photos = tmp_path / "photos"
+    shutil.copytree(sim / "images/train", photos)
+    (photos / "0002.png").write_bytes((photos / "0002.png").read_bytes()[:100])
+    code, stdout, stderr = run_cli("predict", run, photos, "--out", tmp_path / "out", "--device", "cpu")
+    assert code == 2
+    assert "7 images labelled in" in stdout
+    assert f"skipped: image {photos}/0002.png: found " in stderr
+    assert stderr.endswith("udas-fast: predict: 1 of 8 files cannot be read, the others are labelled\n")
+    assert len(list((tmp_path / "out").glob("*_ids.png"))) == 7
+    (sim / "classes.txt").write_text("grass\nroad\ncar\nsky\n")
+    weights = ("--weights", run / "model.safetensors")
+    code, _, stderr = run_cli(*train(sim, sim, tmp_path / "refused", *weights))
+    assert code == 2
+    assert "found 3 classes in auxiliary.branches.0.weight, expected 4 classes; --reset-head" in stderr
+    code, stdout, stderr = run_cli(*train(sim, sim, tmp_path / "reset", *weights, "--reset-head"))
+    assert code == 0, stderr
+    assert "  head of 3 classes left out, reset: auxiliary.* (8), primary.* (8)\n" in stdout
+    assert "NOTICE: source folder: classes that no label shows: 1 of 4 (sky)\n" in stderr
