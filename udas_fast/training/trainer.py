@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -98,15 +97,11 @@ class Trainer:
         recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
         data = data.absolute() if isinstance(data, DataConfig) else data
         domains = open_domains(data, recipe) if isinstance(data, DataConfig) else data
-        given: list[Literal["model", "optimizer"]] = []
-        if model is not None:
-            given.append("model")
-        if optimizer is not None:
-            given.append("optimizer")
+        objects = {"model": model, "optimizer": optimizer}
         settings = {
             "data": data if isinstance(data, DataConfig) else None,
             "labelled": domains.labelled_ids() if isinstance(data, DataConfig) else None,
-            "given": tuple(given),
+            "given": tuple(name for name, given in objects.items() if given is not None),
             "engine": domains.chosen_engine,
             "weights": weights and existing_path(weights),
             "reset_head": reset_head,
@@ -143,7 +138,6 @@ class Trainer:
 
         A ``max_bad_files`` above the run's own becomes its limit from here on, in ``run.yaml`` too; datasets
         that are objects have a limit of their own.
-
         :meth:`fit` refuses files of other names or sizes than those that the checkpoint was made with and says which;
         with ``allow_other_data`` it goes on with them.
 
