@@ -327,14 +327,6 @@ class Domains:
         return {name: loader(name, data) for name in geometries if (data := datasets[name]) is not None}
 
 
-def _batch_size(inputs: InputConfig, stream: str) -> int:
-    """Return this process's part of a batch of ``stream``."""
-    own = getattr(inputs.stream_batch_size, stream) is not None
-    return distributed.per_rank(
-        inputs.batch_size_of(stream), f"input.stream_batch_size.{stream}" if own else "input.batch_size"
-    )
-
-
 def _require_domains(config: DataConfig, needed: Set[str], uses: Set[str], recipe: str) -> None:
     """Raise InputError unless the domains that a recipe needs are given, and no labelled images that it ignores."""
     if "source" in needed and config.source is None:
