@@ -49,7 +49,7 @@ def _recompressed(data: bytes, change) -> bytes:
 def _rotated(image: np.ndarray) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return _encoded(image, "JPEG", quality=95, exif=exif)
+    return _encoded(np.ascontiguousarray(np.rot90(image)), "JPEG", quality=95, exif=exif)
 
 
 def _variants(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator, png16) -> dict:

@@ -269,15 +269,14 @@ def test_image_modes_become_rgb(tmp_path, png16):
         read_image(tmp_path / "b.tif")
 
 
-def test_exif_orientation_is_ignored_unless_asked_for():
+def test_images_are_turned_upright_by_exif():
     pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG", exif=exif)
     data.seek(0)
-    assert np.array_equal(read_image(data), pixels)
-    assert np.array_equal(read_image(data, upright=True), np.rot90(pixels, -1))  # 6: turn it clockwise
+    assert np.array_equal(read_image(data), np.rot90(pixels, -1))  # 6: turn it clockwise
 
 
 def test_subsets_are_nested_fixed_and_differ_by_seed(make_dataset):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from udas_fast.data.classes import IGNORE, ClassSet
+from udas_fast.data.files import orientation
 from udas_fast.data.specs import DatasetSpec
 from udas_fast.data.types import SegmentationDataset, read_sample, require_dataset
 from udas_fast.errors import InputError, bad
@@ -22,8 +23,9 @@ class DatasetReport:
 
     ``pixels``: labelled pixels of each class in each image, int64 ``[images, C]``; ``areas``: pixels of each label,
     int64 ``[images]``, 0 for an image without one; ``sizes``: (H, W) → number of images; ``void``: ids of the images
-    whose label has no labelled pixel; ``problems``: a message for each sample that cannot be used, in order; ``images``
-    counts all, ``labelled`` those with a label; ``spec``: format of the files, None for a dataset without files.
+    whose label has no labelled pixel; ``turned``: ids of labelled images that EXIF turns; ``problems``: a message for
+    each sample that cannot be used, in order; ``images`` counts all, ``labelled`` those with a label; ``spec``: format
+    of the files, None for a dataset without files.
     """
 
     name: str
@@ -34,6 +36,7 @@ class DatasetReport:
     pixels: np.ndarray
     areas: np.ndarray
     void: list[str]
+    turned: list[str]
     problems: list[str]
     spec: DatasetSpec | None = None
 
@@ -86,6 +89,11 @@ class DatasetReport:
         if not total:
             return [f"no label has a labelled pixel: all {self.labelled} are void"]
         notices = []
+        if self.turned:
+            turned = listed(self.turned, self.labelled)
+            notices.append(
+                f"images that EXIF turns, whose labels must be drawn on what a viewer shows: {turned}"
+            )
         if self.void:
             notices.append(f"labels without a labelled pixel: {listed(self.void, self.labelled)}")
         if self.ignored and total == self.counts[0]:
@@ -136,9 +144,9 @@ def check_dataset(
     pixels = np.zeros((len(dataset), classes), np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
     areas = np.zeros(len(dataset), np.int64)
-    labelled, void, problems = 0, [], []
+    labelled, void, turned, problems = 0, [], [], []
 
-    def check(index: int) -> tuple[str, tuple[int, int], np.ndarray | None] | str:
+    def check(index: int) -> _Measured | str:
         try:
             return _measure(dataset, index)
         except InputError as error:
@@ -149,14 +157,13 @@ def check_dataset(
             if isinstance(found, str):
                 problems.append(found)
             else:
-                name, size, histogram = found
-                sizes[size] += 1
-                if histogram is not None:
+                sizes[found.size] += 1
+                if found.histogram is not None:
                     labelled += 1
-                    pixels[index] = histogram[:classes]
-                    areas[index] = histogram.sum()
-                    if not pixels[index].any():
-                        void.append(name)
+                    pixels[index] = found.histogram[:classes]
+                    areas[index] = found.histogram.sum()
+                    void += [found.id] * (not pixels[index].any())
+                    turned += [found.id] * found.turned
             if progress is not None:
                 progress(1)
     return DatasetReport(
@@ -168,23 +175,37 @@ def check_dataset(
         pixels,
         areas,
         void,
+        turned,
         problems,
         dataset.spec,
     )
 
 
-def _measure(dataset: SegmentationDataset, index: int) -> tuple[str, tuple[int, int], np.ndarray | None]:
-    """Return the id, the size (H, W) and the histogram of train ids, int64 ``[256]``, of one sample."""
+@dataclass(frozen=True)
+class _Measured:
+    """Id, size (H, W) and histogram of train ids, int64 ``[256]`` or None without a label, of one sample.
+
+    ``turned``: whether EXIF turns the image.
+    """
+
+    id: str
+    size: tuple[int, int]
+    histogram: np.ndarray | None
+    turned: bool = False
+
+
+def _measure(dataset: SegmentationDataset, index: int) -> _Measured:
     sample = read_sample(dataset, index)
     height, width = sample.image.shape[:2]
     if sample.label is None:
-        return sample.id, (height, width), None
+        return _Measured(sample.id, (height, width), None)
     histogram = np.bincount(sample.label.ravel(), minlength=256)
     classes = len(dataset.classes)
     if histogram[classes:IGNORE].any():
         wrong = classes + int(np.flatnonzero(histogram[classes:IGNORE])[0])
         raise bad(f"label of {sample.id}", f"train id {wrong}", f"0 to {classes - 1}, or 255")
-    return sample.id, (height, width), histogram
+    turned = dataset.spec is not None and orientation(dataset.files(index).image) != 1
+    return _Measured(sample.id, (height, width), histogram, turned)
 
 
 def listed(names: Sequence[str], total: int | None = None, *, most: int = 3) -> str:

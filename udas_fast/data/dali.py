@@ -160,7 +160,7 @@ class DaliEngine:
         if files.label is None:
             return _EncodedSample(index, image, b"", size)
         label, label_size = encoded_ids(files.label, rgb16=self.rgb16, as_pixels=as_pixels)
-        check_sizes(files.label, label_size, size)
+        check_sizes(files, label_size, size)
         train_ids = None
         if self.sampler.needs_labels(self.geometry):
             train_ids = self.id_map(read_ids(files.label, rgb16=self.rgb16), files.label)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from udas_fast.data.files import IdMap, read_ids, read_image
+from udas_fast.data.files import IdMap, orientation, read_ids, read_image
 from udas_fast.data.sampler import labelled_subset
 from udas_fast.data.specs import DatasetSpec
 from udas_fast.data.types import Sample, SampleFiles, SegmentationDataset, as_index, require_dataset
@@ -32,11 +31,11 @@ class FileDataset(SegmentationDataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        sample, path = self.unlabelled(index), self.files(index).label
-        if path is None:
+        sample, files = self.unlabelled(index), self.files(index)
+        if (path := files.label) is None:
             return sample
         ids = read_ids(path, rgb16=self.spec.rgb16)
-        check_sizes(path, ids.shape, sample.image.shape[:2])
+        check_sizes(files, ids.shape, sample.image.shape[:2])
         return Sample(sample.image, self.id_map(ids, path), sample.id)
 
     def label(self, index: int) -> np.ndarray | None:
@@ -62,11 +61,15 @@ class FileDataset(SegmentationDataset):
         return self.samples[as_index(index, f"index of {self.name}")]
 
 
-def check_sizes(path: Path, label: tuple[int, ...], image: tuple[int, ...]) -> None:
-    """Raise InputError unless the (H, W) of the label at ``path`` equals that of its image."""
+def check_sizes(files: SampleFiles, label: tuple[int, ...], image: tuple[int, ...]) -> None:
+    """Raise InputError unless the (H, W) of the label in ``files`` equals that of its image."""
     if label != image:
         found, expected = (f"{width}x{height}" for height, width in (label, image))
-        raise bad(f"label {path}", f"{found} pixels", f"the {expected} of its image")
+        why = ""
+        if (turn := orientation(files.image)) != 1:
+            advice = "draw labels on what a viewer shows, or save the image without EXIF"
+            why = f", which EXIF orientation {turn} turns: {advice}"
+        raise bad(f"label {files.label}", f"{found} pixels", f"the {expected} of its image{why}")
 
 
 class Subset(SegmentationDataset):

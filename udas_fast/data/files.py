@@ -35,10 +35,10 @@ UNREADABLE = (
 Size = tuple[int, int]
 
 
-def read_image(source: Path | Image.Image, *, upright: bool = False) -> np.ndarray:
+def read_image(source: Path | Image.Image) -> np.ndarray:
     """Read an image as uint8 ``[H, W, 3]`` RGB; grey, palette, CMYK and 16-bit images are converted.
 
-    An EXIF orientation is ignored, because labels are drawn on the stored pixels; ``upright`` applies it.
+    It is turned upright by its EXIF orientation, as viewers and labelling tools show it.
 
     Raises:
         InputError: the file is missing, truncated or not such an image.
@@ -48,19 +48,17 @@ def read_image(source: Path | Image.Image, *, upright: bool = False) -> np.ndarr
     name = "image" if isinstance(source, Image.Image) else f"image {source}"
     try:
         if isinstance(source, Image.Image):
-            return _rgb(source, name, upright)
+            return _rgb(source, name)
         with Image.open(source, formats=IMAGE_FORMATS) as image:
-            return _rgb(image, name, upright)
+            return _rgb(image, name)
     except InputError:
         raise
     except UNREADABLE as error:
         raise bad(name, _reason(error), READABLE) from error
 
 
-def _rgb(image: Image.Image, name: str, upright: bool) -> np.ndarray:
-    image.load()  # a PNG may hold its orientation after the pixels
-    if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+def _rgb(image: Image.Image, name: str) -> np.ndarray:
+    image = _upright(image)
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
@@ -69,8 +67,32 @@ def _rgb(image: Image.Image, name: str, upright: bool) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Return ``image``, decoded, as its EXIF orientation turns it."""
+    image.load()  # a PNG may hold its orientation after the pixels
+    return ImageOps.exif_transpose(image) if _is_turned(image) else image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+
+
+def orientation(path: Path) -> int:
+    """Return the EXIF orientation in the header of an image file, 1 to 8; 1 where there is none."""
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            found = Image.Image.getexif(image).get(
+                ExifTags.Base.Orientation, 1
+            )  # a PNG's own decodes its pixels
+    except UNREADABLE:
+        return 1
+    return found if found in range(1, 9) else 1
+
+
 def read_ids(path: Path, *, rgb16: bool = False) -> np.ndarray:
     """Read the class ids stored in a label file, ``[H, W]``, uint8 or uint16, unchanged.
+
+    They are turned upright as :func:`read_image` turns images.
 
     ``rgb16=False``: PNGs with an 8-bit palette (the index is read, never the colour), 8-bit grey or 16-bit grey.
     ``rgb16=True``: PNGs of 16-bit RGB(A), id in the first channel (SYNTHIA).
@@ -89,7 +111,7 @@ def read_ids(path: Path, *, rgb16: bool = False) -> np.ndarray:
         if not grey and header.colour != png.PALETTE:
             raise bad(f"label {path}", header, kinds)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            return np.array(image)
+            return np.array(_upright(image))
     except InputError:
         raise
     except ValueError as error:
@@ -111,9 +133,9 @@ def _reason(error: BaseException) -> str:
 def encoded_image(path: Path, *, as_pixels: bool = False) -> tuple[bytes, Size]:
     """Return an image file for a decoder other than Pillow, and its (H, W).
 
-    What another decoder might read differently from :func:`read_image` (palettes, CMYK, 16-bit images, WebP, …) is
-    decoded here and returned as PPM; so is a file that looks damaged, because only :func:`read_image` judges files,
-    and every file if ``as_pixels``.
+    What another decoder might read differently from :func:`read_image` (images turned by EXIF, palettes, CMYK, 16-bit
+    images, WebP, …) is decoded here and returned as PPM; so is a file that looks damaged, because only
+    :func:`read_image` judges files, and every file if ``as_pixels``.
 
     Raises:
         InputError: as :func:`read_image`.
@@ -143,7 +165,7 @@ def encoded_ids(path: Path, *, rgb16: bool, as_pixels: bool = False) -> tuple[by
             data = path.read_bytes()
             header, _ = png.parse(data)
             size = (header.height, header.width)
-            if not header.interlaced:
+            if not (header.interlaced or header.turned):
                 if rgb16 and header.depth == 16 and header.colour in (png.RGB, png.RGBA):
                     return data, size
                 if not rgb16 and header.depth == 8 and header.colour == png.GREY:
@@ -165,9 +187,11 @@ def _plain_image_size(data: bytes) -> Size | None:
             return None
         if image.format == "PNG":
             header, _ = png.parse(data)
-            if header.depth != 8 or header.interlaced:
+            if header.depth != 8 or header.interlaced or header.turned:
                 return None
-        elif image.info.get("adobe_transform") == 0:  # RGB that is not stored as YCbCr
+        elif (
+            _is_turned(image) or image.info.get("adobe_transform") == 0
+        ):  # 0: RGB that is not stored as YCbCr
             return None
         return image.size[1], image.size[0]
 

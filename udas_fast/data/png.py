@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,13 +20,17 @@ COLOUR_NAMES = {GREY: "grey", RGB: "RGB", PALETTE: "palette", GREY_ALPHA: "grey 
 
 @dataclass(frozen=True)
 class Header:
-    """IHDR chunk of a PNG: sizes in pixels, bits per sample, colour type (0, 2, 3, 4 or 6)."""
+    """IHDR chunk of a PNG: sizes in pixels, bits per sample, colour type (0, 2, 3, 4 or 6).
+
+    ``turned``: another chunk may hold an orientation, as EXIF or XMP.
+    """
 
     width: int
     height: int
     depth: int
     colour: int
     interlaced: bool
+    turned: bool = False
 
     def __str__(self) -> str:
         return f"a {self.depth}-bit {COLOUR_NAMES.get(self.colour, 'unknown')} PNG"
@@ -66,9 +70,18 @@ def parse(data: bytes) -> tuple[Header, bytes]:
             header = Header(width, height, depth, colour, interlace != 0)
         elif kind == b"IDAT":
             pixels.append(content)
+        elif header is not None and _may_turn(kind, content):
+            header = replace(header, turned=True)
     if header is None or not pixels:
         raise ValueError("a PNG without pixels")
     return header, b"".join(pixels)
+
+
+def _may_turn(kind: bytes, content: memoryview) -> bool:
+    """Return whether a chunk may hold an orientation, where Pillow looks for it."""
+    texts = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+    is_text = kind in (b"tEXt", b"zTXt", b"iTXt")
+    return kind == b"eXIf" or (is_text and bytes(content[:24]).startswith(texts))
 
 
 def palette_to_grey(data: bytes) -> bytes:

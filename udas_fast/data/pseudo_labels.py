@@ -143,7 +143,7 @@ class PseudoLabelDataset(SegmentationDataset):
 
     def __getitem__(self, index: int) -> Sample:
         sample, label = self.dataset.unlabelled(index), self.label(index)
-        check_sizes(label_path(self.folder, index), label.shape, sample.image.shape[:2])
+        check_sizes(self.files(index), label.shape, sample.image.shape[:2])
         return Sample(sample.image, label, sample.id)
 
     def label(self, index: int) -> np.ndarray:

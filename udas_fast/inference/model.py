@@ -154,7 +154,7 @@ def read_pixels(image: ImageInput) -> np.ndarray:
     if isinstance(image, (str, os.PathLike, Image.Image)):
         with warnings.catch_warnings():  # Pillow's, about sizes, palettes and metadata
             warnings.simplefilter("ignore")
-            return read_image(image if isinstance(image, Image.Image) else Path(image), upright=True)
+            return read_image(image if isinstance(image, Image.Image) else Path(image))
     if not isinstance(image, np.ndarray):
         raise bad("image", type(image).__name__, "a uint8 RGB array [H, W, 3], a Pillow image or a path")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
