@@ -56,6 +56,11 @@ class Classless(Returns):
     [
         (lambda _: open_dataset(5, "train"), "dataset: found int, expected text, such as"),
         (lambda _: open_dataset(Path("folder:x"), "train"), "dataset: found PosixPath, expected text"),
+        (
+            lambda _: open_dataset("streets:sim", "train", bit_depth=40),
+            "bit_depth: found 40, expected 8 to 16",
+        ),
+        (lambda _: read_image("x.png", bit_depth="12"), "bit_depth: found '12', expected 8 to 16, or None"),
         (lambda _: open_dataset("streets:sim", 1), "split: found int, expected text"),
         (lambda _: has_labels(None, "val"), "dataset: found NoneType, expected text"),
         (lambda _: read_image(5), "image: found int, expected a path or a Pillow image"),

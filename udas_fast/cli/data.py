@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from udas_fast.cli.options import KINDS, Split
+from udas_fast.cli.options import KINDS, BitDepth, Split
 from udas_fast.errors import InputError
 
 
 def check_data(
     data: Annotated[str, typer.Argument(metavar="KIND:ROOT", help=f"KIND is one of {KINDS}")],
     split: Split = "train",
+    bit_depth: BitDepth = None,
 ) -> None:
     """Read every file of a dataset and name what is wrong.
 
@@ -24,7 +25,7 @@ def check_data(
 
     from udas_fast.data import check_dataset, listed, open_dataset, unmatched_labels
 
-    dataset = open_dataset(data, split, labelled="some")
+    dataset = open_dataset(data, split, labelled="some", bit_depth=bit_depth)
     strays = [str(path) for path in unmatched_labels(data, split)]
     with tqdm(total=len(dataset), unit="image", leave=False, disable=None) as bar:
         report = check_dataset(dataset, progress=bar.update)

@@ -139,6 +139,16 @@ Labelled = Annotated[
         help="labelled target images in a dataset of their own; all of them unless --num-labels says which",
     ),
 ]
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        max=16,
+        metavar="N",
+        rich_help_panel=DATA,
+        help="bits of the sensor whose images are files of 16 bits; the least that holds their pixels unless given",
+    ),
+]
 Engine = Annotated[
     str, typer.Option(metavar="NAME", rich_help_panel=DATA, help="data engine: torch, dali, or auto")
 ]

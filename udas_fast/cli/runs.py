@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from udas_fast.cli.options import KINDS, OUT, SIZE, Device, Json, Model, Split, parse_size, write_json
+from udas_fast.cli.options import (
+    KINDS,
+    OUT,
+    SIZE,
+    BitDepth,
+    Device,
+    Json,
+    Model,
+    Split,
+    parse_size,
+    write_json,
+)
 from udas_fast.errors import InputError, bad
 
 
@@ -15,6 +26,7 @@ def evaluate(
     model: Model,
     data: Annotated[str, typer.Option(metavar="KIND:ROOT", help=f"KIND is one of {KINDS}")],
     split: Split = "val",
+    bit_depth: BitDepth = None,
     json_file: Json = None,
     device: Device = "auto",
 ) -> None:
@@ -29,7 +41,8 @@ def evaluate(
     from udas_fast.inference import TrainedModel
 
     trained = TrainedModel.load(model, join(device))
-    dataset = open_dataset(data, split, size=trained.size)
+    depth = bit_depth or trained.bit_depth
+    dataset = open_dataset(data, split, size=trained.size, bit_depth=depth)
     if difference := dataset.classes.first_difference(trained.classes):
         raise bad(
             f"dataset {data}",
@@ -60,6 +73,7 @@ def predict(
         str | None,
         typer.Option(metavar=SIZE, help="label large images in overlapping parts of this size, one by one"),
     ] = None,
+    bit_depth: BitDepth = None,
     device: Device = "auto",
 ) -> None:
     """Label images, folders and videos.
@@ -71,6 +85,7 @@ def predict(
 
     files, parts = media_files(images), None if tile is None else parse_size(tile, "--tile")
     trained = TrainedModel.load(model, resolve_device(device))
+    trained.bit_depth = bit_depth or trained.bit_depth
     done = predict_files(trained, files, out, pictures=write.split(","), native=native, tile=parts)
     print(f"{done.images} image{'s' * (done.images != 1)} labelled in {out}")
     if done.problems:

@@ -16,6 +16,7 @@ from udas_fast.cli.options import (
     SIZE,
     AllowOtherData,
     BatchSize,
+    BitDepth,
     CheckpointEvery,
     ChosenLabels,
     Device,
@@ -96,6 +97,7 @@ def train(
         ),
     ] = 0,
     engine: Engine = "auto",
+    bit_depth: BitDepth = None,
     max_bad_files: Annotated[
         int,
         typer.Option(
@@ -159,6 +161,7 @@ def train(
             one_of("--engine", engine, ENGINES),
             max_bad_files,
             labelled,
+            bit_depth,
         )
         trainer = Trainer(
             chosen,
@@ -305,6 +308,7 @@ def translate(
             help="loader processes or threads, and images written at once",
         ),
     ] = 0,
+    bit_depth: BitDepth = None,
     checkpoint_every: CheckpointEvery = 500,
     log_every: LogEvery = 20,
     device: Device = "auto",
@@ -332,7 +336,7 @@ def translate(
         if out is None:
             raise bad("--out", "none", "the folder of the run")
         chosen = _read_cyclegan(recipe_file, small, size, steps, batch_size, lr)
-        data = DataConfig(source, target, workers=workers)
+        data = DataConfig(source, target, workers=workers, bit_depth=bit_depth)
         translation = Translation(
             override(at_native_size(chosen, data), settings or ()),
             TranslationConfig(data, semantic, seed, log_every, checkpoint_every),

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from udas_fast.data.bit_depth import rule
 from udas_fast.data.classes import IGNORE, ClassSet
-from udas_fast.data.files import orientation
+from udas_fast.data.files import ImageHeader, read_header
 from udas_fast.data.specs import DatasetSpec
 from udas_fast.data.types import SegmentationDataset, read_sample, require_dataset
 from udas_fast.errors import InputError, bad
@@ -23,9 +24,9 @@ class DatasetReport:
 
     ``pixels``: labelled pixels of each class in each image, int64 ``[images, C]``; ``areas``: pixels of each label,
     int64 ``[images]``, 0 for an image without one; ``sizes``: (H, W) → number of images; ``void``: ids of the images
-    whose label has no labelled pixel; ``turned``: ids of labelled images that EXIF turns; ``problems``: a message for
-    each sample that cannot be used, in order; ``images`` counts all, ``labelled`` those with a label; ``spec``: format
-    of the files, None for a dataset without files.
+    whose label has no labelled pixel; ``turned``: ids of labelled images that EXIF turns; ``deep``: number of 16-bit
+    images; ``problems``: a message for each sample that cannot be used, in order; ``images`` counts all, ``labelled``
+    those with a label; ``spec``: format of the files, None for a dataset without files.
     """
 
     name: str
@@ -37,6 +38,7 @@ class DatasetReport:
     areas: np.ndarray
     void: list[str]
     turned: list[str]
+    deep: int
     problems: list[str]
     spec: DatasetSpec | None = None
 
@@ -78,8 +80,21 @@ class DatasetReport:
             lines.append(f"ignored: {self.ignored:,} pixels")
         return "\n".join(lines)
 
-    def notices(self) -> list[str]:
-        """Return what is probably wrong with labels that can be read; nothing without labels.
+    def notices(self, *, labels: bool = True) -> list[str]:
+        """Return how 16-bit images are scaled, and what is probably wrong with labels that can be read.
+
+        ``labels=False`` leaves out the labels.
+        """
+        notices = [f"16-bit images ({self.deep} of {self.images}) are {rule(self.depth)}"] * (self.deep > 0)
+        return notices + (self._label_notices() if labels else [])
+
+    @property
+    def depth(self) -> int | None:
+        """Bit depth of 16-bit images."""
+        return None if self.spec is None else self.spec.bit_depth
+
+    def _label_notices(self) -> list[str]:
+        """Return what is probably wrong with the labels; nothing without labels.
 
         Label ids are judged by the classes that they mean, so id 0 is the class of train id 0.
         """
@@ -144,7 +159,7 @@ def check_dataset(
     pixels = np.zeros((len(dataset), classes), np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
     areas = np.zeros(len(dataset), np.int64)
-    labelled, void, turned, problems = 0, [], [], []
+    labelled, deep, void, turned, problems = 0, 0, [], [], []
 
     def check(index: int) -> _Measured | str:
         try:
@@ -158,12 +173,13 @@ def check_dataset(
                 problems.append(found)
             else:
                 sizes[found.size] += 1
+                deep += found.header.deep
                 if found.histogram is not None:
                     labelled += 1
                     pixels[index] = found.histogram[:classes]
                     areas[index] = found.histogram.sum()
                     void += [found.id] * (not pixels[index].any())
-                    turned += [found.id] * found.turned
+                    turned += [found.id] * (found.header.orientation != 1)
             if progress is not None:
                 progress(1)
     return DatasetReport(
@@ -176,6 +192,7 @@ def check_dataset(
         areas,
         void,
         turned,
+        deep,
         problems,
         dataset.spec,
     )
@@ -183,29 +200,26 @@ def check_dataset(
 
 @dataclass(frozen=True)
 class _Measured:
-    """Id, size (H, W) and histogram of train ids, int64 ``[256]`` or None without a label, of one sample.
-
-    ``turned``: whether EXIF turns the image.
-    """
+    """Id, size (H, W), histogram of train ids, int64 ``[256]`` or None without a label, and header of one sample."""
 
     id: str
     size: tuple[int, int]
     histogram: np.ndarray | None
-    turned: bool = False
+    header: ImageHeader
 
 
 def _measure(dataset: SegmentationDataset, index: int) -> _Measured:
     sample = read_sample(dataset, index)
     height, width = sample.image.shape[:2]
+    header = ImageHeader() if dataset.spec is None else read_header(dataset.files(index).image)
     if sample.label is None:
-        return _Measured(sample.id, (height, width), None)
+        return _Measured(sample.id, (height, width), None, header)
     histogram = np.bincount(sample.label.ravel(), minlength=256)
     classes = len(dataset.classes)
     if histogram[classes:IGNORE].any():
         wrong = classes + int(np.flatnonzero(histogram[classes:IGNORE])[0])
         raise bad(f"label of {sample.id}", f"train id {wrong}", f"0 to {classes - 1}, or 255")
-    turned = dataset.spec is not None and orientation(dataset.files(index).image) != 1
-    return _Measured(sample.id, (height, width), histogram, turned)
+    return _Measured(sample.id, (height, width), histogram, header)
 
 
 def listed(names: Sequence[str], total: int | None = None, *, most: int = 3) -> str:

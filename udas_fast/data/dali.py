@@ -95,7 +95,7 @@ class DaliEngine:
         self.labelled = dataset.files(0).label is not None
         self.id_map = IdMap(dataset.spec.id_to_train_id)
         self.train_ids, self.undeclared = _lookup_table(self.id_map, padded=geometry.crop is not None)
-        self.rgb16 = dataset.spec.rgb16
+        self.rgb16, self.bit_depth = dataset.spec.rgb16, dataset.spec.bit_depth
         self._bad: dict[int, InputError] = {}  # samples that proved bad only when decoded
         self._as_pixels: set[int] = set()  # samples that Pillow can read and DALI cannot
 
@@ -156,7 +156,7 @@ class DaliEngine:
         if index in self._bad:
             raise self._bad[index]
         files, as_pixels = self.dataset.files(index), index in self._as_pixels
-        image, size = encoded_image(files.image, as_pixels=as_pixels)
+        image, size = encoded_image(files.image, bit_depth=self.bit_depth, as_pixels=as_pixels)
         if files.label is None:
             return _EncodedSample(index, image, b"", size)
         label, label_size = encoded_ids(files.label, rgb16=self.rgb16, as_pixels=as_pixels)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from udas_fast.data.files import IdMap, orientation, read_ids, read_image
+from udas_fast.data.files import IdMap, read_header, read_ids, read_image
 from udas_fast.data.sampler import labelled_subset
 from udas_fast.data.specs import DatasetSpec
 from udas_fast.data.types import Sample, SampleFiles, SegmentationDataset, as_index, require_dataset
@@ -50,7 +50,7 @@ class FileDataset(SegmentationDataset):
     def unlabelled(self, index: int) -> Sample:
         """Return sample ``index`` without its label."""
         files = self.files(index)
-        return Sample(read_image(files.image), None, files.id)
+        return Sample(read_image(files.image, bit_depth=self.spec.bit_depth), None, files.id)
 
     def id(self, index: int) -> str:
         """Return the id of sample ``index``."""
@@ -66,7 +66,7 @@ def check_sizes(files: SampleFiles, label: tuple[int, ...], image: tuple[int, ..
     if label != image:
         found, expected = (f"{width}x{height}" for height, width in (label, image))
         why = ""
-        if (turn := orientation(files.image)) != 1:
+        if (turn := read_header(files.image).orientation) != 1:
             advice = "draw labels on what a viewer shows, or save the image without EXIF"
             why = f", which EXIF orientation {turn} turns: {advice}"
         raise bad(f"label {files.label}", f"{found} pixels", f"the {expected} of its image{why}")

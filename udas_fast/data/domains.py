@@ -20,7 +20,7 @@ from udas_fast.data.factory import has_labels, open_dataset
 from udas_fast.data.geometry import Geometry
 from udas_fast.data.identity import FileList, absolute, absolute_path, list_files
 from udas_fast.data.inputs import InputConfig, batch_size_per_process
-from udas_fast.data.labelled import NumLabels, open_labelled, with_label
+from udas_fast.data.labelled import NumLabels, select_labelled, with_label
 from udas_fast.data.loader import AnyEngine, Engine, TrainLoader, choose_engine
 from udas_fast.data.sampler import RareClasses
 from udas_fast.data.types import SegmentationDataset, StreamName, require_dataset
@@ -42,6 +42,8 @@ class DataConfig:
     # Files that may turn bad during a run and are skipped; one more ends it.
     max_bad_files: Annotated[int, Field(ge=0)] = 0
     labelled: str | None = None  # labelled target images in a dataset of their own; None: those of the target
+    # Bits of the sensor whose images are files of 16 bits; None: the least that holds the pixels of each dataset.
+    bit_depth: Annotated[int, Field(ge=8, le=16)] | None = None
 
     def absolute(self) -> DataConfig:
         """Return the configuration with absolute roots, so that it opens from any folder."""
@@ -125,18 +127,18 @@ class Domains:
         _require_domains(config, needed, uses, recipe)
         source = labelled = unlabelled = val = None
         notices: list[str] = []
+        opened = partial(open_dataset, bit_depth=config.bit_depth)
         if "source" in needed and config.source is not None:
-            source = open_dataset(config.source, "train", size=inputs.source.size)
+            source = opened(config.source, "train", size=inputs.source.size)
         if "unlabelled" in needed and config.target is not None:
-            unlabelled = Unlabelled(
-                open_dataset(config.target, "train", size=inputs.target.size, labelled="some")
-            )
+            unlabelled = Unlabelled(opened(config.target, "train", size=inputs.target.size, labelled="some"))
         few = config.labelled or config.target
         if config.labels and few is not None:
-            labelled, notices = open_labelled(few, config.labels, inputs.source.size, labelled_ids)
+            pool = opened(few, "train", size=inputs.source.size, labelled="some")
+            labelled, notices = select_labelled(pool, few, config.labels, labelled_ids)
         scored = config.target or config.labelled
         if scored is not None and has_labels(scored, "val"):
-            val = open_dataset(scored, "val", size=inputs.target.size)
+            val = opened(scored, "val", size=inputs.target.size)
         unused = 0
         if labelled is None and unlabelled is not None and unlabelled.spec is not None and "labelled" in uses:
             unused = len(with_label(unlabelled.dataset))
@@ -164,8 +166,11 @@ class Domains:
             InputError: the first problem and how many more there are, or labels without a labelled pixel.
         """
         self._reports.update(distributed.on_main(self._check_files))
-        named = ((role, report) for role, report in self._reports.items() if role != "unlabelled")
-        return [f"{role} {report.name}: {text}" for role, report in named for text in report.notices()]
+        return [
+            f"{role} {report.name}: {text}"
+            for role, report in self._reports.items()
+            for text in report.notices(labels=role != "unlabelled")
+        ]
 
     def _check_files(self) -> dict[str, DatasetReport]:
         """Check every file; return the reports of the datasets on disk by role."""
@@ -198,6 +203,12 @@ class Domains:
             domains.insert(int("source" in roles), f"target {names} ({', '.join(counts)})")
         unscored = "" if self.val is not None else "; no labelled val images, so no scores"
         return f"data {', '.join(domains)}; engine {self.chosen_engine}{unscored}"
+
+    @property
+    def bit_depth(self) -> int | None:
+        """Bit depth of the target's 16-bit images, or the source's; None where all have 8 bits."""
+        depths = [data.spec.bit_depth for data in reversed(self._datasets()) if data.spec is not None]
+        return next((depth for depth in depths if depth is not None), None)
 
     def file_lists(self) -> dict[str, FileList]:
         """Return names and sizes of the files of each dataset, by role."""

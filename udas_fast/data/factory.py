@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from udas_fast.data.bit_depth import check_bit_depth
 from udas_fast.data.datasets import FileDataset, Unlabelled
-from udas_fast.data.files import IMAGE_SUFFIXES, LABEL_SUFFIX
+from udas_fast.data.files import IMAGE_SUFFIXES, LABEL_SUFFIX, find_bit_depth
 from udas_fast.data.specs import DATASETS, DatasetSpec, Layout, folder_spec
 from udas_fast.data.streets import Streets
 from udas_fast.data.translated import check_original, read_complete_manifest, replace_images
@@ -20,12 +22,18 @@ LabelsNeeded: TypeAlias = bool | Literal["some"]
 
 
 def open_dataset(
-    name: str, split: str, *, size: tuple[int, int] | None = None, labelled: LabelsNeeded = True
+    name: str,
+    split: str,
+    *,
+    size: tuple[int, int] | None = None,
+    labelled: LabelsNeeded = True,
+    bit_depth: int | None = None,
 ) -> SegmentationDataset:
     """Open ``KIND:ROOT``, with KIND one of :data:`KINDS`, for example ``camvid:ROOT`` or ``streets:sim``.
 
     ``size`` is the render size (H, W) of Streets; files keep their native size. ``labelled=False`` neither needs
-    nor opens labels; with ``"some"`` an image without a label is unlabelled.
+    nor opens labels; with ``"some"`` an image without a label is unlabelled. ``bit_depth`` is that of the sensor whose
+    images are files of 16 bits; None: the least that holds the pixels of some images of all splits.
 
     Raises:
         InputError: the kind is unknown, or a folder, the images or the label of an image is missing.
@@ -33,6 +41,7 @@ def open_dataset(
     for thing, value in (("dataset", name), ("split", split)):
         if not isinstance(value, str):
             raise bad(thing, type(value).__name__, "text, such as 'folder:DATA/real' and 'train'")
+    check_bit_depth(bit_depth)
     kind, colon, root = name.partition(":")
     if not colon or not root:
         raise bad("dataset", repr(name), f"KIND:ROOT with KIND one of {', '.join(KINDS)}")
@@ -45,9 +54,13 @@ def open_dataset(
     spec, folder = _spec(kind, root)
     if spec.splits and split not in spec.splits:
         raise unknown(f"split of {kind}", split, spec.splits)
-    samples = _find_samples(spec, folder, spec.split_lists.get(split, split), labelled)
+    on_disk = spec.split_lists.get(split, split)
+    samples = _find_samples(spec, folder, on_disk, labelled)
     if split in spec.split_lists:
         samples = _select_listed(samples, f"{spec.name}-{split}.txt")
+    if bit_depth is None:
+        bit_depth = find_bit_depth(_images_of_all_splits(spec, folder, on_disk, samples))
+    spec = replace(spec, bit_depth=bit_depth)
     return FileDataset(spec, samples)
 
 
@@ -144,6 +157,17 @@ def _find_samples(spec: DatasetSpec, root: Path, split: str, labelled: LabelsNee
         more = f" (and {others} more without one)" if others else ""
         raise bad(f"image {first.image}", f"no label {first.label}{more}", "one label for each image")
     return samples
+
+
+def _images_of_all_splits(
+    spec: DatasetSpec, root: Path, split: str, samples: Sequence[SampleFiles]
+) -> list[Path]:
+    """Return the images of a dataset, so that all of its splits have one bit depth."""
+    layout = _choose_layout(spec, root, split)
+    if "{split}" not in layout.images:
+        return [sample.image for sample in samples]
+    found = root.glob(f"{layout.images.format(split='*')}/{'*/' * layout.depth}*")
+    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _choose_layout(spec: DatasetSpec, root: Path, split: str) -> Layout:

@@ -6,12 +6,15 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from udas_fast.data import png
+from udas_fast.data.bit_depth import check_bit_depth, is_deep, low_bytes, spread, to_8_bits
 from udas_fast.data.classes import IGNORE
 from udas_fast.errors import InputError, bad
 
@@ -35,36 +38,56 @@ UNREADABLE = (
 Size = tuple[int, int]
 
 
-def read_image(source: Path | Image.Image) -> np.ndarray:
+def read_image(source: Path | Image.Image, *, bit_depth: int | None = None) -> np.ndarray:
     """Read an image as uint8 ``[H, W, 3]`` RGB; grey, palette, CMYK and 16-bit images are converted.
 
-    It is turned upright by its EXIF orientation, as viewers and labelling tools show it.
+    It is turned upright by its EXIF orientation, as viewers and labelling tools show it. Images of 16 bits are scaled
+    from ``bit_depth`` bits, those of the sensor; None: from all 16.
 
     Raises:
-        InputError: the file is missing, truncated or not such an image.
+        InputError: the file is missing, truncated or not such an image, or has 16 bits and not that depth.
     """
     if not isinstance(source, (str, os.PathLike, Image.Image)) and not hasattr(source, "read"):
         raise bad("image", type(source).__name__, "a path or a Pillow image")
+    check_bit_depth(bit_depth)
     name = "image" if isinstance(source, Image.Image) else f"image {source}"
     try:
         if isinstance(source, Image.Image):
-            return _rgb(source, name)
+            return _rgb(source, name, bit_depth)
         with Image.open(source, formats=IMAGE_FORMATS) as image:
-            return _rgb(image, name)
+            if not is_deep(image):
+                return _rgb(image, name, bit_depth)
+        return _three_channels(to_8_bits(_read_deep(source), bit_depth, name))
     except InputError:
         raise
     except UNREADABLE as error:
         raise bad(name, _reason(error), READABLE) from error
 
 
-def _rgb(image: Image.Image, name: str) -> np.ndarray:
+def _rgb(image: Image.Image, name: str, bit_depth: int | None) -> np.ndarray:
     image = _upright(image)
     if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+        return _three_channels(to_8_bits(np.asarray(image), bit_depth, name))
     if image.mode in ("I", "F"):
         raise bad(name, "32-bit grey pixels", "8 or 16 bits per channel")
     return np.array(image.convert("RGB"))
+
+
+def _read_deep(source: Path) -> np.ndarray:
+    """Return the upright pixels of a 16-bit file without its alpha, uint16 ``[H, W(, 3)]``."""
+    with Image.open(source, formats=IMAGE_FORMATS) as image:
+        image = _upright(image)
+        if image.mode.startswith("I;16"):
+            return np.asarray(image).astype(np.uint16)
+        high = np.asarray(image).astype(np.uint16) << 8
+        if image.mode == "LA":  # whose low bytes Pillow cannot return
+            return high[..., 0]
+    with Image.open(source, formats=IMAGE_FORMATS) as image:
+        return (high | np.asarray(_upright(low_bytes(image))))[..., :3]
+
+
+def _three_channels(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -77,16 +100,39 @@ def _is_turned(image: Image.Image) -> bool:
     return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
-def orientation(path: Path) -> int:
-    """Return the EXIF orientation in the header of an image file, 1 to 8; 1 where there is none."""
+@dataclass(frozen=True)
+class ImageHeader:
+    """EXIF orientation of an image file, 1 to 8, and whether it has 16 bits a channel."""
+
+    orientation: int = 1
+    deep: bool = False
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Read the header of an image file; that of an upright 8-bit image where it cannot be read."""
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            found = Image.Image.getexif(image).get(
+            turn = Image.Image.getexif(image).get(
                 ExifTags.Base.Orientation, 1
             )  # a PNG's own decodes its pixels
+            return ImageHeader(turn if turn in range(1, 9) else 1, is_deep(image))
     except UNREADABLE:
-        return 1
-    return found if found in range(1, 9) else 1
+        return ImageHeader()
+
+
+def find_bit_depth(paths: Sequence[Path]) -> int | None:
+    """Return the least number of bits, from 8, that holds the pixels of the 16-bit images among ``paths``.
+
+    Looks at a few that are evenly spread; None without a 16-bit image among them.
+    """
+    highest = -1
+    for path in spread(paths):
+        if read_header(path).deep:
+            try:
+                highest = max(highest, int(_read_deep(path).max(initial=0)))
+            except UNREADABLE:
+                continue  # whoever reads it says why
+    return None if highest < 0 else max(8, highest.bit_length())
 
 
 def read_ids(path: Path, *, rgb16: bool = False) -> np.ndarray:
@@ -130,7 +176,7 @@ def _reason(error: BaseException) -> str:
     return f"unreadable data ({error})"
 
 
-def encoded_image(path: Path, *, as_pixels: bool = False) -> tuple[bytes, Size]:
+def encoded_image(path: Path, *, bit_depth: int | None = None, as_pixels: bool = False) -> tuple[bytes, Size]:
     """Return an image file for a decoder other than Pillow, and its (H, W).
 
     What another decoder might read differently from :func:`read_image` (images turned by EXIF, palettes, CMYK, 16-bit
@@ -147,7 +193,7 @@ def encoded_image(path: Path, *, as_pixels: bool = False) -> tuple[bytes, Size]:
                 return data, size
         except UNREADABLE:
             pass
-    pixels = read_image(path)
+    pixels = read_image(path, bit_depth=bit_depth)
     return _netpbm(b"P6", pixels), _size(pixels)
 
 

@@ -15,7 +15,7 @@ from udas_fast import distributed
 from udas_fast.data.check import listed
 from udas_fast.data.classes import IGNORE
 from udas_fast.data.datasets import FileDataset, Subset
-from udas_fast.data.factory import open_dataset, unmatched_labels
+from udas_fast.data.factory import unmatched_labels
 from udas_fast.data.sampler import labelled_subset
 from udas_fast.data.types import SegmentationDataset
 from udas_fast.errors import InputError, bad
@@ -123,21 +123,20 @@ def find_ids(dataset: SegmentationDataset, ids: Sequence[str], thing: str) -> li
     return [indices[name] for name in ids]
 
 
-def open_labelled(
-    name: str, num_labels: NumLabels, size: tuple[int, int], ids: Sequence[str] | None
+def select_labelled(
+    pool: SegmentationDataset, name: str, num_labels: NumLabels, ids: Sequence[str] | None
 ) -> tuple[Subset, list[str]]:
-    """Open the labelled images of a run; return them and notices about them (collective).
+    """Return the labelled images of a run, and notices about them (collective).
 
     Args:
-        name: dataset as ``KIND:ROOT``, of which some images have labels.
+        pool: dataset of which some images have labels.
+        name: its name, ``KIND:ROOT``.
         num_labels: labels that the run may see.
-        size: render size of a dataset without files.
         ids: labelled images that the run has chosen before, in place of a new choice.
 
     Raises:
         InputError: no labels as asked for, or images of ``ids`` that are gone.
     """
-    pool = open_dataset(name, "train", size=size, labelled="some")
     strays = [str(path) for path in unmatched_labels(name, "train")]
     if strays and not with_label(pool):
         raise bad(f"labels of {name}", f"none of an image, but {listed(strays, most=1)}", "names of images")

@@ -27,8 +27,9 @@ class DatasetSpec:
 
     The first layout whose image folder exists is used. ``id_to_train_id`` maps the ids in label files.
     ``splits=()`` means that splits are folder names. With ``rgb16`` labels are 16-bit RGB PNGs with the id in the
-    first channel. ``split_lists`` maps a split that is a published list of images, ``splits/NAME-SPLIT.txt``
-    beside this file, to the split on disk that holds them.
+    first channel. ``bit_depth`` is that of the sensor whose images are files of 16 bits; None: all 16.
+    ``split_lists`` maps a split that is a published list of images, ``splits/NAME-SPLIT.txt`` beside this file, to the
+    split on disk that holds them.
     """
 
     name: str
@@ -37,6 +38,7 @@ class DatasetSpec:
     layouts: tuple[Layout, ...]
     splits: tuple[str, ...] = ()
     rgb16: bool = False
+    bit_depth: int | None = None
     split_lists: dict[str, str] = field(default_factory=dict)
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from udas_fast.atomic import atomic_write, make_folder
-from udas_fast.data import IMAGE_SUFFIXES, ClassSet
+from udas_fast.data import IMAGE_SUFFIXES, ClassSet, find_bit_depth
+from udas_fast.data.bit_depth import rule
 from udas_fast.errors import InputError, bad, unknown
 from udas_fast.evaluation import colorize
 from udas_fast.inference.model import TrainedModel, read_pixels
@@ -82,8 +83,9 @@ def predict_files(
     """Write ``NAME_PICTURE.png`` for each image or frame and each of ``pictures``, at its size.
 
     Photos are turned upright by their EXIF orientation, and so are the results. ``native`` and ``tile``: see
-    :meth:`TrainedModel.predict`. The frames of video NAME are NAME_000000 and so on. A file that cannot be read is
-    reported on stderr, and the others are written.
+    :meth:`TrainedModel.predict`. Images of 16 bits are scaled from the model's bit depth, or where it has none from the
+    least that holds the pixels of some of ``files``; stderr says which. The frames of video NAME are NAME_000000 and so
+    on. A file that cannot be read is reported on stderr, and the others are written.
 
     Raises:
         InputError: an unknown picture, or a folder that cannot be written.
@@ -92,11 +94,15 @@ def predict_files(
         if name not in PICTURES:
             raise unknown("--write", name, PICTURES)
     make_folder(out)
+    found = find_bit_depth([file for file in files if file.suffix.lower() in IMAGE_SUFFIXES])
+    bit_depth = trained.bit_depth or found
+    if found is not None:
+        print(f"NOTICE: 16-bit images are {rule(bit_depth)}", file=sys.stderr)
     count = 0
     problems: list[str] = []
     with tqdm(unit="image", disable=None) as bar:
         for file in files:
-            for stem, image in _readable(file, problems):
+            for stem, image in _readable(file, bit_depth, problems):
                 label, confidence = trained.predict(image, native=native, tile=tile)
                 for name in pictures:
                     picture = PICTURES[name](image, label, confidence, trained.classes)
@@ -106,9 +112,9 @@ def predict_files(
     return PredictedFiles(count, tuple(problems))
 
 
-def _readable(file: Path, problems: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _readable(file: Path, bit_depth: int | None, problems: list[str]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the frames of ``file`` up to the first that cannot be read, which is reported and added to ``problems``."""
-    frames = _frames(file)
+    frames = _frames(file, bit_depth)
     while True:
         try:
             frame = next(frames, None)
@@ -121,13 +127,13 @@ def _readable(file: Path, problems: list[str]) -> Iterator[tuple[str, np.ndarray
         yield frame
 
 
-def _frames(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _frames(file: Path, bit_depth: int | None) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, uint8 RGB [H, W, 3]) of an image or of each frame of a video."""
     if file.suffix.lower() in VIDEO_SUFFIXES:
         for number, image in enumerate(_video(file)):
             yield f"{file.stem}_{number:06d}", image
     else:
-        yield file.stem, read_pixels(file)
+        yield file.stem, read_pixels(file, bit_depth)
 
 
 def _video(file: Path) -> Iterator[np.ndarray]:

@@ -8,13 +8,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
-from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor, nn
 
@@ -31,6 +31,9 @@ MODEL_FILE = f"model{SUFFIX}"
 KEY = "udas_fast"  # of the header's metadata, JSON
 
 ImageInput: TypeAlias = np.ndarray | Image.Image | str | os.PathLike[str]
+
+
+BitDepth: TypeAlias = Annotated[int, Field(ge=8, le=16)] | None
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -51,6 +54,7 @@ class Header:
     protocol: Protocol | None
     checksum: int
     normalisation: Normalisation = Normalisation()
+    bit_depth: BitDepth = None
 
 
 HEADER = TypeAdapter(Header)
@@ -66,6 +70,7 @@ class TrainedModel:
         classes: names and palette.
         size: (height, width) that images are resized to for the network.
         protocol: of the run's scores; None if the model was not scored.
+        bit_depth: bits of the sensor whose images are files of 16 bits; None: all 16.
     """
 
     model: nn.Module
@@ -73,6 +78,7 @@ class TrainedModel:
     classes: ClassSet
     size: tuple[int, int]
     protocol: Protocol | None = None
+    bit_depth: int | None = None
 
     def save(self, path: Path) -> None:
         """Write to ``path`` atomically. Raises InputError as :func:`check_state` does."""
@@ -82,7 +88,14 @@ class TrainedModel:
             name: value.cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.model.state_dict().items()
         }
-        header = Header(self.classes, self.size, self.config, self.protocol, _checksum(tensors))
+        header = Header(
+            self.classes,
+            self.size,
+            self.config,
+            self.protocol,
+            _checksum(tensors),
+            bit_depth=self.bit_depth,
+        )
         metadata = {KEY: HEADER.dump_json(header).decode()}
         atomic_write(safetensors.torch.save(tensors, metadata), path)
 
@@ -125,7 +138,8 @@ class TrainedModel:
             raise InputError(f"{path}: the run trained a network of your own; pass it as `model`")
         else:
             model = _build(header.config, len(header.classes), tensors, path)
-        return cls(model.to(device).eval(), header.config, header.classes, header.size, header.protocol)
+        model = model.to(device).eval()
+        return cls(model, header.config, header.classes, header.size, header.protocol, header.bit_depth)
 
     def predict(
         self, image: ImageInput, *, native: bool = False, tile: tuple[int, int] | None = None
@@ -143,18 +157,19 @@ class TrainedModel:
             InputError: another type, dtype or shape, or a file that cannot be read.
         """
         _check_tile(tile)
-        pixels = read_pixels(image)
+        pixels = read_pixels(image, self.bit_depth)
         size = (pixels.shape[0], pixels.shape[1]) if native else self.size
         label, confidence = predict(self.model, torch.from_numpy(pixels).permute(2, 0, 1), size, tile=tile)
         return label.cpu().numpy(), confidence.cpu().numpy()
 
 
-def read_pixels(image: ImageInput) -> np.ndarray:
+def read_pixels(image: ImageInput, bit_depth: int | None = None) -> np.ndarray:
     """Return an image as uint8 RGB ``[H, W, 3]``, contiguous and writable; see :meth:`TrainedModel.predict`."""
     if isinstance(image, (str, os.PathLike, Image.Image)):
         with warnings.catch_warnings():  # Pillow's, about sizes, palettes and metadata
             warnings.simplefilter("ignore")
-            return read_image(image if isinstance(image, Image.Image) else Path(image))
+            opened = image if isinstance(image, Image.Image) else Path(image)
+            return read_image(opened, bit_depth=bit_depth)
     if not isinstance(image, np.ndarray):
         raise bad("image", type(image).__name__, "a uint8 RGB array [H, W, 3], a Pillow image or a path")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:

@@ -27,6 +27,7 @@ class Results:
         classes: classes of the data.
         model_config: how to build the model from its file; None: the user's own network.
         val: what is scored; None: nothing.
+        bit_depth: of the data's 16-bit images.
         scores: scores by phase; those of a phase's further networks as ``PHASE.NETWORK``.
     """
 
@@ -36,6 +37,7 @@ class Results:
     classes: ClassSet
     model_config: ModelConfig | None
     val: SegmentationDataset | UserLoader | None
+    bit_depth: int | None
     scores: dict[str, evaluation.Scores]
 
     @property
@@ -76,7 +78,7 @@ class Results:
         """Return ``model`` with its classes, input size and the protocol of the last scores."""
         scores = list(self.scores.values())
         protocol = scores[-1].protocol if scores else None
-        return TrainedModel(model, self.model_config, self.classes, self.size, protocol)
+        return TrainedModel(model, self.model_config, self.classes, self.size, protocol, self.bit_depth)
 
     @property
     def picture(self) -> Path:

@@ -210,6 +210,7 @@ class Trainer:
             self.classes,
             self.networks.model_config,
             domains.val,
+            domains.bit_depth,
             self._run.scores,
         )
 

@@ -29,7 +29,7 @@ from udas_fast.recipes import Recipe
 from udas_fast.seeding import seed_step
 from udas_fast.training.environment import write_environment
 from udas_fast.training.fit import Run, attempting, start_step, train_phase
-from udas_fast.training.requirements import check_batch_sizes
+from udas_fast.training.requirements import check_batch_sizes, show_notices
 from udas_fast.training.run_folder import (
     begin_run,
     locked,
@@ -75,7 +75,8 @@ def open_datasets(data: DataConfig) -> tuple[SegmentationDataset, SegmentationDa
         raise bad("--target", "none", "the domain whose style the source gets, as KIND:ROOT")
     if data.source.startswith("translated:"):  # its manifest could not name the files that hold the labels
         raise bad("--source", data.source, "an original dataset")
-    source, target = open_dataset(data.source, SPLIT), open_dataset(data.target, SPLIT, labelled=False)
+    source = open_dataset(data.source, SPLIT, bit_depth=data.bit_depth)
+    target = open_dataset(data.target, SPLIT, labelled=False, bit_depth=data.bit_depth)
     return Unlabelled(source), target
 
 
@@ -126,7 +127,7 @@ class Translation:
         config = replace(config, data=config.data.absolute())
         self._set_up(recipe, config, Path(run_dir), device)
         distributed.on_main(lambda: require_unused(self.run_dir))  # not only after every file has been read
-        self.domains.verify()
+        show_notices(self.domains.verify())
         chosen = replace(config.data, engine=self.domains.chosen_engine)
         self.config = self._run.settings = replace(config, data=chosen)
         distributed.on_main(lambda: begin_run(self.run_dir, self.recipe, self.config))
