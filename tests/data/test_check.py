@@ -116,7 +116,9 @@ def test_an_object_of_id_255_is_noted(tmp_path):
     (tmp_path / "classes.txt").write_text("background\nobject\n")
     (notice,) = check_dataset(open_dataset(f"folder:{tmp_path}", "train")).notices()
     assert notice.startswith("the only ids are 0 (background) and 255, which is ignored: no other class")
-    assert notice.endswith("if 255 is one, give it an id below 255")
+    assert notice.endswith(
+        "if 255 is a class, name it in dataset.yaml: `classes: {background: 0, NAME: 255}`"
+    )
 
 
 def test_train_ids_under_the_names_of_label_ids_are_noted(make_dataset):

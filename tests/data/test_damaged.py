@@ -76,11 +76,7 @@ def _variants(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator, png1
         "empty label": (png, b"", False),
         "label of another size": (png, _palette(small), False),
         "16-bit colour label": (png, png16(wide, [0] * SIZE[0]), False),
-        "1-bit grey label": (
-            png,
-            _encoded(Image.fromarray((ids % 2 * 255).astype(np.uint8)).convert("1")),
-            False,
-        ),
+        "label of floats": (png, _encoded(Image.fromarray(ids.astype(np.float32)), "TIFF"), False),
         "byte turned over in the label": (png, bytes(flipped), False),
         "label of broken pixels": (png, _recompressed(label, lambda c: c[: len(c) // 2]), False),
         "label of other pixels": (png, _recompressed(label, lambda c: c[:20] + c[20:][::-1]), False),

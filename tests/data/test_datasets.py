@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from udas_fast.data import CAMVID, CITYSCAPES, ClassSet, Unlabelled, open_dataset, subset
-from udas_fast.data.files import IdMap, read_ids, read_image
+from udas_fast.data.files import read_image
+from udas_fast.data.labels import IdMap, read_ids
 from udas_fast.data.specs import DATASETS
 from udas_fast.errors import InputError
 
@@ -223,13 +224,16 @@ def test_damaged_images(tmp_path, damage, suffix):
 
 def test_labels_of_the_wrong_kind(tmp_path):
     path = tmp_path / "a.png"
-    for image, message in (
-        (Image.new("RGB", (4, 4)), "8-bit RGB"),
-        (Image.new("LA", (4, 4)), "grey with alpha"),
-        (Image.new("1", (4, 4)), "1-bit grey"),
+    for image, kind, message in (
+        (Image.new("RGB", (4, 4)), "JPEG", "a JPEG, which blurs ids and colours at every edge"),
+        (Image.new("F", (4, 4)), "TIFF", "floating-point pixels"),
+        (Image.new("I", (4, 4), 70000), "TIFF", "32-bit ids"),
+        (Image.new("CMYK", (4, 4)), "TIFF", "8-bit CMYK pixels"),
     ):
-        image.save(path)
-        with pytest.raises(InputError, match=message):
+        image.save(path, kind)
+        with pytest.raises(
+            InputError, match=f"found {message}, expected a PNG, TIFF or BMP whose pixels are"
+        ):
             read_ids(path)
     Image.new("L", (4, 4)).save(path)
     with pytest.raises(InputError, match="8-bit grey PNG, expected a 16-bit RGB PNG"):

@@ -27,7 +27,7 @@ from udas_fast.data import (
 )
 from udas_fast.data.augment import POLICY
 from udas_fast.data.domains import Domains
-from udas_fast.data.files import IdMap
+from udas_fast.data.labels import IdMap
 from udas_fast.data.sampler import Sampler
 from udas_fast.errors import InputError
 from udas_fast.recipes import InputConfig

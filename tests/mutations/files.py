@@ -14,8 +14,9 @@ from mutate import mutate_bytes, mutate_tree
 from PIL import Image
 
 from udas_fast.data import open_dataset
-from udas_fast.data.files import read_ids, read_image
-from udas_fast.data.specs import folder_spec
+from udas_fast.data.files import read_image
+from udas_fast.data.labels import read_ids
+from udas_fast.data.own_format import folder_spec
 from udas_fast.data.translated import image_path, read_manifest
 
 SIZE = (24, 32)

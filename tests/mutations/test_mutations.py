@@ -13,7 +13,7 @@ import yaml
 
 from udas_fast import ops
 from udas_fast.data import CAMVID
-from udas_fast.data.specs import folder_spec
+from udas_fast.data.own_format import folder_spec
 from udas_fast.data.translated import read_manifest
 from udas_fast.errors import InputError
 from udas_fast.inference import TrainedModel

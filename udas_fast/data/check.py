@@ -114,7 +114,7 @@ class DatasetReport:
         if self.ignored and total == self.counts[0]:
             notices.append(
                 f"the only ids are 0 ({self.classes.names[0]}) and 255, which is ignored: no other class is learnt or "
-                "scored; if 255 is one, give it an id below 255"
+                "scored; if 255 is a class, name it in dataset.yaml: `classes: {background: 0, NAME: 255}`"
             )
         elif absent := [self.classes.names[i] for i in np.flatnonzero(self.counts == 0)]:
             notices.append(f"classes that no label shows: {listed(absent, len(self.classes), most=255)}")

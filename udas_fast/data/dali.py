@@ -22,8 +22,9 @@ from udas_fast.data import augment, dali_augment
 from udas_fast.data.bad_files import read_or_replace
 from udas_fast.data.classes import IGNORE
 from udas_fast.data.datasets import check_sizes
-from udas_fast.data.files import IdMap, encoded_ids, encoded_image, read_ids
+from udas_fast.data.files import encoded_image
 from udas_fast.data.geometry import Geometry, SampledGeometry, resize
+from udas_fast.data.labels import IdMap, encoded_label, read_label
 from udas_fast.data.sampler import Sampler
 from udas_fast.data.types import Batch, LoadResult, SegmentationDataset
 from udas_fast.errors import InputError, bad
@@ -93,7 +94,7 @@ class DaliEngine:
         if dataset.spec is None:
             raise bad("data engine 'dali'", f"{dataset.name}, which has no files", "a dataset on disk")
         self.labelled = dataset.files(0).label is not None
-        self.id_map = IdMap(dataset.spec.id_to_train_id)
+        self.id_map = IdMap(dataset.spec.id_to_train_id, dataset.spec.colour_to_train_id)
         self.train_ids, self.undeclared = _lookup_table(self.id_map, padded=geometry.crop is not None)
         self.rgb16, self.bit_depth = dataset.spec.rgb16, dataset.spec.bit_depth
         self._bad: dict[int, InputError] = {}  # samples that proved bad only when decoded
@@ -159,11 +160,11 @@ class DaliEngine:
         image, size = encoded_image(files.image, bit_depth=self.bit_depth, as_pixels=as_pixels)
         if files.label is None:
             return _EncodedSample(index, image, b"", size)
-        label, label_size = encoded_ids(files.label, rgb16=self.rgb16, as_pixels=as_pixels)
+        label, label_size = encoded_label(files.label, self.id_map, rgb16=self.rgb16, as_pixels=as_pixels)
         check_sizes(files, label_size, size)
         train_ids = None
         if self.sampler.needs_labels(self.geometry):
-            train_ids = self.id_map(read_ids(files.label, rgb16=self.rgb16), files.label)
+            train_ids = read_label(files.label, self.id_map, rgb16=self.rgb16)
         return _EncodedSample(index, image, label, size, train_ids)
 
     def _examine(self, samples: list[_EncodedSample], error: RuntimeError) -> None:
@@ -335,12 +336,14 @@ def _python_function(function: Callable[..., np.ndarray], *inputs: DataNode) -> 
 
 
 def _lookup_table(id_map: IdMap, padded: bool) -> tuple[np.ndarray, int | None]:
-    """Return the train id of each id, and the byte that marks undeclared ids; None if all are declared."""
-    declared = id_map.declared | (padded & (np.arange(256) == IGNORE))
+    """Return the train id of each byte of a label, and the byte that marks undeclared ids; None if all are declared."""
+    if not id_map.in_bytes:
+        return np.arange(256, dtype=np.uint8), None  # labels come as train ids
+    table, declared = id_map.table[:256], id_map.declared[:256] | (padded & (np.arange(256) == IGNORE))
     if declared.all():
-        return id_map.table, None
-    mark = int(np.setdiff1d(np.arange(256), id_map.table[declared])[-1])
-    return np.where(declared, id_map.table, mark), mark
+        return table, None
+    mark = int(np.setdiff1d(np.arange(256), table[declared])[-1])
+    return np.where(declared, table, mark), mark
 
 
 def _to_tensors(outputs: tuple, device: torch.device) -> list[torch.Tensor]:

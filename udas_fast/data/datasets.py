@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from udas_fast.data.files import IdMap, read_header, read_ids, read_image
+from udas_fast.data.files import read_header, read_image
+from udas_fast.data.labels import IdMap, read_label
 from udas_fast.data.sampler import labelled_subset
 from udas_fast.data.specs import DatasetSpec
 from udas_fast.data.types import Sample, SampleFiles, SegmentationDataset, as_index, require_dataset
@@ -25,7 +26,7 @@ class FileDataset(SegmentationDataset):
         self.classes = spec.classes
         self.spec = spec
         self.samples = tuple(samples)
-        self.id_map = IdMap(spec.id_to_train_id)
+        self.id_map = IdMap(spec.id_to_train_id, spec.colour_to_train_id)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -34,9 +35,9 @@ class FileDataset(SegmentationDataset):
         sample, files = self.unlabelled(index), self.files(index)
         if (path := files.label) is None:
             return sample
-        ids = read_ids(path, rgb16=self.spec.rgb16)
-        check_sizes(files, ids.shape, sample.image.shape[:2])
-        return Sample(sample.image, self.id_map(ids, path), sample.id)
+        label = read_label(path, self.id_map, rgb16=self.spec.rgb16)
+        check_sizes(files, label.shape, sample.image.shape[:2])
+        return Sample(sample.image, label, sample.id)
 
     def label(self, index: int) -> np.ndarray | None:
         """Return the train ids of sample ``index``, uint8 ``[H, W]``, without opening its image; None without a label.
@@ -45,7 +46,7 @@ class FileDataset(SegmentationDataset):
             InputError: the label cannot be read.
         """
         path = self.files(index).label
-        return None if path is None else self.id_map(read_ids(path, rgb16=self.spec.rgb16), path)
+        return None if path is None else read_label(path, self.id_map, rgb16=self.spec.rgb16)
 
     def unlabelled(self, index: int) -> Sample:
         """Return sample ``index`` without its label."""

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from udas_fast.data import own_format
 from udas_fast.data.bit_depth import check_bit_depth
 from udas_fast.data.datasets import FileDataset, Unlabelled
-from udas_fast.data.files import IMAGE_SUFFIXES, LABEL_SUFFIX, find_bit_depth
-from udas_fast.data.specs import DATASETS, DatasetSpec, Layout, folder_spec
+from udas_fast.data.files import IMAGE_SUFFIXES, find_bit_depth
+from udas_fast.data.labels import LABEL_SUFFIXES
+from udas_fast.data.layout import (
+    SPLIT_NAMES,
+    Found,
+    Layout,
+    find_images,
+    find_labels,
+    folder_of,
+    guess,
+    guess_labels,
+    label_key,
+    label_path,
+)
+from udas_fast.data.specs import DATASETS, DatasetSpec
 from udas_fast.data.streets import Streets
 from udas_fast.data.translated import check_original, read_complete_manifest, replace_images
 from udas_fast.data.types import SampleFiles, SegmentationDataset
@@ -52,14 +67,10 @@ def open_dataset(
     if kind == "translated":
         return _open_translated(Path(root).expanduser(), split, labelled)
     spec, folder = _spec(kind, root)
-    if spec.splits and split not in spec.splits:
-        raise unknown(f"split of {kind}", split, spec.splits)
-    on_disk = spec.split_lists.get(split, split)
-    samples = _find_samples(spec, folder, on_disk, labelled)
-    if split in spec.split_lists:
-        samples = _select_listed(samples, f"{spec.name}-{split}.txt")
+    place = _locate(spec, folder, split)
+    samples = _find_samples(spec, place, labelled)
     if bit_depth is None:
-        bit_depth = find_bit_depth(_images_of_all_splits(spec, folder, on_disk, samples))
+        bit_depth = find_bit_depth(_images_of_all_splits(place))
     spec = replace(spec, bit_depth=bit_depth)
     return FileDataset(spec, samples)
 
@@ -78,10 +89,11 @@ def has_labels(name: str, split: str) -> bool:
     if kind not in KINDS or not root:
         open_dataset(name, split)  # raises
     spec, folder = _spec(kind, root)
-    if spec.splits and split not in spec.splits:
+    try:
+        place = _locate(spec, folder, split)
+    except InputError:
         return False
-    on_disk = spec.split_lists.get(split, split)
-    return any((folder / layout.labels.format(split=on_disk)).is_dir() for layout in spec.layouts)
+    return (folder / folder_of(place.layout.labels, place.folder)).is_dir()
 
 
 def unmatched_labels(name: str, split: str) -> list[Path]:
@@ -94,12 +106,10 @@ def unmatched_labels(name: str, split: str) -> list[Path]:
     if kind not in KINDS or kind in ("streets", "translated"):
         return []
     spec, folder = _spec(kind, root)
-    on_disk = spec.split_lists.get(split, split)
-    layout = _choose_layout(spec, folder, on_disk)
-    pattern = f"{'*/' * layout.depth}*{layout.label_ending}{LABEL_SUFFIX}"
-    labels = folder.glob(f"{layout.labels.format(split=on_disk)}/{pattern}")
-    matched = {sample.label for sample in _find_samples(spec, folder, on_disk, "some")}
-    return sorted(set(labels) - matched)
+    place = replace(_locate(spec, folder, split), ids=None)
+    matched = {sample.label for sample in _find_samples(spec, place, "some")}
+    labels = [found.path for found in find_labels(folder, place.layout, place.folder)]
+    return [path for path in labels if path not in matched]
 
 
 def published_ids(name: str) -> list[str]:
@@ -111,7 +121,7 @@ def _spec(kind: str, root: str) -> tuple[DatasetSpec, Path]:
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise bad(f"root of {kind}", f"no folder {folder}", "the folder of the dataset")
-    return DATASETS[kind] if kind in DATASETS else folder_spec(folder), folder
+    return DATASETS[kind] if kind in DATASETS else own_format.folder_spec(folder), folder
 
 
 def _open_streets(
@@ -131,78 +141,147 @@ def _open_translated(run_dir: Path, split: str, labelled: LabelsNeeded) -> Segme
     return replace_images(original, manifest, run_dir)
 
 
-def _find_samples(spec: DatasetSpec, root: Path, split: str, labelled: LabelsNeeded) -> list[SampleFiles]:
-    """Return the samples of a split, sorted by id."""
-    layout = _choose_layout(spec, root, split)
-    folder = root / layout.images.format(split=split)
-    images = _find_images(folder, layout)
-    if not images:
-        endings = ", ".join(f"{'*/' * layout.depth}*{layout.image_ending}{end}" for end in IMAGE_SUFFIXES)
-        raise bad(f"{spec.name} {split}", f"no images in {folder}", f"files {endings}")
-    if not labelled:
-        return [SampleFiles(name, path, None) for name, path in images.items()]
-    labels = root / layout.labels.format(split=split)
-    if not labels.is_dir() and labelled != "some":
-        raise bad(f"labels of {spec.name} {split}", f"no folder {labels}", "one label for each image")
-    samples = []
-    for name, path in images.items():
-        label = labels / path.parent.relative_to(folder) / f"{name}{layout.label_ending}{LABEL_SUFFIX}"
-        samples.append(SampleFiles(name, path, label))
-    present = set(labels.glob(f"{'*/' * layout.depth}*{LABEL_SUFFIX}"))
-    if labelled == "some":
-        return [sample if sample.label in present else replace(sample, label=None) for sample in samples]
-    unlabelled = [sample for sample in samples if sample.label not in present]
-    if unlabelled:
-        first, others = unlabelled[0], len(unlabelled) - 1
-        more = f" (and {others} more without one)" if others else ""
-        raise bad(f"image {first.image}", f"no label {first.label}{more}", "one label for each image")
-    return samples
+@dataclass(frozen=True)
+class _Place:
+    """Place of a split: the layout and the folder's name that ``{split}`` stands for; ``ids``: only these images."""
+
+    root: Path
+    layout: Layout
+    folder: str
+    ids: tuple[str, ...] | None = None
+    origin: str = ""  # of the ids
 
 
-def _images_of_all_splits(
-    spec: DatasetSpec, root: Path, split: str, samples: Sequence[SampleFiles]
-) -> list[Path]:
-    """Return the images of a dataset, so that all of its splits have one bit depth."""
-    layout = _choose_layout(spec, root, split)
-    if "{split}" not in layout.images:
-        return [sample.image for sample in samples]
-    found = root.glob(f"{layout.images.format(split='*')}/{'*/' * layout.depth}*")
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+def _locate(spec: DatasetSpec, root: Path, split: str) -> _Place:
+    """Return where the files of a split are; raise InputError where there is no such split."""
+    if spec.splits and split not in spec.splits:
+        raise unknown(f"split of {spec.name}", split, spec.splits)
+    told, ids, origin = spec.split_names.get(split), None, ""
+    names: Sequence[str] = SPLIT_NAMES.get(split, (split,)) if told is None else (told,)
+    if split in spec.split_lists:
+        origin = f"{spec.name}-{split}.txt"
+        ids, names = tuple(published_ids(origin)), (spec.split_lists[split],)
+    elif told is not None and told.endswith(".txt"):
+        origin, names = str(root / told), SPLIT_NAMES.get(split, (split,))
+        ids = tuple(_listed_ids(root / told))
+    for name in names:
+        for layout in spec.layouts:
+            if (root / folder_of(layout.images, name)).is_dir():
+                return _Place(root, layout, name, ids, origin)
+    raise _no_folder(spec, root, split, names[0])
 
 
-def _choose_layout(spec: DatasetSpec, root: Path, split: str) -> Layout:
-    for layout in spec.layouts:
-        if (root / layout.images.format(split=split)).is_dir():
-            return layout
-    folder = root / spec.layouts[0].images.format(split=split)
-    if not spec.splits and folder.parent.is_dir():
+def _no_folder(spec: DatasetSpec, root: Path, split: str, name: str) -> InputError:
+    """Return an InputError about a split without a folder of images, with the nearest or what is there instead."""
+    pattern = spec.layouts[0].images
+    folder = root / folder_of(pattern, name)
+    if "{split}" in pattern and folder.parent.is_dir():
         found = [path.name for path in folder.parent.iterdir() if path.is_dir()]
         if found:
-            raise unknown(f"split of {spec.name} in {folder.parent}", split, found)
-    raise bad(f"{spec.name} {split}", f"no folder {folder}", "the folder of images")
+            return unknown(f"split of {spec.name} in {folder.parent}", split, found)
+    return bad(
+        f"{spec.name} {split}", f"no folder {folder}", f"the folder of images{_or_a_guess(spec, root)}"
+    )
 
 
-def _find_images(folder: Path, layout: Layout) -> dict[str, Path]:
-    """Return id → image file, sorted by id; raise InputError if two files have one id."""
-    images: dict[str, Path] = {}
-    for path in sorted(folder.glob("*/" * layout.depth + "*")):
-        name = path.stem.removesuffix(layout.image_ending)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
-        if not path.stem.endswith(layout.image_ending):
-            continue
-        if name in images:
-            found = f"another image of that name, {images[name]}"
-            raise bad(f"image {path}", found, "one image for each name")
-        images[name] = path
-    return dict(sorted(images.items()))
+def _or_a_guess(spec: DatasetSpec, root: Path) -> str:
+    """Return the lines of a dataset.yaml that may be right for a folder that is laid out otherwise."""
+    lines = guess(root) if spec.name == "folder" else None
+    return f", or in {root / own_format.FILE} where they are, such as {lines}" if lines else ""
 
 
-def _select_listed(samples: list[SampleFiles], name: str) -> list[SampleFiles]:
-    """Return the samples in the published list ``name``, in its order."""
-    by_id = {sample.id: sample for sample in samples}
-    ids = published_ids(name)
+def _find_samples(spec: DatasetSpec, place: _Place, labelled: LabelsNeeded) -> list[SampleFiles]:
+    """Return the samples of a split, sorted by id, or in the order of its list."""
+    root, layout, split = place.root, place.layout, place.folder
+    images = _find_images(place)
+    if not images:
+        endings = ", ".join(IMAGE_SUFFIXES)
+        folder = root / folder_of(layout.images, split)
+        expected = f"files {Path(layout.images).name} of {endings}{_or_a_guess(spec, root)}"
+        raise bad(f"{spec.name} {split}", f"no images in {folder}", expected)
+    if place.ids is not None:
+        images = _select_listed(images, place.ids, place.origin)
+    if not labelled:
+        return [SampleFiles(image.id, image.path, None) for image in images]
+    folder = root / folder_of(layout.labels, split)
+    if not folder.is_dir() and labelled != "some":
+        expected = f"one label for each image{_or_a_guess(spec, root)}"
+        raise bad(f"labels of {spec.name} {split}", f"no folder {folder}", expected)
+    labels = _by_key(find_labels(root, layout, split))
+    samples = [SampleFiles(image.id, image.path, labels.get(label_key(image, layout))) for image in images]
+    unlabelled = [i for i, sample in enumerate(samples) if sample.label is None]
+    if labelled == "some" or not unlabelled:
+        return samples
+    first, others = images[unlabelled[0]], len(unlabelled) - 1
+    more = f" (and {others} more without one)" if others else ""
+    found = f"no label {label_path(root, layout, split, first)}{more}"
+    raise bad(f"image {first.path}", found, f"one label for each image{_other_names(place, images)}")
+
+
+def _other_names(place: _Place, images: Sequence[Found]) -> str:
+    """Return the line of a dataset.yaml that names labels after their images, or what is wrong with the files."""
+    folder = place.root / folder_of(place.layout.labels, place.folder)
+    there = sorted(path for path in folder.glob("*") if path.is_file())
+    labels = [path for path in there if path.suffix.lower() in LABEL_SUFFIXES]
+    if there and not labels:
+        return (
+            f", a file {', '.join(LABEL_SUFFIXES)}: {there[0].name} is none, and a lossy format changes ids"
+        )
+    if (name := guess_labels([image.path for image in images], labels)) is None:
+        return ""
+    pattern = f"{place.layout.labels.removesuffix('/{id}')}/{name}"
+    return f', or in {place.root / own_format.FILE} how they are named, such as `labels: "{pattern}"`'
+
+
+def _by_key(labels: Sequence[Found]) -> dict[tuple[str, tuple[str, ...]], Path]:
+    """Return label files by what they have in common with their image; raise InputError for two of one image."""
+    found: dict[tuple[str, tuple[str, ...]], Path] = {}
+    for label in labels:
+        if (other := found.setdefault((label.id, label.wildcards), label.path)) != label.path:
+            raise bad(
+                f"label {label.path}", f"another label of that name, {other}", "one label for each image"
+            )
+    return found
+
+
+def _images_of_all_splits(place: _Place) -> list[Path]:
+    """Return the images of a dataset, so that all of its splits have one bit depth."""
+    splits = [place.folder]
+    if "{split}" in place.layout.images:
+        before = place.layout.images.partition("{split}")[0]
+        folder = place.root / before if before.endswith("/") or not before else (place.root / before).parent
+        splits = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    found = [find_images(place.root, place.layout, split) for split in dict.fromkeys([*splits, place.folder])]
+    return sorted(image.path for images in found for image in images)
+
+
+def _find_images(place: _Place) -> list[Found]:
+    """Return the images of a split, sorted by id; raise InputError if two files have one id."""
+    images = find_images(place.root, place.layout, place.folder)
+    for one, other in pairwise(images):
+        if one.id == other.id:
+            found = f"another image of that name, {one.path}"
+            raise bad(f"image {other.path}", found, "one image for each name")
+    return images
+
+
+def _listed_ids(path: Path) -> list[str]:
+    """Return the ids, or names of images, in a list with one on each line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8"
+        raise bad(f"list of images {path}", str(why).lower(), "an id on each line") from error
+    names = [Path(line.strip()).name for line in lines if line.strip()]
+    return [Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name for name in names]
+
+
+def _select_listed(images: list[Found], ids: Sequence[str], origin: str) -> list[Found]:
+    """Return the images in a list, in its order."""
+    by_id = {image.id: image for image in images}
     if missing := [i for i in ids if i not in by_id]:
         found = f"no {missing[0]} ({len(missing)} of {len(ids)} missing)"
-        raise bad(f"images of {name}", found, "all of the list")
+        raise bad(f"images of {origin}", found, "all of the list")
+    if not ids:
+        raise bad(f"images of {origin}", "no id", "an id on each line")
     return [by_id[i] for i in ids]

