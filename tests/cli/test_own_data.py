@@ -132,3 +132,27 @@ def test_weights_of_other_classes_and_a_bad_photo(
     assert code == 0, stderr
     assert "  head of 3 classes left out, reset: auxiliary.* (8), primary.* (8)\n" in stdout
     assert "NOTICE: source folder: classes that no label shows: 1 of 4 (sky)\n" in stderr
+
+
+def test_classes_of_a_task_in_both_domains(
+    run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    sim, real, task = folder("sim"), folder("real"), tmp_path / "task.yaml"
+    (real / "classes.txt").unlink()
+    (real / "dataset.yaml").write_text("classes: {meadow: 0, auto: 2, street: 1}\n")
+    task.write_text("green: [grass, meadow]\nway: [road, street]\n")
+    code, stdout, stderr = run_cli(*train(sim, real, tmp_path / "run", "--classes", task))
+    assert code == 0, stderr
+    assert "mIoU: mean over all 2 classes" in stdout
+    data = ("--device", "cpu")
+    code, stdout, stderr = run_cli(
+        "evaluate", tmp_path / "run", f"--data=folder:{real}", "--classes", task, *data
+    )
+    assert code == 0, stderr
+    code, _, stderr = run_cli("evaluate", tmp_path / "run", f"--data=folder:{real}", *data)
+    assert code == 2
+    assert "--classes FILE" in stderr
+    code, stdout, stderr = run_cli("check-data", f"folder:{real}", "--classes", task)
+    assert code == 0
+    assert "way " in stdout
+    assert f"NOTICE: classes of {task} that the data does not have: 'grass', 'road'" in stderr

@@ -59,6 +59,9 @@ def test_images_are_translated_and_labels_are_the_originals(run: Path) -> None:
     assert not report.problems
     assert np.array_equal(report.pixels, check_dataset(original).pixels)
     assert open_dataset(f"translated:{run}", "train", labelled=False)[0].label is None
+    task = open_dataset(f"translated:{run}", "train", classes={"way": ("road",), "other": ("sky", "car")})
+    assert np.array_equal(task[0].image, translated[0].image)
+    assert np.array_equal(task[0].label == 0, translated[0].label == 3)
 
 
 def test_missing_images_are_counted(run: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from udas_fast.cli.options import KINDS, BitDepth, Split
+from udas_fast.cli.options import KINDS, BitDepth, Split, TaskFile
 from udas_fast.errors import InputError
 
 
@@ -15,6 +15,7 @@ def check_data(
     data: Annotated[str, typer.Argument(metavar="KIND:ROOT", help=f"KIND is one of {KINDS}")],
     split: Split = "train",
     bit_depth: BitDepth = None,
+    classes: TaskFile = None,
 ) -> None:
     """Read every file of a dataset and name what is wrong.
 
@@ -23,9 +24,20 @@ def check_data(
     """
     from tqdm import tqdm
 
-    from udas_fast.data import check_dataset, listed, open_dataset, unmatched_labels
+    from udas_fast.data import (
+        check_dataset,
+        listed,
+        open_dataset,
+        read_task,
+        unknown_names,
+        unmatched_labels,
+        with_classes,
+    )
 
     dataset = open_dataset(data, split, labelled="some", bit_depth=bit_depth)
+    task = None if classes is None else read_task(classes)
+    unknown = [] if task is None else unknown_names(task, [dataset.classes])
+    dataset = with_classes(dataset, task)
     strays = [str(path) for path in unmatched_labels(data, split)]
     with tqdm(total=len(dataset), unit="image", leave=False, disable=None) as bar:
         report = check_dataset(dataset, progress=bar.update)
@@ -41,6 +53,8 @@ def check_data(
     if report.problems:
         raise InputError(f"{data} {split}: {len(report.problems)} problems in {report.images} images")
     notices = report.notices()
+    if unknown:
+        notices.append(f"classes of {classes} that the data does not have: {', '.join(unknown)}")
     if report.labelled < report.images:
         notices.insert(0, "a source needs a label for every image; of a target some suffice")
     if strays:

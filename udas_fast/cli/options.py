@@ -139,6 +139,16 @@ Labelled = Annotated[
         help="labelled target images in a dataset of their own; all of them unless --num-labels says which",
     ),
 ]
+TaskFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--classes",
+        metavar="FILE",
+        rich_help_panel=DATA,
+        help="classes of the task in YAML, as classes of the data by name: `vehicle: [car, truck, bus]`; others are "
+        "ignored",
+    ),
+]
 BitDepth = Annotated[
     int | None,
     typer.Option(

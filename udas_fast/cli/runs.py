@@ -16,6 +16,7 @@ from udas_fast.cli.options import (
     Json,
     Model,
     Split,
+    TaskFile,
     parse_size,
     write_json,
 )
@@ -27,6 +28,7 @@ def evaluate(
     data: Annotated[str, typer.Option(metavar="KIND:ROOT", help=f"KIND is one of {KINDS}")],
     split: Split = "val",
     bit_depth: BitDepth = None,
+    classes: TaskFile = None,
     json_file: Json = None,
     device: Device = "auto",
 ) -> None:
@@ -35,19 +37,20 @@ def evaluate(
     Labels are compared at their own size.
     """
     from udas_fast import distributed
-    from udas_fast.data import open_dataset
+    from udas_fast.data import open_dataset, read_task
     from udas_fast.distributed import join, leave
     from udas_fast.evaluation import evaluate_dataset, scores_table
     from udas_fast.inference import TrainedModel
 
     trained = TrainedModel.load(model, join(device))
     depth = bit_depth or trained.bit_depth
-    dataset = open_dataset(data, split, size=trained.size, bit_depth=depth)
+    task = None if classes is None else read_task(classes)
+    dataset = open_dataset(data, split, size=trained.size, bit_depth=depth, classes=task)
     if difference := dataset.classes.first_difference(trained.classes):
         raise bad(
             f"dataset {data}",
             f"{len(dataset.classes)} classes for the model's {len(trained.classes)}, {difference}",
-            "the model's classes",
+            "the model's classes; --classes FILE makes them of others",
         )
     scores = evaluate_dataset(trained.model, dataset, split, trained.size)
     if distributed.is_main():

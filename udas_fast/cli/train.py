@@ -39,6 +39,7 @@ from udas_fast.cli.options import (
     Source,
     Steps,
     Target,
+    TaskFile,
     Weights,
     load_methods,
     one_of,
@@ -98,6 +99,7 @@ def train(
     ] = 0,
     engine: Engine = "auto",
     bit_depth: BitDepth = None,
+    classes: TaskFile = None,
     max_bad_files: Annotated[
         int,
         typer.Option(
@@ -128,7 +130,7 @@ def train(
     camvid, camvid-day, camvid-dusk, folder, streets, translated.
     """
     from udas_fast import distributed
-    from udas_fast.data import ENGINES
+    from udas_fast.data import ENGINES, read_task
     from udas_fast.data.domains import DataConfig
     from udas_fast.distributed import join, leave, restarted
     from udas_fast.evaluation import scores_table
@@ -162,6 +164,7 @@ def train(
             max_bad_files,
             labelled,
             bit_depth,
+            None if classes is None else read_task(classes),
         )
         trainer = Trainer(
             chosen,

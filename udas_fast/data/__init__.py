@@ -11,6 +11,7 @@ from udas_fast.data.geometry import Geometry, resize
 from udas_fast.data.loader import ENGINES, TrainLoader, choose_engine, evaluation_batches
 from udas_fast.data.pseudo_labels import PseudoLabelDataset, PseudoLabelFolder
 from udas_fast.data.sampler import RareClasses
+from udas_fast.data.task import read_task, unknown_names, with_classes
 from udas_fast.data.types import Batch, Sample, SampleFiles, SegmentationDataset
 from udas_fast.data.user_loader import UserLoader, UserTrainLoader
 
@@ -48,8 +49,11 @@ __all__ = [
     "listed",
     "open_dataset",
     "read_image",
+    "read_task",
     "resize",
     "subset",
+    "unknown_names",
     "unmatched_labels",
+    "with_classes",
     "with_labels",
 ]

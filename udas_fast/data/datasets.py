@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -27,6 +28,13 @@ class FileDataset(SegmentationDataset):
         self.spec = spec
         self.samples = tuple(samples)
         self.id_map = IdMap(spec.id_to_train_id, spec.colour_to_train_id)
+
+    def with_spec(self, spec: DatasetSpec) -> FileDataset:
+        """Return the same files read as ``spec`` says."""
+        made = copy.copy(self)
+        made.spec, made.classes = spec, spec.classes
+        made.id_map = IdMap(spec.id_to_train_id, spec.colour_to_train_id)
+        return made
 
     def __len__(self) -> int:
         return len(self.samples)

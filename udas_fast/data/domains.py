@@ -16,13 +16,14 @@ from udas_fast.data.bad_files import BadFiles
 from udas_fast.data.check import DatasetReport, check_dataset
 from udas_fast.data.classes import ClassSet
 from udas_fast.data.datasets import Unlabelled
-from udas_fast.data.factory import has_labels, open_dataset
+from udas_fast.data.factory import LabelsNeeded, has_labels, open_dataset
 from udas_fast.data.geometry import Geometry
 from udas_fast.data.identity import FileList, absolute, absolute_path, list_files
 from udas_fast.data.inputs import InputConfig, batch_size_per_process
 from udas_fast.data.labelled import NumLabels, select_labelled, with_label
 from udas_fast.data.loader import AnyEngine, Engine, TrainLoader, choose_engine
 from udas_fast.data.sampler import RareClasses
+from udas_fast.data.task import unknown_names, with_classes
 from udas_fast.data.types import SegmentationDataset, StreamName, require_dataset
 from udas_fast.data.user_loader import UserLoader, UserTrainLoader
 from udas_fast.errors import bad
@@ -44,6 +45,8 @@ class DataConfig:
     labelled: str | None = None  # labelled target images in a dataset of their own; None: those of the target
     # Bits of the sensor whose images are files of 16 bits; None: the least that holds the pixels of each dataset.
     bit_depth: Annotated[int, Field(ge=8, le=16)] | None = None
+    # Classes of the task, each as classes of the datasets by name; others are ignored. None: the datasets' own.
+    classes: dict[str, tuple[str, ...]] | None = None
 
     def absolute(self) -> DataConfig:
         """Return the configuration with absolute roots, so that it opens from any folder."""
@@ -127,7 +130,15 @@ class Domains:
         _require_domains(config, needed, uses, recipe)
         source = labelled = unlabelled = val = None
         notices: list[str] = []
-        opened = partial(open_dataset, bit_depth=config.bit_depth)
+        own_classes: list[ClassSet] = []
+
+        def opened(
+            name: str, split: str, size: tuple[int, int], labelled: LabelsNeeded = True
+        ) -> SegmentationDataset:
+            dataset = open_dataset(name, split, size=size, labelled=labelled, bit_depth=config.bit_depth)
+            own_classes.append(dataset.classes)
+            return with_classes(dataset, config.classes)
+
         if "source" in needed and config.source is not None:
             source = opened(config.source, "train", size=inputs.source.size)
         if "unlabelled" in needed and config.target is not None:
@@ -139,6 +150,8 @@ class Domains:
         scored = config.target or config.labelled
         if scored is not None and has_labels(scored, "val"):
             val = opened(scored, "val", size=inputs.target.size)
+        if config.classes is not None and (unknown := unknown_names(config.classes, own_classes)):
+            raise bad("classes of the task", ", ".join(unknown), "classes of one of the domains")
         unused = 0
         if labelled is None and unlabelled is not None and unlabelled.spec is not None and "labelled" in uses:
             unused = len(with_label(unlabelled.dataset))
@@ -250,7 +263,7 @@ class Domains:
                     "classes",
                     f"{len(data.classes)} in {role} {data.name} and {len(other.classes)} in {other_role} {other.name}, "
                     f"{difference}",
-                    "the same classes in every domain",
+                    "the same classes in every domain; --classes FILE makes them of both by name",
                 )
         return data.classes
 

@@ -27,6 +27,7 @@ from udas_fast.data.layout import (
 )
 from udas_fast.data.specs import DATASETS, DatasetSpec
 from udas_fast.data.streets import Streets
+from udas_fast.data.task import TaskClasses, with_classes
 from udas_fast.data.translated import check_original, read_complete_manifest, replace_images
 from udas_fast.data.types import SampleFiles, SegmentationDataset
 from udas_fast.errors import InputError, bad, unknown
@@ -43,12 +44,15 @@ def open_dataset(
     size: tuple[int, int] | None = None,
     labelled: LabelsNeeded = True,
     bit_depth: int | None = None,
+    classes: TaskClasses | None = None,
 ) -> SegmentationDataset:
     """Open ``KIND:ROOT``, with KIND one of :data:`KINDS`, for example ``camvid:ROOT`` or ``streets:sim``.
 
     ``size`` is the render size (H, W) of Streets; files keep their native size. ``labelled=False`` neither needs
     nor opens labels; with ``"some"`` an image without a label is unlabelled. ``bit_depth`` is that of the sensor whose
-    images are files of 16 bits; None: the least that holds the pixels of some images of all splits.
+    images are files of 16 bits; None: the least that holds the pixels of some images of all splits. ``classes`` names
+    the classes of a task and those of the dataset that they are, such as ``{"vehicle": ("car", "bus")}``; others are
+    ignored.
 
     Raises:
         InputError: the kind is unknown, or a folder, the images or the label of an image is missing.
@@ -57,6 +61,13 @@ def open_dataset(
         if not isinstance(value, str):
             raise bad(thing, type(value).__name__, "text, such as 'folder:DATA/real' and 'train'")
     check_bit_depth(bit_depth)
+    return with_classes(_open(name, split, size, labelled, bit_depth), classes)
+
+
+def _open(
+    name: str, split: str, size: tuple[int, int] | None, labelled: LabelsNeeded, bit_depth: int | None
+) -> SegmentationDataset:
+    """Open a dataset with its own classes."""
     kind, colon, root = name.partition(":")
     if not colon or not root:
         raise bad("dataset", repr(name), f"KIND:ROOT with KIND one of {', '.join(KINDS)}")
