@@ -159,12 +159,14 @@ def on_main(function: Callable[[], T]) -> T:
 def loss_scale_for_valid_pixels(valid: Tensor) -> Tensor:
     """Return the factor that turns a mean over this process's ``valid`` pixels into its part of the global mean.
 
-    ``valid``: bool, any shape. The mean over the processes of factor · mean is the mean over the valid pixels of the
+    ``valid``: bool of any shape, or the weight of each pixel where the mean is a weighted one. The mean over the
+    processes of factor · mean is the mean over the valid pixels of the
     global batch, although processes have different numbers of them: world size · own / all; float32 scalar
     (collective).
     """
     pixels = valid.sum()
-    return get_world_size() * pixels / all_reduce_sum(pixels.clone()).clamp_min(1)
+    least = torch.finfo(pixels.dtype).tiny if pixels.is_floating_point() else 1
+    return get_world_size() * pixels / all_reduce_sum(pixels.clone()).clamp_min(least)
 
 
 def stopped_first(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from udas_fast.data.augment import auto_augment
 from udas_fast.data.bad_files import BadFile, BadFiles
 from udas_fast.data.check import DatasetReport, check_dataset, listed
+from udas_fast.data.class_weights import class_weights
 from udas_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, ClassSet
 from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, subset, with_labels
 from udas_fast.data.factory import KINDS, has_labels, open_dataset, unmatched_labels
@@ -43,6 +44,7 @@ __all__ = [
     "auto_augment",
     "check_dataset",
     "choose_engine",
+    "class_weights",
     "evaluation_batches",
     "find_bit_depth",
     "has_labels",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, TypeGuard
 
+import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
@@ -272,6 +273,16 @@ class Domains:
         if role not in self._reports:
             self._reports[role] = distributed.on_main(partial(check_dataset, dataset))
         return self._reports[role]
+
+    def count_labels(self, streams: Set[str]) -> np.ndarray:
+        """Return the pixels of each class in all labels of ``streams``, int64 ``[C]`` (collective)."""
+        roles = {name: data for name, data in self._named().items() if name in streams}
+        counts = [
+            self._report(role, data).counts
+            for role, data in roles.items()
+            if isinstance(data, SegmentationDataset)
+        ]
+        return np.sum(counts, axis=0)
 
     def _rare_classes(
         self, inputs: InputConfig, geometries: Mapping[StreamName, Geometry]

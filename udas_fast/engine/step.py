@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ def start_objective(
     *,
     num_classes: int,
     memory: MemoryConfig,
+    class_weights: Sequence[float] | None = None,
     device: torch.device | None = None,
 ) -> Objective:
     """Return the objective of a round, set up for ``model``, on ``device``.
@@ -45,11 +46,14 @@ def start_objective(
         networks: all networks of the run by name.
         num_classes: classes of the data.
         memory: activation checkpointing and micro-batches of its parts.
+        class_weights: factors of the classes in the cross-entropy of labelled images; None: all count alike.
         device: where it goes; None: it stays where it was built.
     """
     objective = build_objective(config, num_classes)
     memory.apply(objective)
     objective.networks = networks
+    if class_weights is not None:
+        objective.class_weights = torch.tensor(class_weights, dtype=torch.float32, device=device)
     objective.on_round_start(model)
     return objective if device is None else objective.to(device)
 

@@ -149,7 +149,12 @@ class Adaptation(Objective):
         outputs = {}
         for name, labelled in batch.labelled.items():
             outputs[name] = ctx.forward(model, labelled.image, domain="source")
-            losses[name] = segmentation_loss(outputs[name], labelled.required_label, config.auxiliary_weight)
+            losses[name] = segmentation_loss(
+                outputs[name],
+                labelled.required_label,
+                config.auxiliary_weight,
+                class_weights=self.class_weights,
+            )
             ctx.backward(losses[name])
 
         # Target: look like the source to the discriminators (L_adv), be sure (L_ent), let the heads agree (L_kl).

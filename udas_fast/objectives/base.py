@@ -128,6 +128,8 @@ class Objective(nn.Module):
 
     #: The run's networks by name (``Stage.network``); those that are not trained now may teach.
     networks: Mapping[str, nn.Module] = MappingProxyType({})
+    #: Factors of the classes in the cross-entropy of labelled images, float32 ``[C]``; None: all count alike.
+    class_weights: Tensor | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -118,7 +118,12 @@ class DomainMixing(Objective):
             # The target's statistics are those that score it, and mixed images are all that move them.
             domain: Domain = "source" if name == "seg" else "target"
             output = ctx.forward(model, images.image, domain=domain)
-            loss = segmentation_loss(output, images.required_label, self.config.auxiliary_weight)
+            loss = segmentation_loss(
+                output,
+                images.required_label,
+                self.config.auxiliary_weight,
+                class_weights=self.class_weights,
+            )
             ctx.backward(loss)
             losses[name] = loss.detach()
         return losses
@@ -170,7 +175,8 @@ class Distillation(Objective):
 
         # Labelled target images.
         output = ctx.forward(model, batch.labelled.image)
-        loss = segmentation_loss(output, batch.labelled.required_label, config.auxiliary_weight)
+        label = batch.labelled.required_label
+        loss = segmentation_loss(output, label, config.auxiliary_weight, class_weights=self.class_weights)
         ctx.backward(loss)
         return {"distilled": distilled.detach(), "seg": loss.detach()}
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from udas_fast import distributed, ops
 from udas_fast.data.classes import IGNORE
@@ -18,6 +19,7 @@ def segmentation_loss(
     label: Tensor,
     auxiliary_weight: float,
     *,
+    class_weights: Tensor | None = None,
     pixel_weight: Tensor | None = None,
 ) -> Tensor:
     """Return L_seg = CE(primary) + λ_seg · CE(auxiliary) at the label's size (UDAS section 3.3).
@@ -27,22 +29,33 @@ def segmentation_loss(
         label: uint8 ``[N, H, W]`` train ids; 255 is ignored, and a batch of nothing else gives zero. Where several
             processes share a batch, each one's mean counts by its labelled pixels.
         auxiliary_weight: λ_seg; unused where the network has no auxiliary head.
+        class_weights: float ``[C]``, :attr:`Objective.class_weights`, for labelled images: the mean over the pixels is
+            weighted by that of their class.
         pixel_weight: float ``[N, H, W]``, multiplies each pixel's cross-entropy; the mean is still over all pixels that
             have a label.
     """
-    loss = _cross_entropy(output.primary, output, label, pixel_weight)
+    loss = _cross_entropy(output.primary, output, label, class_weights, pixel_weight)
     if output.auxiliary is not None and auxiliary_weight:
-        second = _cross_entropy(output.auxiliary, output, label, pixel_weight)
+        second = _cross_entropy(output.auxiliary, output, label, class_weights, pixel_weight)
         loss = loss + auxiliary_weight * second
     if distributed.get_world_size() == 1:
         return loss
-    return loss * distributed.loss_scale_for_valid_pixels(label != IGNORE)
+    counted = label != IGNORE
+    if class_weights is not None:
+        counted = F.pad(class_weights, (0, 256 - len(class_weights)))[label.long()]
+    return loss * distributed.loss_scale_for_valid_pixels(counted)
 
 
 def _cross_entropy(
-    logits: Tensor, output: SegmentationOutput, label: Tensor, pixel_weight: Tensor | None
+    logits: Tensor,
+    output: SegmentationOutput,
+    label: Tensor,
+    class_weights: Tensor | None,
+    pixel_weight: Tensor | None,
 ) -> Tensor:
-    return ops.cross_entropy(logits, label, pixel_weight=pixel_weight, align_corners=output.align_corners)
+    return ops.cross_entropy(
+        logits, label, weight=class_weights, pixel_weight=pixel_weight, align_corners=output.align_corners
+    )
 
 
 def agreement_loss(

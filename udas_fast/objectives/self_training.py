@@ -169,13 +169,18 @@ class SelfTraining(Objective):
         # Labelled images: translated source, and its Domain CutMix with labelled target images.
         for name, mixed in batch.mixed.items():
             output = ctx.forward(model, mixed.image, domain="source")
-            losses[name] = segmentation_loss(output, mixed.required_label, config.auxiliary_weight)
+            losses[name] = self._labelled_loss(output, mixed)
             ctx.backward(losses[name])
 
         # Labelled target images themselves, augmented: the student agrees with the ground truth.
         if batch.labelled is not None:
             output = ctx.forward(model, batch.labelled.image, domain="target")
-            loss = segmentation_loss(output, batch.labelled.required_label, config.auxiliary_weight)
+            loss = self._labelled_loss(output, batch.labelled)
             ctx.backward(loss)
             losses["seg_labelled"] = loss
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _labelled_loss(self, output: SegmentationOutput, images: Batch) -> Tensor:
+        return segmentation_loss(
+            output, images.required_label, self.config.auxiliary_weight, class_weights=self.class_weights
+        )

@@ -67,6 +67,8 @@ class Supervised(Objective):
         """Minimise L_seg."""
         # The target's statistics are those that score the network, and no other images move them.
         output = ctx.forward(model, batch.image, domain="target")
-        loss = segmentation_loss(output, batch.required_label, self.config.auxiliary_weight)
+        loss = segmentation_loss(
+            output, batch.required_label, self.config.auxiliary_weight, class_weights=self.class_weights
+        )
         ctx.backward(loss)
         return {"seg": loss.detach()}

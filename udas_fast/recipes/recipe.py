@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 import yaml
 from pydantic import Field, PlainSerializer, PlainValidator
 
-from udas_fast.config import config_dataclass, from_dict, to_dict
+from udas_fast.config import Weight, config_dataclass, from_dict, to_dict
 from udas_fast.data import Geometry
 from udas_fast.data.inputs import InputConfig
 from udas_fast.engine.memory import MemoryConfig
@@ -137,6 +137,9 @@ class Recipe:
     # Decay of an average of the weights, begun anew in every round: what is scored, saved and the next round's
     # teacher and start; Mean Teacher and DACS: 0.99. None: the last weights. Costs one more copy of the network.
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    # Factors of the classes in the cross-entropy of labelled images: "balanced" (1 / ln(1.02 + share), ENet), or one
+    # for each class. None: all count alike.
+    class_weights: Literal["balanced"] | Annotated[tuple[Weight, ...], Field(min_length=2)] | None = None
     title: str = ""  # the method's name in tables; empty: the recipe's name
     paper: str = ""  # where the method comes from
     published: str = ""  # the score that its authors report, with the task
@@ -151,6 +154,10 @@ class Recipe:
         for name in ("compile", "cuda_graphs"):
             if getattr(self, name) and self.trains == "translation":
                 raise bad(name, "true for a translation", "false")
+        if self.class_weights is not None and self.trains == "translation":
+            raise bad("class_weights", "some for a translation", "none, as it learns no classes")
+        if isinstance(self.class_weights, tuple) and not any(self.class_weights):
+            raise bad("class_weights", "0 for every class", "one above 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as YAML holds it."""

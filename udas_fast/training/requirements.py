@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from udas_fast import distributed
-from udas_fast.data import SegmentationDataset, UserLoader
+from udas_fast.data import SegmentationDataset, UserLoader, class_weights
 from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.data.inputs import batch_size_per_process
 from udas_fast.errors import bad
@@ -56,12 +56,39 @@ def check_data(recipe: Recipe, domains: Domains) -> None:
             if isinstance(getattr(domains, role), UserLoader):
                 found = f"{role} images of a UserLoader"
                 raise bad("input.rare_classes", found, "none, or a dataset to draw from")
+    _check_class_weights(recipe, domains)
     check_batch_sizes(recipe, domains)
     for stage in recipe.stages:
         _check_stage(recipe, stage, domains)
     for role in sorted({*needed, *optional, "val"}):
         if isinstance(loader := getattr(domains, role), UserLoader):
             loader.check_sharding(scored=role == "val")
+
+
+def _check_class_weights(recipe: Recipe, domains: Domains) -> None:
+    weights, names = recipe.class_weights, domains.classes().names
+    if isinstance(weights, tuple) and len(weights) != len(names):
+        raise bad("class_weights", f"{len(weights)} numbers", f"{len(names)}: {', '.join(names)}")
+    for role in ("source", "labelled") if weights == "balanced" else ():
+        if isinstance(getattr(domains, role), UserLoader):
+            found = f"balanced with {role} images of a UserLoader"
+            raise bad(
+                "class_weights", found, "a number for each class, or a dataset whose pixels are counted"
+            )
+
+
+def count_weights(recipe: Recipe, domains: Domains) -> tuple[float, ...] | None:
+    """Return the class weights of ``recipe``, those that are balanced from the labels that it learns from (collective).
+
+    Classes that occur in none of these labels are shown: they have weight 0.
+    """
+    if recipe.class_weights != "balanced":
+        return recipe.class_weights
+    needed, optional = recipe.streams
+    weights = class_weights(domains.count_labels((needed | optional) & {"source", "labelled"}))
+    if absent := [n for n, weight in zip(domains.classes().names, weights, strict=True) if not weight]:
+        show_notices([f"class weights: 0 for classes that no label shows: {', '.join(absent)}"])
+    return weights
 
 
 def check_batch_sizes(recipe: Recipe, domains: Domains) -> None:

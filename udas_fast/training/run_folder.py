@@ -57,6 +57,7 @@ class RunConfig:
 
     data: DataConfig | None = None  # None: the datasets were given as objects
     labelled: tuple[str, ...] | None = None  # ids of the labelled images that were chosen of ``data``
+    class_weights: tuple[float, ...] | None = None  # the recipe's, counted where they are "balanced"
     given: tuple[Literal["model", "optimizer"], ...] = ()  # given as objects too
     engine: Engine = "torch"  # the choice of "auto"
     weights: str | None = None  # checkpoint of a network to start from

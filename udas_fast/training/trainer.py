@@ -33,7 +33,13 @@ from udas_fast.training.environment import write_environment
 from udas_fast.training.fit import Attempt, Run, Saved, attempting, start_step, train_phase
 from udas_fast.training.labelling import LabelledRound, label_to_disk, report_round
 from udas_fast.training.networks import Networks
-from udas_fast.training.requirements import check_data, open_domains, show_notices, verify_data
+from udas_fast.training.requirements import (
+    check_data,
+    count_weights,
+    open_domains,
+    show_notices,
+    verify_data,
+)
 from udas_fast.training.results import Results
 from udas_fast.training.run_folder import (
     RunConfig,
@@ -72,6 +78,11 @@ class Trainer:
     Raises:
         InputError: before any work, where data, weights, device or run folder are not as they should be.
     """
+
+    config: RunConfig
+    run_dir: Path
+    domains: Domains
+    _run: Run
 
     @distributed.stopping_all()
     def __init__(
@@ -115,6 +126,7 @@ class Trainer:
         self._set_up(recipe, domains, model, Path(run_dir), config, optimizer, callbacks)
         distributed.on_main(lambda: require_unused(self.run_dir))  # not only after every file has been read
         verify_data(self.recipe, self.domains)
+        self.config = self._run.settings = replace(config, class_weights=count_weights(recipe, domains))
         distributed.on_main(lambda: begin_run(self.run_dir, self.recipe, self.config))
 
     @classmethod
@@ -242,6 +254,9 @@ class Trainer:
             f"{self._processes()} in {networks.amp.name}, {memory}",
             self.domains.describe(),
         ]
+        if (weights := self.config.class_weights) is not None:
+            named = zip(self.classes.names, weights, strict=True)
+            lines.append(f"class weights {', '.join(f'{name} {weight:.2f}' for name, weight in named)}")
         report = networks.weights_report
         return "\n".join(lines if report is None else [*lines, report.summary()])
 
@@ -321,6 +336,7 @@ class Trainer:
             networks,
             num_classes=len(self.classes),
             memory=networks.memory,
+            class_weights=self.config.class_weights,
             device=self.device,
         )
         if phase.stage.objective.requirements.fresh_start:
