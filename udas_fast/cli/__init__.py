@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated
 
@@ -85,7 +86,9 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "–" or a name's letters ends no run
     try:
-        app(standalone_mode=True)
+        with warnings.catch_warnings():
+            _show_own_warnings_only()
+            app(standalone_mode=True)
     except InputError as error:
         _print_error(error)
         sys.exit(2)
@@ -100,6 +103,15 @@ def main() -> None:
         _print_error(error)
         asked = isinstance(error, Interrupted) or error.interrupted
         sys.exit(INTERRUPTED if asked else 1)
+
+
+def _show_own_warnings_only() -> None:
+    """Show warnings of this package as a sentence, and those of libraries only where Python is asked for them (-W)."""
+    if sys.warnoptions:
+        return
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", message="udas_fast")
+    warnings.showwarning = lambda message, *_: print(f"udas-fast: {message}", file=sys.stderr)
 
 
 def _print_error(error: Exception) -> None:

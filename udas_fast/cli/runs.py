@@ -76,6 +76,14 @@ def predict(
         str | None,
         typer.Option(metavar=SIZE, help="label large images in overlapping parts of this size, one by one"),
     ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="decode images of up to N pixels whole; 178956970 unless given, as Pillow does",
+        ),
+    ] = None,
     bit_depth: BitDepth = None,
     device: Device = "auto",
 ) -> None:
@@ -89,7 +97,9 @@ def predict(
     files, parts = media_files(images), None if tile is None else parse_size(tile, "--tile")
     trained = TrainedModel.load(model, resolve_device(device))
     trained.bit_depth = bit_depth or trained.bit_depth
-    done = predict_files(trained, files, out, pictures=write.split(","), native=native, tile=parts)
+    done = predict_files(
+        trained, files, out, pictures=write.split(","), native=native, tile=parts, max_pixels=max_pixels
+    )
     print(f"{done.images} image{'s' * (done.images != 1)} labelled in {out}")
     if done.problems:
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -58,8 +59,18 @@ def read_image(source: Path | Image.Image, *, bit_depth: int | None = None) -> n
         return _three_channels(to_8_bits(_read_deep(source), bit_depth, name))
     except InputError:
         raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, error) from error
     except UNREADABLE as error:
         raise bad(name, reason(error), READABLE) from error
+
+
+def _too_large(name: str, error: Image.DecompressionBombError) -> InputError:
+    """Return an InputError about an image that Pillow takes for a bomb, with the way on."""
+    found, limit = (int(number) for number in re.findall(r"\d+", str(error))[:2])
+    expected = f"at most {limit:,}; `predict` decodes it whole with --max-pixels {found}"
+    parts = "and a TIFF of tiles or strips part by part with --native --tile SIZE"
+    return bad(name, f"{found:,} pixels", f"{expected}, {parts}")
 
 
 def _rgb(image: Image.Image, name: str, bit_depth: int | None) -> np.ndarray:

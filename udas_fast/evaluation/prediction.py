@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from udas_fast import ops
 from udas_fast.data.geometry import resize
+from udas_fast.data.regions import Regions
 from udas_fast.errors import bad
 from udas_fast.evaluation.scoring import device_of, evaluating
-from udas_fast.evaluation.tiles import tiled_logits
+from udas_fast.evaluation.tiles import Slices, tiled_logits
 from udas_fast.models import SegmentationOutput, normalize, to_output
 
 
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    image: Tensor,
+    image: Tensor | Regions,
     size: tuple[int, int],
     out_size: tuple[int, int] | None = None,
     tile: tuple[int, int] | None = None,
@@ -29,7 +30,7 @@ def predict(
 
     Args:
         model: a segmentation model (:func:`udas_fast.models.to_output`).
-        image: uint8 RGB [3, H, W].
+        image: uint8 RGB [3, H, W], or a file of which regions are read, with ``tile`` and ``size`` its own size.
         size: (H, W) that the image is resized to for the network, as :func:`udas_fast.evaluation.evaluate_dataset`
             does, so that both use the same pixels.
         out_size: (H, W) of the result; None: the image's own size.
@@ -39,19 +40,29 @@ def predict(
     Raises:
         InputError: an image of another dtype or shape.
     """
-    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
-        raise bad("image", f"{image.dtype} {list(image.shape)}", "torch.uint8 [3, H, W]")
-    height, width = size
-    pixels = resize(image.permute(1, 2, 0).cpu().numpy(), (height, width), Image.Resampling.BILINEAR)
-    resized, device = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0), device_of(model)
+    device = device_of(model)
+    whole, own_size = _network_input(image, size)
 
     def forward(part: Tensor) -> SegmentationOutput:
         return to_output(model(normalize(part.to(device))))
 
     with evaluating(model):
-        logits = forward(resized) if tile is None else tiled_logits(forward, resized, tile)
-    height, width = image.shape[-2:] if out_size is None else out_size
+        logits = forward(whole[...]) if tile is None else tiled_logits(forward, whole, tile)
+    height, width = own_size if out_size is None else out_size
     result = ops.pseudo_label(
         [logits.primary], (height, width), threshold=0.0, align_corners=logits.align_corners
     )
     return result.label[0], result.confidence[0]
+
+
+def _network_input(image: Tensor | Regions, size: tuple[int, int]) -> tuple[Tensor | Slices, tuple[int, int]]:
+    """Return the image as the network sees it, uint8 [1, 3, H, W] or what is sliced like it, and its own (H, W)."""
+    if isinstance(image, Regions):
+        own_size = image.height, image.width
+        if size != own_size:
+            raise bad("size", size, f"{own_size}, that of the file whose regions are read")
+        return Slices(image), own_size
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
+        raise bad("image", f"{image.dtype} {list(image.shape)}", "torch.uint8 [3, H, W]")
+    pixels = resize(image.permute(1, 2, 0).cpu().numpy(), size, Image.Resampling.BILINEAR)
+    return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0), (image.shape[1], image.shape[2])

@@ -9,10 +9,12 @@ the logits of the whole image.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from udas_fast.data.regions import Regions
 from udas_fast.errors import bad
 from udas_fast.models import SegmentationOutput
 
@@ -25,7 +27,23 @@ PROBE = 32  # pixels; a network's stride divides it
 Forward = Callable[[Tensor], SegmentationOutput]
 
 
-def tiled_logits(forward: Forward, image: Tensor, tile: tuple[int, int]) -> SegmentationOutput:
+class Slices:
+    """A file of which regions are read, sliced like a tensor, uint8 [1, 3, H, W]."""
+
+    def __init__(self, regions: Regions) -> None:
+        self.regions = regions
+        self.shape = (1, 3, regions.height, regions.width)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """Return ``[..., top:bottom, left:right]``, or all for ``...``."""
+        places = key[1:] if isinstance(key, tuple) else (slice(None), slice(None))
+        (top, bottom, _), (left, right, _) = (
+            place.indices(n) for place, n in zip(places, self.shape[2:], strict=True)
+        )
+        return torch.from_numpy(self.regions.read(top, left, bottom, right)).permute(2, 0, 1)[None]
+
+
+def tiled_logits(forward: Forward, image: Tensor | Slices, tile: tuple[int, int]) -> SegmentationOutput:
     """Compute the primary logits of ``image``, uint8 [1, 3, H, W], from tiles of at most ``tile`` (H, W) pixels.
 
     forward: uint8 [1, 3, h, w] to logits. Memory is that of one tile and of the image's low-resolution logits. An
@@ -38,7 +56,7 @@ def tiled_logits(forward: Forward, image: Tensor, tile: tuple[int, int]) -> Segm
         raise bad("tile", "{}x{}".format(*tile), f"{SMALLEST}x{SMALLEST} or more")
     size = image.shape[-2:]
     if size[0] <= tile[0] and size[1] <= tile[1]:
-        return forward(image)
+        return forward(image[...])
     first = forward(image[..., : tile[0], : tile[1]])
     strides = _strides(forward, image, tile, first)
     spans = [_spans(*axis) for axis in zip(size, tile, strides, strict=True)]
@@ -59,7 +77,7 @@ def tiled_logits(forward: Forward, image: Tensor, tile: tuple[int, int]) -> Segm
 
 
 def _strides(
-    forward: Forward, image: Tensor, tile: tuple[int, int], first: SegmentationOutput
+    forward: Forward, image: Tensor | Slices, tile: tuple[int, int], first: SegmentationOutput
 ) -> tuple[int, ...]:
     """Measure the network's stride in y and x on a smaller tile; 1 along an axis that is not cut."""
     cut = [have > side for have, side in zip(image.shape[-2:], tile, strict=True)]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from udas_fast.atomic import atomic_write, make_folder
 from udas_fast.data import IMAGE_SUFFIXES, ClassSet, find_bit_depth
 from udas_fast.data.bit_depth import rule
+from udas_fast.data.regions import Regions, allowing, open_regions
 from udas_fast.errors import InputError, bad, unknown
 from udas_fast.evaluation import colorize
 from udas_fast.inference.model import TrainedModel, read_pixels
@@ -22,12 +23,13 @@ from udas_fast.inference.model import TrainedModel, read_pixels
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 
 
-def _overlay(image: np.ndarray, label: np.ndarray, classes: ClassSet) -> np.ndarray:
+def _overlay(image: np.ndarray | Regions, label: np.ndarray, classes: ClassSet) -> np.ndarray:
     """Blend image and colours, half and half."""
+    image = image.whole() if isinstance(image, Regions) else image
     return ((image.astype(np.uint16) + colorize(label, classes)) // 2).astype(np.uint8)
 
 
-Picture = Callable[[np.ndarray, np.ndarray, np.ndarray, ClassSet], np.ndarray]
+Picture = Callable[[np.ndarray | Regions, np.ndarray, np.ndarray, ClassSet], np.ndarray]
 PICTURES: dict[str, Picture] = {
     "ids": lambda image, label, confidence, classes: label,
     "colour": lambda image, label, confidence, classes: colorize(label, classes),
@@ -79,13 +81,15 @@ def predict_files(
     pictures: Collection[str] = ("ids", "colour"),
     native: bool = False,
     tile: tuple[int, int] | None = None,
+    max_pixels: int | None = None,
 ) -> PredictedFiles:
     """Write ``NAME_PICTURE.png`` for each image or frame and each of ``pictures``, at its size.
 
     Photos are turned upright by their EXIF orientation, and so are the results. ``native`` and ``tile``: see
     :meth:`TrainedModel.predict`. Images of 16 bits are scaled from the model's bit depth, or where it has none from the
     least that holds the pixels of some of ``files``; stderr says which. The frames of video NAME are NAME_000000 and so
-    on. A file that cannot be read is reported on stderr, and the others are written.
+    on. Files of more than ``max_pixels`` are not decoded whole; None: Pillow's limit. A file that cannot be read is
+    reported on stderr, and the others are written.
 
     Raises:
         InputError: an unknown picture, or a folder that cannot be written.
@@ -100,10 +104,16 @@ def predict_files(
         print(f"NOTICE: 16-bit images are {rule(bit_depth)}", file=sys.stderr)
     count = 0
     problems: list[str] = []
-    with tqdm(unit="image", disable=None) as bar:
+    with allowing(max_pixels), tqdm(unit="image", disable=None) as bar:
         for file in files:
-            for stem, image in _readable(file, bit_depth, problems):
-                label, confidence = trained.predict(image, native=native, tile=tile)
+            for stem, image in _readable(file, bit_depth, native and tile is not None, problems):
+                try:
+                    label, confidence = trained.predict(image, native=native, tile=tile)
+                except InputError as error:
+                    if not isinstance(image, Regions):  # the file has been read
+                        raise
+                    _skip(error, problems)
+                    continue
                 for name in pictures:
                     picture = PICTURES[name](image, label, confidence, trained.classes)
                     atomic_write(_png(picture), out / f"{stem}_{name}.png")
@@ -112,28 +122,35 @@ def predict_files(
     return PredictedFiles(count, tuple(problems))
 
 
-def _readable(file: Path, bit_depth: int | None, problems: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _skip(error: InputError, problems: list[str]) -> None:
+    problems.append(str(error))
+    tqdm.write(f"skipped: {error}", file=sys.stderr)
+
+
+def _readable(
+    file: Path, bit_depth: int | None, by_region: bool, problems: list[str]
+) -> Iterator[tuple[str, np.ndarray | Regions]]:
     """Yield the frames of ``file`` up to the first that cannot be read, which is reported and added to ``problems``."""
-    frames = _frames(file, bit_depth)
+    frames = _frames(file, bit_depth, by_region)
     while True:
         try:
             frame = next(frames, None)
         except InputError as error:
-            problems.append(str(error))
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
+            _skip(error, problems)
             return
         if frame is None:
             return
         yield frame
 
 
-def _frames(file: Path, bit_depth: int | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, uint8 RGB [H, W, 3]) of an image or of each frame of a video."""
+def _frames(file: Path, bit_depth: int | None, by_region: bool) -> Iterator[tuple[str, np.ndarray | Regions]]:
+    """Yield (name, uint8 RGB [H, W, 3]) of an image or of each frame of a video; ``by_region``: parts of files."""
     if file.suffix.lower() in VIDEO_SUFFIXES:
         for number, image in enumerate(_video(file)):
             yield f"{file.stem}_{number:06d}", image
     else:
-        yield file.stem, read_pixels(file, bit_depth)
+        regions = open_regions(file, bit_depth) if by_region else None
+        yield file.stem, regions or read_pixels(file, bit_depth)
 
 
 def _video(file: Path) -> Iterator[np.ndarray]:

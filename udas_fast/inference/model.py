@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from udas_fast.atomic import atomic_write
 from udas_fast.data import ClassSet, read_image
+from udas_fast.data.regions import Regions, open_regions
 from udas_fast.errors import InputError, bad, first_line, first_problem
 from udas_fast.evaluation import Protocol, predict
 from udas_fast.models import MEAN, STD, ModelConfig, build_model, require_finite
@@ -30,7 +31,7 @@ MODEL_FILE = f"model{SUFFIX}"
 """File name in a run folder; it is written last, so a run that has it is complete."""
 KEY = "udas_fast"  # of the header's metadata, JSON
 
-ImageInput: TypeAlias = np.ndarray | Image.Image | str | os.PathLike[str]
+ImageInput: TypeAlias = np.ndarray | Image.Image | str | os.PathLike[str] | Regions
 
 
 BitDepth: TypeAlias = Annotated[int, Field(ge=8, le=16)] | None
@@ -151,12 +152,19 @@ class TrainedModel:
                 upright by their EXIF orientation, and so is the result.
             native: run the network at the image's own size instead of :attr:`size`.
             tile: (H, W) of the parts that go through the network one by one, for images larger than memory
-                (:mod:`udas_fast.evaluation.tiles`).
+                (:mod:`udas_fast.evaluation.tiles`). With ``native`` a TIFF file of tiles or strips is decoded part by
+                part, whatever its size; other files beyond Pillow's limit, ``PIL.Image.MAX_IMAGE_PIXELS``, are refused.
 
         Raises:
             InputError: another type, dtype or shape, or a file that cannot be read.
         """
         _check_tile(tile)
+        if native and tile is not None and isinstance(image, (str, os.PathLike)):
+            image = open_regions(image, self.bit_depth) or image
+        if isinstance(image, Regions):
+            own_size = image.height, image.width
+            label, confidence = predict(self.model, image, own_size, tile=tile)
+            return label.cpu().numpy(), confidence.cpu().numpy()
         pixels = read_pixels(image, self.bit_depth)
         size = (pixels.shape[0], pixels.shape[1]) if native else self.size
         label, confidence = predict(self.model, torch.from_numpy(pixels).permute(2, 0, 1), size, tile=tile)
