@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Trained models": (runs.evaluate, runs.predict, runs.export),
     "Runs": (runs.watch, runs.report, runs.compare),
     "Studies of many runs": (studies.study, studies.demo),
-    "Data and installation": (data.check_data, studies.doctor),
+    "Data and installation": (data.check_data, data.kinds, studies.doctor),
 }
 SECTIONED = (train.train, train.plan, train.translate, studies.study)
 

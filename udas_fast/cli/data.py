@@ -1,4 +1,4 @@
-"""Commands about datasets: ``check-data``."""
+"""Commands about datasets: ``check-data`` and ``kinds``."""
 
 from __future__ import annotations
 
@@ -62,3 +62,14 @@ def check_data(
     for notice in notices:
         print(f"NOTICE: {notice}", file=sys.stderr)
     print(f"no damaged files; notices: {len(notices)}" if notices else "no problems")
+
+
+def kinds() -> None:
+    """List the kinds of datasets, and where their files are.
+
+    Any other is a folder: its dataset.yaml says what is where.
+    """
+    from udas_fast.data import describe_kinds
+
+    for name, text in describe_kinds():
+        print(f"{name:<20}{text}")

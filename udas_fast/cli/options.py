@@ -24,7 +24,7 @@ Value = TypeVar("Value")
 
 # Sections of the help of long commands (cli/help.py).
 DATA, RECIPE, RUN = "Data", "Recipe", "Run"
-KINDS = "cityscapes, gta5, synthia, camvid, camvid-day, camvid-dusk, folder, streets, translated"
+KINDS = "those that `udas-fast kinds` lists"
 SIZE = "HEIGHTxWIDTH"
 OUT = ("--out", "-o")
 

@@ -126,8 +126,8 @@ def train(
 ) -> None:
     """Train a recipe, or go on with a run that was stopped.
 
-    KIND:ROOT names a dataset, for example gta5:DATA/gta5 or streets:sim. KIND is one of cityscapes, gta5, synthia,
-    camvid, camvid-day, camvid-dusk, folder, streets, translated.
+    KIND:ROOT names a dataset, for example gta5:DATA/gta5 or streets:sim. KIND is one of those that `udas-fast kinds`
+    lists.
     """
     from udas_fast import distributed
     from udas_fast.data import ENGINES, read_task

@@ -32,7 +32,7 @@ from udas_fast.data.translated import check_original, read_complete_manifest, re
 from udas_fast.data.types import SampleFiles, SegmentationDataset
 from udas_fast.errors import InputError, bad, unknown
 
-KINDS = (*DATASETS, "folder", "streets", "translated")
+KINDS = (*DATASETS, *own_format.PRESETS, "folder", "streets", "translated")
 LabelsNeeded: TypeAlias = bool | Literal["some"]
 """Labels that a dataset is opened with: one for each image, none, or ``"some"``: those that are there."""
 
@@ -123,6 +123,22 @@ def unmatched_labels(name: str, split: str) -> list[Path]:
     return [path for path in labels if path not in matched]
 
 
+def describe_kinds() -> list[tuple[str, str]]:
+    """Return each kind of dataset with what is read below its root."""
+    specs = {**DATASETS, **{name: own_format.preset_spec(name, Path(name)) for name in own_format.PRESETS}}
+    rows = [
+        (name, f"{len(spec.classes)} classes, {spec.layouts[0].images}, {spec.layouts[0].labels}")
+        for name, spec in specs.items()
+    ]
+    own = f"your own: images/SPLIT, labels/SPLIT and classes.txt, or as {own_format.FILE} says"
+    return [
+        *rows,
+        ("folder", own),
+        ("streets", "procedural scenes without files: streets:sim and streets:real"),
+        ("translated", "the folder of a run of `udas-fast translate`"),
+    ]
+
+
 def published_ids(name: str) -> list[str]:
     """Return the ids in the published list ``name``, a file of ``udas_fast/data/splits``, in its order."""
     return (Path(__file__).with_name("splits") / name).read_text(encoding="utf-8").split()
@@ -132,7 +148,11 @@ def _spec(kind: str, root: str) -> tuple[DatasetSpec, Path]:
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise bad(f"root of {kind}", f"no folder {folder}", "the folder of the dataset")
-    return DATASETS[kind] if kind in DATASETS else own_format.folder_spec(folder), folder
+    if kind in DATASETS:
+        return DATASETS[kind], folder
+    if kind in own_format.PRESETS:
+        return own_format.preset_spec(kind, folder), folder
+    return own_format.folder_spec(folder), folder
 
 
 def _open_streets(
@@ -257,13 +277,7 @@ def _by_key(labels: Sequence[Found]) -> dict[tuple[str, tuple[str, ...]], Path]:
 
 def _images_of_all_splits(place: _Place) -> list[Path]:
     """Return the images of a dataset, so that all of its splits have one bit depth."""
-    splits = [place.folder]
-    if "{split}" in place.layout.images:
-        before = place.layout.images.partition("{split}")[0]
-        folder = place.root / before if before.endswith("/") or not before else (place.root / before).parent
-        splits = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    found = [find_images(place.root, place.layout, split) for split in dict.fromkeys([*splits, place.folder])]
-    return sorted(image.path for images in found for image in images)
+    return sorted(found.path for found in find_images(place.root, place.layout, "*"))
 
 
 def _find_images(place: _Place) -> list[Found]:

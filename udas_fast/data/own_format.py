@@ -16,6 +16,9 @@ from udas_fast.data.specs import BY_SPLIT, DatasetSpec
 from udas_fast.errors import InputError, bad, first_line, unknown
 
 FILE = "dataset.yaml"
+PRESET_FOLDER = Path(__file__).with_name("presets")
+PRESETS = tuple(sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml")))
+"""Public datasets whose format is a file of the same form."""
 KEYS = ("images", "labels", "splits", "ignore", "classes")
 LAYOUTS = (BY_SPLIT, Layout("{split}/images", "{split}/labels"))
 CVAT_LAYOUT = Layout("JPEGImages", "SegmentationClass")
@@ -36,6 +39,11 @@ def folder_spec(root: Path) -> DatasetSpec:
     if (path := root / FILE).is_file():
         return read_format(path, "folder", root)
     return _classes_in(root, "folder", LAYOUTS)
+
+
+def preset_spec(name: str, root: Path) -> DatasetSpec:
+    """Return the format of one of :data:`PRESETS` in the folder ``root``."""
+    return read_format(PRESET_FOLDER / f"{name}.yaml", name, root)
 
 
 def read_format(path: Path, name: str, root: Path) -> DatasetSpec:
