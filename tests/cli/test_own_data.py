@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -156,3 +158,33 @@ def test_classes_of_a_task_in_both_domains(
     assert code == 0
     assert "way " in stdout
     assert f"NOTICE: classes of {task} that the data does not have: 'grass', 'road'" in stderr
+
+
+def test_the_page_leads_from_photos_and_colour_masks_to_a_model(
+    run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/own-data.md").read_text(encoding="utf-8")
+    section = page[page.index("## Colour masks") :]
+    text = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0]
+    colours = np.array(
+        [[int(c[i : i + 2], 16) for i in (0, 2, 4)] for c in re.findall(r"#(\w{6})", text)], np.uint8
+    )
+    folder("sim")
+    real = folder("real", range(2))
+    for path in real.glob("labels/*/*.png"):
+        Image.fromarray(colours[np.array(Image.open(path))]).save(path)
+    for path in real.glob("images/*/*.png"):
+        Image.open(path).save(path.with_suffix(".JPG"), "JPEG")
+        path.unlink()
+    (real / "classes.txt").unlink()
+    (real / "dataset.yaml").write_text(text)
+    check, command = re.findall(r"```bash\n(.*?)\n(.*?)\n```", section)[0]
+    code, stdout, _ = run_cli(*shlex.split(check.replace("DATA", str(tmp_path)))[1:])
+    assert code == 0
+    assert "2 labelled, 6 unlabelled, 0 ignored pixels" in stdout
+    words = shlex.split(command.replace("DATA", str(tmp_path)).replace("runs/real", str(tmp_path / "run")))
+    code, stdout, stderr = run_cli(*words[1:], *SMALL)
+    assert code == 0, stderr
+    assert "target folder (2 labelled, 8 unlabelled)" in stdout
+    assert "mIoU: mean over all 3 classes" in stdout
+    assert (tmp_path / "run/model.safetensors").is_file()

@@ -110,6 +110,43 @@ def classes_case(folder: Path) -> Callable[[int], None]:
     return run
 
 
+def format_case(folder: Path) -> Callable[[int], None]:
+    """``dataset.yaml`` and CVAT's ``labelmap.txt``: a label is train ids of the classes, or refused."""
+    tree = {
+        "images": "photos/{split}/*/{id}_rgb", "labels": "masks/{split}/*/{id}_mask.png",
+        "splits": {"val": "valid", "train": "train"}, "ignore": [0, 255, "#000000"],
+        "classes": {"road": 7, "vehicle": [26, 27, "#0000e6"], "sky": {"ids": [23], "colour": "#4682b4"}},
+    }  # fmt: skip
+    ids = np.full(SIZE, 7, np.uint8)
+    for name in (
+        "photos/train/a/0_rgb.png",
+        "masks/train/a/0_mask.png",
+        "images/train/0.png",
+        "labels/train/0.png",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(ids).save(folder / name)
+    labelmap = b"# label:color_rgb:parts:actions\nbackground:0,0,0::\nroad:7,7,7::\n"
+    (folder / "labelmap.txt").write_bytes(labelmap)
+
+    def run(seed: int) -> None:
+        rng, path = random.Random(seed), folder / "dataset.yaml"
+        kind = rng.randrange(3)
+        path.unlink(missing_ok=True)
+        if kind == 0:
+            path.write_text(json.dumps(mutate_tree(rng, tree), default=str))
+        elif kind == 1:
+            path.write_bytes(mutate_bytes(rng, json.dumps(tree).encode()))
+        changed = mutate_bytes(rng, labelmap) if kind == 2 else labelmap
+        (folder / "labelmap.txt").write_bytes(changed)
+        dataset = open_dataset(f"folder:{folder}", "train")
+        label = dataset[0].label
+        assert label.shape == SIZE
+        assert ((label < len(dataset.classes)) | (label == 255)).all()
+
+    return run
+
+
 def folder_case(folder: Path) -> Callable[[int], None]:
     """A dataset in folders with files that are lost, doubled, renamed or no files: pairs stay pairs."""
     template = folder / "template"

@@ -26,6 +26,7 @@ KINDS = {
     "image": files.image_case,
     "label": files.label_case,
     "classes": files.classes_case,
+    "format": files.format_case,
     "folder": files.folder_case,
     "manifest": files.manifest_case,
     "model": states.model_case,

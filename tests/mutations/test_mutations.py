@@ -25,7 +25,7 @@ from udas_fast.training.run_folder import RunConfig, read_run_file
 EACH = 180
 GROUPS = [
     ("recipe", "run file", "setting"),
-    ("image", "label", "classes", "folder", "manifest"),
+    ("image", "label", "classes", "format", "folder", "manifest"),
     ("model", "weights", "checkpoint"),
     ("operator",),
 ]

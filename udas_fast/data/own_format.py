@@ -111,7 +111,7 @@ def _layouts(path: Path, document: Mapping[str, Any]) -> tuple[Layout, ...]:
         if names.count("id") > 1 or ("{id}" in pattern and "{id}" not in PurePosixPath(pattern).name):
             raise bad(thing, pattern, "{id} once, in the name of the file")
     if wildcards(layout.labels) > wildcards(layout.images):
-        raise bad(f"{path}: labels", layout.labels, f"no more wildcards than in images, {layout.images}")
+        raise bad(f"{path}: labels", layout.labels, f"no more wildcards than in images, {layout.images:.200}")
     return (layout,)
 
 
