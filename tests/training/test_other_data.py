@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from udas_fast import DataConfig, Trainer
 from udas_fast.data import Unlabelled, open_dataset
 from udas_fast.data.identity import absolute, compare_files, list_files
+from udas_fast.data.specs import DATASETS
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.errors import InputError
 from udas_fast.recipes import Recipe, get_recipe, override, small
@@ -67,6 +69,10 @@ def test_files_are_compared_by_name_and_size(camvid_folder: Callable[..., Path])
     (difference,) = compare_files({"source": before, "val": {}}, {"source": now})
     assert str(difference) == ("source: 2 (0000, 0003) gone, 1 (0009) new, 1 (0002) of another name or size")
     assert compare_files({"source": now}, {"source": now}) == []
+    task = {"way": ("road",), "other": ("sky", "car")}
+    mapped = list_files(open_dataset(f"camvid:{root}", "train", classes=task))
+    (difference,) = compare_files({"source": now}, {"source": mapped})
+    assert str(difference) == "source: other classes, ids, colours or bit depth of its files"
     assert list_files(open_dataset("streets:sim", "val")) is None
     assert compare_files({"source": now}, {"source": None}) == []
 
@@ -85,6 +91,19 @@ def test_a_run_goes_on_from_another_folder(
     whole = (run / "metrics.jsonl").read_text()
     begin(str(root), tmp_path / "whole").fit()
     assert (tmp_path / "whole/metrics.jsonl").read_text() == whole
+
+
+def test_labels_that_mean_something_else_are_refused(
+    camvid_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, run = camvid_folder("data"), tmp_path / "run"
+    unfinished(root, run)
+    spec = DATASETS["camvid"]
+    other = {**spec.id_to_train_id, 0: 1, 1: 0}
+    monkeypatch.setitem(DATASETS, "camvid", replace(spec, id_to_train_id=other))
+    with pytest.raises(InputError, match="source: other classes, ids, colours or bit depth of its files"):
+        Trainer.resume(run, device="cpu").fit()
+    assert Trainer.resume(run, device="cpu", allow_other_data=True).fit()
 
 
 def test_a_missing_folder_names_run_yaml_and_the_working_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,11 @@ from udas_fast.data.check import listed
 from udas_fast.data.types import SegmentationDataset
 
 FileList: TypeAlias = dict[str, str] | None
-"""Names and sizes of the files of each image, by its id; None for a dataset without files."""
+"""Names and sizes of the files of each image by its id, and a checksum of how they are read by :data:`FORMAT`.
+
+None for a dataset without files.
+"""
+FORMAT = ""  # which is no id
 
 
 def absolute(name: str) -> str:
@@ -32,10 +37,11 @@ def existing_path(path: str) -> str:
 
 
 def list_files(dataset: SegmentationDataset) -> FileList:
-    """Return names and sizes in bytes of all files of ``dataset``, without reading them."""
-    if dataset.spec is None:
+    """Return names and sizes in bytes of all files of ``dataset``, without reading them, and how they are read."""
+    if (spec := dataset.spec) is None:
         return None
-    found = {}
+    meaning = (spec.classes.names, spec.id_to_train_id, spec.colour_to_train_id, spec.bit_depth)
+    found = {FORMAT: f"{zlib.crc32(repr(meaning).encode()):08x}"}
     for index in range(len(dataset)):
         files = dataset.files(index)
         paths = [files.image] if files.label is None else [files.image, files.label]
@@ -52,16 +58,22 @@ def _size(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """Ids of the images of one role that are ``gone`` or ``new``, or whose files have ``changed`` in name or size."""
+    """Ids of the images of one role that are ``gone`` or ``new``, or whose files have ``changed`` in name or size.
+
+    ``format``: whether their classes, ids, colours or bit depth are others.
+    """
 
     role: str
     gone: list[str]
     new: list[str]
     changed: list[str]
+    format: bool = False
 
     def __str__(self) -> str:
         parts = {"gone": self.gone, "new": self.new, "of another name or size": self.changed}
-        return f"{self.role}: " + ", ".join(f"{listed(ids)} {what}" for what, ids in parts.items() if ids)
+        found = [f"{listed(ids)} {what}" for what, ids in parts.items() if ids]
+        found += ["other classes, ids, colours or bit depth of its files"] * self.format
+        return f"{self.role}: {', '.join(found)}"
 
 
 def compare_files(before: Mapping[str, FileList], now: Mapping[str, FileList]) -> list[Difference]:
@@ -71,12 +83,15 @@ def compare_files(before: Mapping[str, FileList], now: Mapping[str, FileList]) -
         old, new = before.get(role, {}), now.get(role, {})
         if old is None or new is None:
             continue
+        shared = [name for name in old if name in new]
+        changed = [name for name in shared if old[name] != new[name]]
         difference = Difference(
             role,
-            gone=[name for name in old if name not in new],
-            new=[name for name in new if name not in old],
-            changed=[name for name in old if name in new and old[name] != new[name]],
+            gone=[name for name in old if name not in new and name != FORMAT],
+            new=[name for name in new if name not in old and name != FORMAT],
+            changed=[name for name in changed if name != FORMAT],
+            format=FORMAT in changed,
         )
-        if difference.gone or difference.new or difference.changed:
+        if difference != Difference(role, [], [], []):
             found.append(difference)
     return found

@@ -103,7 +103,7 @@ class Run:
             return
         text = "; ".join(map(str, differences))
         changed = sum(len(difference.changed) for difference in differences)
-        same_images = not any(difference.gone or difference.new for difference in differences)
+        same_images = not any(d.gone or d.new or d.format for d in differences)
         if not self.allow_other_data and not (same_images and changed <= self.bad_files.limit):
             expected = (
                 "the files of its checkpoint, or --allow-other-data (Trainer.resume: allow_other_data=True)"
