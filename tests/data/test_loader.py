@@ -113,7 +113,7 @@ def test_wrong_arguments(dataset):
     for options, message in (
         ({"batch_size": 0}, "batch size of s"),
         ({"workers": -1}, "workers"),
-        ({"dataset": []}, "data of s: found no images"),
+        ({"dataset": []}, "data of s: found list, expected a SegmentationDataset"),
     ):
         arguments = {"dataset": dataset, "geometry": GEOMETRY, "batch_size": 1, "seed": 0, "name": "s"}
         with pytest.raises(InputError, match=message):
