@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from udas_fast.data import Geometry, TrainLoader, check_dataset, has_labels, open_dataset, unmatched_labels
+from udas_fast.data.labelled import select_labelled
 from udas_fast.data.labels import IdMap, read_ids, read_label
 from udas_fast.errors import InputError
 
@@ -323,3 +324,24 @@ def test_two_labels_of_one_image(tmp_path: Path) -> None:
         InputError, match=r"0.tif: found another label of that name, .*0.png, expected one label"
     ):
         open_dataset(f"folder:{root}", "train")
+
+
+def test_labels_of_other_names_in_a_partly_labelled_target_are_asked_about(tmp_path: Path) -> None:
+    root = write(tmp_path, "classes: {a: 0, b: 1, c: 2}", "images/train/{}.png", "labels/train/{}_mask.png")
+    pool = open_dataset(f"folder:{root}", "train", labelled="some")
+    with pytest.raises(InputError) as refused:
+        select_labelled(pool, f"folder:{root}", "all", None)
+    line = 'labels: "labels/{split}/{id}_mask"'
+    assert str(refused.value).endswith(f"expected names of images; in dataset.yaml: `{line}`")
+    (root / "dataset.yaml").write_text(f"classes: {{a: 0, b: 1, c: 2}}\n{line}\n")
+    assert np.array_equal(open_dataset(f"folder:{root}", "train")[0].label, IDS)
+
+
+def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
+    text = "classes: {a: 0, b: 1, c: 2}\nsplits: {val: val.txt}"
+    root = write(tmp_path, text, "images/val/{}.png", "labels/val/{}.png")
+    for call in (has_labels, open_dataset):
+        with pytest.raises(
+            InputError, match=r"list of images .*val.txt: found no such file or directory, expected an"
+        ):
+            call(f"folder:{root}", "val")

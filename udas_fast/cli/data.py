@@ -27,6 +27,7 @@ def check_data(
     from udas_fast.data import (
         check_dataset,
         listed,
+        names_of,
         open_dataset,
         read_task,
         unknown_names,
@@ -38,7 +39,7 @@ def check_data(
     task = None if classes is None else read_task(classes)
     unknown = [] if task is None else unknown_names(task, [dataset.classes])
     dataset = with_classes(dataset, task)
-    strays = [str(path) for path in unmatched_labels(data, split)]
+    strays = unmatched_labels(data, split)
     with tqdm(total=len(dataset), unit="image", leave=False, disable=None) as bar:
         report = check_dataset(dataset, progress=bar.update)
     sizes = ", ".join(f"{count} of {h}x{w}" for (h, w), count in report.sizes.items())
@@ -58,7 +59,8 @@ def check_data(
     if report.labelled < report.images:
         notices.insert(0, "a source needs a label for every image; of a target some suffice")
     if strays:
-        notices.append(f"label files without an image: {listed(strays)}")
+        names = listed([str(path) for path in strays])
+        notices.append(f"label files without an image: {names}{names_of(strays, dataset)}")
     for notice in notices:
         print(f"NOTICE: {notice}", file=sys.stderr)
     print(f"no damaged files; notices: {len(notices)}" if notices else "no problems")

@@ -6,7 +6,7 @@ from udas_fast.data.check import DatasetReport, check_dataset, listed
 from udas_fast.data.class_weights import class_weights
 from udas_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, ClassSet
 from udas_fast.data.datasets import FileDataset, Subset, Unlabelled, subset, with_labels
-from udas_fast.data.factory import KINDS, describe_kinds, has_labels, open_dataset, unmatched_labels
+from udas_fast.data.factory import KINDS, describe_kinds, has_labels, names_of, open_dataset, unmatched_labels
 from udas_fast.data.files import IMAGE_SUFFIXES, find_bit_depth, read_image
 from udas_fast.data.geometry import Geometry, resize
 from udas_fast.data.loader import ENGINES, TrainLoader, choose_engine, evaluation_batches
@@ -50,6 +50,7 @@ __all__ = [
     "find_bit_depth",
     "has_labels",
     "listed",
+    "names_of",
     "open_dataset",
     "read_image",
     "read_task",

@@ -103,6 +103,8 @@ def has_labels(name: str, split: str) -> bool:
     try:
         place = _locate(spec, folder, split)
     except InputError:
+        if spec.split_names.get(split, "").endswith(".txt"):  # a list that is named and cannot be read
+            raise
         return False
     return (folder / folder_of(place.layout.labels, place.folder)).is_dir()
 
@@ -137,6 +139,13 @@ def describe_kinds() -> list[tuple[str, str]]:
         ("streets", "procedural scenes without files: streets:sim and streets:real"),
         ("translated", "the folder of a run of `udas-fast translate`"),
     ]
+
+
+def names_of(labels: Sequence[Path], dataset: SegmentationDataset) -> str:
+    """Return the line of a dataset.yaml by which ``labels`` may belong to the images of ``dataset``; empty if none."""
+    images = [dataset.files(i).image for i in range(min(len(dataset), 20))] if labels else []
+    name = guess_labels(images, labels)
+    return "" if name is None else f'; in {own_format.FILE}: `labels: "labels/{{split}}/{name}"`'
 
 
 def published_ids(name: str) -> list[str]:

@@ -15,7 +15,7 @@ from udas_fast import distributed
 from udas_fast.data.check import listed
 from udas_fast.data.classes import IGNORE
 from udas_fast.data.datasets import FileDataset, Subset
-from udas_fast.data.factory import unmatched_labels
+from udas_fast.data.factory import names_of, unmatched_labels
 from udas_fast.data.sampler import labelled_subset
 from udas_fast.data.types import SegmentationDataset
 from udas_fast.errors import InputError, bad
@@ -137,9 +137,11 @@ def select_labelled(
     Raises:
         InputError: no labels as asked for, or images of ``ids`` that are gone.
     """
-    strays = [str(path) for path in unmatched_labels(name, "train")]
+    paths = unmatched_labels(name, "train")
+    strays = [str(path) for path in paths]
     if strays and not with_label(pool):
-        raise bad(f"labels of {name}", f"none of an image, but {listed(strays, most=1)}", "names of images")
+        expected = f"names of images{names_of(paths, pool)}"
+        raise bad(f"labels of {name}", f"none of an image, but {listed(strays, most=1)}", expected)
     indices, notices = distributed.on_main(partial(_choose_or_find, pool, num_labels, ids))
     if strays:
         notices.append(f"labels of {pool.name} without an image: {listed(strays)}")
