@@ -16,6 +16,8 @@ LOGITS = random_map((2, 4, 3, 5), 0)
 TARGET = random_labels((2, 8, 9), 4, 0)
 SIZE = (8, 9)
 WEIGHT = torch.ones((2, 8, 9))
+IMAGE = torch.rand((2, 3, 8, 9))
+LABEL = TARGET.byte()
 NAN = float("nan")
 
 CASES: dict[str, tuple[Callable[[], Any], str]] = {
@@ -110,6 +112,10 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "ignored byte": (lambda: ops.pseudo_label([LOGITS], SIZE, ignore_index=300), "ignore_index: found 300"),
     "num_classes": (lambda: ops.confusion_matrix(LOGITS, TARGET, 5), "logits: found .* num_classes = 5"),
+    "image with gradient": (
+        lambda: ops.region_mix(IMAGE, IMAGE.clone().requires_grad_(), LABEL, LABEL, LABEL > 0),
+        "outside: found a tensor that requires grad, expected a constant",
+    ),
     "activation": (
         lambda: ops.upsample(LOGITS, SIZE, activation="sofmax"),
         r"activation: found 'sofmax', expected one of .* \(did you mean 'softmax'\?\)",

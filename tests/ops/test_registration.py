@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from op_cases import DEVICES, LOSS_PARAMS, Loss, oracle, random_labels, random_map, with_gradients
+from op_cases import DEVICES, LOSS_PARAMS, LOSSES, Loss, oracle, random_labels, random_map, with_gradients
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from udas_fast import ops
+from udas_fast.errors import InputError
 from udas_fast.ops import _library, reference
 
 BUILT = pytest.mark.skipif(bool(_library.REASON), reason=_library.REASON)
@@ -89,6 +92,60 @@ def test_reference_gradcheck(loss: Loss) -> None:
     maps = [random_map((1, 3, 2, 3), i, scale=1).double().requires_grad_() for i in range(loss.maps)]
     target = random_labels((1, 5, 6), 3, 0)
     assert torch.autograd.gradcheck(lambda *leaves: loss.call(reference, leaves, target), maps)
+
+
+def differentiable(device: str) -> dict[str, tuple[Callable[..., Tensor], int]]:
+    """Each operator with a gradient as a function to a scalar, and the number of maps that it takes."""
+    target = random_labels((1, 5, 6), 3, 0).to(device)
+    functions: dict[str, tuple[Callable[..., Tensor], int]] = {
+        "upsample": (lambda module, a: module.upsample(a, (5, 6), activation="softmax").square().sum(), 1)
+    }
+    for reduction in ("mean", "none"):
+        for loss in LOSSES:
+            functions[f"{loss.name}-{reduction}"] = (
+                lambda module, *maps, loss=loss, reduction=reduction: (
+                    loss.call(module, maps, target, reduction=reduction).sum()
+                ),
+                loss.maps,
+            )
+    return functions
+
+
+@BUILT
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_second_derivative_is_refused(device: str) -> None:
+    """A gradient penalty beside another loss would lose its term in silence."""
+    for name, (function, maps) in differentiable(device).items():
+        leaves = [random_map((1, 3, 2, 3), i).to(device).requires_grad_() for i in range(maps)]
+        first = torch.autograd.grad(function(ops, *leaves), leaves, create_graph=True, allow_unused=True)
+        plain = torch.autograd.grad(function(ops, *leaves), leaves, allow_unused=True)
+        for ours, other in zip(first, plain, strict=True):
+            assert (ours is None) == (other is None), name
+            assert ours is None or torch.equal(ours, other), name
+        penalty = sum(g.square().sum() for g in first if g is not None) + leaves[0].square().sum()
+        operator = name.partition("-")[0]
+        with pytest.raises(RuntimeError, match=f"{operator}: found a second derivative, .*reference.{operator}"):
+            penalty.backward()
+        double = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        assert torch.autograd.grad(function(reference, *double), double[0], create_graph=True)[0].requires_grad
+
+
+@BUILT
+@pytest.mark.parametrize("device", DEVICES)
+def test_forward_mode_is_refused(device: str) -> None:
+    for name, (function, maps) in differentiable(device).items():
+        operator = name.partition("-")[0]
+        leaves = tuple(random_map((1, 3, 2, 3), i).to(device) for i in range(maps))
+        tangents = tuple(torch.ones_like(leaf) for leaf in leaves)
+        with pytest.raises(InputError, match=f"{operator}: found forward-mode differentiation"):
+            torch.func.jvp(lambda *maps, f=function: f(ops, *maps), leaves, tangents)
+        with forward_ad.dual_level():
+            dual = [forward_ad.make_dual(*pair) for pair in zip(leaves, tangents, strict=True)]
+            with pytest.raises(InputError, match=f"{operator}: found forward-mode differentiation"):
+                function(ops, *dual)
+            function(ops, *leaves)  # nothing is asked of these
+            value = forward_ad.unpack_dual(function(reference, *dual))
+            assert value.tangent is not None, name
 
 
 @pytest.mark.parametrize("device", DEVICES)

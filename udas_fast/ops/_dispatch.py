@@ -7,15 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from udas_fast.errors import bad
 from udas_fast.ops import _library, reference
 from udas_fast.ops._check import REDUCTIONS
+
+_TWIN = "udas_fast.ops.reference."
 
 
 def dispatch(
     name: str, *maps: Tensor | Sequence[Tensor], schema: dict[str, Any] | None = None, **options: Any
 ) -> Any:
     """Run operator ``name`` where it is compiled for the device of the first map, else its twin.
+
+    Raises InputError in forward-mode differentiation, of which the compiled operators would give 0.
 
     Args:
         name: the operator.
@@ -24,6 +30,7 @@ def dispatch(
         options: by name, the other arguments of the twin. The compiled operator gets those of its schema.
     """
     first = maps[0] if isinstance(maps[0], Tensor) else maps[0][0]
+    _refuse_forward_mode(name, maps)
     if not _library.is_compiled(name, first):
         return getattr(reference, name)(*maps, **options)
     values = options if schema is None else options | schema
@@ -39,6 +46,27 @@ def dispatch_loss(name: str, *maps: Tensor, reduction: str, **options: Any) -> T
     schema = {"reduction": REDUCTIONS[reduction], "with_grad": with_grad}
     found = dispatch(name, *maps, schema=schema, reduction=reduction, **options)
     return found if isinstance(found, Tensor) else found[0]
+
+
+def _refuse_forward_mode(name: str, maps: Sequence[Tensor | Sequence[Tensor]]) -> None:
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+        return
+    tensors = [t for m in maps for t in ([m] if isinstance(m, Tensor) else m)]
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise bad(name, "forward-mode differentiation", f"reverse mode, or {_TWIN}{name}, which has both")
+
+
+def differentiable_once(name: str, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return ``gradients`` of operator ``name`` so that their own differentiation raises RuntimeError.
+
+    Without this a gradient penalty would lose its term in silence. To be called in a backward pass, whose graph is
+    recorded (grad mode is on) only if somebody means to differentiate it.
+    """
+    if not torch.is_grad_enabled():
+        return list(gradients)
+    message = f"{name}: found a second derivative, expected the first one only, or {_TWIN}{name}, which has both"
+    raising = torch._C._functions.DelayedError(message, 1)
+    return [g if g is None else raising(g.detach().requires_grad_()) for g in gradients]
 
 
 def register_loss(name: str) -> None:
@@ -74,16 +102,20 @@ def register_loss(name: str) -> None:
         ctx.save_for_backward(*(tensors if ctx.per_pixel else (scale, *grads)))
 
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        if grad is None:
-            grads: list[Tensor | None] = [None] * maps
-        elif ctx.per_pixel:
-            grads = [*pixel_gradients(_unflatten(ctx.plan, ctx.saved_tensors), grad)]
+        with torch.no_grad():
+            grads = [None] * maps if grad is None else gradients(ctx, grad)
+        rest = ctx.plan[maps:]  # for a list of tensors, torch expects a list of gradients
+        return *differentiable_once(name, grads), *(
+            [None] * (s.stop - s.start) if isinstance(s, slice) else None for s in rest
+        )
+
+    def gradients(ctx: Any, grad: Tensor) -> list[Tensor]:
+        if ctx.per_pixel:
+            found = pixel_gradients(_unflatten(ctx.plan, ctx.saved_tensors), grad)
         else:
             scale, *sums = ctx.saved_tensors
-            grads = [g * (grad * scale) for g in sums]
-        grads = [None if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)]
-        rest = ctx.plan[maps:]  # for a list of tensors, torch expects a list of gradients
-        return *grads, *([None] * (s.stop - s.start) if isinstance(s, slice) else None for s in rest)
+            found = [g * (grad * scale) for g in sums]
+        return [g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True)]
 
     def pixel_gradients(inputs: list[Any], grad: Tensor) -> Sequence[Tensor]:
         """Return the gradient of Σ grad · loss: the incoming gradient is one more weight per pixel."""

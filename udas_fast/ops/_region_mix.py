@@ -88,6 +88,8 @@ def _check_images(inside: Tensor, outside: Tensor) -> None:
         found = f"{outside.dtype} {list(outside.shape)}"
         raise bad("outside", found, f"as inside, {inside.dtype} {list(inside.shape)}")
     _check.same_device("outside", outside, "inside", inside)
+    _check.constant("inside", inside)
+    _check.constant("outside", outside)
 
 
 def _check_region(region: Tensor, image: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from udas_fast.ops import _check, _library
-from udas_fast.ops._dispatch import dispatch
+from udas_fast.ops._dispatch import differentiable_once, dispatch
 
 ACTIVATIONS = {"none": 0, "softmax": 1, "self_information": 2}
 
@@ -56,9 +56,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    logits, gradient = ctx.saved_tensors[0].detach(), gradient.detach()  # no second derivative
-    back = torch.ops.udas_fast.upsample_backward.default(gradient, logits, ctx.activation, ctx.align_corners)
-    return back.to(logits.dtype), None, None, None
+    (logits,) = ctx.saved_tensors
+    with torch.no_grad():
+        back = torch.ops.udas_fast.upsample_backward.default(
+            gradient, logits, ctx.activation, ctx.align_corners
+        )
+    return *differentiable_once("upsample", [back.to(logits.dtype)]), None, None, None
 
 
 _library.register("upsample", _fake)
