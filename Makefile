@@ -7,7 +7,7 @@ BIN := .venv/bin
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 SOURCES := setup.py pyproject.toml $(CPP)
 
-.PHONY: help build demo test docs lint format sanitize gpu-check clean
+.PHONY: help build demo test docs lint format sanitize fuzz gpu-check clean
 
 help:
 	@echo "make demo    environment, build, train on procedural streets, table and figure"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint    ruff, mypy, import contracts and clang-format"
 	@echo "make format  rewrite the sources as the formatters want them"
 	@echo "make sanitize   the CPU operators' tests under AddressSanitizer and UBSan"
+	@echo "make fuzz    40,000 operator calls and 3,300 files with random damage"
 	@echo "make gpu-check  on a machine with a GPU: build, CUDA tests, compute-sanitizer, benchmarks"
 	@echo "make clean   remove build products and .venv"
 
@@ -70,6 +71,13 @@ sanitize: .venv/ready
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ../../$(BIN)/python -m pytest tests/ops \
 	  -k "not full_resolution_map and not two_to_the_31 and not inductor and not emulation"
+
+# Mutated inputs, many more of them than in the tests; numbered cases, so that each run has the same ones.
+fuzz: build
+	rm -rf build/fuzz && mkdir -p build/fuzz/operators build/fuzz/files
+	OMP_NUM_THREADS=1 timeout 900 $(BIN)/python tests/mutations/run.py build/fuzz/operators 20000 operator "raw operator"
+	OMP_NUM_THREADS=1 timeout 900 $(BIN)/python tests/mutations/run.py build/fuzz/files 300 \
+	  recipe "run file" setting image label classes folder manifest model weights checkpoint
 
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py

@@ -3,6 +3,7 @@
 // Python functions check the same earlier and in full sentences.
 #include <torch/headeronly/util/Exception.h>
 
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 
@@ -85,6 +86,24 @@ inline void check_flips(const Optional& flips, const std::vector<Tensor>& views)
                   "flips: expected bool [", count, ", ", like.size(0), "] on the device of the views");
 }
 
+inline void check_reduction(int64_t reduction) {
+  STD_TORCH_CHECK(reduction >= kNone && reduction <= kSum, "reduction: found ", reduction,
+                  ", expected 0 to 2");
+}
+
+inline void check_temperature(double temperature) {
+  STD_TORCH_CHECK(std::isfinite(temperature) && temperature > 0.0, "temperature: found ", temperature,
+                  ", expected a finite number above 0");
+}
+
+inline void check_finite(const char* name, double value) {
+  STD_TORCH_CHECK(std::isfinite(value), name, ": found ", value, ", expected a finite number");
+}
+
+inline void check_label_byte(int64_t label) {
+  STD_TORCH_CHECK(label >= 0 && label <= 255, "ignore_index: found ", label, ", expected 0 to 255");
+}
+
 inline void check_size(const Sizes& size) {
   STD_TORCH_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0 && size[0] < kMaxSide && size[1] < kMaxSide,
                   "size: expected two positive numbers below 2^30, H and W");
@@ -137,6 +156,11 @@ inline void check_mixed_image(const Tensor& image, const std::vector<double>& me
   const size_t channels = image.size(1);
   STD_TORCH_CHECK((mean.empty() || mean.size() == channels) && (std.empty() || std.size() == channels),
                   "mean, std: expected one number per channel");
+  for (const double value : mean) check_finite("mean", value);
+  for (const double value : std) {
+    STD_TORCH_CHECK(std::isfinite(value) && value != 0.0, "std: found ", value,
+                    ", expected a finite number other than 0");
+  }
   const bool to_bytes = out_dtype == ScalarType::Byte;
   STD_TORCH_CHECK(!to_bytes || (image.scalar_type() == ScalarType::Byte && mean.empty() && std.empty()),
                   "out_dtype: found uint8, expected a floating dtype for floating or normalised images");

@@ -98,6 +98,7 @@ inline LossResults loss_results(const LossArguments& in, int gradients) {
 // The result of a loss as the schema has it: loss, scale and one or two gradients.
 template <class Loss, class Device>
 auto run_loss(const LossArguments& in) {
+  check_reduction(in.options.reduction);
   if (in.options.pixel_weight) {
     check_plane("pixel_weight", *in.options.pixel_weight, in.like(), in.size[0], in.size[1],
                 {ScalarType::Float}, "float32");
@@ -169,6 +170,7 @@ OneGradient distillation_kl(const Tensor& student, std::vector<Tensor> teachers,
   check_logits("student", student);
   check_size(size);
   check_many("teachers", teachers, &student);
+  check_temperature(temperature);
   if (mask) check_plane("mask", *mask, student, size[0], size[1], {ScalarType::Bool}, "bool");
   LossArguments in{{student}, size, {pixel_weight, align_corners, reduction, with_grad}};
   in.maps.insert(in.maps.end(), teachers.begin(), teachers.end());
@@ -225,6 +227,9 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label(std::vector<Tensor> views, Sizes
   const Tensor& like = views[0];
   check_class_values("threshold", class_threshold, like);
   check_flips(flips, views);
+  check_finite("threshold", threshold);
+  check_temperature(temperature);
+  check_label_byte(ignore_index);
   const Device device(like);
   const PseudoLabelArguments in{views,
                                 static_cast<float>(threshold),

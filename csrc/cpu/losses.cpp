@@ -50,7 +50,7 @@ class LossRun {
     if (in_.options.reduction != kMean) return 1.0;
     double count = 0.0;
     for (const double value : task_.counts) count += value;
-    return count > 0.0 ? 1.0 / count : 0.0;
+    return count == 0.0 ? 0.0 : 1.0 / count;  // a NaN counts
   }
 
   // The bands' gradient rows of map `m`, added in the order of the bands.

@@ -13,8 +13,8 @@
 namespace udas {
 namespace cpu {
 
-constexpr int64_t kNoLabel = INT64_MIN;
-constexpr int kTile = 64;  // pixels that are worked on together; classes outside, pixels inside
+constexpr int64_t kNoLabel = 0;  // a class, so never out of range
+constexpr int kTile = 64;        // pixels that are worked on together; classes outside, pixels inside
 // Full-resolution rows of one unit of work; fixed, so that results do not depend on the number of threads.
 constexpr int kBand = 32;
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from udas_fast import ops
+from udas_fast.errors import InputError
 from udas_fast.ops import reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -178,6 +179,105 @@ def _upsample(rng: random.Random, generator: torch.Generator) -> tuple[str, list
 
 
 CASES = (_loss, _loss, _loss, _upsample, _pseudo, _matrix, _mix, _boxes)
+
+
+DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("pixel_weight", "weight", "mask", "class_threshold", "flips")),
+    "align_corners": False,
+    "ignore_index": 255,
+    "temperature": 1.0,
+    "channels_last": False,
+    "mean": [],
+    "std": [],
+    "out_dtype": torch.float32,
+}
+NUMBERS = (-(2**63), -1, 0, 3, 300, 2**31, 2**40, 2**63 - 1, 2**63, 0.5, -0.0, 1e-300, math.nan, math.inf)
+TYPES = (
+    torch.bool,
+    torch.int8,
+    torch.int16,
+    torch.int64,
+    torch.float64,
+    torch.complex64,
+    torch.uint8,
+    torch.float16,
+)
+
+
+def raw_operator_case(folder: Path) -> Callable[[int], None]:
+    """Each operator of torch.ops.udas_fast, whose arguments no Python has checked: most have one or two bad ones.
+
+    What is accepted has the same result again: a kernel that read or wrote elsewhere would rarely.
+    """
+
+    def run(seed: int) -> None:
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        name, values = _raw(rng, generator)
+        operator = getattr(torch.ops.udas_fast, name).default
+        arguments = [values[argument.name] for argument in operator._schema.arguments]
+        if rng.random() < 0.9:
+            for _ in range(rng.choice([1, 1, 2])):
+                where = rng.randrange(len(arguments))
+                arguments[where] = _spoilt_raw(rng, arguments[where])
+        try:
+            pair = [operator(*arguments) for _ in range(2)]
+        except (RuntimeError, TypeError, ValueError, OverflowError, IndexError) as error:
+            raise InputError(f"{name}: refused") from error
+        first, second = ([r] if isinstance(r, Tensor) else r for r in pair)
+        for ours, again in zip(first, second, strict=True):
+            assert ours.is_meta or torch.equal(ours.nan_to_num(), again.nan_to_num()), name
+
+    return run
+
+
+def _raw(rng: random.Random, generator: torch.Generator) -> tuple[str, dict[str, Any]]:
+    """Return an operator and its schema's arguments by name, which are good."""
+    name, args, options = rng.choice(CASES[:-1])(rng, generator)  # sample_boxes is Python
+    leading = [argument.name for argument in getattr(torch.ops.udas_fast, name).default._schema.arguments]
+    options = {key: value for key, value in options.items() if value is not None}
+    values: dict[str, Any] = DEFAULTS | options | dict(zip(leading, args, strict=False))
+    values |= {"reduction": rng.randrange(3), "with_grad": rng.random() < 0.5}
+    values["activation"] = rng.randrange(3)
+    if name == "confusion_matrix":
+        values |= {"ignore_index": 255, "align_corners": False}
+    if name == "pseudo_label":
+        values["mean"] = options["reduce"] == "mean"
+        if isinstance(options["threshold"], Tensor):
+            values |= {"threshold": 0.0, "class_threshold": options["threshold"]}
+        if "flips" in options:
+            values["flips"] = torch.rand(len(args[0]), len(args[0][0]), generator=generator) < 0.5
+    if name == "region_mix":
+        values |= {"mean": list(values["mean"]), "std": list(values["std"])}
+    if name == "upsample" and rng.random() < 0.5:
+        shape = (*args[0].shape[:2], *args[1])
+        return "upsample_backward", values | {"gradient": torch.randn(shape, generator=generator)}
+    return name, values
+
+
+def _spoilt_raw(rng: random.Random, value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return rng.choice(TYPES)
+    if isinstance(value, Tensor) and not value.is_sparse:
+        return rng.choice(
+            [
+                lambda: _spoilt(rng, value),
+                lambda: value.to(rng.choice(TYPES)),
+                lambda: value.expand(2, *value.shape),
+                lambda: value.narrow(0, 0, 0) if value.dim() else value,
+                lambda: torch.empty(0),
+                lambda: value.flatten(),
+                lambda: value.as_strided(value.shape, [0] * value.dim()),
+                lambda: value.flip(0)[..., ::2],
+                lambda: value.squeeze(),
+            ]
+        )()
+    if isinstance(value, (list, tuple)):
+        changed = list(value)
+        if changed and not isinstance(changed[0], Tensor) and rng.random() < 0.7:
+            changed[rng.randrange(len(changed))] = rng.choice(NUMBERS)
+            return changed
+        return rng.choice([[], changed * 9, changed[:1], changed[1:] + changed[:1], None, [None]])
+    return rng.choice([*NUMBERS, *ODD])
 
 
 def _compare(name: str, found: Any, args: list, options: dict) -> None:

@@ -33,6 +33,7 @@ KINDS = {
     "weights": states.weights_case,
     "checkpoint": states.checkpoint_case,
     "operator": operators.operator_case,
+    "raw operator": operators.raw_operator_case,
 }
 
 
@@ -40,8 +41,12 @@ KINDS = {
 SENTENCES = ((InputError,), (InputError, TypeError))
 
 
-def main(folder: Path, count: int, kinds: list[str]) -> None:
-    """Run cases 0 to ``count`` - 1 of each kind; errors that are no sentence are listed by case."""
+def main(folder: Path, count: int, kinds: list[str]) -> bool:
+    """Run cases 0 to ``count`` - 1 of each kind; errors that are no sentence are listed by case.
+
+    Returns whether there was none.
+    """
+    right = True
     with (folder / "at").open("w") as at:
         for kind in kinds:
             place = folder / kind.replace(" ", "_")
@@ -64,9 +69,11 @@ def main(folder: Path, count: int, kinds: list[str]) -> None:
                         wrong[case] = f"not one sentence: {error!r}"
                 except Exception:
                     wrong[case] = traceback.format_exc(limit=-4)
+            right = right and not wrong
             print(json.dumps({"kind": kind, "outcomes": outcomes, "wrong": wrong}), flush=True)
+    return right
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    sys.exit(not main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or list(KINDS)))

@@ -1,4 +1,4 @@
-"""2,160 mutated configurations, lists, images, checkpoints and operator arguments: refused in a sentence, or right."""
+"""2,340 mutated configurations, lists, images, checkpoints and operator arguments: refused in a sentence, or right."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GROUPS = [
     ("recipe", "run file", "setting"),
     ("image", "label", "classes", "format", "folder", "manifest"),
     ("model", "weights", "checkpoint"),
-    ("operator",),
+    ("operator", "raw operator"),
 ]
 
 
@@ -40,7 +40,7 @@ def test_mutated_inputs(kinds: tuple[str, ...], tmp_path: Path) -> None:
         result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     except subprocess.TimeoutExpired:
         pytest.fail(f"a hang at {(tmp_path / 'at').read_text()}")
-    assert result.returncode == 0, f"a crash at {(tmp_path / 'at').read_text()}: {result.stderr[-2000:]}"
+    assert result.returncode in (0, 1), f"a crash at {(tmp_path / 'at').read_text()}: {result.stderr[-2000:]}"
     for line in result.stdout.splitlines():
         found = json.loads(line)
         assert not found["wrong"], found

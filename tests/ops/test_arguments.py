@@ -11,13 +11,12 @@ from op_cases import random_labels, random_map
 
 from udas_fast import ops
 from udas_fast.errors import InputError
+from udas_fast.ops import reference
 
 LOGITS = random_map((2, 4, 3, 5), 0)
 TARGET = random_labels((2, 8, 9), 4, 0)
 SIZE = (8, 9)
 WEIGHT = torch.ones((2, 8, 9))
-IMAGE = torch.rand((2, 3, 8, 9))
-LABEL = TARGET.byte()
 NAN = float("nan")
 
 CASES: dict[str, tuple[Callable[[], Any], str]] = {
@@ -39,6 +38,18 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "class weight": (
         lambda: ops.cross_entropy(LOGITS, TARGET, weight=torch.ones(3)),
         "weight: found .*one number",
+    ),
+    "infinite weight": (
+        lambda: ops.cross_entropy(LOGITS, TARGET, weight=torch.tensor([1.0, NAN, 1.0, 1.0])),
+        "weight: found a value that is not finite, expected finite numbers",
+    ),
+    "least label": (
+        lambda: ops.cross_entropy(LOGITS, torch.full((2, 8, 9), -(2**63))),
+        "target: found label -9223372036854775808, expected 0 to 3 or the ignored 255",
+    ),
+    "least label of a matrix": (
+        lambda: ops.confusion_matrix(LOGITS, torch.full((2, 8, 9), -(2**63)), 4),
+        "target: found label -9223372036854775808, expected 0 to 3 or the ignored 255",
     ),
     "integer weight": (
         lambda: ops.cross_entropy(LOGITS, TARGET, weight=torch.ones(4).int()),
@@ -112,10 +123,6 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "ignored byte": (lambda: ops.pseudo_label([LOGITS], SIZE, ignore_index=300), "ignore_index: found 300"),
     "num_classes": (lambda: ops.confusion_matrix(LOGITS, TARGET, 5), "logits: found .* num_classes = 5"),
-    "image with gradient": (
-        lambda: ops.region_mix(IMAGE, IMAGE.clone().requires_grad_(), LABEL, LABEL, LABEL > 0),
-        "outside: found a tensor that requires grad, expected a constant",
-    ),
     "activation": (
         lambda: ops.upsample(LOGITS, SIZE, activation="sofmax"),
         r"activation: found 'sofmax', expected one of .* \(did you mean 'softmax'\?\)",
@@ -165,6 +172,10 @@ MIX: dict[str, tuple[dict[str, Any], str]] = {
     "mean": ({"mean": (0.5, 0.5)}, "mean: found .* 3 finite numbers"),
     "std": ({"std": (0.5, 0.0, 0.5)}, "std: found .* numbers other than 0"),
     "not finite": ({"mean": (0.5, NAN, 0.5)}, "mean: found"),
+    "gradient": (
+        {"inside": IMAGE.float(), "outside": IMAGE.float().requires_grad_()},
+        "outside: found a tensor that requires grad, expected a constant",
+    ),
     "uint8 result": ({"mean": (0.5,) * 3, "out_dtype": torch.uint8}, "out_dtype: found torch.uint8"),
     "float64 result": ({"out_dtype": torch.float64}, "out_dtype: found torch.float64"),
 }
@@ -209,3 +220,39 @@ def test_the_kernels_check_for_themselves() -> None:
     for dtype in (torch.bool, torch.int8, torch.int64, torch.float64):
         with pytest.raises(RuntimeError, match="out_dtype: found .*, expected uint8, float32, float16 or"):
             torch.ops.udas_fast.region_mix(IMAGE, IMAGE, TARGET, TARGET, BOXES, [], [], dtype, False)
+    mix = torch.ops.udas_fast.region_mix
+    with pytest.raises(RuntimeError, match="std: found 0, expected a finite number other than 0"):
+        mix(IMAGE, IMAGE, TARGET, TARGET, BOXES, [], [1.0, 0.0, 1.0], torch.float32, False)
+    with pytest.raises(RuntimeError, match="mean: found nan, expected a finite number"):
+        mix(IMAGE, IMAGE, TARGET, TARGET, BOXES, [NAN] * 3, [], torch.float32, False)
+    with pytest.raises(RuntimeError, match="reduction: found 3, expected 0 to 2"):
+        kernel(LOGITS, TARGET, None, None, 255, False, 3, False)
+    label = torch.ops.udas_fast.pseudo_label
+    for threshold, temperature, ignored, sentence in (
+        (NAN, 1.0, 255, "threshold: found nan, expected a finite number"),
+        (0.5, 0.0, 255, "temperature: found 0, expected a finite number above 0"),
+        (0.5, 1.0, 256, "ignore_index: found 256, expected 0 to 255"),
+    ):
+        with pytest.raises(RuntimeError, match=sentence):
+            label([LOGITS], SIZE, threshold, None, temperature, None, False, False, ignored)
+
+
+def test_a_meta_tensor_beside_a_real_one_gives_no_memory_as_it_was() -> None:
+    """torch takes the shapes' function for any meta tensor, and its results would be on the other's device."""
+    with pytest.raises(
+        InputError, match="tensors of cross_entropy: found devices cpu and meta, expected one"
+    ):
+        torch.ops.udas_fast.cross_entropy(LOGITS, TARGET.to("meta"), None, None, 255, False, 0, False)
+    with pytest.raises(InputError, match="tensors of upsample_backward: found devices cpu and meta"):
+        torch.ops.udas_fast.upsample_backward(LOGITS.to("meta"), LOGITS, 1, False)
+
+
+@pytest.mark.parametrize("module", [torch.ops.udas_fast.cross_entropy, None])
+def test_a_nan_among_class_weights_is_no_loss_of_zero(module: Any) -> None:
+    weight = torch.tensor([1.0, NAN, 1.0, 1.0])
+    if module is None:
+        assert reference.cross_entropy(LOGITS, TARGET, weight=weight).isnan()
+    else:
+        loss, scale, _ = module(LOGITS, TARGET, weight, None, 255, False, 1, True)
+        assert loss.isnan()
+        assert scale.isnan()

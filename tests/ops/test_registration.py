@@ -103,9 +103,9 @@ def differentiable(device: str) -> dict[str, tuple[Callable[..., Tensor], int]]:
     for reduction in ("mean", "none"):
         for loss in LOSSES:
             functions[f"{loss.name}-{reduction}"] = (
-                lambda module, *maps, loss=loss, reduction=reduction: (
-                    loss.call(module, maps, target, reduction=reduction).sum()
-                ),
+                lambda module, *maps, loss=loss, reduction=reduction: loss.call(
+                    module, maps, target, reduction=reduction
+                ).sum(),
                 loss.maps,
             )
     return functions
@@ -124,10 +124,14 @@ def test_a_second_derivative_is_refused(device: str) -> None:
             assert ours is None or torch.equal(ours, other), name
         penalty = sum(g.square().sum() for g in first if g is not None) + leaves[0].square().sum()
         operator = name.partition("-")[0]
-        with pytest.raises(RuntimeError, match=f"{operator}: found a second derivative, .*reference.{operator}"):
+        with pytest.raises(
+            RuntimeError, match=f"{operator}: found a second derivative, .*reference.{operator}"
+        ):
             penalty.backward()
         double = [leaf.detach().double().requires_grad_() for leaf in leaves]
-        assert torch.autograd.grad(function(reference, *double), double[0], create_graph=True)[0].requires_grad
+        assert torch.autograd.grad(function(reference, *double), double[0], create_graph=True)[
+            0
+        ].requires_grad
 
 
 @BUILT

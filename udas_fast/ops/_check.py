@@ -120,14 +120,21 @@ def class_vector(name: str, t: Tensor) -> None:
 
 
 def class_values(name: str, t: Tensor, like: Tensor) -> Tensor:
-    """Return floating-point ``[C]`` as float32; it must be on the device of ``like``."""
+    """Return floating-point ``[C]`` as float32; it must be finite, as far as known, on the device of ``like``."""
     class_vector(name, t)
     if len(t) != like.shape[1]:
         raise bad(name, f"{t.dtype} {list(t.shape)}", f"floating, one number per class, [{like.shape[1]}]")
     if t.device != like.device:
         raise bad(name, f"device {t.device}", str(like.device))
     constant(name, t)
+    if _on_host(t) and not bool(t.isfinite().all()):
+        raise bad(name, "a value that is not finite", "finite numbers")
     return t.float()
+
+
+def _on_host(value: Tensor) -> bool:
+    """Return whether the values can be read without waiting; a subclass or a traced tensor may have none."""
+    return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 
 
 def choice(name: str, value: str, known: Collection[str]) -> str:

@@ -36,8 +36,9 @@ def cross_entropy(
         float32, a scalar, or ``[N, H, W]`` for "none".
 
     Raises:
-        InputError: wrong shape, dtype or device; on the CPU also a label that is neither below C nor
-            ``ignore_index`` (on CUDA the result is NaN, since finding out would wait for the device).
+        InputError: wrong shape, dtype or device; on the CPU also a class weight that is not finite, and a label that
+            is neither below C nor ``ignore_index`` (on CUDA the result is NaN, since finding out would wait for the
+            device).
     """
     _check.logits("logits", logits)
     _check.labels("target", target, logits)

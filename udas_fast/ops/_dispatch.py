@@ -64,7 +64,9 @@ def differentiable_once(name: str, gradients: Sequence[Tensor | None]) -> list[T
     """
     if not torch.is_grad_enabled():
         return list(gradients)
-    message = f"{name}: found a second derivative, expected the first one only, or {_TWIN}{name}, which has both"
+    message = (
+        f"{name}: found a second derivative, expected the first one only, or {_TWIN}{name}, which has both"
+    )
     raising = torch._C._functions.DelayedError(message, 1)
     return [g if g is None else raising(g.detach().requires_grad_()) for g in gradients]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from udas_fast._build import BUILD_HINT, __version__
-from udas_fast.errors import InputError
+from udas_fast.errors import InputError, bad
 
 OLDEST_TORCH = (2, 11)
 
@@ -58,7 +58,21 @@ def register(name: str, fake: Callable[..., Any]) -> None:
     COMPILED[name] = frozenset(device for device in devices if not REASON and _has_kernel(name, device))
     if not REASON:
         ARGUMENTS[name] = tuple(argument.name for argument in schema(name).arguments)
-        torch.library.register_fake(f"udas_fast::{name}", fake)
+        register_fake(name, fake)
+
+
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """Register the function that gives the shapes of the results of operator ``name``, for fake and meta tensors."""
+
+    def shapes(*args: Any) -> Any:
+        # torch comes here for any meta tensor; results of the device of another one would be made and never filled.
+        tensors = [t for arg in args for t in (arg if isinstance(arg, (list, tuple)) else [arg])]
+        devices = sorted({t.device.type for t in tensors if isinstance(t, Tensor)})
+        if "meta" in devices and len(devices) > 1:
+            raise bad(f"tensors of {name}", f"devices {' and '.join(devices)}", "one device")
+        return fake(*args)
+
+    torch.library.register_fake(f"udas_fast::{name}", shapes)
 
 
 def schema(name: str) -> torch.FunctionSchema:

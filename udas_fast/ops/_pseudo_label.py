@@ -85,15 +85,7 @@ def _threshold(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | Non
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise bad("threshold", value, "a finite number or a tensor [C]")
         return float(value), None
-    value = _check.class_values("threshold", value, like)
-    if _on_host(value) and not bool(value.isfinite().all()):
-        raise bad("threshold", "a value that is not finite", "finite numbers")
-    return 0.0, value
-
-
-def _on_host(value: Tensor) -> bool:
-    """Return whether the values can be read without waiting; a subclass or a traced tensor may have none."""
-    return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
+    return 0.0, _check.class_values("threshold", value, like)
 
 
 def _flip_table(flips: Flips, views: Sequence[Tensor]) -> Tensor | None:

@@ -15,7 +15,6 @@ from udas_fast.ops._dispatch import dispatch
 IMAGE_DTYPES = (torch.uint8, *_check.LOGIT_DTYPES)
 
 
-@torch.no_grad()
 def region_mix(
     inside: Tensor,
     outside: Tensor,

@@ -66,5 +66,5 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 _library.register("upsample", _fake)
 if not _library.REASON:
-    torch.library.register_fake("udas_fast::upsample_backward", _backward_fake)
+    _library.register_fake("upsample_backward", _backward_fake)
     torch.library.register_autograd("udas_fast::upsample", _backward, setup_context=_setup_context)

@@ -68,7 +68,7 @@ def reduce_loss(loss: Tensor, count: Tensor | float, reduction: str) -> Tensor:
         return total
     if not isinstance(count, Tensor):
         count = loss.new_full((), count)  # filled there: a copy from the host waits
-    return torch.where(count > 0, total / torch.where(count > 0, count, torch.ones_like(count)), 0 * total)
+    return torch.where(count == 0, 0 * total, total / torch.where(count == 0, torch.ones_like(count), count))
 
 
 def weighted(loss: Tensor, pixel_weight: Tensor | None) -> Tensor:
