@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from udas_fast.data import (
     with_labels,
 )
 from udas_fast.data.pseudo_labels import label_path, read_summary
+from udas_fast.errors import InputError
 
 CLASSES, SHAPE = 11, (24, 32)
 
@@ -83,6 +85,47 @@ def test_readable_files_are_kept_and_others_written_again(camvid_root: Path, tmp
         assert path.read_bytes() == (tmp_path / "stopped" / path.name).read_bytes()
     assert not PseudoLabelFolder(tmp_path / "stopped", dataset, "other").complete
     assert PseudoLabelFolder(tmp_path / "stopped", dataset, "other").missing() == [0, 1, 2, 3]
+
+
+def test_no_flipped_bit_gives_other_labels(camvid_root: Path, tmp_path: Path) -> None:
+    """Of the files of an interrupted round, which Pillow reads without their checksums."""
+    dataset, maps = open_dataset(f"camvid:{camvid_root}", "train", labelled=False), _maps(4)
+    _fill(PseudoLabelFolder(tmp_path / "whole", dataset, "key"), maps)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        stopped = PseudoLabelFolder(tmp_path / "stopped", dataset, "key")
+        for index in stopped.missing():
+            stopped.add(index, *maps[index])
+        path = rng.choice(sorted(stopped.raw.iterdir()))
+        data = bytearray(path.read_bytes())
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        path.write_bytes(data)
+        _fill(PseudoLabelFolder(tmp_path / "stopped", dataset, "key"), maps)
+        assert whole == {path.name: path.read_bytes() for path in (tmp_path / "stopped").iterdir()}
+        shutil.rmtree(tmp_path / "stopped")
+
+
+def test_a_damaged_summary_is_no_traceback(camvid_root: Path, tmp_path: Path) -> None:
+    dataset, maps = open_dataset(f"camvid:{camvid_root}", "train", labelled=False), _maps(4)
+    folder = PseudoLabelFolder(tmp_path / "labels", dataset, "key")
+    _fill(folder, maps)
+    path = tmp_path / "labels/summary.json"
+    data = path.read_bytes()
+    for damaged in (
+        b"",
+        b"[]",
+        b"{}",
+        b"\xff" + data,
+        data.replace(b'"images": 4', b'"images": 5'),
+        b"[" * 9**5,
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="summary.json"):
+            read_summary(tmp_path / "labels")
+        assert not folder.complete
+    assert _fill(folder, maps) == [0, 1, 2, 3]
+    assert path.read_bytes() == data
 
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("dali", marks=pytest.mark.dali)])

@@ -6,17 +6,22 @@ import json
 import re
 import struct
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from torch import nn
 
 from udas_fast import TrainedModel
 from udas_fast.data import CAMVID
 from udas_fast.errors import InputError
+from udas_fast.inference.model import HEADER, KEY, _checksum
 from udas_fast.models import MEAN, STD
 
 Make = Callable[..., TrainedModel]
@@ -87,16 +92,18 @@ def test_a_state_that_the_file_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 
 def _header(change: Callable[[dict], None]) -> Callable[[bytes], bytes]:
-    """Return a function that rewrites the JSON in a file's metadata."""
+    """Return a function that rewrites the JSON in a file's metadata, with the checksum that it then has."""
 
     def damage(data: bytes) -> bytes:
         (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + length])
-        content = json.loads(header["__metadata__"]["udas_fast"])
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        content = json.loads(metadata[KEY])
         change(content)
-        header["__metadata__"]["udas_fast"] = json.dumps(content)
-        text = json.dumps(header).encode()
-        return struct.pack("<Q", len(text)) + text + data[8 + length :]
+        tensors, text = safetensors.torch.load(data), json.dumps(content)
+        with suppress(ValidationError):
+            header = HEADER.validate_json(text)
+            text = HEADER.dump_json(replace(header, checksum=_checksum(header, tensors))).decode()
+        return safetensors.torch.save(tensors, {KEY: text})
 
     return damage
 
@@ -112,7 +119,7 @@ def _flip(data: bytes) -> bytes:
         (lambda data: b"", "unreadable data"),
         (lambda data: b"\xff" * 64, "unreadable data"),
         (lambda data: struct.pack("<Q", 50) + b"[" * 50, "unreadable data"),
-        (_flip, "damaged weights"),
+        (_flip, "damage .another checksum."),
         (_header(lambda c: c.pop("classes")), "damaged header .*classes"),
         (_header(lambda c: c.update(size=[0, 4])), "damaged header .*size"),
         (_header(lambda c: c.update(extra=1)), "damaged header .*extra"),
@@ -137,6 +144,28 @@ def test_damaged_and_hostile_files_are_one_sentence(
         TrainedModel.load(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_every_bit_of_a_file_counts(make_trained: Make, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    make_trained().save(path)
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    (length,) = struct.unpack("<Q", data[:8])
+    ours = data.index(b"classes")  # of the header; before it are names, shapes and places of tensors
+    places = [
+        *rng.integers(0, ours, 40),
+        *rng.integers(ours, 8 + length, 80),
+        *rng.integers(0, len(data), 20),
+    ]
+    for place in map(int, places):
+        changed = bytearray(data)
+        changed[place] ^= 1 << rng.integers(8)
+        path.write_bytes(changed)
+        try:
+            TrainedModel.load(path)
+        except InputError:
+            continue
+        assert bytes(changed[place : place + 1]) in b" \t\n\r", place  # JSON's white space
 
 
 def test_the_last_lines_of_the_readmes_example(

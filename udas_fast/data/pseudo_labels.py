@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from PIL import Image
 
 from udas_fast import distributed
 from udas_fast.atomic import atomic_write, make_folder
+from udas_fast.data import png
 from udas_fast.data.classes import IGNORE
 from udas_fast.data.datasets import check_sizes
 from udas_fast.data.files import UNREADABLE
 from udas_fast.data.labels import IdMap, read_label
 from udas_fast.data.types import Sample, SampleFiles, SegmentationDataset
+from udas_fast.errors import InputError, bad, first_line
 
 BINS = 64  # of the histograms, as in ops.pseudo_label
 LEVELS = 256  # of a confidence on disk: floor(256 · confidence)
@@ -51,7 +54,10 @@ class PseudoLabelFolder:
 
     def _is_complete(self) -> bool:
         path = self.folder / "summary.json"
-        if not path.is_file() or read_summary(self.folder)["key"] != self.key:
+        try:
+            if not path.is_file() or read_summary(self.folder)["key"] != self.key:
+                return False
+        except InputError:  # damaged: all labels are made again
             return False
         return all(label_path(self.folder, index).is_file() for index in range(self.length))
 
@@ -63,7 +69,7 @@ class PseudoLabelFolder:
     def _begin(self) -> None:
         """Make the folder; replace one with labels of another key."""
         marker = self.raw / "key"
-        if not marker.is_file() or marker.read_text(encoding="utf-8") != self.key:
+        if not marker.is_file() or marker.read_bytes() != self.key.encode():
             shutil.rmtree(self.folder, ignore_errors=True)
             make_folder(self.raw)
             atomic_write(self.key, marker)
@@ -107,12 +113,14 @@ class PseudoLabelFolder:
         return distributed.all_reduce_sum(torch.from_numpy(histogram)).numpy()
 
     def _close(self, summary: dict[str, Any]) -> None:
-        write_json(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary | {"checksum": _checksum(summary)})
         shutil.rmtree(self.raw)
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         try:
-            with Image.open(label_path(self.raw, index), formats=("PNG",)) as image:
+            data = label_path(self.raw, index).read_bytes()
+            png.parse(data)  # compares the checksums, which Pillow does not
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                 pixels = np.array(image)
         except UNREADABLE:
             return None
@@ -169,8 +177,24 @@ def label_path(folder: Path, index: int) -> Path:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Return the summary of finished labels: key, images, threshold ``[C]``, histogram ``[C][2][64]``."""
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    """Return the summary of finished labels: key, images, threshold ``[C]``, histogram ``[C][2][64]``.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_bytes())
+        checksum = summary.pop("checksum")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({first_line(error)})") from error
+    if checksum != _checksum(summary):
+        raise bad(str(path), "another checksum", "the file as it was written")
+    return summary
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -29,7 +29,7 @@ from udas_fast.models.weights import SUFFIX, read_tensors
 
 MODEL_FILE = f"model{SUFFIX}"
 """File name in a run folder; it is written last, so a run that has it is complete."""
-KEY = "udas_fast"  # of the header's metadata, JSON
+KEY = "udas_fast"  # of the header's metadata, JSON; the only one, as safetensors writes several in any order
 
 ImageInput: TypeAlias = np.ndarray | Image.Image | str | os.PathLike[str] | Regions
 
@@ -47,15 +47,15 @@ class Normalisation:
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Header:
-    """Header of a model file; see :class:`TrainedModel`. ``checksum``: :func:`_checksum` of the weights."""
+    """Header of a model file; see :class:`TrainedModel`. ``checksum``: :func:`_checksum` of the whole content."""
 
     classes: ClassSet
     size: tuple[PositiveInt, PositiveInt]
     config: ModelConfig | None
     protocol: Protocol | None
-    checksum: int
     normalisation: Normalisation = Normalisation()
     bit_depth: BitDepth = None
+    checksum: str = ""
 
 
 HEADER = TypeAdapter(Header)
@@ -89,16 +89,9 @@ class TrainedModel:
             name: value.cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.model.state_dict().items()
         }
-        header = Header(
-            self.classes,
-            self.size,
-            self.config,
-            self.protocol,
-            _checksum(tensors),
-            bit_depth=self.bit_depth,
-        )
-        metadata = {KEY: HEADER.dump_json(header).decode()}
-        atomic_write(safetensors.torch.save(tensors, metadata), path)
+        header = Header(self.classes, self.size, self.config, self.protocol, bit_depth=self.bit_depth)
+        header = replace(header, checksum=_checksum(header, tensors))
+        atomic_write(safetensors.torch.save(tensors, {KEY: HEADER.dump_json(header).decode()}), path)
 
     @classmethod
     def load(
@@ -130,8 +123,8 @@ class TrainedModel:
                 raise bad(f"run {run}", f"no {MODEL_FILE}, as it is not finished", expected)
         tensors, metadata = read_tensors("model", path)
         header = _header(path, metadata)
-        if _checksum(tensors) != header.checksum:
-            raise bad(f"model {path}", "damaged weights (another checksum)", "the unchanged file")
+        if _checksum(header, tensors) != header.checksum:
+            raise bad(f"model {path}", "damage (another checksum)", "the unchanged file")
         require_finite(f"model {path}", tensors)
         if model is not None:
             _fill(model, tensors, path)
@@ -238,10 +231,11 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path, assign: bool
         raise InputError(f"{path}: does not fit the network ({reason:.200})") from error
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """Return the CRC-32 of every name and value, in the order of the names."""
-    crc = 0
+def _checksum(header: Header, tensors: Mapping[str, Tensor]) -> str:
+    """Return the CRC-32 of the header, and of name, dtype, shape and values of every tensor, in order of the names."""
+    crc = zlib.crc32(HEADER.dump_json(replace(header, checksum="")))
     for name in sorted(tensors):
-        values = tensors[name].reshape(-1).view(torch.uint8).numpy().data
-        crc = zlib.crc32(values, zlib.crc32(name.encode(), crc))
-    return crc
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
