@@ -26,7 +26,7 @@ from udas_fast.errors import InputError
 from udas_fast.objectives import Losses, StepContext
 from udas_fast.objectives.losses import segmentation_loss
 from udas_fast.objectives.supervised import Supervised
-from udas_fast.ops import _pseudo_label
+from udas_fast.ops import _check
 from udas_fast.recipes import Recipe, all_recipes, get_recipe, override, small
 from udas_fast.testing import TapeCapture, assert_equal, assert_replays, assert_resumes, random_phase, tiny
 from udas_fast.training import fit, networks
@@ -229,9 +229,7 @@ def test_a_whole_run_has_the_losses_and_scores_of_one_without(
 ) -> None:
     monkeypatch.setattr(fit, "CudaCapture", lambda device: TapeCapture())
     monkeypatch.setattr(networks, "check_graphs", lambda device: None)
-    monkeypatch.setattr(
-        _pseudo_label, "_on_host", lambda value: False
-    )  # thresholds are out of reach, as a GPU's are
+    monkeypatch.setattr(_check, "on_host", lambda value: False)  # as a GPU's values are
     root = f"camvid:{camvid_root}"
     recipe = small(get_recipe("udas"), size=(32, 48), steps=24, batch_size=2)
     for graphs in ("false", "true"):

@@ -127,12 +127,12 @@ def class_values(name: str, t: Tensor, like: Tensor) -> Tensor:
     if t.device != like.device:
         raise bad(name, f"device {t.device}", str(like.device))
     constant(name, t)
-    if _on_host(t) and not bool(t.isfinite().all()):
+    if on_host(t) and not bool(t.isfinite().all()):
         raise bad(name, "a value that is not finite", "finite numbers")
     return t.float()
 
 
-def _on_host(value: Tensor) -> bool:
+def on_host(value: Tensor) -> bool:
     """Return whether the values can be read without waiting; a subclass or a traced tensor may have none."""
     return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 

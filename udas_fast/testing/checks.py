@@ -12,7 +12,7 @@ from torch import Tensor
 from udas_fast.engine.graph import WARM_UP
 from udas_fast.errors import bad
 from udas_fast.objectives import Losses
-from udas_fast.ops import _pseudo_label
+from udas_fast.ops import _check
 from udas_fast.recipes import Recipe, recipe_from_dict
 from udas_fast.testing.phases import RandomPhase, random_phase
 from udas_fast.testing.tape import TapeCapture
@@ -37,7 +37,7 @@ def assert_replays(recipe: Recipe, *replays: int) -> None:
         replays: expected number of replayed steps of each stage; by default at least one.
     """
     _require_steps(recipe, WARM_UP + 2)
-    with patch.object(_pseudo_label, "_on_host", lambda value: False):  # thresholds are out of reach
+    with patch.object(_check, "on_host", lambda value: False):  # thresholds are out of reach
         for index, stage in enumerate(recipe.stages):
             plain, recorded = random_phase(recipe, index), random_phase(recipe, index, capture=TapeCapture())
             losses = plain.run()
