@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from udas_fast.config import config_dataclass, from_dict, to_dict
+from udas_fast.config import config_dataclass, from_dict, load_yaml, to_dict
 from udas_fast.errors import InputError, bad
+from udas_fast.recipes import get_recipe, override
 
 
 @config_dataclass
@@ -69,3 +70,43 @@ def test_wrong_arguments_in_python_are_named() -> None:
         replace(Inner(), weight=-1)
     with pytest.raises(InputError, match=r"Inner: size: found \[2, 1\]"):
         Inner(size=(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[" * 3_000, "nested too deeply"),
+        ("&a [*a]", "aliases that stand for more than"),
+        (
+            "\n".join(["- &a0 [x]", *(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 20))]),
+            "aliases",
+        ),
+        ("a: [", "while parsing"),
+    ],
+    ids=["deep", "itself", "nested aliases", "no YAML"],
+)
+def test_yaml_is_read_within_bounds(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        load_yaml(text)
+    with pytest.raises(InputError, match="--set model.width: found"):
+        override(get_recipe("udas"), [f"model.width={text}"])
+
+
+def test_an_alias_is_yaml_too() -> None:
+    assert load_yaml("a: &x [1, 2]\nb: *x") == {"a": [1, 2], "b": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "stages.self_training.rounds=10000000000",
+        "stages.self_training.steps=100000000000000000000",
+        "stages.adaptation.objective.adversary.width=10000000",
+        "input.batch_size=1000000000",
+        "input.source.size=[1000000, 1000000]",
+    ],
+)
+def test_an_absurd_number_is_a_slip(setting: str) -> None:
+    key = setting.partition("=")[0].rpartition(".")[2]
+    with pytest.raises(InputError, match=rf"{key}.*less than or equal to"):
+        override(get_recipe("udas"), [setting])

@@ -8,15 +8,22 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Any, TypeAlias, TypeVar, get_args
 
+import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from typing_extensions import dataclass_transform
 
-from udas_fast.errors import InputError, bad, problem, unknown
+from udas_fast.errors import InputError, bad, first_line, problem, unknown
 
 T = TypeVar("T")
 #: Weight of a loss term.
 Weight: TypeAlias = Annotated[float, Field(ge=0)]
+
+#: Numbers beyond these are slips, which would take memory or time without end.
+Channels: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
+Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
+BatchSize: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
+MOST_VALUES = 100_000  # of a YAML file
 
 #: Unknown keys and numbers that are not finite are errors.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -41,6 +48,35 @@ def config_dataclass(cls: type[T]) -> type[T]:
 
     made.__init__ = __init__  # validation inside another dataclass does not use it
     return made
+
+
+def load_yaml(text: str) -> Any:
+    """Read YAML with the safe loader, within bounds of time and memory.
+
+    Raises:
+        ValueError: not YAML, nested too deeply, or with aliases that hold themselves or repeat without measure.
+    """
+    try:
+        value = yaml.safe_load(text)
+        size = _count(value, {})
+    except yaml.YAMLError as error:
+        raise ValueError(first_line(error)) from error
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if size > MOST_VALUES:
+        raise ValueError(f"aliases that stand for more than {MOST_VALUES} values")
+    return value
+
+
+def _count(value: object, counted: dict[int, int]) -> int:
+    """Return the number of values in ``value``, those of an alias each time; too many if it holds itself."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = MOST_VALUES + 1  # as long as it is open
+        parts = value.values() if isinstance(value, dict) else value
+        counted[id(value)] = min(1 + sum(_count(part, counted) for part in parts), MOST_VALUES + 1)
+    return counted[id(value)]
 
 
 @functools.cache

@@ -12,11 +12,25 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """Wrong input of the user; the message is written for the user, and the command line prints nothing else."""
+    """Wrong input of the user; the message is written for the user, and the command line prints nothing else.
+
+    Control characters in it, as a file name may hold them, are escaped: a terminal would obey them.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with escapes for control characters, but for line ends, and for marks of writing direction."""
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def bad(thing: str, found: object, expected: object) -> InputError:
     """Return an InputError such as ``--small: found 12, expected HEIGHTxWIDTH``."""
+    thing = thing.replace("\n", "\\n")  # a file name may hold one
     return InputError(f"{thing}: found {_line(found)}, expected {expected}")
 
 

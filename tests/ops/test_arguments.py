@@ -75,6 +75,11 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "classes differ": (lambda: ops.ensemble_kl(LOGITS, LOGITS[:, :3], SIZE), "auxiliary: found shape"),
     "size of one": (lambda: ops.symmetric_kl(LOGITS, LOGITS, (8,)), r"size: found \(8,\), expected \(height"),
     "size of zero": (lambda: ops.entropy(LOGITS, (0, 9)), "size: found"),
+    "side of 2^63": (
+        lambda: ops.entropy(LOGITS, (2**63, 9)),
+        r"size: found \(9223372036854775808, 9\), expected .* below 2\^30",
+    ),
+    "boxes of 2^63": (lambda: ops.sample_boxes(2**63, SIZE), "n: found 9223372036854775808, expected 0"),
     "half a pixel": (lambda: ops.entropy(LOGITS, (8.5, 9)), "size: found"),
     "temperature": (
         lambda: ops.distillation_kl(LOGITS, [LOGITS], SIZE, temperature=0.0),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from udas_fast.data import BadFile, Geometry
+from udas_fast.data import BadFile, FileDataset, Geometry, LoaderStopped
 from udas_fast.data.domains import DataConfig
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.errors import InputError
@@ -139,3 +142,62 @@ def test_rare_classes_are_a_setting_of_the_recipe(camvid_folder, tmp_path):
     trainer.fit()
     with pytest.raises(InputError, match="temperature"):
         override(recipe, ["input.rare_classes={temperature: 0}"])
+
+
+@pytest.mark.parametrize("damage", ["killed", "no shared memory"])
+def test_workers_that_the_system_stops_cost_no_step(camvid_folder, tmp_path, monkeypatch, damage):
+    root, run = camvid_folder("data", train=4), tmp_path / "run"
+    start(root, tmp_path / "whole", "torch", workers=1).fit()
+    trainer, read = start(root, run, "torch", workers=1), FileDataset.__getitem__
+
+    def until_it_ends(self, index):
+        if torch.utils.data.get_worker_info() is not None and index == 2:
+            if damage == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("unable to write to file </torch_1_2>: No space left on device; shared memory")
+        return read(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileDataset, "__getitem__", until_it_ends)
+        with pytest.raises(
+            LoaderStopped, match="loader workers: found .*or --workers 0.*; a checkpoint is written"
+        ):
+            trainer.fit()
+    Trainer.resume(run, device="cpu").fit()
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda saved: saved.update(phase=7), "phase: found 7, expected 0 to 0, of the recipe in run.yaml"),
+        (lambda saved: saved.update(phase=-1), "phase: found -1"),
+        (lambda saved: saved["step"].update(done=STEPS + 1), f"steps of source: found 7, expected 0 to {STEPS}"),
+        (lambda saved: saved["step"].update(done="x"), "steps of source: found 'x'"),
+        (lambda saved: saved.pop("networks"), "networks: found NoneType, expected a dict"),
+        (lambda saved: saved.update(files=[]), "files: found list, expected a dict"),
+        (lambda saved: saved.update(networks={"x": {}}), "found 'x', expected networks and scores of that run"),
+        (lambda saved: saved.update(scores={"source": 3}), "scores: found other content"),
+        (lambda saved: saved["step"].pop("model"), "checkpoint of source: found 'model', expected network"),
+    ],
+)  # fmt: skip
+def test_a_readable_checkpoint_of_other_content_is_told(finished, tmp_path, change, sentence):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "model.safetensors").unlink()  # as if it were not complete
+    folder = CheckpointFolder(run / "checkpoints")
+    saved = folder.load()
+    change(saved)
+    for path in folder.folder.iterdir():
+        path.unlink()
+    folder.save(saved, STEPS)
+    with pytest.raises(InputError, match=sentence):
+        Trainer.resume(run, device="cpu").fit()
+
+
+@pytest.fixture(scope="module")
+def finished(camvid_root, tmp_path_factory):
+    """A finished run."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    start(camvid_root, run, "torch").fit()
+    return run

@@ -1,7 +1,7 @@
 """Datasets, geometry, loaders and photometric augmentation."""
 
 from udas_fast.data.augment import auto_augment
-from udas_fast.data.bad_files import BadFile, BadFiles
+from udas_fast.data.bad_files import BadFile, BadFiles, LoaderStopped
 from udas_fast.data.check import DatasetReport, check_dataset, listed
 from udas_fast.data.class_weights import class_weights
 from udas_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, ClassSet
@@ -30,6 +30,7 @@ __all__ = [
     "DatasetReport",
     "FileDataset",
     "Geometry",
+    "LoaderStopped",
     "PseudoLabelDataset",
     "PseudoLabelFolder",
     "RareClasses",

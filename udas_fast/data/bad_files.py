@@ -20,6 +20,10 @@ class BadFile(InputError):
     """More files became unreadable during training than the user allows."""
 
 
+class LoaderStopped(BadFile):
+    """The processes that read files have ended; the message says what helps."""
+
+
 @dataclass
 class BadFiles:
     """The bad files of a run: at most ``limit`` are skipped; ``found`` holds a message for each."""

@@ -15,7 +15,7 @@ from udas_fast.data.classes import IGNORE, ClassSet
 from udas_fast.data.files import ImageHeader, read_header
 from udas_fast.data.specs import DatasetSpec
 from udas_fast.data.types import SegmentationDataset, read_sample, require_dataset
-from udas_fast.errors import InputError, bad
+from udas_fast.errors import InputError, bad, printable
 
 
 @dataclass
@@ -225,4 +225,5 @@ def _measure(dataset: SegmentationDataset, index: int) -> _Measured:
 def listed(names: Sequence[str], total: int | None = None, *, most: int = 3) -> str:
     """Return the number of ``names``, of ``total``, and the first of them, such as ``5 of 9 (a, b, c, …)``."""
     count = f"{len(names)}" if total is None else f"{len(names)} of {total}"
-    return f"{count} ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
+    shown = [printable(name).replace("\n", "\\n") for name in names[:most]]
+    return f"{count} ({', '.join(shown)}{', …' if len(names) > most else ''})"

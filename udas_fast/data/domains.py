@@ -39,7 +39,7 @@ class DataConfig:
     # Labelled target images: a number (a fixed, nested subset of those that have a label), "all", or a list of ids in a
     # file, one a line. None: all of ``labelled`` where that is given, else none.
     num_labels: Annotated[int, Field(ge=0)] | str | None = None
-    workers: Annotated[int, Field(ge=0)] = 0  # loader processes per stream; DALI's threads
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0  # loader processes per stream; DALI's threads
     engine: AnyEngine = "auto"  # auto: DALI where it is installed and all images are files
     # Files that may turn bad during a run and are skipped; one more ends it.
     max_bad_files: Annotated[int, Field(ge=0)] = 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Sequence
@@ -53,6 +55,7 @@ def read_image(source: Path | Image.Image, *, bit_depth: int | None = None) -> n
     try:
         if isinstance(source, Image.Image):
             return _rgb(source, name, bit_depth)
+        require_regular(source)
         with Image.open(source, formats=IMAGE_FORMATS) as image:
             if not is_deep(image):
                 return _rgb(image, name, bit_depth)
@@ -120,6 +123,7 @@ class ImageHeader:
 def read_header(path: Path) -> ImageHeader:
     """Read the header of an image file; that of an upright 8-bit image where it cannot be read."""
     try:
+        require_regular(path)
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             turn = Image.Image.getexif(image).get(
                 ExifTags.Base.Orientation, 1
@@ -142,6 +146,14 @@ def find_bit_depth(paths: Sequence[Path]) -> int | None:
             except UNREADABLE:
                 continue  # whoever reads it says why
     return None if highest < 0 else max(8, highest.bit_length())
+
+
+def require_regular(source: object) -> None:
+    """Raise OSError for the path of a pipe or a device, whose reading might never end."""
+    if isinstance(source, (str, os.PathLike)):
+        mode = os.stat(source).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.EINVAL, "no regular file")
 
 
 def reason(error: BaseException) -> str:
@@ -167,6 +179,7 @@ def encoded_image(path: Path, *, bit_depth: int | None = None, as_pixels: bool =
     """
     if not as_pixels:
         try:
+            require_regular(path)
             data = path.read_bytes()
             if (size := _plain_image_size(data)) is not None:
                 return data, size

@@ -8,14 +8,14 @@ from typing import Annotated
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch.nn import functional
 
-from udas_fast.config import config_dataclass
+from udas_fast.config import Side, config_dataclass
 from udas_fast.data.classes import IGNORE
 from udas_fast.errors import bad
 
-Size = tuple[PositiveInt, PositiveInt]
+Size = tuple[Side, Side]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from udas_fast import distributed
-from udas_fast.config import config_dataclass
+from udas_fast.config import BatchSize, config_dataclass
 from udas_fast.data.geometry import Geometry
 
 
@@ -28,9 +28,9 @@ class RareClassConfig:
 class StreamBatchSize:
     """Batch sizes of single streams, over all processes; None: :attr:`InputConfig.batch_size`."""
 
-    source: Annotated[int, Field(gt=0)] | None = None
-    labelled: Annotated[int, Field(gt=0)] | None = None
-    unlabelled: Annotated[int, Field(gt=0)] | None = None
+    source: BatchSize | None = None
+    labelled: BatchSize | None = None
+    unlabelled: BatchSize | None = None
 
 
 @config_dataclass
@@ -39,7 +39,7 @@ class InputConfig:
 
     source: Geometry = field(default_factory=lambda: Geometry(size=(720, 1280)))  # AdaptSegNet
     target: Geometry = field(default_factory=lambda: Geometry(size=(512, 1024)))  # AdaptSegNet
-    batch_size: Annotated[int, Field(gt=0)] = 1  # of each stream in a step, over all processes
+    batch_size: BatchSize = 1  # of each stream in a step, over all processes
     stream_batch_size: StreamBatchSize = field(default_factory=StreamBatchSize)  # of streams that differ
     rare_classes: RareClassConfig | None = None  # None: each source image once an epoch
 

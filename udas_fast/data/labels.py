@@ -12,12 +12,13 @@ from PIL import Image
 
 from udas_fast.data import png
 from udas_fast.data.classes import IGNORE
-from udas_fast.data.files import UNREADABLE, Size, netpbm, reason, size_of, upright
+from udas_fast.data.files import UNREADABLE, Size, netpbm, reason, require_regular, size_of, upright
 from udas_fast.errors import InputError, bad
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 LABEL_FORMATS = ("PNG", "TIFF", "BMP")
 KINDS = "a PNG, TIFF or BMP whose pixels are class ids (palette or grey) or colours"
+PART = 2**24  # pixels that are looked up at a time
 HIGHEST_ID = 65535
 BITS_PER_SAMPLE = 258  # tag of TIFF
 
@@ -57,6 +58,12 @@ class IdMap:
 
     def __call__(self, pixels: IdsOrColours, path: Path) -> np.ndarray:
         """Return the train ids, uint8 ``[H, W]``; raise InputError naming ``path`` and the undeclared ids."""
+        # In parts, as the indices of a look-up take eight bytes a pixel.
+        rows = max(1, PART // max(1, pixels.shape[1]))
+        parts = [self._map(pixels[row : row + rows], path) for row in range(0, len(pixels), rows)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _map(self, pixels: IdsOrColours, path: Path) -> np.ndarray:
         if pixels.ndim == 3:
             return self._of_colours(pixels, path)
         if not self.declared[pixels].all():
@@ -67,7 +74,7 @@ class IdMap:
 
     def _of_colours(self, pixels: np.ndarray, path: Path) -> np.ndarray:
         if not self.colours:
-            return self(_one_channel(pixels, path), path)
+            return self._map(_one_channel(pixels, path), path)
         table, declared = _colour_tables(tuple(self.colours.items()))
         codes = _codes(pixels)
         if not (known := declared[codes]).all():
@@ -99,6 +106,7 @@ def read_ids(path: Path, *, rgb16: bool = False, only_colours: bool = False) -> 
     """
     kinds = "a 16-bit RGB PNG" if rgb16 else KINDS
     try:
+        require_regular(path)
         data = path.read_bytes()
         if rgb16:
             return png.first_channel(*png.parse(data))
@@ -169,6 +177,7 @@ def encoded_label(path: Path, id_map: IdMap, *, rgb16: bool, as_pixels: bool = F
         return netpbm(b"P5", train_ids), size_of(train_ids)
     if not as_pixels:
         try:
+            require_regular(path)
             data = path.read_bytes()
             header, _ = png.parse(data)
             size = (header.height, header.width)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from udas_fast import distributed
 from udas_fast.data import augment
-from udas_fast.data.bad_files import BadFile, BadFiles, read_or_replace
+from udas_fast.data.bad_files import BadFile, BadFiles, LoaderStopped, read_or_replace
 from udas_fast.data.geometry import Geometry, SampledGeometry, resize
 from udas_fast.data.prefetch import prefetch
 from udas_fast.data.sampler import RareClasses, Sampler
@@ -269,4 +271,47 @@ def _load(samples: Dataset, batches: Iterable[list[int]], workers: int) -> Itera
         # A generator of its own: otherwise every new iterator takes a number from torch's global one.
         generator=torch.Generator(),
     )
-    return iter(loader)
+    stopped = None
+    try:
+        yield from _without_interrupts(loader)
+    except (RuntimeError, OSError) as error:
+        if (stopped := _why_workers_stopped(str(error))) is None:
+            raise
+    if stopped is not None:  # raised here, as the traceback above would keep the other workers alive
+        raise stopped
+
+
+def _without_interrupts(loader: DataLoader) -> Iterator[LoadResult]:
+    """Return an iterator whose workers' end is told where it is read.
+
+    torch's own handler of SIGCHLD raises anywhere else as well: in the middle of a step.
+    """
+    if loader.num_workers == 0 or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+# Parts of torch's and the system's messages, and what helps.
+_CAUSES = {
+    "shared memory": "more of it (docker run --shm-size=8g)",
+    "Bus error": "more shared memory (docker run --shm-size=8g)",
+    "Too many open files": "a higher limit (ulimit -n 65536)",
+    "Cannot allocate memory": "more memory, fewer workers",
+    "DataLoader worker (pid": "workers that run on: the system may end them where memory runs out, or shared memory "
+    "(docker run --shm-size=8g); fewer of them",
+}
+
+
+def _why_workers_stopped(message: str) -> LoaderStopped | None:
+    """Return a sentence about worker processes that the system has stopped; None for any other error."""
+    help = next((help for part, help in _CAUSES.items() if part in message), None)
+    if help is None:
+        return None
+    found = next(line for line in reversed(message.strip().splitlines()) if line.strip())
+    return LoaderStopped(
+        str(bad("loader workers", found, f"{help}, or --workers 0 (data.workers in run.yaml)"))
+    )

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
+from udas_fast.config import load_yaml
 from udas_fast.data.classes import IGNORE, ClassSet, make_class_set
 from udas_fast.data.labels import HIGHEST_ID, hexadecimal
 from udas_fast.data.layout import Layout, wildcards
@@ -37,8 +36,15 @@ def folder_spec(root: Path) -> DatasetSpec:
         InputError: none of the files is there, or one is wrong.
     """
     if (path := root / FILE).is_file():
+        _require_inside(path, root)
         return read_format(path, "folder", root)
     return _classes_in(root, "folder", LAYOUTS)
+
+
+def _require_inside(path: Path, root: Path) -> None:
+    """Raise InputError for a link out of a folder: a dataset from elsewhere could have any file read and shown."""
+    if path.is_symlink() and root.resolve() not in path.resolve().parents:
+        raise bad(str(path), f"a link to {path.resolve()}", "a file in the folder of the dataset")
 
 
 def preset_spec(name: str, root: Path) -> DatasetSpec:
@@ -83,12 +89,12 @@ def read_mapping(path: Path, expected: str) -> dict[Any, Any]:
         InputError: it cannot be read, or holds something else.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        document = load_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise bad(str(path), (error.strerror or str(error)).lower(), expected) from error
     except UnicodeDecodeError as error:
         raise bad(str(path), "bytes that are not UTF-8", expected) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: no YAML ({first_line(error)})") from error
     if not isinstance(document, dict):
         raise bad(str(path), type(document).__name__, expected)
@@ -214,6 +220,7 @@ def _classes_in(root: Path, name: str, layouts: tuple[Layout, ...]) -> DatasetSp
     }
     for file, read in readers.items():
         if (path := root / file).is_file():
+            _require_inside(path, root)
             return read(path, name, layouts)
     expected = f"one class name per line there, the first is id 0; or {FILE} or CVAT's labelmap.txt"
     raise bad("plain image folder", f"no file {root / 'classes.txt'}", expected)

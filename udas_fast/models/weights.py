@@ -21,6 +21,7 @@ from udas_fast.models.unsafe_files import describe_unsafe
 
 SUFFIX = ".safetensors"
 WRAPPERS = ("state_dict", "model")
+MOST_WRAPPERS = 8  # around each other
 EXPECTED = "a file with a torch state dict"
 
 # Checkpoints of AdaptSegNet's DeepLab and the many projects that copied it.
@@ -207,7 +208,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the reader raise anything
         raise _unsafe(path, error) from error
-    while isinstance(content, Mapping):
+    for _ in range(MOST_WRAPPERS):  # a dictionary may hold itself
+        if not isinstance(content, Mapping):
+            break
         wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if wrapper is None:
             break
@@ -233,7 +236,22 @@ def _state_of(content: Mapping[Any, object], path: Path) -> dict[str, Tensor]:
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise bad(f"weights {path}", "no tensors", EXPECTED)
+    for name, value in state.items():
+        if odd := _oddity(value):
+            raise bad(f"weights {path}: {name}", odd, "a dense tensor with all its values")
     return {name: state[key] for name, key in plain_names(state).items()}
+
+
+def _oddity(value: Tensor) -> str:
+    """Describe a tensor that does not store each of its values, so that a small file may claim any size; else ''."""
+    if value.is_nested or value.is_quantized or value.is_meta or value.layout != torch.strided:
+        kinds = {"nested": value.is_nested, "quantised": value.is_quantized, "meta": value.is_meta}
+        kind = next(
+            (kind for kind, found in kinds.items() if found), str(value.layout).removeprefix("torch.")
+        )
+        return f"a {kind} tensor"
+    stored = value.untyped_storage().nbytes() // value.element_size()
+    return f"{value.numel()} values of which {stored} are stored" if value.numel() > stored else ""
 
 
 def _find(name: str, own: Mapping[str, Tensor]) -> str | None:

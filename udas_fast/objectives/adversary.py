@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from udas_fast import distributed, ops
-from udas_fast.config import Weight, config_dataclass
+from udas_fast.config import Channels, Weight, config_dataclass
 from udas_fast.data import Batch
 from udas_fast.errors import bad
 from udas_fast.models import (
@@ -46,9 +46,9 @@ class AdversaryConfig:
     space: Literal["probability", "entropy", "score"] = "probability"
     gan: Literal["bce", "lsgan"] = "bce"  # cross-entropy, or least squares (Mao et al. 2017; MRNet)
     discriminator: Literal["patch", "pixel"] = "patch"  # "pixel": CyCADA's, of 1x1 convolutions
-    scales: Annotated[int, Field(ge=1)] = 1  # 3: MRNet, whose losses add up over the scales
-    width: Annotated[int, Field(ge=1)] = 64  # channels of the first layer; 32: MRNet
-    stride: Annotated[int, Field(ge=1)] = (
+    scales: Annotated[int, Field(ge=1, le=8)] = 1  # 3: MRNet, whose losses add up over the scales
+    width: Channels = 64  # channels of the first layer; 32: MRNet
+    stride: Annotated[int, Field(ge=1, le=64)] = (
         1  # predictions are seen at 1/stride of the image's size; 1 is published
     )
     # The generator's loss counts while the discriminators' accuracy is above this; CyCADA: 0.6.

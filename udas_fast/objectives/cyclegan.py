@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from udas_fast import distributed, ops
-from udas_fast.config import Weight, config_dataclass
+from udas_fast.config import Channels, Weight, config_dataclass
 from udas_fast.models import PatchDiscriminator, normalize_signed, to_output, to_signed
 from udas_fast.objectives.adversary import least_squares
 from udas_fast.objectives.base import (
@@ -33,14 +33,16 @@ REAL, FAKE = 1.0, 0.0  # labels of the discriminators
 class CycleGANConfig(ObjectiveConfig, kind="cyclegan"):
     """L = L_GAN + λ_cyc · L_cyc + λ_id · L_id + λ_sem · L_sem; the defaults are the published ones."""
 
-    width: Annotated[int, Field(ge=1)] = 64  # channels of the generators' first layer
-    blocks: Annotated[int, Field(ge=1)] = 9  # residual blocks; 6 for images of 128 pixels (appendix 7.2)
-    discriminator_width: Annotated[int, Field(ge=1)] = 64
+    width: Channels = 64  # channels of the generators' first layer
+    blocks: Annotated[int, Field(ge=1, le=100)] = (
+        9  # residual blocks; 6 for images of 128 pixels (appendix 7.2)
+    )
+    discriminator_width: Channels = 64
     cycle: Weight = 10.0  # λ_cyc (section 4)
     identity: Weight = 5.0  # λ_id, half of λ_cyc (section 5.2)
     semantic: Weight = 1.0  # λ_sem (CyCADA, equation 6), where a segmentation network is given
     # Translated images of earlier steps that a discriminator sees again (section 4).
-    pool: Annotated[int, Field(ge=0)] = 50
+    pool: Annotated[int, Field(ge=0, le=10_000)] = 50
 
     @property
     def requirements(self) -> Requirements:

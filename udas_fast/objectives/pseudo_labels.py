@@ -24,7 +24,9 @@ MAX_VIEWS = 16  # of ops.pseudo_label
 class PseudoLabelConfig:
     """Views of an image that the teacher sees, and selection of its labels; the defaults are UDAS's."""
 
-    views: Annotated[int, Field(ge=1)] = 3  # the image itself and photometric views of it (UDAS 4.2.5: K = 3)
+    views: Annotated[int, Field(ge=1, le=16)] = (
+        3  # the image itself and photometric views of it (UDAS 4.2.5: K = 3)
+    )
     flip_view: bool = False  # a mirrored view as well, at every scale
     scales: tuple[
         Annotated[float, Field(gt=0)], ...

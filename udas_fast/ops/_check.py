@@ -15,6 +15,7 @@ from udas_fast.errors import bad, unknown
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # the numbers of csrc
 MAX_CLASSES = 256
 MAX_VIEWS = 16
+MOST = 2**30  # of a side, or of boxes; the kernels' integers have 32 bits
 LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.uint8, torch.int64)
 
@@ -63,14 +64,14 @@ def same_device(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
 
 
 def size(value: Sequence[int]) -> tuple[int, int]:
-    """Return ``value`` as (H, W), both at least 1."""
+    """Return ``value`` as (H, W), both from 1 to 2^30 - 1."""
     whole = (int, torch.SymInt, np.integer)
     if (
         not isinstance(value, Sequence)
         or len(value) != 2
-        or not all(isinstance(v, whole) and v >= 1 for v in value)
+        or not all(isinstance(v, whole) and 1 <= v < MOST for v in value)
     ):
-        raise bad("size", value, "(height, width), both at least 1")
+        raise bad("size", value, "(height, width), both at least 1 and below 2^30")
     height, width = (int(v) if isinstance(v, np.integer) else v for v in value)
     return height, width
 

@@ -39,8 +39,8 @@ def sample_boxes(
     Raises:
         InputError: a negative ``n``, a size below 1, an alpha that is not finite and above 0.
     """
-    if not isinstance(n, int) or n < 0:
-        raise bad("n", n, "0 or more")
+    if not isinstance(n, int) or not 0 <= n < _check.MOST:
+        raise bad("n", n, "0 or more, below 2^30")
     fit = _check.flag("fit", fit)
     if not isinstance(generator, torch.Generator | None):
         raise bad("generator", type(generator).__name__, "a torch.Generator or None")

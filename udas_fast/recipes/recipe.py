@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 import yaml
 from pydantic import Field, PlainSerializer, PlainValidator
 
-from udas_fast.config import Weight, config_dataclass, from_dict, to_dict
+from udas_fast.config import Weight, config_dataclass, from_dict, load_yaml, to_dict
 from udas_fast.data import Geometry
 from udas_fast.data.inputs import InputConfig
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.optim import OptimizerConfig
-from udas_fast.errors import InputError, bad, unknown
+from udas_fast.errors import InputError, bad, first_line, unknown
 from udas_fast.models import ModelConfig
 from udas_fast.objectives import ObjectiveConfig, objective_kinds
 from udas_fast.objectives.base import StreamName, check_config
@@ -61,14 +61,17 @@ AnyObjective = Annotated[
 ]
 
 
+MOST_ROUNDS = 1000
+
+
 @config_dataclass
 class Stage:
     """``rounds`` runs of ``steps`` optimisation steps of one objective, each with its own schedule."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w-]*$", max_length=100)]  # it names folders and files
     objective: AnyObjective
-    steps: Annotated[int, Field(gt=0)]
-    rounds: Annotated[int, Field(gt=0)] = 1
+    steps: Annotated[int, Field(gt=0, le=10**9)]
+    rounds: Annotated[int, Field(gt=0, le=MOST_ROUNDS)] = 1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     # The network that it trains. All of a run begin with the same weights; the last stage's is the run's model.
     network: str = "main"
@@ -230,11 +233,11 @@ def load_recipe(path: Path) -> Recipe:
         InputError: no such file, not YAML, or :func:`recipe_from_dict`'s reasons.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"recipe file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe file {path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    except ValueError as error:
+        raise InputError(f"recipe file {path}: not valid YAML ({first_line(error)})") from error
     return recipe_from_dict(data, f"recipe file {path}")
 
 

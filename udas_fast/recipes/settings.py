@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import yaml
-
+from udas_fast.config import load_yaml
 from udas_fast.errors import bad, unknown
 from udas_fast.recipes.recipe import Recipe, recipe_from_dict
 
@@ -36,8 +35,8 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
         if not equals:
             raise bad("--set", repr(assignment), "KEY=VALUE")
         try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
+            value = load_yaml(text)
+        except ValueError as error:
             raise bad(f"--set {key}", repr(text), "a value in YAML") from error
         _assign(data, key, value)
     return recipe_from_dict(data, "--set")

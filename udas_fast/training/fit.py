@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from udas_fast import distributed
-from udas_fast.data import BadFile, BadFiles, TrainLoader, UserTrainLoader
+from udas_fast.data import BadFile, BadFiles, LoaderStopped, TrainLoader, UserTrainLoader
 from udas_fast.data.domains import Domains
 from udas_fast.data.identity import FileList, compare_files
 from udas_fast.engine.callbacks import Callback
@@ -26,7 +26,7 @@ from udas_fast.engine.optim import MakeOptimizer
 from udas_fast.engine.precision import Amp
 from udas_fast.engine.recorder import Recorder
 from udas_fast.engine.step import TrainStep, global_batches, require_same_batches
-from udas_fast.errors import bad
+from udas_fast.errors import bad, first_line
 from udas_fast.evaluation import Scores
 from udas_fast.objectives import Batches, Objective
 from udas_fast.recipes import Phase, Recipe
@@ -86,15 +86,21 @@ class Run:
         saved = self.checkpoints.load()
         if saved is None:
             return phases, None
+        _check_content(self.run_dir, saved, phases)
         self._require_same_files(saved["files"])
         for change in changed_since(saved["run"], run_document(self.recipe, self.settings)):
             if distributed.is_main():
                 tqdm.write(f"run.yaml was edited since the checkpoint: {change}", file=sys.stderr)
         self.bad_files.found[:] = saved["bad_files"]
         self.bad_steps.found = saved["bad_steps"]
-        for name, weights in saved["networks"].items():
-            self.networks[name].load_state_dict(weights)
-        self.scores.update((name, Scores.from_dict(content)) for name, content in saved["scores"].items())
+        try:
+            for name, weights in saved["networks"].items():
+                self.networks[name].load_state_dict(weights)
+            self.scores.update((name, Scores.from_dict(content)) for name, content in saved["scores"].items())
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise bad(
+                f"checkpoint of run {self.run_dir}", first_line(error), "networks and scores of that run"
+            ) from error
         return phases[saved["phase"] :], saved
 
     def _require_same_files(self, before: dict[str, FileList]) -> None:
@@ -125,6 +131,27 @@ class Run:
             "run": run_document(self.recipe, self.settings),
             "files": self.files,
         }
+
+
+CONTENT: dict[str, type] = {
+    **dict.fromkeys(("step", "global_batch", "scores", "networks", "run", "files"), dict),
+    "phase": int,
+    "bad_files": list,
+    "bad_steps": int,
+}
+
+
+def _check_content(run_dir: Path, saved: Saved, phases: Sequence[Phase]) -> None:
+    """Raise InputError for a checkpoint that can be read and is none of this run: it may be of another version."""
+    thing = f"checkpoint of run {run_dir}"
+    for key, kind in CONTENT.items():
+        if not isinstance(saved.get(key), kind):
+            raise bad(f"{thing}: {key}", type(saved.get(key)).__name__, f"a {kind.__name__}")
+    if not 0 <= saved["phase"] < len(phases):
+        raise bad(f"{thing}: phase", saved["phase"], f"0 to {len(phases) - 1}, of the recipe in run.yaml")
+    done, steps = saved["step"].get("done"), phases[saved["phase"]].steps
+    if not isinstance(done, int) or not 0 <= done <= steps:
+        raise bad(f"{thing}: steps of {phases[saved['phase']].name}", repr(done), f"0 to {steps}")
 
 
 @dataclass(frozen=True)
@@ -237,7 +264,10 @@ def _save(run: Run, attempt: Attempt, phase: Phase, step: TrainStep, loaders: Lo
 
 
 def _where_it_stopped(error: BadFile, run: Run, phase: Phase, step: TrainStep) -> BadFile:
+    stopped, resume = f"{error}; stopped after step {phase.first_step + step.done}", f"--resume {run.run_dir}"
+    if isinstance(error, LoaderStopped):
+        return LoaderStopped(f"{stopped}; a checkpoint is written, go on with {resume}")
     return BadFile(
-        f"{error}; stopped after step {phase.first_step + step.done}: repair the file, or raise max_bad_files in "
-        f"{run.run_dir / 'run.yaml'} (train: --max-bad-files), and go on with --resume {run.run_dir}"
+        f"{stopped}: repair the file, or raise max_bad_files in {run.run_dir / 'run.yaml'} (train: --max-bad-files), "
+        f"and go on with {resume}"
     )

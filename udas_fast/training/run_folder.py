@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field
 
 from udas_fast.atomic import atomic_write, make_folder, writing
-from udas_fast.config import config_dataclass, from_dict
+from udas_fast.config import config_dataclass, from_dict, load_yaml
 from udas_fast.data.domains import DataConfig
 from udas_fast.data.loader import Engine
 from udas_fast.engine.checkpoint import CheckpointFolder
@@ -152,14 +152,14 @@ def read_run_file(run_dir: Path, kind: type[Settings]) -> tuple[Recipe, Settings
     """
     path = run_dir / "run.yaml"
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = load_yaml(path.read_text(encoding="utf-8"))
         recipe_data, settings = document["recipe"], document["run"]
         origins = document.get("methods", [])
     except OSError as error:
         raise InputError(
             f"run folder {run_dir}: no run to go on with (run.yaml: {error.strerror})"
         ) from error
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
     methods.import_origins(origins, str(path), _kinds(recipe_data))
     recipe = recipe_from_dict(recipe_data, str(path))

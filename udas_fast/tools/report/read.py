@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-import yaml
 from pydantic import (
     ConfigDict,
     Field,
@@ -22,18 +21,18 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from udas_fast.config import load_yaml
 from udas_fast.data.translated import Manifest, read_manifest
 from udas_fast.errors import InputError, bad, first_line, first_problem
 from udas_fast.evaluation import Scores, read_scores
 from udas_fast.inference import MODEL_FILE
-from udas_fast.recipes.recipe import enumerate_rounds
+from udas_fast.recipes.recipe import MOST_ROUNDS, enumerate_rounds
 
 LENIENT = ConfigDict(extra="ignore")  # files of a newer version may hold more
 BINS = 64
 """Equal parts of 0 to 1 in a confidence histogram (:func:`udas_fast.ops.pseudo_label`)."""
 POINTS = 240
 """Most points of a series: about as many as a chart on a phone or in a column can show."""
-MOST_ROUNDS = 10_000
 
 
 @checked_dataclass(frozen=True, config=LENIENT)
@@ -343,12 +342,12 @@ def read_run_yaml(run_dir: Path) -> tuple[str, RunYaml]:
     path = run_dir / "run.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-        return text, TypeAdapter(RunYaml).validate_python(yaml.safe_load(text))
+        return text, TypeAdapter(RunYaml).validate_python(load_yaml(text))
     except OSError as error:
         raise bad(str(run_dir), f"no run (run.yaml: {error.strerror})", "the folder of a run") from error
     except ValidationError as error:
         raise InputError(f"{path}: damaged ({first_problem(error)})") from None
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: damaged ({first_line(error)})") from error
 
 
