@@ -123,11 +123,26 @@ def test_checkpointing_changes_no_number_of_a_run(camvid_root: Path, tmp_path: P
     assert json.loads(one.splitlines()[0])["seg"] > 0
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+            "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        ),
+        (
+            RuntimeError("alloc_cpu.cpp:127. DefaultCPUAllocator: can't allocate memory: you tried to\nmore"),
+            "alloc_cpu.cpp:127. DefaultCPUAllocator: can't allocate memory: you tried to",
+        ),
+        (MemoryError(), "MemoryError"),
+    ],
+    ids=["GPU", "CPU", "Python"],
+)
 def test_out_of_memory_ends_with_advice(
-    camvid_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    camvid_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
 ) -> None:
     def no_memory(self: TrainStep, batches: Batches) -> Losses:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+        raise error
 
     started = trainer(camvid_root, tmp_path / "run", "memory.checkpointing=layers2-4")
     with monkeypatch.context() as patched:
@@ -136,7 +151,7 @@ def test_out_of_memory_ends_with_advice(
         with pytest.raises(InputError) as caught:
             started.fit()
     assert str(caught.value) == (
-        "source ran out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): by prediction it needs 2.5 GB "
+        f"source ran out of memory ({told}): by prediction it needs 2.5 GB "
         "with checkpointing 'layers2-4', 1.5 GB with checkpointing 'all'; set one that needs less, or a smaller "
         "input.batch_size, memory.micro_batch_size or size"
     )

@@ -158,13 +158,19 @@ class Networks(dict[str, nn.Module]):
                     found = f"no network {name!r} to learn from"
                     raise bad(f"stage {stage.name}", found, "a stage that trains it")
 
-    def out_of_memory(self, phase: str, error: torch.OutOfMemoryError) -> InputError:
+    def out_of_memory(self, phase: str, error: Exception) -> InputError:
         """Return a sentence about ``error`` in ``phase``: where it arose, and what to set."""
         advise = "set a smaller input.batch_size or size"
         if self.model_config is not None:
             classes = len(self._classes)
             advise = advice(self._share, self.memory, num_classes=classes, labelled=self._labelled)
-        return InputError(f"{phase} ran out of memory ({str(error).splitlines()[0]}): {advise}")
+        return InputError(f"{phase} ran out of memory ({first_line(error)}): {advise}")
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Return whether ``error`` is one of memory that is used up, the GPU's or the machine's."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _difference(config: ModelConfig, other: ModelConfig) -> str:

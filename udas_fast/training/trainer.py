@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from udas_fast import distributed
@@ -32,7 +31,7 @@ from udas_fast.seeding import seed_step
 from udas_fast.training.environment import write_environment
 from udas_fast.training.fit import Attempt, Run, Saved, attempting, start_step, train_phase
 from udas_fast.training.labelling import LabelledRound, label_to_disk, report_round
-from udas_fast.training.networks import Networks
+from udas_fast.training.networks import Networks, ran_out_of_memory
 from udas_fast.training.requirements import (
     check_data,
     count_weights,
@@ -288,7 +287,9 @@ class Trainer:
                 for phase in phases:
                     try:
                         self._run_phase(phase, attempt, saved)
-                    except torch.OutOfMemoryError as error:
+                    except (RuntimeError, MemoryError) as error:
+                        if not ran_out_of_memory(error):
+                            raise
                         raise self.networks.out_of_memory(phase.name, error) from error
                     saved = None
             distributed.on_main(self._finish)
