@@ -1,0 +1,208 @@
+"""Plain vision transformers of DINOv2 (Oquab et al., TMLR 2024) and DINOv3 (Siméoni et al. 2025)."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from udas_fast.errors import bad, unknown
+from udas_fast.models.backbones.base import Backbone, DropPath, Maps, drop_path_rates, fit_to_multiple
+from udas_fast.models.checkpointing import run_blocks
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one size of a vision transformer has otherwise than another."""
+
+    width: int
+    depth: int
+    heads: int
+    patch: int = 14
+    registers: int = 0
+    grid: int | None = 37  # sides of the learned positions' grid; None: rotary positions
+
+
+DINOV2 = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
+SHAPES = {
+    **{f"dinov2_{size}": Shape(*numbers) for size, numbers in DINOV2.items()},
+    **{f"dinov2_{size}_reg": Shape(*numbers, registers=4) for size, numbers in DINOV2.items()},
+}
+
+
+class VisionTransformer(Backbone):
+    """Vision transformer whose four maps are those of a quarter, a half, three quarters and all of its blocks.
+
+    The last norm is applied to every map. An image whose sides are not multiples of the patch is resized to the
+    nearest ones. Parameters are named as in the authors' checkpoints; position embeddings are interpolated from their
+    own grid to the image's.
+
+    name: dinov2_s, dinov2_b or dinov2_l, with ``_reg`` the form with registers; width: channels of the tokens;
+    drop_path: rate of the last block. Raises InputError for unknown names and numbers outside their range.
+    """
+
+    def __init__(self, name: str = "dinov2_s", *, width: int | None = None, drop_path: float = 0.0) -> None:
+        super().__init__()
+        if name not in SHAPES:
+            raise unknown("backbone", name, SHAPES)
+        shape = SHAPES[name]
+        width = shape.width if width is None else width
+        if width < 1 or width % shape.heads:
+            raise bad(f"width of {name}", width, f"a multiple of its {shape.heads} heads")
+        self.multiple = self.patch = shape.patch
+        self.grid = shape.grid
+        self.depth = shape.depth
+        self.channels = (width,) * 4
+        self.strides = (shape.patch,) * 4
+        self.antialias = shape.registers > 0  # of the positions' interpolation, as the authors have it
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, shape.patch, shape.patch)})
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + shape.grid**2, width))
+        self.register_tokens = (
+            nn.Parameter(torch.zeros(1, shape.registers, width)) if shape.registers else None
+        )
+        self.blocks = nn.ModuleList(
+            Block(width, shape.heads, rate) for rate in drop_path_rates(drop_path, shape.depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+        self.apply(_initialize)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for token in (self.cls_token, self.register_tokens):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+
+    def stages(self, x: Tensor) -> Maps:
+        """Return the four maps, all at the stride of the patch."""
+        x = self.patch_embed["proj"](fit_to_multiple(x, self.patch))
+        height, width = x.shape[-2:]
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        tokens = tokens + self.positions(height, width)
+        if self.register_tokens is not None:
+            registers = self.register_tokens.expand(x.shape[0], -1, -1)
+            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], 1)
+        maps = []
+        for layer in range(1, 5):
+            first, last = (self.depth * end // 4 for end in (layer - 1, layer))
+            tokens = run_blocks(
+                self.blocks[first:last], tokens, checkpointed=f"layer{layer}" in self.checkpointed
+            )
+            patches = self.norm(tokens)[:, -height * width :]
+            maps.append(patches.unflatten(1, (height, width)).permute(0, 3, 1, 2))
+        first_map, second, third, fourth = maps
+        return first_map, second, third, fourth
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """Return the position embeddings [1, 1 + height·width, channels] of a grid of patches.
+
+        Bicubic interpolation, as a product with two matrices: torch's own has no gradient on a GPU that is the same
+        twice.
+        """
+        side = self.grid
+        if not torch.compiler.is_exporting() and (height, width) == (side, side):
+            return self.pos_embed
+        first, grid = self.pos_embed[:, :1], self.pos_embed[0, 1:].view(side, side, -1)
+        rows, columns = (_bicubic(side, n, grid, antialias=self.antialias) for n in (height, width))
+        if torch.is_autocast_enabled(grid.device.type):  # half types have too few digits for positions
+            with torch.autocast(grid.device.type, enabled=False):
+                grid = torch.einsum("ha,abc,wb->hwc", rows, grid, columns)
+        else:
+            grid = torch.einsum("ha,abc,wb->hwc", rows, grid, columns)
+        return torch.cat([first, grid.reshape(1, height * width, -1)], 1)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of attention blocks."""
+        return self.depth
+
+    def block_of(self, name: str) -> int:
+        """Return the number of the block of the parameter ``name``; 0: embeddings; the last norm: the last block's."""
+        found = re.match(r"blocks\.(\d+)\.", name)
+        if found is not None:
+            return int(found[1]) + 1
+        return self.depth if name.startswith("norm.") else 0
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each scaled by channel and beside a shortcut, on tokens [N, L, C]."""
+
+    def __init__(self, channels: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attn = Attention(channels, heads)
+        self.ls1 = LayerScale(channels)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = MLP(channels, 4 * channels)
+        self.ls2 = LayerScale(channels)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's tokens, of the shape of ``x``."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on tokens [N, L, C]."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the attended tokens, of the shape of ``x``."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, inner)
+        self.fc2 = nn.Linear(inner, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens of the shape of ``x``."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """Learned factor of each channel (Touvron et al. 2021)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the tokens ``x`` [N, L, C]."""
+        return x * self.gamma
+
+
+def _bicubic(inputs: int, outputs: int, like: Tensor, *, antialias: bool) -> Tensor:
+    """Return the matrix [outputs, inputs] of bicubic interpolation along one axis."""
+    identity = torch.eye(inputs, dtype=like.dtype, device=like.device)[None, None]
+    matrix = F.interpolate(
+        identity, (outputs, inputs), mode="bicubic", align_corners=False, antialias=antialias
+    )
+    return matrix[0, 0]
+
+
+def _initialize(module: nn.Module) -> None:
+    """Draw weights as the authors do; norms keep torch's ones and zeros."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        # A patch embedding is a linear layer of its patch.
+        bound = 1 / math.sqrt(module.weight[0].numel())
+        nn.init.uniform_(module.weight, -bound, bound)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,236 @@
+"""Names of published state dicts beside this package's, which are those of the networks' authors, torchvision or timm.
+
+A layout is a list of pairs (this package's names, the file's names); the tensors of either side, concatenated along
+dimension 0, are the same. Most pairs have one name on each side; fused projections have several on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from udas_fast.models.backbones import EfficientNetLite, MixTransformer, VisionTransformer
+from udas_fast.models.backbones.efficientnet import MBConv
+from udas_fast.models.resnet import ResNet
+
+Names = tuple[str, ...]
+Layout = list[tuple[Names, Names]]
+
+AFFINE = ("weight", "bias")
+BATCH_NORM = (*AFFINE, "running_mean", "running_var", "num_batches_tracked")
+
+
+def layouts_of(backbone: nn.Module) -> dict[str, Layout]:
+    """Return the layouts that state dicts of ``backbone`` are published in, by name, its own left out."""
+    if isinstance(backbone, ResNet):
+        return {"transformers": list(_resnet(backbone))}
+    if isinstance(backbone, EfficientNetLite):
+        return {"efficientnet-lite-pytorch": list(_efficientnet(backbone))}
+    if isinstance(backbone, MixTransformer):
+        return {name: list(_mit(backbone, *parts)) for name, parts in MIT.items()}
+    if isinstance(backbone, VisionTransformer):
+        return {name: list(_vit(backbone, *parts)) for name, parts in VIT.items()} | {
+            "timm": _timm_vit(backbone)
+        }
+    return {}
+
+
+def to_native(
+    state: Mapping[str, Tensor], layout: Layout, shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
+    """Return what ``state`` has of ``layout``, under this package's names.
+
+    A tensor whose shape differs from the network's in sides of 1 alone takes that: linear layers are published as
+    1x1 convolutions too. A pair is left out where ``state`` lacks one of its names.
+    """
+    native: dict[str, Tensor] = {}
+    for ours, file in layout:
+        if all(name in state for name in file):
+            tensors = _split(_joined(state, file), [shapes[name] for name in ours])
+            native |= dict(zip(ours, tensors, strict=True))
+    return native
+
+
+def from_native(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Return what ``state`` has of ``layout``, under the file's names; a fused tensor is cut in equal parts."""
+    foreign: dict[str, Tensor] = {}
+    for ours, file in layout:
+        if all(name in state for name in ours):
+            whole = _joined(state, ours)
+            parts = whole.chunk(len(file)) if len(file) > 1 else (whole,)
+            foreign |= dict(zip(file, parts, strict=True))
+    return foreign
+
+
+def _joined(state: Mapping[str, Tensor], names: Names) -> Tensor:
+    first, *others = (state[name] for name in names)
+    return torch.cat([first, *others]) if others else first
+
+
+def _split(whole: Tensor, shapes: list[torch.Size]) -> Iterator[Tensor]:
+    """Yield parts of ``whole`` as long as ``shapes``, or in their proportion where it has another length."""
+    parts = [whole]
+    if len(shapes) > 1:
+        lengths = [shape[0] for shape in shapes]
+        ends = [len(whole) * end // sum(lengths) for end in accumulate(lengths)]
+        parts = list(whole.tensor_split(ends[:-1]))
+    for part, shape in zip(parts, shapes, strict=True):
+        same = [n for n in part.shape if n > 1] == [n for n in shape if n > 1]
+        yield part.reshape(shape) if same else part
+
+
+def _pairs(ours: str, file: str | Names, suffixes: Iterable[str]) -> Iterator[tuple[Names, Names]]:
+    """Yield a pair for each suffix of a module's names."""
+    files = (file,) if isinstance(file, str) else file
+    for suffix in suffixes:
+        yield (f"{ours}.{suffix}",), tuple(f"{name}.{suffix}" for name in files)
+
+
+def _resnet(backbone: ResNet) -> Iterator[tuple[Names, Names]]:
+    def unit(conv: str, norm: str, file: str) -> Iterator[tuple[Names, Names]]:
+        yield (f"{conv}.weight",), (f"{file}.convolution.weight",)
+        yield from _pairs(norm, f"{file}.normalization", BATCH_NORM)
+
+    yield from unit("conv1", "bn1", "embedder.embedder")
+    for stage in range(4):
+        for i, block in enumerate(getattr(backbone, f"layer{stage + 1}")):
+            ours, file = f"layer{stage + 1}.{i}", f"encoder.stages.{stage}.layers.{i}"
+            convolutions = sum(name.startswith("conv") for name, _ in block.named_children())
+            for k in range(convolutions):
+                yield from unit(f"{ours}.conv{k + 1}", f"{ours}.bn{k + 1}", f"{file}.layer.{k}")
+            if block.downsample is not None:
+                yield from unit(f"{ours}.downsample.0", f"{ours}.downsample.1", f"{file}.shortcut")
+
+
+def _efficientnet(backbone: EfficientNetLite) -> Iterator[tuple[Names, Names]]:
+    yield ("conv_stem.weight",), ("_conv_stem.weight",)
+    yield from _pairs("bn1", "_bn0", BATCH_NORM)
+    blocks = [
+        (name, module.expands) for name, module in backbone.named_modules() if isinstance(module, MBConv)
+    ]
+    for number, (ours, expands) in enumerate(blocks):
+        convolutions = ("conv_pw", "conv_dw", "conv_pwl") if expands else ("conv_dw", "conv_pw")
+        published = ("_expand_conv", "_depthwise_conv", "_project_conv")[-len(convolutions) :]
+        for k, (conv, name) in enumerate(zip(convolutions, published, strict=True)):
+            yield (f"{ours}.{conv}.weight",), (f"_blocks.{number}.{name}.weight",)
+            norm = f"_bn{k + 3 - len(convolutions)}"
+            yield from _pairs(f"{ours}.bn{k + 1}", f"_blocks.{number}.{norm}", BATCH_NORM)
+
+
+#: By layout: names of the three parts of a stage, of a block's parts and of its projections to queries, keys, values.
+MIT: dict[str, tuple[tuple[str, str, str, str], dict[str, str], Names]] = {
+    "transformers": (
+        (
+            "encoder.patch_embeddings.{}.proj",
+            "encoder.patch_embeddings.{}.layer_norm",
+            "encoder.block.{}",
+            "encoder.layer_norm.{}",
+        ),
+        {
+            "norm1": "layer_norm_1",
+            "attn.proj": "attention.output.dense",
+            "attn.sr": "attention.self.sr",
+            "attn.norm": "attention.self.layer_norm",
+            "norm2": "layer_norm_2",
+            "mlp.fc1": "mlp.dense1",
+            "mlp.dwconv.dwconv": "mlp.dwconv.dwconv",
+            "mlp.fc2": "mlp.dense2",
+        },
+        ("attention.self.query.", "attention.self.key.", "attention.self.value."),
+    ),
+    "transformers 5": (
+        (
+            "stages.{}.patch_embeddings.proj",
+            "stages.{}.patch_embeddings.layer_norm",
+            "stages.{}.blocks",
+            "stages.{}.layer_norm",
+        ),
+        {
+            "norm1": "layernorm_before",
+            "attn.proj": "attention.o_proj",
+            "attn.sr": "attention.sequence_reduction.sequence_reduction",
+            "attn.norm": "attention.sequence_reduction.layer_norm",
+            "norm2": "layernorm_after",
+            "mlp.fc1": "mlp.fc1",
+            "mlp.dwconv.dwconv": "mlp.dwconv.dwconv",
+            "mlp.fc2": "mlp.fc2",
+        },
+        ("attention.q_proj.", "attention.k_proj.", "attention.v_proj."),
+    ),
+    "mmsegmentation": (
+        ("layers.{}.0.projection", "layers.{}.0.norm", "layers.{}.1", "layers.{}.2"),
+        {
+            "norm1": "norm1",
+            "attn.proj": "attn.attn.out_proj",
+            "attn.sr": "attn.sr",
+            "attn.norm": "attn.norm",
+            "norm2": "norm2",
+            "mlp.fc1": "ffn.layers.0",
+            "mlp.dwconv.dwconv": "ffn.layers.1",
+            "mlp.fc2": "ffn.layers.4",
+        },
+        ("attn.attn.in_proj_",),
+    ),
+}
+
+
+def _mit(
+    backbone: MixTransformer, stage_parts: tuple[str, str, str, str], block_parts: dict[str, str], qkv: Names
+) -> Iterator[tuple[Names, Names]]:
+    own = backbone.state_dict()
+    for stage, depth in enumerate(backbone.depths):
+        proj, embedded, blocks, norm = (part.format(stage) for part in stage_parts)
+        yield from _pairs(f"patch_embed{stage + 1}.proj", proj, AFFINE)
+        yield from _pairs(f"patch_embed{stage + 1}.norm", embedded, AFFINE)
+        yield from _pairs(f"norm{stage + 1}", norm, AFFINE)
+        for i in range(depth):
+            ours, file = f"block{stage + 1}.{i}", f"{blocks}.{i}"
+            for part, name in block_parts.items():
+                if f"{ours}.{part}.weight" in own:  # the last stage reduces nothing
+                    yield from _pairs(f"{ours}.{part}", f"{file}.{name}", AFFINE)
+            for suffix in AFFINE:
+                names = tuple(f"{file}.{name}{suffix}" for name in qkv)
+                if len(names) == 1:
+                    yield (f"{ours}.attn.q.{suffix}", f"{ours}.attn.kv.{suffix}"), names
+                else:
+                    yield (f"{ours}.attn.q.{suffix}",), names[:1]
+                    yield (f"{ours}.attn.kv.{suffix}",), names[1:]
+
+
+#: By layout: names of a block's projections to queries, keys and values, and of the one after them.
+VIT: dict[str, tuple[Names, str]] = {
+    "transformers": (
+        ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        "attention.output.dense",
+    ),
+    "transformers 5": (
+        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        "attention.o_proj",
+    ),
+}
+
+
+def _vit(backbone: VisionTransformer, qkv: Names, proj: str) -> Iterator[tuple[Names, Names]]:
+    yield ("cls_token",), ("embeddings.cls_token",)
+    yield ("pos_embed",), ("embeddings.position_embeddings",)
+    if backbone.register_tokens is not None:
+        yield ("register_tokens",), ("embeddings.register_tokens",)
+    yield from _pairs("patch_embed.proj", "embeddings.patch_embeddings.projection", AFFINE)
+    for i in range(backbone.depth):
+        ours, file = f"blocks.{i}", f"encoder.layer.{i}"
+        yield from _pairs(f"{ours}.attn.qkv", tuple(f"{file}.{name}" for name in qkv), AFFINE)
+        yield from _pairs(f"{ours}.attn.proj", f"{file}.{proj}", AFFINE)
+        for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+            yield from _pairs(f"{ours}.{part}", f"{file}.{part}", AFFINE)
+        for k in (1, 2):
+            yield (f"{ours}.ls{k}.gamma",), (f"{file}.layer_scale{k}.lambda1",)
+    yield from _pairs("norm", "layernorm", AFFINE)
+
+
+def _timm_vit(backbone: VisionTransformer) -> Layout:
+    """Return timm's layout, which names the registers otherwise and nothing else."""
+    renamed = {"register_tokens": "reg_token"}
+    return [((name,), (renamed.get(name, name),)) for name in backbone.state_dict()]
