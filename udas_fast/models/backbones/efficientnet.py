@@ -98,15 +98,19 @@ class EfficientNetLite(Backbone):
 
     def stages(self, x: Tensor) -> Maps:
         """Return the maps of the groups that end at stride 4, 8, 16 and 32, as far as they have one."""
-        stem = Stem(self.conv_stem, self.bn1, nn.ReLU6())
-        x = run_blocks([stem, *self.blocks[0]], x, checkpointed="stem" in self.checkpointed)
+        stem = ConvNorm(self.conv_stem, self.bn1, nn.ReLU6())
+        x = pad_same(x, self.conv_stem)
+        x = run_blocks([stem, *self._group(0)], x, checkpointed="stem" in self.checkpointed)
         maps = []
         for layer, groups in LAYERS.items():
-            blocks = [block for i in groups for block in self.blocks[i]]
+            blocks = [block for i in groups for block in self._group(i)]
             x = run_blocks(blocks, x, checkpointed=layer in self.checkpointed)
             maps.append(x)
         first, second, third, fourth = maps
         return first, second, third, fourth
+
+    def _group(self, index: int) -> list[nn.Module]:
+        return list(self.blocks[index].children())
 
     @property
     def num_blocks(self) -> int:
@@ -164,14 +168,6 @@ class MBConv(nn.Module):
             y = self.act(self.bn1(self.conv_dw(pad_same(x, self.conv_dw))))
             y = conv_norm(self.conv_pw, self.bn2, y)
         return y if self.drop_path is None else x + self.drop_path(y)
-
-
-class Stem(ConvNorm):
-    """The first convolution, padded as TensorFlow does, its norm and its activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the stem's map [N, width, H / 2, W / 2], rounded up."""
-        return super().forward(pad_same(x, self[0]))
 
 
 def pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:

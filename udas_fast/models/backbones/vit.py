@@ -24,7 +24,7 @@ class Shape:
     heads: int
     patch: int = 14
     registers: int = 0
-    grid: int | None = 37  # sides of the learned positions' grid; None: rotary positions
+    grid: int = 37  # sides of the learned positions' grid
 
 
 DINOV2 = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
@@ -204,5 +204,5 @@ def _initialize(module: nn.Module) -> None:
     elif isinstance(module, nn.Conv2d):
         # A patch embedding is a linear layer of its patch.
         bound = 1 / math.sqrt(module.weight[0].numel())
-        nn.init.uniform_(module.weight, -bound, bound)
-        nn.init.zeros_(module.bias)
+        for parameter in module.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
