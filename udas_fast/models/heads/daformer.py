@@ -32,8 +32,8 @@ class DAFormerHead(nn.Module):
         for module in (*self.branches.modules(), *self.bottleneck.modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        for parameter in self.classifier.parameters():
+            nn.init.normal_(parameter, std=0.01)
 
     def forward(self, maps: Maps) -> Tensor:
         """Return logits [N, num_classes, h, w] at the first map's size."""
