@@ -214,6 +214,49 @@ def test_dinov2_is_transformers(name: str, size: tuple[int, int]) -> None:
         agree(ours, tokens.transpose(1, 2).unflatten(2, (height, width)), rtol)
 
 
+# DINOv3
+
+
+def dinov3(model: VisionTransformer):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=model.channels[0],
+        intermediate_size=4 * model.channels[0],
+        num_hidden_layers=model.depth,
+        num_attention_heads=model.blocks[0].attn.heads,
+        num_register_tokens=4,
+    )
+    return transformers.DINOv3ViTModel(config)
+
+
+@pytest.mark.parametrize("size", ["s", "b", "l"])
+def test_dinov3_has_transformers_parameters(size: str) -> None:
+    with torch.device("meta"):
+        model = VisionTransformer(f"dinov3_{size}")
+        reference = dinov3(model)
+    masks = sum(p.numel() for name, p in reference.named_parameters() if name.endswith("mask_token"))
+    assert count(model) == count(reference) - masks
+    # Published (dinov3's README, models): 21, 86 and 300 million.
+    assert count(model) == pytest.approx({"s": 21.6e6, "b": 85.7e6, "l": 303e6}[size], rel=0.01)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (80, 48)])
+def test_dinov3_is_transformers(size: tuple[int, int]) -> None:
+    model = VisionTransformer("dinov3_s", width=48).double().eval()
+    reference = dinov3(model).double().eval()
+    randomize(reference)
+    fill_from(model, reference.state_dict(), "transformers 5")
+    x = image(1, 3, *size)
+    with torch.no_grad():
+        hidden = reference(x, output_hidden_states=True).hidden_states
+        maps = model(x)
+    height, width = (side // 16 for side in size)
+    for ours, block in zip(maps, (3, 6, 9, 12), strict=True):
+        tokens = reference.norm(hidden[block][:, -height * width :])
+        # transformers has the places in float32
+        agree(ours, tokens.transpose(1, 2).unflatten(2, (height, width)), 1e-6)
+
+
 def test_images_between_patches_are_resized_to_the_nearest_multiple() -> None:
     model = VisionTransformer(width=12).eval()
     x = torch.randn(1, 3, 50, 90)
@@ -230,6 +273,7 @@ SMALL = {
     "efficientnet": lambda **options: EfficientNetLite(width=8, **options),
     "mit": lambda **options: MixTransformer(width=8, **options),
     "vit": lambda **options: VisionTransformer(width=12, **options),
+    "rotary": lambda **options: VisionTransformer("dinov3_s", width=24, **options),
 }
 
 
@@ -362,7 +406,7 @@ def test_the_last_block_is_dropped_most(kind: str) -> None:
         (lambda: VisionTransformer("dinov2_m"), "backbone: found 'dinov2_m'"),
         (
             lambda: VisionTransformer(width=16),
-            "width of dinov2_s: found 16, expected a multiple of its 6 heads",
+            "width of dinov2_s: found 16, expected a multiple of 6, as it has 6 heads",
         ),
     ],
 )

@@ -59,25 +59,29 @@ def run_micro_batches(module: nn.Module, x: Tensor, size: int) -> list[Any]:
     return [run(part) for part in x.split(size)]
 
 
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, checkpointed: bool) -> Tensor:
-    """Run ``blocks`` one after another, each of them checkpointed if asked for and gradients are enabled."""
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *others: Tensor, checkpointed: bool) -> Tensor:
+    """Run ``blocks`` one after another, each of them checkpointed if asked for and gradients are enabled.
+
+    others: further arguments of every block.
+    """
     for block in blocks:
-        x = _checkpointed(block, x) if checkpointed and torch.is_grad_enabled() else block(x)
+        run = partial(_checkpointed, block) if checkpointed and torch.is_grad_enabled() else block
+        x = run(x, *others)
     return x
 
 
-def _checkpointed(block: nn.Module, x: Tensor) -> Any:
+def _checkpointed(block: nn.Module, *inputs: Tensor) -> Any:
     recompute = False
 
-    def run(x: Tensor) -> Any:
+    def run(*inputs: Tensor) -> Any:
         nonlocal recompute
         if recompute:
             # The second forward works on copies of the buffers: running statistics move once a step.
-            return functional_call(block, {name: b.clone() for name, b in block.named_buffers()}, (x,))
+            return functional_call(block, {name: b.clone() for name, b in block.named_buffers()}, inputs)
         recompute = True
-        return block(x)
+        return block(*inputs)
 
-    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=has_dropout(block))
+    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=has_dropout(block))
 
 
 def has_dropout(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ dimension 0, are the same. Most pairs have one name on each side; fused projecti
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -32,9 +33,10 @@ def layouts_of(backbone: nn.Module) -> dict[str, Layout]:
     if isinstance(backbone, MixTransformer):
         return {name: list(_mit(backbone, *parts)) for name, parts in MIT.items()}
     if isinstance(backbone, VisionTransformer):
-        return {name: list(_vit(backbone, *parts)) for name, parts in VIT.items()} | {
-            "timm": _timm_vit(backbone)
-        }
+        if backbone.pos_embed is None:
+            return {name: list(_vit(backbone, names)) for name, names in DINOV3.items()}
+        layouts = {name: list(_vit(backbone, names)) for name, names in VIT.items()}
+        return layouts | {"timm": _timm_vit(backbone)}
     return {}
 
 
@@ -200,37 +202,68 @@ def _mit(
                     yield (f"{ours}.attn.kv.{suffix}",), names[1:]
 
 
-#: By layout: names of a block's projections to queries, keys and values, and of the one after them.
-VIT: dict[str, tuple[Names, str]] = {
-    "transformers": (
-        ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-        "attention.output.dense",
+@dataclass(frozen=True)
+class ViTNames:
+    """Names that differ between the layouts of a vision transformer."""
+
+    patch: str = "embeddings.patch_embeddings.projection"
+    block: str = "encoder.layer.{}"
+    qkv: Names = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+    proj: str = "attention.o_proj"
+    fc1: str = "mlp.fc1"
+    fc2: str = "mlp.fc2"
+    norm: str = "layernorm"
+
+
+VIT = {
+    "transformers": ViTNames(
+        qkv=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        proj="attention.output.dense",
     ),
-    "transformers 5": (
-        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-        "attention.o_proj",
-    ),
+    "transformers 5": ViTNames(),
+}
+DINOV3 = {
+    name: ViTNames(
+        patch="embeddings.patch_embeddings",
+        block=block,
+        fc1="mlp.up_proj",
+        fc2="mlp.down_proj",
+        norm="norm",
+    )
+    for name, block in (("transformers", "layer.{}"), ("transformers 5", "model.layer.{}"))
 }
 
 
-def _vit(backbone: VisionTransformer, qkv: Names, proj: str) -> Iterator[tuple[Names, Names]]:
-    yield ("cls_token",), ("embeddings.cls_token",)
-    yield ("pos_embed",), ("embeddings.position_embeddings",)
-    if backbone.register_tokens is not None:
-        yield ("register_tokens",), ("embeddings.register_tokens",)
-    yield from _pairs("patch_embed.proj", "embeddings.patch_embeddings.projection", AFFINE)
+def _vit(backbone: VisionTransformer, names: ViTNames) -> Iterator[tuple[Names, Names]]:
+    own = backbone.state_dict()
+    tokens = {
+        "cls_token": "cls_token",
+        "pos_embed": "position_embeddings",
+        "register_tokens": "register_tokens",
+    }
+    for name, file in tokens.items():
+        if name in own:
+            yield (name,), (f"embeddings.{file}",)
+    yield from _pairs("patch_embed.proj", names.patch, AFFINE)
+    parts = {"norm1": "norm1", "norm2": "norm2", "attn.proj": names.proj, "mlp.fc1": names.fc1}
+    parts["mlp.fc2"] = names.fc2
     for i in range(backbone.depth):
-        ours, file = f"blocks.{i}", f"encoder.layer.{i}"
-        yield from _pairs(f"{ours}.attn.qkv", tuple(f"{file}.{name}" for name in qkv), AFFINE)
-        yield from _pairs(f"{ours}.attn.proj", f"{file}.{proj}", AFFINE)
-        for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-            yield from _pairs(f"{ours}.{part}", f"{file}.{part}", AFFINE)
+        ours, file = f"blocks.{i}", names.block.format(i)
+        qkv = [f"{file}.{name}" for name in names.qkv]
+        yield (f"{ours}.attn.qkv.weight",), tuple(f"{name}.weight" for name in qkv)
+        if f"{ours}.attn.qkv.bias" in own:
+            yield (f"{ours}.attn.qkv.bias",), tuple(f"{name}.bias" for name in qkv)
+        else:
+            yield (f"{ours}.attn.q_bias",), (f"{qkv[0]}.bias",)
+            yield (f"{ours}.attn.v_bias",), (f"{qkv[2]}.bias",)
+        for part, name in parts.items():
+            yield from _pairs(f"{ours}.{part}", f"{file}.{name}", AFFINE)
         for k in (1, 2):
             yield (f"{ours}.ls{k}.gamma",), (f"{file}.layer_scale{k}.lambda1",)
-    yield from _pairs("norm", "layernorm", AFFINE)
+    yield from _pairs("norm", names.norm, AFFINE)
 
 
 def _timm_vit(backbone: VisionTransformer) -> Layout:
-    """Return timm's layout, which names the registers otherwise and nothing else."""
+    """Return timm's layout of DINOv2, which names the registers otherwise and nothing else."""
     renamed = {"register_tokens": "reg_token"}
     return [((name,), (renamed.get(name, name),)) for name in backbone.state_dict()]
