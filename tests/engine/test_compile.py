@@ -27,7 +27,7 @@ def network() -> nn.Module:
 
 
 def test_what_cannot_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="compile: found Conv2d without a ResNet of ours"):
+    with pytest.raises(InputError, match="compile: found Conv2d without a backbone of udas_fast"):
         compile_backbones([network(), nn.Conv2d(3, 4, 1)], NONE, CPU)
     with pytest.raises(
         InputError,

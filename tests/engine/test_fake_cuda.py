@@ -83,7 +83,7 @@ ADAPTATION, SELF_TRAINING = "stages.adaptation.objective", "stages.self_training
             f"{SELF_TRAINING}.pseudo_labels.reduce=mean",
         ],
         [
-            "model.name=deeplabv3plus",
+            "model.head=deeplabv3plus",
             "model.align_corners=true",
             f"{ADAPTATION}.agreement.kl=symmetric",
             f"{ADAPTATION}.entropy={{weights: [0.1, 0.1], robust: 2.0}}",

@@ -60,7 +60,7 @@ ADAPTATION, SELF_TRAINING = "stages.adaptation.objective", "stages.self_training
         ["memory.checkpointing=all", "ema=0.9", "precision=bf16"],
         ["memory.micro_batch_size=1", "model.norm=frozen", f"{SELF_TRAINING}.consistency={{weight: 1}}"],
         [
-            "model.name=deeplabv3plus",
+            "model.head=deeplabv3plus",
             "model.dropout=0.3",
             f"{ADAPTATION}.adversary.discriminator=pixel",
             f"{ADAPTATION}.adversary.gate=0.5",

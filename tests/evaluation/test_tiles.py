@@ -49,7 +49,7 @@ def test_a_small_receptive_field_gives_the_same_logits(size: tuple[int, int], al
 @torch.no_grad()
 def test_the_logits_of_every_network_have_the_whole_images_shape(name: str, output_stride: int) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(name=name, backbone="resnet18", width=1, output_stride=output_stride)
+    config = ModelConfig(head=name, backbone="resnet18", width=1, output_stride=output_stride)
     model = build_model(config, 3).eval()
     for size in ((131, 97), (64, 150), (65, 66)):
         image = _image(*size)

@@ -76,7 +76,7 @@ def test_the_command_and_a_file_that_runs_without_this_package(
 def test_onnx_runs_at_any_size(make_trained: Make, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    trained = make_trained(name="deeplabv3plus", output_stride=4)
+    trained = make_trained(head="deeplabv3plus", output_stride=4)
     agreement = export_model(trained, tmp_path / "model.onnx", "onnx")
     assert agreement.largest_difference <= 1e-4 * agreement.largest_logit
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -100,7 +100,7 @@ class Branching(nn.Module):
 def test_impossible_exports_are_refused(
     make_trained: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = make_trained(name="fcn")
+    trained = make_trained(head="fcn")
     odd = TrainedModel(Branching(), None, CAMVID, (8, 8))
     for model, name, form, words in (
         (trained, "model.pt2", "tensorrt", "--format: found 'tensorrt', expected one of onnx, torch"),
@@ -119,7 +119,7 @@ def test_impossible_exports_are_refused(
 def test_a_file_that_disagrees_is_not_written(
     make_trained: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = make_trained(name="fcn")
+    trained = make_trained(head="fcn")
     whole = export.Exported(trained.model)
     monkeypatch.setattr(export, "_trace", lambda *_: None)
     for wrong in (1.001, float("nan")):

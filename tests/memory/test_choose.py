@@ -77,7 +77,7 @@ def test_micro_batches_where_they_change_no_number(
 
 @pytest.mark.usefixtures("known_needs")
 def test_a_budget_leaves_batch_statistics_alone() -> None:
-    for settings in (["model.norm=batch"], ["model.norm=frozen", "model.name=fcn"]):
+    for settings in (["model.norm=batch"], ["model.norm=frozen", "model.head=fcn"]):
         with pytest.raises(
             InputError, match="expected a larger one, or a smaller .*memory.micro_batch_size or size$"
         ):
@@ -161,7 +161,7 @@ def test_a_users_network_is_neither_predicted_nor_checkpointed(camvid_root: Path
     with pytest.raises(InputError, match="memory.budget: found a network of the user's own"):
         trainer(camvid_root, tmp_path / "run", "memory.budget=11GB", model=nn.Conv2d(3, 11, 1))
     with pytest.raises(
-        InputError, match="checkpointing 'all': found Conv2d without a ResNet of ours, expected 'none'"
+        InputError, match="checkpointing 'all': found Conv2d without a backbone of udas_fast, expected 'none'"
     ):
         trainer(camvid_root, tmp_path / "run", "memory.checkpointing=all", model=nn.Conv2d(3, 11, 1))
     with pytest.raises(InputError, match="micro_batch_size: found Conv2d, a network of the user's own"):

@@ -44,7 +44,7 @@ def test_deeplabv3plus_layer_by_layer(backbone: str) -> None:
 @pytest.mark.parametrize("norm", ["batch", "frozen", "domain"])
 def test_one_image_trains_both_heads(name: str, norm: str) -> None:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(name=name, backbone="resnet18", width=8, norm=norm, dropout=0.1), 5)
+    model = build_model(ModelConfig(head=name, backbone="resnet18", width=8, norm=norm, dropout=0.1), 5)
     primary, auxiliary = model.train()(torch.randn(1, 3, 40, 56))
     assert primary.shape[:2] == auxiliary.shape[:2] == (1, 5)
     primary.square().sum().backward(retain_graph=True)
@@ -72,7 +72,7 @@ def test_decoder_sees_layer1_beside_the_upsampled_pyramid() -> None:
     model = DeepLabV3Plus(5, backbone="resnet18", width=8).eval()
     x = torch.randn(2, 3, 40, 56)
     first = model.backbone.layer1(model.backbone.stem(x))
-    third, fourth = model.backbone(x)
+    *_, third, fourth = model.backbone(x)
     pooled = model.aspp.pooled(fourth.mean((2, 3), keepdim=True)).relu().expand(-1, -1, *fourth.shape[-2:])
     pyramid = model.aspp.project(torch.cat([*(b(fourth) for b in model.aspp.branches), pooled], 1))
     up = F.interpolate(pyramid, first.shape[-2:], mode="bilinear", align_corners=False)
@@ -85,7 +85,7 @@ def test_decoder_sees_layer1_beside_the_upsampled_pyramid() -> None:
 def test_dropout_hides_features_in_training_only() -> None:
     torch.manual_seed(0)
     for name in NAMES:
-        model = build_model(ModelConfig(name=name, backbone="resnet18", width=8, dropout=0.5), 5)
+        model = build_model(ModelConfig(head=name, backbone="resnet18", width=8, dropout=0.5), 5)
         x = torch.randn(2, 3, 32, 48)
         model.eval()
         assert torch.equal(model(x).primary, model(x).primary)
@@ -95,4 +95,4 @@ def test_dropout_hides_features_in_training_only() -> None:
 
 def test_branches_belong_to_deeplabv2() -> None:
     with pytest.raises(InputError, match="aspp_branches of fcn: found 2, expected 4"):
-        build_model(ModelConfig(name="fcn", backbone="resnet18", aspp_branches=2), 5)
+        build_model(ModelConfig(head="fcn", backbone="resnet18", aspp_branches=2), 5)

@@ -73,7 +73,7 @@ def test_heads_start_from_small_normal_weights_and_zero_biases():
 def test_primary_reads_layer4_and_auxiliary_layer3():
     model = DeepLabV2(4, backbone="resnet18", width=8).eval()
     x = torch.randn(1, 3, 32, 32)
-    third, fourth = model.backbone(x)
+    *_, third, fourth = model.backbone(x)
     primary, auxiliary = model(x)
     torch.testing.assert_close(primary, model.primary(fourth))
     torch.testing.assert_close(auxiliary, model.auxiliary(third))
@@ -122,5 +122,5 @@ def test_output_stride_4_doubles_the_maps_and_has_the_same_parameters() -> None:
     models = [DeepLabV2(5, backbone="resnet18", width=8, output_stride=stride).eval() for stride in (8, 4)]
     assert [tuple(m(image).primary.shape[-2:]) for m in models] == [(9, 13), (16, 24)]
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
-    with pytest.raises(InputError, match="output_stride: found 16, expected 4 or 8"):
-        DeepLabV2(5, backbone="resnet18", output_stride=16)
+    with pytest.raises(InputError, match="output_stride of resnet18: found 12, expected 4, 8, 16 or 32"):
+        DeepLabV2(5, backbone="resnet18", output_stride=12)

@@ -1,15 +1,27 @@
-"""Backbones of transformers by configuration, with random weights: no hub, no code of a model's own."""
+"""Backbones and networks of transformers by configuration, with random weights: no hub, no code of a model's own."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from udas_fast.data import CAMVID
 from udas_fast.errors import InputError
-from udas_fast.models import set_checkpointing
+from udas_fast.inference import TrainedModel
+from udas_fast.models import (
+    IMAGENET,
+    ModelConfig,
+    Normalization,
+    build_model,
+    load_pretrained,
+    normalization_of,
+    set_checkpointing,
+)
 from udas_fast.models.backbones.hf import TransformersBackbone, read_configuration
 
 transformers = pytest.importorskip("transformers")
@@ -144,3 +156,138 @@ def test_models_that_cannot_be_backbones(configuration: dict, message: str) -> N
 def test_wrong_names() -> None:
     with pytest.raises(InputError, match="model.hf nosuch: found no such folder"):
         read_configuration("nosuch")
+
+
+# Whole networks by configuration
+
+
+def folder_of(tmp_path: Path, model: torch.nn.Module, **processor: object) -> str:
+    torch.manual_seed(0)
+    model.save_pretrained(tmp_path / "there")
+    if processor:
+        (tmp_path / "there" / "preprocessor_config.json").write_text(json.dumps(processor))
+    return str(tmp_path / "there")
+
+
+def segformer(num_labels: int = 7) -> torch.nn.Module:
+    return transformers.SegformerForSemanticSegmentation(
+        transformers.SegformerConfig(
+            hidden_sizes=[8, 16, 40, 64],
+            depths=[1, 1, 1, 1],
+            decoder_hidden_size=16,
+            num_labels=num_labels,
+            classifier_dropout_prob=0.0,
+            drop_path_rate=0.0,
+        )
+    )
+
+
+def test_a_segmentation_network_keeps_its_weights_but_for_its_classes(tmp_path: Path) -> None:
+    reference = segformer().eval()
+    name = folder_of(tmp_path, reference)
+    network = build_model(ModelConfig(name="hf", hf=name), 5)
+    report = load_pretrained(network, name)
+    assert {key for key, *_ in report.mismatched} == {
+        f"model.decode_head.classifier.{last}" for last in ("weight", "bias")
+    }
+    assert all(key.startswith("auxiliary.") for key in report.missing)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        hidden = reference.segformer(x, output_hidden_states=True).hidden_states
+        output = network.eval()(x)
+    assert output.primary.shape == (1, 5, 16, 24)
+    torch.testing.assert_close(output.auxiliary, network.auxiliary(hidden[2]))
+    heads = {
+        key.partition(".")[0]
+        for key, p in network.named_parameters()
+        if any(p is h for h in network.head_parameters())
+    }
+    assert heads == {"model", "auxiliary"}
+    assert not any(p is h for p in network.model.segformer.parameters() for h in network.head_parameters())
+
+
+def test_the_same_classes_load_whole(tmp_path: Path) -> None:
+    reference = segformer(5).eval()
+    name = folder_of(tmp_path, reference)
+    network = build_model(ModelConfig(name="hf", hf=name), 5).eval()
+    load_pretrained(network, name)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x).primary, reference(x).logits)
+
+
+def test_a_backbone_gets_a_head_of_the_package(tmp_path: Path) -> None:
+    reference = transformers.Dinov2Model(CONFIGS["dinov2"]())
+    name = folder_of(tmp_path, reference)
+    for head, side in ((None, 8), ("linear", 1), ("upscaling", 4)):
+        network = build_model(ModelConfig(name="hf", hf=name, head=head), 5).eval()
+        report = load_pretrained(network, name)
+        assert report.mismatched == ()
+        assert all(key.startswith(("primary.", "auxiliary.")) for key in report.missing)
+        assert network(torch.randn(1, 3, 56, 70)).primary.shape == (1, 5, 4 * side, 5 * side)
+        assert torch.equal(
+            network.backbone.model.encoder.layer[3].mlp.fc1.weight, reference.encoder.layer[3].mlp.fc1.weight
+        )
+
+
+def test_files_need_nothing_from_where_the_model_came_from(tmp_path: Path) -> None:
+    for model in (segformer(5), transformers.DINOv3ViTModel(CONFIGS["dinov3"]())):
+        name = folder_of(tmp_path, model, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.2, 0.1])
+        config = ModelConfig(name="hf", hf=name).resolved()
+        assert config.normalization == Normalization((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+        network = build_model(config, len(CAMVID)).eval()
+        load_pretrained(network, name)
+        trained = TrainedModel(network, config, CAMVID, (64, 80))
+        trained.save(tmp_path / "model.safetensors")
+        shutil.rmtree(name)
+        loaded = TrainedModel.load(tmp_path / "model.safetensors")
+        assert normalization_of(loaded.model) == config.normalization
+        image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+        for one, other in zip(loaded.predict(image), trained.predict(image), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ({}, None),
+        ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "do_normalize": True}, ((0.5,) * 3, (0.25,) * 3)),
+        ({"do_normalize": False, "do_rescale": True}, ((0.0,) * 3, (1.0,) * 3)),
+    ],
+)
+def test_the_processors_normalisation_is_the_networks(
+    tmp_path: Path, processor: dict, expected: tuple | None
+) -> None:
+    name = folder_of(tmp_path, transformers.Dinov2Model(CONFIGS["dinov2"]()), **processor)
+    network = build_model(ModelConfig(name="hf", hf=name), 5)
+    assert normalization_of(network) == (IMAGENET if expected is None else Normalization(*expected))
+
+
+def test_networks_for_bgr_images_are_refused(tmp_path: Path) -> None:
+    name = folder_of(tmp_path, segformer(), do_flip_channel_order=True)
+    with pytest.raises(InputError, match="found a network for BGR images, expected one for RGB images"):
+        build_model(ModelConfig(name="hf", hf=name), 5)
+
+
+def test_a_licence_in_the_models_card_is_told(tmp_path: Path) -> None:
+    name = folder_of(tmp_path, transformers.DINOv3ViTModel(CONFIGS["dinov3"]()))
+    Path(name, "README.md").write_text("---\nlicense: other\nlicense_name: dinov3-license\n---\nText\n")
+    report = load_pretrained(build_model(ModelConfig(name="hf", hf=name), 5), name)
+    assert "licence: dinov3-license" in report.summary()
+
+
+def test_options_that_the_configuration_sets(tmp_path: Path) -> None:
+    name = folder_of(tmp_path, segformer())
+    with pytest.raises(InputError, match="model.width: found 8, expected none with model.name hf"):
+        build_model(ModelConfig(name="hf", hf=name, width=8), 5)
+    with pytest.raises(InputError, match="model.drop_path: found 0.1"):
+        build_model(ModelConfig(name="hf", hf=name, drop_path=0.1), 5)
+    with pytest.raises(InputError, match="model.hf of type segformer: found no backbone"):
+        build_model(ModelConfig(name="hf", hf=name, head="dpt"), 5)
+
+
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    CONFIGS["dinov2"]().save_pretrained(tmp_path)
+    network = build_model(ModelConfig(name="hf", hf=str(tmp_path)), 5)
+    with pytest.raises(InputError, match=f"weights of {tmp_path}: found none that can be read"):
+        load_pretrained(network, str(tmp_path))

@@ -28,7 +28,8 @@ def test_every_field_reaches_the_model():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"name": "deeplabv9"},
+        {"name": "deeplabv2"},
+        {"head": "deeplabv9"},
         {"backbone": "vgg"},
         {"width": 0},
         {"norm": "none"},

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from udas_fast.errors import InputError
-from udas_fast.models import DeepLabV2, DomainBatchNorm2d, FrozenBatchNorm2d, resnet, set_domain
+from udas_fast.models import DeepLabV2, DomainBatchNorm2d, FrozenBatchNorm2d, set_domain
 from udas_fast.models import norm as norms
+from udas_fast.models.backbones import resnet
 
 
 def small(norm: str) -> DeepLabV2:

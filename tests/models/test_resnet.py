@@ -73,16 +73,35 @@ def test_stride_sits_on_the_first_1x1_and_dilation_on_the_3x3():
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_both_outputs_are_at_stride_eight_with_the_channels_announced(name):
     net = ResNet(name, width=8)
-    third, fourth = net(torch.randn(1, 3, 65, 96))
-    assert third.shape == (1, net.channels[0], 9, 13)
-    assert fourth.shape == (1, net.channels[1], 9, 13)
+    *_, third, fourth = net(torch.randn(1, 3, 65, 96))
+    assert third.shape == (1, net.channels[2], 9, 13)
+    assert fourth.shape == (1, net.channels[3], 9, 13)
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "sides"),
+    [(4, (31, 16, 16, 16)), (8, (16, 8, 8, 8)), (16, (16, 8, 4, 4)), (32, (16, 8, 4, 2))],
+)
+def test_strides_up_to_the_output_stride_then_dilation(output_stride, sides):
+    # 61 pixels: every output stride rounds up to the same cells
+    net = ResNet("resnet18", width=4, output_stride=output_stride).eval()
+    assert tuple(m.shape[-1] for m in net(torch.randn(1, 3, 61, 61))) == sides
+    assert tuple(61 // stride + 1 for stride in net.strides) == sides
+
+
+def test_only_the_last_layer_is_dilated_at_output_stride_16():
+    net = on_meta("resnet18", output_stride=16)
+    for layer, dilation in ((net.layer1, 1), (net.layer2, 1), (net.layer3, 1), (net.layer4, 2)):
+        assert {block.conv2.dilation for block in layer} == {(dilation, dilation)}
 
 
 def test_layers_run_one_by_one_give_the_forward_pass():
     net = ResNet("resnet18", width=8).eval()
     x = torch.randn(1, 3, 32, 32)
-    third = net.layer3(net.layer2(net.layer1(net.stem(x))))
-    torch.testing.assert_close(net(x), (third, net.layer4(third)), rtol=0, atol=0)
+    first = net.layer1(net.stem(x))
+    second = net.layer2(first)
+    third = net.layer3(second)
+    torch.testing.assert_close(net(x), (first, second, third, net.layer4(third)), rtol=0, atol=0)
 
 
 def test_convolutions_start_from_he_initialisation():

@@ -152,7 +152,7 @@ def test_every_objective_takes_every_network(
     batches: Batches, make_step: Callable[..., PrepareContext], network: str, recipe: str, stage: int
 ) -> None:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(name=network, backbone="resnet18", width=4), 4).train()
+    model = build_model(ModelConfig(head=network, backbone="resnet18", width=4), 4).train()
     config = get_recipe(recipe).stages[stage].objective
     built = config.build(4)
     built.networks = {name: copy.deepcopy(model) for name in config.requirements.networks}

@@ -252,7 +252,7 @@ def test_the_defaults_are_those_of_the_papers() -> None:
     assert RectificationConfig() == RectificationConfig(pseudo_labels=mrnet_labels, auxiliary_weight=0.5)
     assert OptimizerConfig().schedule == "poly"
     # Networks and inputs: ResNet-101, batch 1, and the sizes of AdaptSegNet; but for MRNet and DDM.
-    plain = {"name": "deeplabv2", "backbone": "resnet101", "aspp_branches": 4, "dropout": 0.0}
+    plain = {"head": None, "backbone": "resnet101", "aspp_branches": 4, "dropout": 0.0}
     for name in {name for name, _ in DIFFERENCES}:
         recipe = get_recipe(name)
         norm = "domain" if name in {"udas", "uda"} else "batch"

@@ -22,7 +22,7 @@ from udas_fast.engine.optim import (
 )
 from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.errors import InputError, bad
-from udas_fast.models import normalize
+from udas_fast.models import normalization_of, normalize
 from udas_fast.objectives import Batches, Losses, Objective, ObjectiveConfig, PrepareContext, StepContext
 from udas_fast.objectives.base import build_objective
 from udas_fast.seeding import seed_step
@@ -99,7 +99,7 @@ class TrainStep:
     ) -> None:
         self.name, self.steps, self.model, self.objective = name, steps, model, objective
         self.config, self.amp, self.seed = optimizer, amp, seed
-        self.memory_format = memory_format(amp, model)
+        self.memory_format, self.normalization = memory_format(amp, model), normalization_of(model)
         distributed.same_everywhere(model)  # a user's network need not have been made with one seed
         distributed.same_everywhere(objective)
         self.optimizers = build_optimizers(
@@ -203,7 +203,7 @@ class TrainStep:
         return [p.grad for p in self.parameters() if p.grad is not None]
 
     def _normalize(self, image: Tensor) -> Tensor:
-        return normalize(image).contiguous(memory_format=self.memory_format)
+        return normalize(image, self.normalization).contiguous(memory_format=self.memory_format)
 
     def _backward(self, loss: Tensor) -> None:
         if self._backwards is not None:

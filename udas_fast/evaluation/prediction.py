@@ -12,7 +12,7 @@ from udas_fast.data.regions import Regions
 from udas_fast.errors import bad
 from udas_fast.evaluation.scoring import device_of, evaluating
 from udas_fast.evaluation.tiles import Slices, tiled_logits
-from udas_fast.models import SegmentationOutput, normalize, to_output
+from udas_fast.models import SegmentationOutput, normalization_of, normalize, to_output
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def predict(
     whole, own_size = _network_input(image, size)
 
     def forward(part: Tensor) -> SegmentationOutput:
-        return to_output(model(normalize(part.to(device))))
+        return to_output(model(normalize(part.to(device), normalization_of(model))))
 
     with evaluating(model):
         logits = forward(whole[...]) if tile is None else tiled_logits(forward, whole, tile)

@@ -17,7 +17,7 @@ from udas_fast.data.loader import evaluation_batches
 from udas_fast.data.user_loader import UserLoader
 from udas_fast.errors import bad
 from udas_fast.evaluation.metrics import Protocol, Scores
-from udas_fast.models import normalize, to_output
+from udas_fast.models import normalization_of, normalize, to_output
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -119,7 +119,7 @@ def _count(
             label = _checked_label(batch, classes, protocol).to(device, non_blocking=True)
             image = batch.image.to(device, non_blocking=True)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                output = to_output(model(normalize(image)))
+                output = to_output(model(normalize(image, normalization_of(model))))
             logits, corners = output.primary, output.align_corners
             if logits.shape[1] != len(classes):
                 found = f"{logits.shape[1]} classes"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from udas_fast.atomic import atomic_write, make_folder
 from udas_fast.errors import InputError, bad, first_line, unknown
 from udas_fast.inference.model import TrainedModel
-from udas_fast.models import MEAN, STD, to_output
+from udas_fast.models import normalization_of, to_output
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
@@ -43,8 +43,9 @@ class Exported(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+        expected = normalization_of(model)
+        self.register_buffer("mean", torch.tensor(expected.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(expected.std).view(3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalise ``image``, run the network and upsample its primary logits."""

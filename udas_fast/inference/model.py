@@ -6,6 +6,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -23,7 +24,7 @@ from udas_fast.data import ClassSet, read_image
 from udas_fast.data.regions import Regions, open_regions
 from udas_fast.errors import InputError, bad, first_line, first_problem
 from udas_fast.evaluation import Protocol, predict
-from udas_fast.models import MEAN, STD, ModelConfig, build_model, require_finite
+from udas_fast.models import ModelConfig, Normalization, build_model, normalization_of, require_finite
 from udas_fast.models.names import fit_names
 from udas_fast.models.weights import SUFFIX, read_tensors
 
@@ -38,14 +39,6 @@ BitDepth: TypeAlias = Annotated[int, Field(ge=8, le=16)] | None
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Normalisation:
-    """Normalisation of RGB in [0, 1] before the network: (x - mean) / std."""
-
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = STD
-
-
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Header:
     """Header of a model file; see :class:`TrainedModel`. ``checksum``: :func:`_checksum` of the whole content."""
 
@@ -53,7 +46,7 @@ class Header:
     size: tuple[PositiveInt, PositiveInt]
     config: ModelConfig | None
     protocol: Protocol | None
-    normalisation: Normalisation = Normalisation()
+    normalisation: Normalization = Normalization()
     bit_depth: BitDepth = None
     checksum: str = ""
 
@@ -89,7 +82,14 @@ class TrainedModel:
             name: value.cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.model.state_dict().items()
         }
-        header = Header(self.classes, self.size, self.config, self.protocol, bit_depth=self.bit_depth)
+        header = Header(
+            self.classes,
+            self.size,
+            self.config,
+            self.protocol,
+            normalization_of(self.model),
+            self.bit_depth,
+        )
         header = replace(header, checksum=_checksum(header, tensors))
         atomic_write(safetensors.torch.save(tensors, {KEY: HEADER.dump_json(header).decode()}), path)
 
@@ -132,6 +132,8 @@ class TrainedModel:
             raise InputError(f"{path}: the run trained a network of your own; pass it as `model`")
         else:
             model = _build(header.config, len(header.classes), tensors, path)
+        if header.normalisation != normalization_of(model):
+            raise bad(f"normalisation of {path}", header.normalisation, normalization_of(model))
         model = model.to(device).eval()
         return cls(model, header.config, header.classes, header.size, header.protocol, header.bit_depth)
 
@@ -203,15 +205,15 @@ def _header(path: Path, metadata: Mapping[str, str]) -> Header:
         header = HEADER.validate_json(metadata[KEY])
     except ValidationError as error:
         raise InputError(f"model {path}: damaged header ({first_problem(error)})") from None
-    if header.normalisation != Normalisation():
-        raise bad(f"normalisation of {path}", header.normalisation, Normalisation())
     return header
 
 
 def _build(config: ModelConfig, num_classes: int, tensors: dict[str, Tensor], path: Path) -> nn.Module:
     """Build the network of a header around ``tensors``, without allocating the sizes that a header claims."""
     try:
-        with torch.device("meta"):
+        with (
+            nullcontext() if config.name == "hf" else torch.device("meta")
+        ):  # transformers computes some buffers
             model = build_model(config, num_classes)
     except (RuntimeError, TypeError) as error:  # sizes beyond those of a tensor
         raise InputError(f"model {path}: damaged header ({first_line(error)})") from error

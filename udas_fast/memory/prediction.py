@@ -161,6 +161,10 @@ def _without_values() -> Iterator[MemoryTracker]:
     tracker = MemoryTracker()
     with ExitStack() as stack:
         stack.enter_context(patch.object(FakeTensor, "__deepcopy__", _copy_fake, create=True))
+        # It draws until the values fit.
+        stack.enter_context(
+            patch.object(nn.init, "_no_grad_trunc_normal_", lambda tensor, *_args, **_options: tensor)
+        )
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(tracker)
         stack.enter_context(_Host())

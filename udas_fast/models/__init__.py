@@ -1,6 +1,15 @@
 """Segmentation networks, discriminators and CycleGAN's networks; their outputs, weights and parameter groups."""
 
 from udas_fast.models.adapter import MeanNetwork, SegmentationOutput, to_output
+from udas_fast.models.backbones import (
+    BACKBONES,
+    Backbone,
+    EfficientNetLite,
+    MixTransformer,
+    ResNet,
+    VisionTransformer,
+    build_backbone,
+)
 from udas_fast.models.checkpointing import (
     CHECKPOINTING,
     has_dropout,
@@ -25,37 +34,55 @@ from udas_fast.models.discriminator import (
     shortest_side,
 )
 from udas_fast.models.fcn import FCN
+from udas_fast.models.groups import parameter_groups
+from udas_fast.models.hf import load_pretrained
 from udas_fast.models.norm import DomainBatchNorm2d, FrozenBatchNorm2d, set_domain
-from udas_fast.models.normalization import MEAN, STD, normalize, normalize_signed
-from udas_fast.models.resnet import ResNet
-from udas_fast.models.segmentation import parameter_groups
+from udas_fast.models.normalization import (
+    IMAGENET,
+    MEAN,
+    STD,
+    Normalization,
+    normalization_of,
+    normalize,
+    normalize_signed,
+)
 from udas_fast.models.weights import WeightsReport, load_weights, require_finite
 
 __all__ = [
     "ASPP",
+    "BACKBONES",
     "CHECKPOINTING",
     "FCN",
+    "IMAGENET",
     "MEAN",
     "SHORTEST_PATCH",
     "STD",
+    "Backbone",
     "CycleGenerators",
     "DeepLabV2",
     "DeepLabV3Plus",
     "Discriminator",
     "DomainBatchNorm2d",
+    "EfficientNetLite",
     "FrozenBatchNorm2d",
     "Generator",
     "MeanNetwork",
+    "MixTransformer",
     "ModelConfig",
     "MultiScaleDiscriminator",
+    "Normalization",
     "PatchDiscriminator",
     "PixelDiscriminator",
     "ResNet",
     "SegmentationOutput",
+    "VisionTransformer",
     "WeightsReport",
+    "build_backbone",
     "build_model",
     "has_dropout",
+    "load_pretrained",
     "load_weights",
+    "normalization_of",
     "normalize",
     "normalize_signed",
     "parameter_groups",

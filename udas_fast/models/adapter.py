@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from udas_fast.errors import InputError, bad
+from udas_fast.models.normalization import normalization_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +104,15 @@ def to_output(output: object) -> SegmentationOutput:
 
 
 class MeanNetwork(nn.Module):
-    """Mean of several networks' primary probabilities, as logits: log(mean_k softmax_k), float32 [N, C, h, w]."""
+    """Mean of several networks' primary probabilities, as logits: log(mean_k softmax_k), float32 [N, C, h, w].
+
+    The networks share their stride and normalisation.
+    """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
+        self.normalization = normalization_of(self.networks[0])
 
     def forward(self, x: Tensor) -> SegmentationOutput:
         """Map a normalised image, float [N, 3, H, W], to logits at the networks' stride, which all share."""

@@ -1,11 +1,12 @@
-"""Multi-level DeepLabV2: one ASPP head on layer4 and an auxiliary one on layer3."""
+"""Multi-level DeepLabV2: one ASPP head on the fourth map and an auxiliary one on the third."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from udas_fast.errors import bad
-from udas_fast.models.segmentation import SegmentationNetwork
+from udas_fast.models.backbones import Backbone, Maps
+from udas_fast.models.segmentation import BackboneNetwork
 
 ASPP_RATES = (6, 12, 18, 24)
 
@@ -36,11 +37,11 @@ class ASPP(nn.Module):
         return y
 
 
-class DeepLabV2(SegmentationNetwork):
+class DeepLabV2(BackboneNetwork):
     """DeepLabV2 (Chen et al. 2017) with the two heads of AdaptSegNet (Tsai et al. 2018).
 
     aspp_branches: 1 to 4 dilation rates, 2 for checkpoints of AdaptSegNet's code; dropout: share of the features'
-    channels that are dropped before the heads in training; the others: see :class:`SegmentationNetwork`. With a
+    channels that are dropped before the heads in training; the others: see :class:`BackboneNetwork`. With a
     ResNet-101 it has 44,601,560 parameters at 19 classes.
 
     Raises:
@@ -51,22 +52,22 @@ class DeepLabV2(SegmentationNetwork):
         self,
         num_classes: int,
         *,
-        backbone: str = "resnet101",
-        width: int = 64,
+        backbone: str | Backbone = "resnet101",
+        width: int | None = None,
         norm: str = "batch",
         aspp_branches: int = 4,
-        output_stride: int = 8,
+        output_stride: int | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(num_classes, backbone=backbone, width=width, norm=norm, output_stride=output_stride)
         if not 1 <= aspp_branches <= len(ASPP_RATES):
             raise bad("aspp_branches", aspp_branches, f"1 to {len(ASPP_RATES)}")
         self.dropout = nn.Dropout2d(dropout)
-        third, fourth = self.backbone.channels
+        *_, third, fourth = self.backbone.channels
         self.auxiliary = ASPP(third, num_classes, aspp_branches)
         self.primary = ASPP(fourth, num_classes, aspp_branches)
 
-    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map a normalised image, float [N, 3, H, W], to (primary, auxiliary) logits at the output stride."""
-        third, fourth = self.backbone(x)
+    def decode(self, maps: Maps) -> tuple[Tensor, Tensor]:
+        """Map the backbone's maps to (primary, auxiliary) logits at the strides of the fourth and the third."""
+        *_, third, fourth = maps
         return self.primary(self.dropout(fourth)), self.auxiliary(self.dropout(third))

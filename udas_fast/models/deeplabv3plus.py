@@ -1,4 +1,4 @@
-"""DeepLabV3+: spatial pyramid with image pooling, and a decoder that uses the details of layer1."""
+"""DeepLabV3+: spatial pyramid with image pooling, and a decoder that uses the details of the first map."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udas_fast.models.backbones import Backbone, Maps
 from udas_fast.models.fcn import FCNHead
-from udas_fast.models.segmentation import SegmentationNetwork, head_norm
+from udas_fast.models.norm import head_norm
+from udas_fast.models.segmentation import BackboneNetwork
 
-RATES = (12, 24, 36)  # at output stride 8 (Chen et al. 2018, section 4)
+RATES = (6, 12, 18)  # at output stride 16, doubled at 8 (Chen et al. 2018, section 4)
 
 
 class PooledASPP(nn.Module):
     """Parallel 1x1 and dilated 3x3 convolutions and the image's mean, projected to ``outputs`` channels.
 
+    stride: of the features; the convolutions are dilated twice as much up to 8 as above.
+
     The branch of the mean has a bias in place of a norm, because a single image has no statistics there: batches of
     one image can be trained on.
     """
 
-    def __init__(self, inputs: int, outputs: int, norm: str) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: str, stride: int) -> None:
         super().__init__()
+        rates = [(2 if stride <= 8 else 1) * rate for rate in RATES]
         self.branches = nn.ModuleList(
             [
                 _conv(inputs, outputs, 1, norm),
-                *(_conv(inputs, outputs, 3, norm, dilation=rate) for rate in RATES),
+                *(_conv(inputs, outputs, 3, norm, dilation=rate) for rate in rates),
             ]
         )
         self.pooled = nn.Conv2d(inputs, outputs, 1)
@@ -36,12 +41,12 @@ class PooledASPP(nn.Module):
         return self.project(torch.cat([*(branch(x) for branch in self.branches), mean], 1))
 
 
-class DeepLabV3Plus(SegmentationNetwork):
-    """DeepLabV3+ (Chen et al., ECCV 2018) with ordinary convolutions, and an auxiliary FCN head on layer3.
+class DeepLabV3Plus(BackboneNetwork):
+    """DeepLabV3+ (Chen et al., ECCV 2018) with ordinary convolutions, and an auxiliary FCN head on the third map.
 
-    Logits have the stride of layer1, 4 (2 at output stride 4). ASPP and decoder have 4·width channels, the
-    details 3·width/4: 256 and 48 at full width. dropout: before the classifiers; the others: see
-    :class:`SegmentationNetwork`. With a ResNet-101 and without the auxiliary head it has 58,753,203 parameters at 19
+    Logits have the first map's stride, 4 (2 with a ResNet at output stride 4). ASPP and decoder have 256 channels, the
+    details 48, fewer with a narrow backbone. dropout: before the classifiers; the others: see
+    :class:`BackboneNetwork`. With a ResNet-101 and without the auxiliary head it has 58,753,203 parameters at 19
     classes.
     """
 
@@ -49,18 +54,18 @@ class DeepLabV3Plus(SegmentationNetwork):
         self,
         num_classes: int,
         *,
-        backbone: str = "resnet101",
-        width: int = 64,
+        backbone: str | Backbone = "resnet101",
+        width: int | None = None,
         norm: str = "batch",
-        output_stride: int = 8,
+        output_stride: int | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(num_classes, backbone=backbone, width=width, norm=norm, output_stride=output_stride)
-        third, fourth = self.backbone.channels
-        inner, details = 4 * width, max(1, 3 * width // 4)
+        first, _, third, fourth = self.backbone.channels
+        inner, details = (max(1, int(n * self.backbone.scale)) for n in (256, 48))
         self.auxiliary = FCNHead(third, num_classes, norm, dropout)
-        self.aspp = PooledASPP(fourth, inner, norm)
-        self.details = _conv(fourth // 8, details, 1, norm)
+        self.aspp = PooledASPP(fourth, inner, norm, self.backbone.strides[-1])
+        self.details = _conv(first, details, 1, norm)
         self.primary = nn.Sequential(
             _conv(inner + details, inner, 3, norm), nn.Dropout(dropout), nn.Conv2d(inner, num_classes, 1)
         )
@@ -69,9 +74,9 @@ class DeepLabV3Plus(SegmentationNetwork):
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)
 
-    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map a normalised image, float [N, 3, H, W], to primary logits at layer1's stride, auxiliary at layer3's."""
-        first, _, third, fourth = self.backbone.stages(x)
+    def decode(self, maps: Maps) -> tuple[Tensor, Tensor]:
+        """Map the backbone's maps to primary logits at the first one's stride and auxiliary at the third's."""
+        first, _, third, fourth = maps
         details = self.details(first)
         context = F.interpolate(self.aspp(fourth), details.shape[-2:], mode="bilinear", align_corners=False)
         return self.primary(torch.cat([details, context], 1)), self.auxiliary(third)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from udas_fast.models.segmentation import SegmentationNetwork, head_norm
+from udas_fast.models.backbones import Backbone, Maps
+from udas_fast.models.norm import head_norm
+from udas_fast.models.segmentation import BackboneNetwork
 
 
 class FCNHead(nn.Sequential):
@@ -21,10 +23,10 @@ class FCNHead(nn.Sequential):
         )
 
 
-class FCN(SegmentationNetwork):
+class FCN(BackboneNetwork):
     """FCN (Long et al. 2015) on a dilated ResNet, as in torchvision: heads on layer4 and layer3.
 
-    dropout: before the classifiers, 0.1 in torchvision; the others: see :class:`SegmentationNetwork`. With
+    dropout: before the classifiers, 0.1 in torchvision; the others: see :class:`BackboneNetwork`. With
     a ResNet-50 it has 35,322,218 parameters at 21 classes, 2,365,205 of them in the auxiliary head.
     """
 
@@ -32,18 +34,18 @@ class FCN(SegmentationNetwork):
         self,
         num_classes: int,
         *,
-        backbone: str = "resnet50",
-        width: int = 64,
+        backbone: str | Backbone = "resnet50",
+        width: int | None = None,
         norm: str = "batch",
-        output_stride: int = 8,
+        output_stride: int | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(num_classes, backbone=backbone, width=width, norm=norm, output_stride=output_stride)
-        third, fourth = self.backbone.channels
+        *_, third, fourth = self.backbone.channels
         self.auxiliary = FCNHead(third, num_classes, norm, dropout)
         self.primary = FCNHead(fourth, num_classes, norm, dropout)
 
-    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map a normalised image, float [N, 3, H, W], to (primary, auxiliary) logits at the output stride."""
-        third, fourth = self.backbone(x)
+    def decode(self, maps: Maps) -> tuple[Tensor, Tensor]:
+        """Map the backbone's maps to (primary, auxiliary) logits at the strides of the fourth and the third."""
+        *_, third, fourth = maps
         return self.primary(fourth), self.auxiliary(third)

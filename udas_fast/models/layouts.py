@@ -13,9 +13,15 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from udas_fast.models.backbones import EfficientNetLite, MixTransformer, VisionTransformer
+from udas_fast.models.backbones import (
+    Backbone,
+    EfficientNetLite,
+    MixTransformer,
+    ResNet,
+    VisionTransformer,
+)
 from udas_fast.models.backbones.efficientnet import MBConv
-from udas_fast.models.resnet import ResNet
+from udas_fast.models.heads import DAFormerHead, DPTHead, SegFormerHead
 
 Names = tuple[str, ...]
 Layout = list[tuple[Names, Names]]
@@ -37,6 +43,43 @@ def layouts_of(backbone: nn.Module) -> dict[str, Layout]:
             return {name: list(_vit(backbone, names)) for name, names in DINOV3.items()}
         layouts = {name: list(_vit(backbone, names)) for name, names in VIT.items()}
         return layouts | {"timm": _timm_vit(backbone)}
+    return {}
+
+
+def network_layouts(model: nn.Module) -> dict[str, Layout]:
+    """Return the layouts of a network's or a backbone's published state dicts by name, heads included where known."""
+    if isinstance(model, Backbone):
+        return {"": _own(model), **layouts_of(model)}
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return {}
+    inner = {"": _own(backbone), **layouts_of(backbone)}
+    layouts = {
+        name: [(tuple(f"backbone.{n}" for n in ours), file) for ours, file in layout]
+        for name, layout in inner.items()
+    }
+    for name, (body, start, head) in _head_layouts(model).items():
+        files = [(ours, tuple(start + n for n in file)) for ours, file in layouts[body]]
+        layouts[name] = [*files, *head]
+    return layouts
+
+
+def _own(backbone: nn.Module) -> Layout:
+    return [((name,), (name,)) for name in backbone.state_dict()]
+
+
+def _head_layouts(model: nn.Module) -> dict[str, tuple[str, str, Layout]]:
+    """Return by name: the layout of the backbone, what stands before its names, and the head's layout."""
+    head = getattr(model, "primary", None)
+    if isinstance(head, SegFormerHead):
+        return {
+            "transformers' SegFormer": ("transformers", "segformer.", list(_segformer(*HUB_SEGFORMER))),
+            "SegFormer": ("", "backbone.", list(_segformer(*SEGFORMER))),
+        }
+    if isinstance(head, DAFormerHead):
+        return {"DAFormer": ("", "backbone.", list(_daformer()))}
+    if isinstance(head, DPTHead):
+        return {"UniMatch V2": ("", "backbone.", list(_dpt()))}
     return {}
 
 
@@ -267,3 +310,59 @@ def _timm_vit(backbone: VisionTransformer) -> Layout:
     """Return timm's layout of DINOv2, which names the registers otherwise and nothing else."""
     renamed = {"register_tokens": "reg_token"}
     return [((name,), (renamed.get(name, name),)) for name in backbone.state_dict()]
+
+
+#: Names of SegFormer's projections (by the number of the map), fusion, norm and classifier.
+HUB_SEGFORMER = (
+    [f"decode_head.linear_c.{i}.proj" for i in range(4)],
+    "decode_head.linear_fuse",
+    "decode_head.batch_norm",
+    "decode_head.classifier",
+)
+SEGFORMER = (
+    [f"decode_head.linear_c{i}.proj" for i in range(1, 5)],
+    "decode_head.linear_fuse.conv",
+    "decode_head.linear_fuse.bn",
+    "decode_head.linear_pred",
+)
+
+
+def _segformer(
+    projections: list[str], fuse: str, norm: str, classifier: str
+) -> Iterator[tuple[Names, Names]]:
+    for i, name in enumerate(projections):
+        yield from _pairs(f"primary.project.{i}", name, AFFINE)
+    yield from _pairs("primary.fuse", fuse, ("weight",))
+    yield from _pairs("primary.norm", norm, BATCH_NORM)
+    yield from _pairs("primary.classifier", classifier, AFFINE)
+
+
+def _daformer() -> Iterator[tuple[Names, Names]]:
+    def unit(ours: str, file: str) -> Iterator[tuple[Names, Names]]:
+        yield from _pairs(f"{ours}.0", f"{file}.conv", ("weight",))
+        yield from _pairs(f"{ours}.1", f"{file}.bn", BATCH_NORM)
+
+    for i in range(4):
+        yield from _pairs(f"primary.project.{i}", f"decode_head.embed_layers.{i}.proj", AFFINE)
+    fuse = "decode_head.fuse_layer"
+    yield from unit("primary.branches.0", f"{fuse}.aspp_modules.0")
+    for i in (1, 2, 3):
+        for k, part in enumerate(("depthwise_conv", "pointwise_conv")):
+            yield from unit(f"primary.branches.{i}.{k}", f"{fuse}.aspp_modules.{i}.{part}")
+    yield from unit("primary.bottleneck", f"{fuse}.bottleneck")
+    yield from _pairs("primary.classifier", "decode_head.conv_seg", AFFINE)
+
+
+def _dpt() -> Iterator[tuple[Names, Names]]:
+    for i in range(4):
+        yield from _pairs(f"primary.project.{i}", f"head.projects.{i}", AFFINE)
+        if i != 2:
+            yield from _pairs(f"primary.resize.{i}", f"head.resize_layers.{i}", AFFINE)
+        yield from _pairs(f"primary.reduce.{i}", f"head.scratch.layer{i + 1}_rn", ("weight",))
+        ours, file = f"primary.fuse.{i}", f"head.scratch.refinenet{i + 1}"
+        yield from _pairs(f"{ours}.project", f"{file}.out_conv", AFFINE)
+        for unit in (1, 2) if i < 3 else (2,):
+            for conv in ("conv1", "conv2"):
+                yield from _pairs(f"{ours}.unit{unit}.{conv}", f"{file}.resConfUnit{unit}.{conv}", AFFINE)
+    yield from _pairs("primary.smooth", "head.scratch.output_conv.0", AFFINE)
+    yield from _pairs("primary.classifier", "head.scratch.output_conv.2", AFFINE)

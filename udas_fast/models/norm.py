@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - scale * norm.running_mean
     weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation)
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class DomainBatchNorm2d(nn.BatchNorm2d):
@@ -154,9 +155,16 @@ def set_domain(model: nn.Module, domain: str) -> None:
             module.domain = domain
 
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {
+Norm: TypeAlias = Callable[[int], nn.BatchNorm2d | nn.SyncBatchNorm]
+
+NORMS: dict[str, Norm] = {
     "batch": nn.BatchNorm2d,
     "frozen": FrozenBatchNorm2d,
     "domain": DomainBatchNorm2d,
     "sync": SyncBatchNorm2d,
 }
+
+
+def head_norm(norm: str) -> Norm:
+    """Return the norm layer of the heads: the backbone's, or "batch" where that is frozen, as a head is new."""
+    return NORMS["batch" if norm == "frozen" else norm]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import torch
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from udas_fast.config import config_dataclass
 from udas_fast.errors import bad
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@config_dataclass
 class Normalization:
     """(x - mean) / std per channel of RGB in [0, 1]; the default is ImageNet's, as torchvision's weights expect."""
 

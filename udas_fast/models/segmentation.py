@@ -1,96 +1,112 @@
-"""Base of the segmentation networks: a dilated ResNet with a head on layer4 and an auxiliary one on layer3."""
+"""Base of the segmentation networks: a backbone with a head on its maps and an auxiliary one on the third."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from udas_fast.errors import bad
 from udas_fast.models.adapter import SegmentationOutput
+from udas_fast.models.backbones import Backbone, Maps, build_backbone
 from udas_fast.models.checkpointing import run_micro_batches
-from udas_fast.models.norm import NORMS
-from udas_fast.models.resnet import ResNet
+from udas_fast.models.normalization import Normalization
 
 
-class SegmentationNetwork(nn.Module):
+class SegmentationNetwork(nn.Module, ABC):
     """Base of the networks: a subclass's ``logits`` returns (primary, auxiliary), float [N, num_classes, h, w].
 
-    backbone, width, norm and output_stride: see :class:`udas_fast.models.ResNet`.
-
     Raises:
-        InputError: a number of classes outside 2 to 255, an unknown name or a number outside its range.
+        InputError: a number of classes outside 2 to 255.
     """
 
     #: How the logits are upsampled; set from :class:`udas_fast.models.ModelConfig`.
     align_corners = False
     #: Images in one forward pass, None: the whole batch (:func:`udas_fast.models.set_micro_batch_size`).
     micro_batch_size: int | None = None
+    #: Input that the weights expect.
+    normalization: Normalization
 
-    def __init__(self, num_classes: int, *, backbone: str, width: int, norm: str, output_stride: int) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         if not 2 <= num_classes <= 255:
             raise bad("num_classes", num_classes, "2 to 255")
         self.num_classes = num_classes
-        self.backbone = ResNet(backbone, width=width, norm=norm, output_stride=output_stride)
 
     def forward(self, x: Tensor) -> SegmentationOutput:
         """Map a normalised image, float [N, 3, H, W], to the logits of both heads."""
         size = self.micro_batch_size
         if size is None or len(x) <= size:
-            primary, auxiliary = self.logits(x)
-        else:
-            parts = run_micro_batches(self, x, size)
-            primary = torch.cat([part.primary for part in parts])
-            auxiliary = torch.cat([part.auxiliary for part in parts])
-        return SegmentationOutput(primary, auxiliary, self.align_corners)
+            return SegmentationOutput(*self.logits(x), self.align_corners)
+        parts = run_micro_batches(self, x, size)
+        auxiliary = [part.auxiliary for part in parts if part.auxiliary is not None]
+        return SegmentationOutput(
+            torch.cat([part.primary for part in parts]),
+            torch.cat(auxiliary) if auxiliary else None,
+            self.align_corners,
+        )
 
-    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map a normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""
-        raise TypeError(f"{type(self).__name__} has no logits()")
+    @abstractmethod
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map a normalised image, float [N, 3, H, W], to (primary, auxiliary) logits; None: no auxiliary head."""
 
+    @abstractmethod
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters that are new for the task and learn faster than the pretrained backbone."""
+
+
+class BackboneNetwork(SegmentationNetwork):
+    """Base of the networks with a backbone of this package: a subclass's ``decode`` turns its maps into logits.
+
+    backbone: a network, or a name with width, norm and output_stride as
+    :func:`udas_fast.models.backbones.build_backbone` takes them.
+
+    Raises:
+        InputError: a number of classes outside 2 to 255, an unknown name or a number outside its range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str | Backbone,
+        width: int | None = None,
+        norm: str = "batch",
+        output_stride: int | None = None,
+    ) -> None:
+        super().__init__(num_classes)
+        if isinstance(backbone, str):
+            backbone = build_backbone(backbone, width=width, norm=norm, output_stride=output_stride)
+        self.backbone = backbone
+        self.normalization = backbone.normalization
+
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map a normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""
+        return self.decode(self.backbone(x))
+
+    @abstractmethod
+    def decode(self, maps: Maps) -> tuple[Tensor, Tensor | None]:
+        """Map the backbone's maps to (primary, auxiliary) logits."""
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the heads."""
         return (p for name, p in self.named_parameters() if not name.startswith("backbone."))
 
 
-def head_norm(norm: str) -> Callable[[int], nn.Module]:
-    """Return the norm layer of the heads: the backbone's, or "batch" where that is frozen, as a head is new."""
-    return NORMS["batch" if norm == "frozen" else norm]
+class HeadNetwork(BackboneNetwork):
+    """A backbone with any head of :mod:`udas_fast.models.heads` on its maps.
 
-
-def parameter_groups(
-    model: nn.Module,
-    lr: float,
-    *,
-    weight_decay: float,
-    head_lr_mult: float = 10.0,
-    backbone_lr_mult: float = 1.0,
-) -> list[dict[str, Any]]:
-    """Return groups "backbone" and "heads" for a torch optimiser, each trainable parameter in exactly one of them.
-
-    The heads are what ``model.head_parameters()`` yields and learn at ``lr * head_lr_mult``, the rest at
-    ``lr * backbone_lr_mult``; a model without that method is one group "all" at ``lr``. AdaptSegNet's code
-    lists each backbone convolution three times: ``backbone_lr_mult=3`` gives its effective rate.
-
-    Raises:
-        InputError: the model has no trainable parameter.
+    primary: module that takes the four maps; auxiliary: module that takes the third.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise bad("model", "no trainable parameter", "at least one with requires_grad")
-    head_parameters = getattr(model, "head_parameters", None)
-    if head_parameters is None:
-        return [{"name": "all", "params": trainable, "lr": lr, "weight_decay": weight_decay}]
-    heads = {id(p) for p in head_parameters()}
-    groups = [
-        ("backbone", [p for p in trainable if id(p) not in heads], lr * backbone_lr_mult),
-        ("heads", [p for p in trainable if id(p) in heads], lr * head_lr_mult),
-    ]
-    return [
-        {"name": name, "params": params, "lr": rate, "weight_decay": weight_decay}
-        for name, params, rate in groups
-        if params
-    ]
+
+    def __init__(
+        self, num_classes: int, backbone: Backbone, primary: nn.Module, auxiliary: nn.Module
+    ) -> None:
+        super().__init__(num_classes, backbone=backbone)
+        self.primary, self.auxiliary = primary, auxiliary
+
+    def decode(self, maps: Maps) -> tuple[Tensor, Tensor]:
+        """Map the backbone's maps to primary logits at the head's stride and auxiliary ones at the third map's."""
+        return self.primary(maps), self.auxiliary(maps[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from udas_fast.errors import InputError, bad, first_line
+from udas_fast.models.backbones.vit import resize_positions
+from udas_fast.models.matching import ADAPTSEGNET, find_name, match_names, not_needed
 from udas_fast.models.names import ENCODER, plain_name, plain_names, plain_state, unwrapped
 from udas_fast.models.normalization import MEAN, STD
 from udas_fast.models.unsafe_files import describe_unsafe
@@ -26,9 +29,6 @@ EXPECTED = "a file with a torch state dict"
 
 # Checkpoints of AdaptSegNet's DeepLab and the many projects that copied it.
 CAFFE_MEAN = (122.67891434, 116.66876762, 104.00698793)  # RGB of 0 to 255, subtracted by their loaders
-OTHER_HEAD = "Scale.layer5."  # the single head, of another task, in their initial weights
-
-CLASSIFIERS = ("fc.", OTHER_HEAD)  # heads of another task, never expected
 Shape = tuple[int, ...]
 
 
@@ -48,13 +48,17 @@ class WeightsReport:
     file_keys: tuple[str, ...]
     caffe_input: bool  # conv1 was converted from BGR of 0 to 255 to this package's normalisation
     reset: tuple[tuple[str, Shape, Shape], ...] = ()  # of the head, left out on purpose: as in mismatched
+    layout: str = ""  # of the names in the file: "transformers", "mmsegmentation", …; empty: this package's
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Describe the result in a few lines; ``name.*`` stands for everything under that name."""
         model_keys = self.loaded + self.missing + tuple(n for n, _, _ in self.mismatched + self.reset)
-        lines = [f"{self.path}: {len(self.loaded)} of {len(model_keys)} tensors loaded"]
+        named = f", named as in {self.layout}" if self.layout else ""
+        lines = [f"{self.path}: {len(self.loaded)} of {len(model_keys)} tensors loaded{named}"]
         if self.caffe_input:
             lines.append("  conv1 and bn1 converted from BGR of 0 to 255 (AdaptSegNet) to normalised RGB")
+        lines += [f"  {note}" for note in self.notes]
         if self.reset:
             names, classes = [name for name, _, _ in self.reset], self.reset[0][1][0]
             lines.append(f"  head of {classes} classes left out, reset: {_collapse(names, model_keys)}")
@@ -74,10 +78,12 @@ def load_weights(
 ) -> WeightsReport:
     """Copy into ``model`` every tensor of the file at ``path`` that fits by name and shape.
 
-    The file (safetensors if its name ends so, else torch's) holds a state dict (alone, or under "state_dict" or
-    "model", with or without "module.") of this package's models, of a torchvision ResNet, whose ``fc`` is ignored,
-    or of AdaptSegNet's DeepLab, whose names and input (BGR of 0 to 255) are converted. What DataParallel,
-    DistributedDataParallel and torch.compile add to names is of no effect on either side, nor a leading "encoder.".
+    The file (safetensors if its name ends so, else torch's) holds a state dict, alone, or under "state_dict" or
+    "model": of this package's models; of a backbone or network by the names of torchvision, timm, transformers,
+    mmsegmentation and others (:mod:`udas_fast.models.layouts`), whose classifier is ignored; or of AdaptSegNet's
+    DeepLab, whose names and input (BGR of 0 to 255) are converted. What DataParallel, DistributedDataParallel and
+    torch.compile add to names is of no effect on either side, nor a leading "encoder.". Position embeddings of
+    another grid are interpolated.
 
     With ``reset_head`` the layers that return a value for each class are left out, whatever the classes of the file.
 
@@ -89,19 +95,17 @@ def load_weights(
     require_finite(f"weights {path}", state)
     model = unwrapped(model)
     own, real = plain_state(model)
-    renamed = _from_adaptsegnet(state)
-    names = {key: _find(renamed.get(key, key), own) for key in state}
-    tensors = {name: state[key] for key, name in names.items() if name is not None}
+    match = match_names(state, model)
+    tensors = dict(match.tensors)
     reset = _take_head(model, path, tensors, own) if reset_head else ()
     for name, tensor in tensors.items():
         if own[name].is_floating_point() and not tensor.is_floating_point():
             raise bad(f"weights {path}: {name}", tensor.dtype, own[name].dtype)
-    caffe_input = bool(renamed) and _convert_input(tensors, own)
+    caffe_input = match.layout == ADAPTSEGNET and _convert_input(tensors, own)
+    notes = _fit_positions(tensors, own)
 
-    odd = {
-        name: key for key, name in names.items() if name in tensors and state[key].shape != own[name].shape
-    }
-    _require_same_classes(model, path, {name: (key, state[key]) for name, key in odd.items()})
+    odd = {name: match.keys[name][0] for name, t in tensors.items() if t.shape != own[name].shape}
+    _require_same_classes(model, path, {name: (key, tensors[name]) for name, key in odd.items()})
     mismatched = tuple((name, tuple(tensors[name].shape), tuple(own[name].shape)) for name in odd)
 
     fits = {name: tensor for name, tensor in tensors.items() if name not in odd}
@@ -117,16 +121,23 @@ def load_weights(
     left = {*odd, *loaded, *(name for name, _, _ in reset)}
     missing = [name for name in own if name not in left]
 
-    unknown = tuple(key for key, name in names.items() if name is None)
+    used = {key for keys in match.keys.values() for key in keys}
+    unknown = [key for key in state if key not in used]
+    left_out = not_needed(model)
+    ignored = {
+        key for key in unknown if key.removeprefix(match.prefix).removeprefix(ENCODER).startswith(left_out)
+    }
     return WeightsReport(
         path=str(path),
         loaded=tuple(loaded),
         missing=tuple(missing),
         mismatched=mismatched,
-        unexpected=tuple(key for key in unknown if not _is_classifier(key)),
-        ignored=tuple(key for key in unknown if _is_classifier(key)),
+        unexpected=tuple(key for key in unknown if key not in ignored),
+        ignored=tuple(key for key in unknown if key in ignored),
         file_keys=tuple(state),
         caffe_input=caffe_input,
+        layout=match.layout,
+        notes=tuple(notes),
         reset=reset,
     )
 
@@ -154,11 +165,6 @@ def _take_head(
             found = f"{type(model).__name__} without head_parameters() and num_classes, and no other classes in {path}"
             raise bad("reset_head", found, "a network that names its head, or a file of other classes")
     return tuple((n, tuple(tensors.pop(n).shape), tuple(own[n].shape)) for n in names if n in tensors)
-
-
-def _is_classifier(key: str) -> bool:
-    """Return whether a tensor of a file belongs to a head of another task."""
-    return key.removeprefix(ENCODER).startswith(CLASSIFIERS)
 
 
 def require_finite(where: str, state: Mapping[str, Tensor]) -> None:
@@ -254,12 +260,6 @@ def _oddity(value: Tensor) -> str:
     return f"{value.numel()} values of which {stored} are stored" if value.numel() > stored else ""
 
 
-def _find(name: str, own: Mapping[str, Tensor]) -> str | None:
-    """Return the model's name for a tensor, which may be one of its backbone."""
-    names = (name, name.removeprefix(ENCODER))
-    return next((n for one in names for n in (one, f"backbone.{one}") if n in own), None)
-
-
 def _implied(name: str, fits: Mapping[str, Tensor]) -> bool:
     """Check whether ``name`` is a statistic that its layer derives from an ordinary, perhaps old, checkpoint."""
     layer, _, last = name.rpartition(".")
@@ -267,26 +267,24 @@ def _implied(name: str, fits: Mapping[str, Tensor]) -> bool:
     return derived and f"{layer}.running_mean" in fits
 
 
-def _from_adaptsegnet(keys: Iterable[str]) -> dict[str, str]:
-    """Map AdaptSegNet's keys to those of :class:`udas_fast.models.DeepLabV2` (the backbone's without "backbone.").
-
-    layer5 is the auxiliary head and layer6 the primary one; a single-level network has layer5 only, and it is
-    the primary. Empty for the keys of any other file.
-    """
-    keys = list(keys)
-    if not any(".conv2d_list." in key for key in keys):
-        return {}
-    multi_level = any(key.startswith("layer6.") for key in keys)
-    heads = {"layer6": "primary", "layer5": "auxiliary"} if multi_level else {"layer5": "primary"}
-    names = {}
-    for key in keys:
-        name = key if key.startswith(OTHER_HEAD) else key.removeprefix("Scale.")
-        for layer, head in heads.items():
-            prefix = f"{layer}.conv2d_list."
-            if name.startswith(prefix):
-                name = f"{head}.branches.{name.removeprefix(prefix)}"
-        names[key] = name
-    return names
+def _fit_positions(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Bring position embeddings [1, tokens, channels] in ``tensors`` to the model's; return what was done."""
+    notes = []
+    for name, tensor in tensors.items():
+        if not name.endswith("pos_embed") or tensor.dim() != 3 or tensor.shape == own[name].shape:
+            continue
+        found, expected = tensor.shape[1], own[name].shape[1]
+        if found == math.isqrt(found) ** 2:  # timm's with registers: the class token has its own added
+            tensor = torch.cat([torch.zeros_like(tensor[:, :1]), tensor], 1)
+            found += 1
+        side, target = math.isqrt(found - 1), math.isqrt(expected - 1)
+        if side**2 + 1 != found or tensor.shape[2] != own[name].shape[2]:
+            continue
+        if side != target:
+            tensor = resize_positions(tensor, side, target)
+            notes.append(f"{name} interpolated from {side}x{side} to {target}x{target} patches")
+        tensors[name] = tensor
+    return notes
 
 
 def _convert_input(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> bool:
@@ -296,7 +294,7 @@ def _convert_input(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> boo
     difference of the means through them into the batch norm's mean. Exact except for the padding at the border,
     which is zero in either input.
     """
-    conv, mean = _find("conv1.weight", own), _find("bn1.running_mean", own)
+    conv, mean = find_name("conv1.weight", own), find_name("bn1.running_mean", own)
     if conv is None or mean is None:
         return False
     if any(name not in tensors or tensors[name].shape != own[name].shape for name in (conv, mean)):

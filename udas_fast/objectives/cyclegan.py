@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from udas_fast import distributed, ops
 from udas_fast.config import Channels, Weight, config_dataclass
-from udas_fast.models import PatchDiscriminator, normalize_signed, to_output, to_signed
+from udas_fast.models import (
+    PatchDiscriminator,
+    normalization_of,
+    normalize,
+    normalize_signed,
+    to_output,
+    to_signed,
+)
 from udas_fast.objectives.adversary import least_squares
 from udas_fast.objectives.base import (
     Batches,
@@ -108,9 +115,7 @@ class CycleGAN(Objective):
                 losses[f"identity_{there}"] = same = F.l1_loss(model(real[there], there), real[there])
                 loss = loss + config.identity * same
             if self.segmenter is not None:
-                losses[f"semantic_{there}"] = seen = self._semantic(
-                    self.segmenter, ctx.normalize(images[here]), fake[there]
-                )
+                losses[f"semantic_{there}"] = seen = self._semantic(self.segmenter, images[here], fake[there])
                 loss = loss + config.semantic * seen
             ctx.backward(loss)
 
@@ -125,14 +130,18 @@ class CycleGAN(Objective):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _semantic(self, segmenter: nn.Module, original: Tensor, translated: Tensor) -> Tensor:
-        """Return the CE of the segmentation of ``translated`` with the classes of ``original`` (CyCADA, equation 4)."""
+        """Return the CE of the segmentation of ``translated`` with the classes of ``original`` (CyCADA, equation 4).
+
+        original: uint8; translated: in [-1, 1]; both [N, 3, H, W].
+        """
+        expected = normalization_of(segmenter)
         height, width = translated.shape[-2:]
         with torch.no_grad():
-            seen = to_output(segmenter(original))
+            seen = to_output(segmenter(normalize(original, expected)))
             label = ops.pseudo_label(
                 [seen.primary], (height, width), threshold=0.0, align_corners=seen.align_corners
             ).label
-        output = to_output(segmenter(normalize_signed(translated)))
+        output = to_output(segmenter(normalize_signed(translated, expected)))
         return segmentation_loss(output, label, auxiliary_weight=0)
 
 

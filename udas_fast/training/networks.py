@@ -19,7 +19,15 @@ from udas_fast.errors import InputError, bad, first_line
 from udas_fast.evaluation import evaluating
 from udas_fast.inference import TrainedModel, check_state
 from udas_fast.memory import advice, choose_memory
-from udas_fast.models import ModelConfig, ResNet, WeightsReport, build_model, load_weights, to_output
+from udas_fast.models import (
+    Backbone,
+    ModelConfig,
+    WeightsReport,
+    build_model,
+    load_pretrained,
+    load_weights,
+    to_output,
+)
 from udas_fast.objectives.base import build_objective
 from udas_fast.recipes import Recipe
 from udas_fast.seeding import seed_step
@@ -67,7 +75,9 @@ class Networks(dict[str, nn.Module]):
         self._labelled = labelled
         # A checkpoint has all weights; a fresh student begins anew with the run's first ones.
         fresh = any(stage.objective.requirements.fresh_start for stage in recipe.stages)
-        self._weights = config.weights if fresh or not begun else None
+        needs_weights = fresh or not begun
+        self._weights = config.weights if needs_weights else None
+        self._pretrained = recipe.model.hf if model is None and needs_weights and not config.weights else None
         self.model_config = recipe.model if model is None else None
         self.weights_report: WeightsReport | None = None
         model = self.build("model", 0) if model is None else self._take(model)
@@ -108,6 +118,8 @@ class Networks(dict[str, nn.Module]):
     def _load_weights(self, model: nn.Module) -> nn.Module:
         if self._weights:
             self.weights_report = load_weights(model, self._weights, reset_head=self._run.reset_head)
+        elif self._pretrained:
+            self.weights_report = load_pretrained(model, self._pretrained)
         return model
 
     def _choose_memory(self) -> MemoryConfig:
@@ -126,7 +138,9 @@ class Networks(dict[str, nn.Module]):
         memory, name = self.memory, type(model).__name__
         checkpoints, in_parts = memory.apply(model)
         if not checkpoints and memory.checkpointing != "none":
-            raise bad(f"checkpointing {memory.checkpointing!r}", f"{name} without a ResNet of ours", "'none'")
+            raise bad(
+                f"checkpointing {memory.checkpointing!r}", f"{name} without a backbone of udas_fast", "'none'"
+            )
         if not in_parts and memory.micro_batch_size is not None:
             expected = "a smaller input.batch_size in its place"
             raise bad("memory.micro_batch_size", f"{name}, a network of the user's own", expected)
@@ -214,19 +228,21 @@ def check_network(
 
 
 def compile_backbones(networks: Iterable[nn.Module], memory: MemoryConfig, device: torch.device) -> None:
-    """Compile the ResNet of each of ``networks`` in its place; losses stay the same up to rounding.
+    """Compile the backbone of each of ``networks`` in its place; losses stay the same up to rounding.
 
     It compiles in the first steps, once for each size of images. Copies of a network (teachers, averages) are not
     compiled.
 
     Raises:
-        InputError: a network without a ResNet of ours, checkpointing or micro-batches, or no compiler that works here.
+        InputError: a network without a backbone of udas_fast, checkpointing or micro-batches, or no working compiler.
     """
     backbones = []
     for network in networks:
         backbone = getattr(network, "backbone", None)
-        if not isinstance(backbone, ResNet):
-            raise bad("compile", f"{type(network).__name__} without a ResNet of ours", "compile: false")
+        if not isinstance(backbone, Backbone):
+            raise bad(
+                "compile", f"{type(network).__name__} without a backbone of udas_fast", "compile: false"
+            )
         backbones.append(backbone)
     if memory.checkpointing != "none" or memory.micro_batch_size is not None:
         # Parts that run again do so by closures, which torch.compile is not made for.

@@ -24,7 +24,7 @@ from udas_fast.engine.step import start_objective
 from udas_fast.errors import bad
 from udas_fast.evaluation import Scores
 from udas_fast.inference import TrainedModel
-from udas_fast.models import normalize
+from udas_fast.models import normalization_of, normalize
 from udas_fast.objectives import Objective
 from udas_fast.recipes import Phase, Recipe, get_recipe
 from udas_fast.seeding import seed_step
@@ -197,6 +197,7 @@ class Trainer:
             )
         if any(stage.optimizer.name == "apex_sgd" for stage in recipe.stages):
             apex_sgd()  # now, and not when its stage begins
+        recipe = replace(recipe, model=recipe.model.resolved())
         self.recipe, self.config, self.run_dir, self.domains = recipe, config, run_dir, domains
         amp = build_amp(recipe.precision, self.device)
         check_data(recipe, domains)
@@ -352,6 +353,7 @@ class Trainer:
         if objective.labeller is None or images is None or isinstance(images, UserLoader):
             return None
         layout = memory_format(self.networks.amp, self.networks.trained)
+        expected = normalization_of(self.networks.trained)
         return LabelledRound(
             name=phase.name,
             images=images,
@@ -359,7 +361,7 @@ class Trainer:
             folder=self.run_dir / "pseudo_labels" / phase.name,
             picture=self.run_dir / "pictures" / f"{phase.name}-pseudo.png",
             generator=partial(seed_step, self.config.seed, phase.name),
-            normalize=lambda image: normalize(image).contiguous(memory_format=layout),
+            normalize=lambda image: normalize(image, expected).contiguous(memory_format=layout),
             check_stop=attempt.check_stop,
         )
 

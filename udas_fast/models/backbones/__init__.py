@@ -1,8 +1,20 @@
 """Backbones: a normalised image to the maps of four stages."""
 
-from udas_fast.models.backbones.base import Backbone, DropPath
+from udas_fast.models.backbones.base import Backbone, DropPath, Maps
+from udas_fast.models.backbones.build import BACKBONES, build_backbone
 from udas_fast.models.backbones.efficientnet import EfficientNetLite
 from udas_fast.models.backbones.mit import MixTransformer
+from udas_fast.models.backbones.resnet import ResNet
 from udas_fast.models.backbones.vit import VisionTransformer
 
-__all__ = ["Backbone", "DropPath", "EfficientNetLite", "MixTransformer", "VisionTransformer"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "DropPath",
+    "EfficientNetLite",
+    "Maps",
+    "MixTransformer",
+    "ResNet",
+    "VisionTransformer",
+    "build_backbone",
+]

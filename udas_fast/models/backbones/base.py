@@ -31,6 +31,10 @@ class Backbone(nn.Module, ABC):
     normalization: Normalization = IMAGENET
     #: Sides of the image are brought to multiples of this number of pixels inside.
     multiple: int = 1
+    #: Width as a share of the published one; heads are narrowed by it too.
+    scale: float = 1.0
+    #: Beginnings of the names of what a published state dict has and segmentation does not need.
+    not_needed: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()

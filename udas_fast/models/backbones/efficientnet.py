@@ -45,6 +45,10 @@ class EfficientNetLite(Backbone):
     """
 
     normalization = TENSORFLOW
+    not_needed = (
+        *("conv_head.", "bn2.", "classifier."),  # timm
+        *("_conv_head.", "_bn1.", "_fc."),  # efficientnet-lite-pytorch
+    )
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class EfficientNetLite(Backbone):
             ends.append((outputs, stride))
         self.blocks = nn.Sequential(*groups)
         self._depths = depths
+        self.scale = width / STEM
         (c1, s1), (c2, s2), (c3, s3), (c4, s4) = (ends[last] for *_, last in LAYERS.values())
         self.channels, self.strides = (c1, c2, c3, c4), (s1, s2, s3, s4)
 
@@ -162,10 +167,10 @@ class MBConv(nn.Module):
         """Return the block's output [N, outputs, h, w]."""
         if self.expands:
             y = self.act(conv_norm(self.conv_pw, self.bn1, x))
-            y = self.act(self.bn2(self.conv_dw(pad_same(y, self.conv_dw))))
+            y = self.act(conv_norm(self.conv_dw, self.bn2, pad_same(y, self.conv_dw)))
             y = conv_norm(self.conv_pwl, self.bn3, y)
         else:
-            y = self.act(self.bn1(self.conv_dw(pad_same(x, self.conv_dw))))
+            y = self.act(conv_norm(self.conv_dw, self.bn1, pad_same(x, self.conv_dw)))
             y = conv_norm(self.conv_pw, self.bn2, y)
         return y if self.drop_path is None else x + self.drop_path(y)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,8 @@ def read_configuration(name: str) -> str:
     if "/" not in name and not Path(name).exists():
         raise bad(f"model.hf {name}", "no such folder", "a folder with config.json, or OWNER/NAME on the hub")
     try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        with quiet_transformers():
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (
         Exception
     ) as error:  # a wrong name, no network, an unknown type: the hub's and transformers' own errors
@@ -123,6 +126,13 @@ def make_configuration(configuration: str) -> Any:
 def has_class(config: Any, auto: str) -> bool:
     """Check whether transformers' class ``auto``, such as "AutoBackbone", has one for ``config``."""
     return type(config) in getattr(import_transformers(), auto)._model_mapping
+
+
+def describe(configuration: str) -> set[str]:
+    """Return what transformers can build of a configuration: "segmentation", "backbone", both or none."""
+    config = make_configuration(configuration)
+    autos = {"segmentation": "AutoModelForSemanticSegmentation", "backbone": "AutoBackbone"}
+    return {kind for kind, auto in autos.items() if has_class(config, auto)}
 
 
 def build(auto: str, config: Any) -> nn.Module:
@@ -172,6 +182,21 @@ def import_transformers() -> Any:
     import transformers
 
     return transformers
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from printing what is reported in another form."""
+    logging = import_transformers().utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _select_stages(config: Any) -> None:

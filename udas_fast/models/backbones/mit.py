@@ -39,6 +39,7 @@ class MixTransformer(Backbone):
     """
 
     strides = STRIDES
+    not_needed = ("head.", "classifier.")
 
     def __init__(self, name: str = "mit_b0", *, width: int | None = None, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class MixTransformer(Backbone):
         width = published if width is None else width
         if width < 1:
             raise bad("width", width, "at least 1")
+        self.scale = width / published
         c1, c2, c3, c4 = (width * heads for heads in HEADS)
         self.channels = (c1, c2, c3, c4)
         rates = iter(drop_path_rates(drop_path, sum(self.depths)))
@@ -176,7 +178,7 @@ class MixFFN(nn.Module):
 def _initialize(module: nn.Module) -> None:
     """Draw weights as the authors do; norms keep torch's ones and zeros."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02)  # truncated at 100 deviations by the authors: not at all
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
         fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups

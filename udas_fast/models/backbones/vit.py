@@ -50,6 +50,8 @@ class VisionTransformer(Backbone):
     outside their range.
     """
 
+    not_needed = ("head.", "classifier.", "mask_token", "embeddings.mask_token")
+
     def __init__(self, name: str = "dinov2_s", *, width: int | None = None, drop_path: float = 0.0) -> None:
         super().__init__()
         if name not in SHAPES:
@@ -60,6 +62,7 @@ class VisionTransformer(Backbone):
         unit = (4 if rotary else 1) * shape.heads
         if width < 1 or width % unit:
             raise bad(f"width of {name}", width, f"a multiple of {unit}, as it has {shape.heads} heads")
+        self.scale = width / shape.width
         self.multiple = self.patch = shape.patch
         self.grid = shape.grid
         self.depth = shape.depth
@@ -82,7 +85,7 @@ class VisionTransformer(Backbone):
 
         self.apply(_initialize)
         if self.pos_embed is not None:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+            nn.init.normal_(self.pos_embed, std=0.02)
         for token in (self.cls_token, self.register_tokens):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
@@ -111,22 +114,15 @@ class VisionTransformer(Backbone):
         return first_map, second, third, fourth
 
     def positions(self, pos_embed: Tensor, height: int, width: int) -> Tensor:
-        """Return the learned positions [1, 1 + height·width, channels] for a grid of patches.
-
-        Bicubic interpolation, as a product with two matrices: torch's own has no gradient on a GPU that is the same
-        twice.
-        """
+        """Return the learned positions [1, 1 + height·width, channels] for a grid of patches."""
         side = self.grid
         if not torch.compiler.is_exporting() and (height, width) == (side, side):
             return pos_embed
-        first, grid = pos_embed[:, :1], pos_embed[0, 1:].view(side, side, -1)
-        rows, columns = (_bicubic(side, n, grid, antialias=self.antialias) for n in (height, width))
-        if torch.is_autocast_enabled(grid.device.type):  # half types have too few digits for positions
-            with torch.autocast(grid.device.type, enabled=False):
-                grid = torch.einsum("ha,abc,wb->hwc", rows, grid, columns)
-        else:
-            grid = torch.einsum("ha,abc,wb->hwc", rows, grid, columns)
-        return torch.cat([first, grid.reshape(1, height * width, -1)], 1)
+        device = pos_embed.device.type
+        if not torch.is_autocast_enabled(device):
+            return _interpolate(pos_embed, side, height, width, antialias=self.antialias)
+        with torch.autocast(device, enabled=False):  # half types have too few digits for positions
+            return _interpolate(pos_embed, side, height, width, antialias=self.antialias)
 
     def rotation(self, height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [height·width, head's channels] of the patches' places, from -1 to 1 each way."""
@@ -229,6 +225,22 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+def resize_positions(pos_embed: Tensor, side: int, target: int) -> Tensor:
+    """Interpolate position embeddings [1, 1 + side², channels] to a grid of ``target`` x ``target`` patches."""
+    return _interpolate(pos_embed.float(), side, target, target, antialias=target < side)
+
+
+def _interpolate(pos_embed: Tensor, side: int, height: int, width: int, *, antialias: bool) -> Tensor:
+    """Return the positions [1, 1 + height·width, channels] by bicubic interpolation.
+
+    A product with two matrices: the gradient of torch's own interpolation is not the same twice on a GPU.
+    """
+    first, grid = pos_embed[:, :1], pos_embed[0, 1:].view(side, side, -1)
+    rows, columns = (_bicubic(side, n, grid, antialias=antialias) for n in (height, width))
+    grid = torch.einsum("ha,abc,wb->hwc", rows, grid, columns)
+    return torch.cat([first, grid.reshape(1, height * width, -1)], 1)
+
+
 def _bicubic(inputs: int, outputs: int, like: Tensor, *, antialias: bool) -> Tensor:
     """Return the matrix [outputs, inputs] of bicubic interpolation along one axis."""
     identity = torch.eye(inputs, dtype=like.dtype, device=like.device)[None, None]
@@ -241,7 +253,7 @@ def _bicubic(inputs: int, outputs: int, like: Tensor, *, antialias: bool) -> Ten
 def _initialize(module: nn.Module) -> None:
     """Draw weights as the authors do; norms keep torch's ones and zeros."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from udas_fast.models.backbones.base import Four, Maps
 from udas_fast.models.heads.pyramid import resize
-from udas_fast.models.segmentation import head_norm
+from udas_fast.models.norm import head_norm
 
 RATES = (6, 12, 18)
 

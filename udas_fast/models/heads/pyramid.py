@@ -6,21 +6,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udas_fast.models.backbones.base import Four, Maps
-from udas_fast.models.segmentation import head_norm
+from udas_fast.models.norm import head_norm
 
 
 class FPNHead(nn.Module):
     """Feature pyramid (Lin et al., CVPR 2017) to one map at the finest stride, and a classifier on it.
 
     1x1 convolutions bring the maps to ``inner`` channels, each is added to the upsampled coarser one, a 3x3
-    convolution follows. inner: 128 or, of a narrow backbone, the last map's channels.
+    convolution follows.
     """
 
     def __init__(
-        self, channels: Four, num_classes: int, *, inner: int | None = None, norm: str, dropout: float
+        self, channels: Four, num_classes: int, *, inner: int = 128, norm: str, dropout: float
     ) -> None:
         super().__init__()
-        inner = min(128, channels[-1]) if inner is None else inner
         self.laterals = nn.ModuleList(_conv(c, inner, 1, norm) for c in channels)
         self.smooth = _conv(inner, inner, 3, norm)
         self.dropout = nn.Dropout2d(dropout)
