@@ -10,6 +10,7 @@ from udas_fast.errors import InputError
 from udas_fast.evaluation import predict
 from udas_fast.evaluation.tiles import _spans, _weights, tiled_logits
 from udas_fast.models import ModelConfig, SegmentationOutput, build_model
+from udas_fast.models.backbones.base import fit_to_multiple
 
 
 def _image(height: int, width: int) -> torch.Tensor:
@@ -57,6 +58,47 @@ def test_the_logits_of_every_network_have_the_whole_images_shape(name: str, outp
         assert tiled.primary.shape == model(image.float()).primary.shape
 
 
+@pytest.mark.parametrize("form", ["deeplab", "pyramid"])
+@torch.no_grad()
+def test_tiles_begin_on_the_grid_of_the_coarsest_map(form: str) -> None:
+    """Maps of stride 32 that are upsampled to 4 in the network: a receptive field without surroundings."""
+    scale = {"deeplab": 1, "pyramid": 8}[form]
+
+    def forward(part: torch.Tensor) -> SegmentationOutput:
+        coarse = nn.functional.max_pool2d(part.float(), 32, ceil_mode=True)
+        return SegmentationOutput(nn.functional.interpolate(coarse, scale_factor=scale))
+
+    image = _image(300, 230)
+    tiled = tiled_logits(forward, image, (128, 96))
+    torch.testing.assert_close(tiled.primary, forward(image).primary, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(140, 200), (141, 203), (30, 150)])
+@torch.no_grad()
+def test_tiles_of_patches_give_logits_at_the_strides_of_a_vision_transformer(size: tuple[int, int]) -> None:
+    """Patches of 14 pixels and 8 logits for each: 1.75 pixels a logit."""
+
+    def forward(part: torch.Tensor) -> SegmentationOutput:
+        part = fit_to_multiple(part.float(), 14)
+        patches = nn.functional.avg_pool2d(part, 14).round()
+        return SegmentationOutput(nn.functional.interpolate(patches, scale_factor=8))
+
+    image = _image(*size)
+    tiled, whole = tiled_logits(forward, image, (66, 90), multiple=14).primary, forward(image).primary
+    assert tiled.shape == whole.shape
+    # Resized pixels are rounded before they are cut.
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1.01)
+
+
+@pytest.mark.parametrize("backbone", ["dinov2_s", "dinov3_s"])
+def test_a_vision_transformer_predicts_by_tiles(backbone: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(backbone=backbone, width=24), 5).eval()
+    label, confidence = predict(model, _image(90, 150)[0], (90, 150), tile=(64, 70))
+    assert label.shape == confidence.shape == (90, 150)
+    assert confidence.isfinite().all()
+
+
 def test_an_image_in_one_tile_is_not_cut_to_the_bit(model) -> None:
     image = _image(70, 90)[0]
     whole = predict(model, image, (64, 80))
@@ -99,3 +141,5 @@ def test_impossible_tiles_are_refused() -> None:
         tiled_logits(Near(), image, (63, 100))
     with pytest.raises(InputError, match="network for tiles: found 0 logits fewer for 32 pixels"):
         tiled_logits(lambda part: SegmentationOutput(torch.zeros(1, 2, 7, 7)), image, (64, 64))
+    with pytest.raises(InputError, match="tile: found 70x100, expected 80x80 or more"):
+        tiled_logits(Near(), image, (70, 100), multiple=40)

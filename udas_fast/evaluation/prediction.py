@@ -38,7 +38,7 @@ def predict(
             (:mod:`udas_fast.evaluation.tiles`); None: all of it at once.
 
     Raises:
-        InputError: an image of another dtype or shape.
+        InputError: an image of another dtype or shape, or tiles that are too small for the network.
     """
     device = device_of(model)
     whole, own_size = _network_input(image, size)
@@ -47,7 +47,10 @@ def predict(
         return to_output(model(normalize(part.to(device), normalization_of(model))))
 
     with evaluating(model):
-        logits = forward(whole[...]) if tile is None else tiled_logits(forward, whole, tile)
+        if tile is None:
+            logits = forward(whole[...])
+        else:
+            logits = tiled_logits(forward, whole, tile, multiple=getattr(model, "multiple", 1))
     height, width = own_size if out_size is None else out_size
     result = ops.pseudo_label(
         [logits.primary], (height, width), threshold=0.0, align_corners=logits.align_corners

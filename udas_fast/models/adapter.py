@@ -106,13 +106,14 @@ def to_output(output: object) -> SegmentationOutput:
 class MeanNetwork(nn.Module):
     """Mean of several networks' primary probabilities, as logits: log(mean_k softmax_k), float32 [N, C, h, w].
 
-    The networks share their stride and normalisation.
+    The networks share their stride, normalisation and the multiple that sides of an image have.
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.normalization = normalization_of(self.networks[0])
+        self.multiple = getattr(self.networks[0], "multiple", 1)
 
     def forward(self, x: Tensor) -> SegmentationOutput:
         """Map a normalised image, float [N, 3, H, W], to logits at the networks' stride, which all share."""

@@ -26,6 +26,8 @@ class SegmentationNetwork(nn.Module, ABC):
     align_corners = False
     #: Images in one forward pass, None: the whole batch (:func:`udas_fast.models.set_micro_batch_size`).
     micro_batch_size: int | None = None
+    #: Pixels of which both sides of an image are made multiples, by resizing it.
+    multiple: int = 1
     #: Input that the weights expect.
     normalization: Normalization
 
@@ -80,7 +82,7 @@ class BackboneNetwork(SegmentationNetwork):
         if isinstance(backbone, str):
             backbone = build_backbone(backbone, width=width, norm=norm, output_stride=output_stride)
         self.backbone = backbone
-        self.normalization = backbone.normalization
+        self.normalization, self.multiple = backbone.normalization, backbone.multiple
 
     def logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map a normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""
