@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from udas_fast.errors import InputError
+from udas_fast.models import ModelConfig, build_model
 from udas_fast.objectives.adaptation import EntropyConfig
-from udas_fast.recipes import get_recipe, has_key, override
+from udas_fast.recipes import get_recipe, has_key, override, small
 
 
 def test_override_reaches_every_level() -> None:
@@ -23,6 +25,26 @@ def test_override_reaches_every_level() -> None:
     assert recipe.model.width == 32
     assert recipe.stages[1].objective.pseudo_labels.threshold == 0.7
     assert recipe.input.source.size == (90, 160)
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "mit_b0", "dinov2_s", "dinov3_s"])
+def test_another_kind_of_backbone_has_its_own_width_and_stride(backbone: str) -> None:
+    narrow = small(get_recipe("udas"), size=(56, 70))
+    model = override(narrow, [f"model.backbone={backbone}"]).model
+    assert (model.width, model.output_stride) == (None, None)
+    with torch.device("meta"):
+        found, published = (build_model(m, 5) for m in (model, ModelConfig(backbone=backbone)))
+    assert [p.shape for p in found.parameters()] == [p.shape for p in published.parameters()]
+    named = override(narrow, ["model.width=24", f"model.backbone={backbone}"]).model
+    assert (named.width, named.output_stride) == (24, None)
+
+
+def test_the_same_kind_of_backbone_keeps_its_width_and_stride() -> None:
+    narrow = small(get_recipe("udas"), size=(56, 70))
+    model = override(narrow, ["model.backbone=resnet50", "model.norm=frozen"]).model
+    assert (model.width, model.output_stride) == (8, 4)
+    transformers = override(narrow, ["model.name=hf", "model.hf=folder"]).model
+    assert (transformers.width, transformers.output_stride) == (None, None)
 
 
 def test_components_are_added_and_left_out() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from udas_fast.config import load_yaml
 from udas_fast.errors import bad, unknown
+from udas_fast.models import BACKBONES
 from udas_fast.recipes.recipe import Recipe, recipe_from_dict
 
 EVERY_STAGE = "*"
@@ -26,10 +28,13 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
     Stages are named by their ``name``; ``stages.*.optimizer.lr=1e-4`` reaches every stage that has the key. The value
     is YAML.
 
+    Another kind of network (``model.name``, or a ``model.backbone`` of another family) has its own width and output
+    stride, unless these are set too.
+
     Raises:
         InputError: a key that the recipe does not have, or a value that does not fit.
     """
-    data = recipe.to_dict()
+    data, keys = recipe.to_dict(), set[str]()
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -39,7 +44,16 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
         except ValueError as error:
             raise bad(f"--set {key}", repr(text), "a value in YAML") from error
         _assign(data, key, value)
+        keys.add(key)
+    if "model" not in keys and _kind(data["model"]) != _kind(asdict(recipe.model)):
+        data["model"] |= {name: None for name in ("width", "output_stride") if f"model.{name}" not in keys}
     return recipe_from_dict(data, "--set")
+
+
+def _kind(model: dict[str, Any]) -> tuple[object, object]:
+    """Return name and family of a network; None: an unknown backbone."""
+    backbone = model["backbone"]
+    return model["name"], BACKBONES.get(backbone) if isinstance(backbone, str) else None
 
 
 def has_key(recipe: Recipe, key: str) -> bool:
