@@ -69,6 +69,17 @@ def test_heads_learn_ten_times_faster_and_all_rates_decay_together() -> None:
     assert optimizers["discriminators"].param_groups[0]["lr"] == pytest.approx(1e-4 * factor)
 
 
+def test_layers_decay_and_norms_do_not() -> None:
+    model = build_model(ModelConfig(backbone="dinov2_s", width=12, head="linear"), 5)
+    config = OptimizerConfig(
+        name="adamw", lr=1.0, weight_decay=0.1, head_lr_mult=2, layer_decay=0.5, decay_norms=False
+    )
+    groups = {group["name"]: group for group in build_optimizers(model, [], config)["model"].param_groups}
+    expected = {"backbone.12": (0.5, 0.1), "backbone.11.no_decay": (0.25, 0.0), "heads": (2.0, 0.1)}
+    assert {name: (groups[name]["lr"], groups[name]["weight_decay"]) for name in expected} == expected
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
+
+
 def test_apex_is_used_where_its_kernels_are_and_refused_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     config = OptimizerConfig(name="apex_sgd")
     monkeypatch.setitem(sys.modules, "amp_C", None)  # as where the package of PyPI is installed

@@ -38,12 +38,12 @@ class Returns(Objective):
         return self.result(loss)
 
 
-def _train_step(objective: Objective, bad_steps: BadSteps | None = None) -> TrainStep:
+def _train_step(objective: Objective, bad_steps: BadSteps | None = None, **options: Any) -> TrainStep:
     torch.manual_seed(0)
     model = TinyNetwork().train()
     objective.on_round_start(model)
     amp = build_amp("fp32", torch.device("cpu"))
-    optimizer = OptimizerConfig(lr=0.1)
+    optimizer = OptimizerConfig(**{"lr": 0.1, "weight_decay": 0.0, "head_lr_mult": 1.0, **options})
     return TrainStep("train", 10, model, objective, optimizer, amp, seed=0, bad_steps=bad_steps)
 
 
@@ -169,3 +169,22 @@ def test_a_skipped_step_leaves_no_trace_in_model_teacher_or_counters(batches: Ba
     step(batches)
     assert (step.skipped, step.done, objective.followed) == (False, 3, [1, 2])
     assert not torch.equal(step.objective.teacher.body.weight, before["objective.teacher.body.weight"])
+
+
+# Gradient clipping
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e3])
+def test_gradients_are_clipped_together(batches: Batches, max_norm: float) -> None:
+    """Plain SGD moves the weights by lr times the gradient."""
+    moves = []
+    for limit in (None, max_norm):
+        step = _train_step(Returns(lambda loss: {"seg": loss.detach()}), momentum=0, max_norm=limit)
+        before = [p.detach().clone() for p in step.parameters()]
+        step(batches)
+        moved = [p.detach() - b for p, b in zip(step.parameters(), before, strict=True)]
+        moves.append(torch.cat([m.flatten() for m in moved]))
+    free, clipped = moves
+    norm = free.norm() / 0.1
+    assert 1e-3 < norm < 1e3
+    torch.testing.assert_close(clipped, free * min(1.0, max_norm / norm.item()), rtol=1e-3, atol=1e-7)

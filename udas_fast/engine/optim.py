@@ -35,6 +35,12 @@ class OptimizerConfig:
     weight_decay: NonNegative = 5e-4
     head_lr_mult: NonNegative = 10.0
     backbone_lr_mult: NonNegative = 1.0  # 3 reproduces the repeated parameters of AdaptSegNet's code
+    # Each block of the backbone learns by this factor slower than the one after it; 0.9 in VFM-UDA++, for ViTs.
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    decay_norms: bool = (
+        True  # False: no weight decay of norms, biases, tokens and positions (SegFormer, ViTs)
+    )
+    max_norm: Positive | None = None  # of all gradients of the model together; larger ones are scaled down
     schedule: Literal["poly", "linear"] = (
         "poly"  # linear: constant for one half, then down to zero (CycleGAN)
     )
@@ -78,6 +84,8 @@ def _configured(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimi
         weight_decay=config.weight_decay,
         head_lr_mult=config.head_lr_mult,
         backbone_lr_mult=config.backbone_lr_mult,
+        layer_decay=config.layer_decay,
+        decay_norms=config.decay_norms,
     )
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)

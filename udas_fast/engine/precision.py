@@ -30,6 +30,12 @@ class Amp:
         """Return the context of every forward."""
         return torch.autocast(self.device.type, _DTYPES[self.name], enabled=self.name != "fp32")
 
+    def clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+        """Scale the unscaled gradients of ``optimizer`` down to ``max_norm`` together; :meth:`step` comes after."""
+        self.scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+
     def step(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Step by the unscaled gradients; an optimiser with a non-finite one does not step, and the scale shrinks."""
         before = self._scale()

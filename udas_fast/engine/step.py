@@ -141,6 +141,8 @@ class TrainStep:
         self.skipped = before is not None and self.bad_steps.undo(losses, self._gradients(), before)
         if self.skipped:
             return losses
+        if self.config.max_norm is not None:
+            self.amp.clip(self.optimizers["model"], self.config.max_norm)
         self.amp.step(self.optimizers.values())
         distributed.average_buffers(self.model)
         self.objective.after_step(self.model)
