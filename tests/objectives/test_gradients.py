@@ -245,6 +245,18 @@ def test_baselines(
     assert_same_gradients(backward_passes(objective, tiny_net, batches, make_step()), expected)
 
 
+def test_joint_training_adds_both_domains(
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
+) -> None:
+    objective = SupervisedConfig(domain="both").build(CLASSES)
+    model = copy.deepcopy(tiny_net).double()
+    expected = [
+        gradients(_segmentation(model(_image(batch.image)), batch.label, 0.1), {"model": model})
+        for batch in (batches.source, batches.labelled)
+    ]
+    assert_same_gradients(backward_passes(objective, tiny_net, batches, make_step()), expected)
+
+
 @pytest.mark.parametrize("level", ["region", "sample"])
 def test_ddm_teachers_see_the_source_in_the_targets_colours(
     tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext], level: str
@@ -317,6 +329,7 @@ def test_cyclegan(
     [
         (SupervisedConfig(), "t"),
         (SupervisedConfig(domain="labelled"), "t"),
+        (SupervisedConfig(domain="both"), "st"),
         (_narrow(get_recipe("udas").stages[0].objective), "sst"),  # source, mixed
         (get_recipe("udas").stages[1].objective, "tsst"),
         (RectificationConfig(), "t"),

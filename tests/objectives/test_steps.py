@@ -53,10 +53,31 @@ def test_supervised_on_translated_source_sees_it_in_the_targets_look(
     beta = (config.fda_beta,) if translate == "fda" else ()
     expected = translated(batches.source.image, batches.unlabelled.image, *beta)
     assert torch.equal(seen, expected.float() / 255)
-    with pytest.raises(
-        ValueError, match=f'translate: found {translate}, expected "none", or domain "source"'
-    ):
+    expected_words = f'translate: found {translate}, expected "none", or domain "source" or "both"'
+    with pytest.raises(ValueError, match=expected_words):
         SupervisedConfig(domain="labelled", translate=translate)
+
+
+@pytest.mark.parametrize(
+    ("domain", "streams"),
+    [("source", ["source"]), ("labelled", ["labelled"]), ("both", ["source", "labelled"])],
+)
+def test_baselines_see_augmented_images_where_that_is_asked_for(
+    tiny_net: nn.Module,
+    batches: Batches,
+    make_step: Callable[..., PrepareContext],
+    domain: str,
+    streams: list[str],
+) -> None:
+    config = SupervisedConfig(domain=domain, augment=True)
+    assert [*config.requirements.streams] == streams
+    losses = take_step(config.build(4), tiny_net, batches, make_step())
+    assert list(losses) == ["seg", "seg_labelled"][: len(streams)]
+    same = make_step()
+    expected = [same.augment(batches.get(stream).image) for stream in streams]
+    assert len(tiny_net.inputs) == len(expected)
+    for seen, image in zip(tiny_net.inputs, expected, strict=True):
+        assert torch.equal(seen, image.float() / 255)
 
 
 def test_ignored_pixels_teach_nothing(

@@ -157,6 +157,7 @@ DIFFERENCES = {
     ("ddm", "sample_4"): ({"level": "sample", "labeller": "student"}, {"weight_decay": 1e-4, "horizon": 1}),
     ("no_adaptation", "source"): ({}, {}),
     ("supervised", "target"): ({"domain": "labelled"}, {}),
+    ("joint", "joint"): ({"domain": "both"}, {}),
     ("udas", "adaptation"): ({"translate": "lab", "mixing": {}, "adversary": {}, "agreement": {}}, {}),
     ("udas", "self_training"): ({"translate": "lab", "mixing": {}}, {}),
     ("uda", "adaptation"): ({"adversary": {}, "agreement": {}}, {}),

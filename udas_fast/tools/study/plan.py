@@ -21,11 +21,18 @@ STUDIES = get_args(Study)
 # Rows of the methods study, from the simplest to the whole; recipes that are not named here come last.
 ORDER = (
     *("no_adaptation", "adaptsegnet_single", "adaptsegnet", "minent", "advent", "seg_uncertainty", "fda"),
-    *("cycada", "uda", "supervised", "udas", "ddm"),
+    *("cycada", "uda", "supervised", "joint", "udas", "ddm"),
 )
 # Recipes whose source is translated as the task says (True) or not at all (False), as in the other studies. All other
 # recipes keep their own translation.
-TRANSLATED = {"no_adaptation": False, "uda": False, "udas": True, "supervised": False, "cycada": True}
+TRANSLATED = {
+    "no_adaptation": False,
+    "uda": False,
+    "udas": True,
+    "supervised": False,
+    "joint": False,
+    "cycada": True,
+}
 NO_CYCADA = (
     "CyCADA is left out: it trains on images that CycleGAN has translated (`--translate translated:DIR`)"
 )
@@ -192,7 +199,10 @@ def _scored_steps(recipe: Recipe) -> int:
 
 
 def _ablation(num_labels: int) -> tuple[StudyRow, ...]:
-    """Return the rows of UDAS 4.3.1, and its last one, which trains on labelled target images, without labels too."""
+    """Return the rows of UDAS 4.3.1, its last one, which trains on labelled target images, without labels too.
+
+    Before it comes the baseline that has the same labels.
+    """
     whole = StudyRow("ST + DA + SSL, 0 labels", "udas", translated=True)
     rows = (
         StudyRow("No adaptation", "no_adaptation"),
@@ -203,14 +213,15 @@ def _ablation(num_labels: int) -> tuple[StudyRow, ...]:
     )
     if not num_labels:
         return rows
-    return (*rows, replace(whole, title=f"ST + DA + SSL, {num_labels} labels", num_labels=num_labels))
+    joint = _row(get_recipe("joint").title, "joint", num_labels)
+    return (*rows, joint, replace(whole, title=f"ST + DA + SSL, {num_labels} labels", num_labels=num_labels))
 
 
 def _labels(counts: Sequence[int]) -> tuple[StudyRow, ...]:
-    """Return the rows of UDAS 4.3.2, most labels first; Supervised has no row without labels."""
+    """Return the rows of UDAS 4.3.2 and of Joint, most labels first; the baselines have no row without labels."""
     counts = sorted(counts, reverse=True)
-    supervised, udas = get_recipe("supervised"), get_recipe("udas")
-    rows = [_row(supervised.title, supervised.name, n) for n in counts if n]
+    baselines, udas = [get_recipe("supervised"), get_recipe("joint")], get_recipe("udas")
+    rows = [_row(baseline.title, baseline.name, n) for baseline in baselines for n in counts if n]
     rows += [_row(udas.title, udas.name, n) for n in counts]
     return tuple(row if row.num_labels else replace(row, title=f"{row.title}, 0 labels") for row in rows)
 
