@@ -46,7 +46,17 @@ def test_day_and_dusk_divide_camvid(listed: Path) -> None:
     assert max(pool) < min(val)  # halves in time: the frame's number is in the name
 
 
-@pytest.mark.parametrize("kind", ["camvid", "camvid-dusk"])
+def test_no_drive_is_in_training_and_validation(listed: Path) -> None:
+    for kind, ending in (("images", "jpg"), ("labels", "png")):
+        (listed / kind / "val").mkdir()
+        (listed / kind / "val" / f"0016E5_07959.{ending}").hardlink_to(listed / "blank.png")
+    train = _ids(listed, "camvid-drives")
+    assert {name[:6] for name in train} == {"0001TP", "0006R0"}
+    assert train == [name for name in _ids(listed, "camvid") if not name.startswith("0016E5")]
+    assert _ids(listed, "camvid-drives", "val") == ["0016E5_07959"]
+
+
+@pytest.mark.parametrize("kind", ["camvid", "camvid-dusk", "camvid-drives"])
 def test_labelled_subsets_are_the_published_order_and_nested(kind: str, listed: Path) -> None:
     order = published_ids(f"{kind}-labels.txt")
     pool = open_dataset(f"{kind}:{listed}", "train")

@@ -78,7 +78,7 @@ DATASETS = {
     ),
 }
 
-# Adaptation from day to dusk within CamVid's training images. Dusk is one sequence at one frame per second: its first
+# Parts of CamVid. Adaptation from day to dusk within CamVid's training images. Dusk is one sequence at one frame per second: its first
 # half is for training and its second for validation, because alternate frames would be nearly the same pictures.
 DATASETS |= {
     "camvid-day": replace(
@@ -89,5 +89,9 @@ DATASETS |= {
         name="camvid-dusk",
         splits=("train", "val"),
         split_lists={"train": "train", "val": "train"},
+    ),
+    # Two drives for training; all of CamVid's validation images are from a third one.
+    "camvid-drives": replace(
+        DATASETS["camvid"], name="camvid-drives", splits=("train", "val"), split_lists={"train": "train"}
     ),
 }
