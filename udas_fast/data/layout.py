@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from udas_fast.data.files import IMAGE_SUFFIXES
@@ -69,6 +70,7 @@ def folder_of(pattern: str, split: str) -> str:
     return "/".join(itertools.takewhile(lambda part: not _TOKENS.search(f"{part}/"), parts))
 
 
+@lru_cache  # asked for each image
 def wildcards(pattern: str) -> int:
     """Return the number of wildcards in a pattern."""
     return sum(token != "{id}" for token in _TOKENS.findall(_complete(pattern, "")))
@@ -97,11 +99,14 @@ def _find(root: Path, pattern: str, split: str, suffixes: Sequence[str]) -> Iter
         expression += kinds[name] + re.escape(literal)
         search += ("*" if name == "{id}" else name) + glob.escape(literal)
     match = re.compile(expression).fullmatch
+    below = (
+        len(str(root / "x")) - 1
+    )  # of a path in the root, which Path.relative_to finds in ten times the time
     for path in root.glob(search.rstrip("*") + "*"):  # a name, not folders
-        relative = path.relative_to(root).as_posix()
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+        relative, ending = os.path.splitext(str(path)[below:])
+        if ending.lower() not in suffixes or os.path.basename(relative).startswith("."):
             continue
-        if (found := match(relative[: -len(path.suffix)])) is not None:
+        if (found := match(relative.replace(os.sep, "/"))) is not None:
             groups = [group for i, group in enumerate(found.groups(), 1) if i != found.re.groupindex["id"]]
             yield Found(path, found["id"], tuple(groups))
 
