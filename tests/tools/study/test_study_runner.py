@@ -53,7 +53,7 @@ def test_a_study_that_was_cut_goes_on_to_the_same_numbers(
 ) -> None:
     plan = _plan(camvid_folder("data"), steps=120)
     runs = tmp_path / "out/runs"
-    first, second = (runs / run.folder for run in plan.runs)
+    first, second, _ = (runs / run.folder for run in plan.runs)
 
     watcher = threading.Thread(target=_terminate_when_training, args=(first,))
     watcher.start()
