@@ -235,3 +235,18 @@ def test_a_run_tells_its_bit_depth_and_its_model_keeps_it(
     assert "NOTICE: 16-bit images are read as 11-bit, white is 2047" in capsys.readouterr().err
     written = np.asarray(Image.open(tmp_path / "out/0_confidence.png"))
     assert np.array_equal(written, np.rint(255 * expected[1]).astype(np.uint8))
+
+
+def test_jpeg_2000_is_read_whole(tmp_path: Path) -> None:
+    path, rng = tmp_path / "a.jp2", np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, irreversible=False)
+    assert np.array_equal(read_image(path), pixels)
+    grey = rng.integers(0, 2**16, (40, 56)).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.jp2", irreversible=False)
+    assert np.abs(read_image(tmp_path / "grey.jp2")[..., 1] - grey / 257).max() <= 1
+    data = path.read_bytes()
+    for length in (12, 100, len(data) // 2, len(data) - 2):
+        path.write_bytes(data[:length])
+        with pytest.raises(InputError, match=r"a.jp2: found .*, expected a complete JPEG"):
+            read_image(path)

@@ -134,7 +134,7 @@ def test_a_bad_file_is_named_and_the_others_are_written(
         "2.png",
         "animation.gif",
     ]
-    assert done.problems[1].endswith("expected a complete JPEG, PNG, BMP, WebP or TIFF file")
+    assert done.problems[1].endswith("expected a complete JPEG, PNG, BMP, WebP, TIFF or JPEG 2000 file")
     errors = capsys.readouterr().err
     assert all(f"skipped: {problem}\n" in errors for problem in done.problems)
 

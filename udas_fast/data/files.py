@@ -20,10 +20,10 @@ from udas_fast.data import png
 from udas_fast.data.bit_depth import check_bit_depth, is_deep, low_bytes, spread, to_8_bits
 from udas_fast.errors import InputError, bad
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2")
 # MPO (JPEGs of phones) is opened by Pillow's JPEG reader and needs no name of its own here.
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
-READABLE = "a complete JPEG, PNG, BMP, WebP or TIFF file"
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "JPEG2000")
+READABLE = "a complete JPEG, PNG, BMP, WebP, TIFF or JPEG 2000 file"
 
 # The exceptions of Pillow for damaged files, found by experiment.
 UNREADABLE = (
