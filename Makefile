@@ -39,7 +39,7 @@ demo: build
 	$(BIN)/udas-fast demo
 
 test: build lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .venv/docs: .venv/ready
 	$(BIN)/pip install --quiet --group docs
