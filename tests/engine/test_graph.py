@@ -111,8 +111,11 @@ def changed(line: str) -> Callable[..., Losses]:
     """Supervised's step with ``line`` of its loss, and of how often the host was asked for one."""
     asked = []
 
-    def training_step(self: Supervised, model: nn.Module, batch: Batch, ctx: StepContext) -> Losses:
+    def training_step(
+        self: Supervised, model: nn.Module, batches: dict[str, Batch], ctx: StepContext
+    ) -> Losses:
         asked.append(0)
+        batch = batches["seg"]
         loss = segmentation_loss(ctx.forward(model, batch.image), batch.label, 0.0)
         loss = eval(line, {"loss": loss, "count": len(asked), "batch": batch, "ctx": ctx})
         ctx.backward(loss)

@@ -122,8 +122,10 @@ def test_self_training_on_labels_made_beforehand_needs_no_views() -> None:
 
 
 def test_a_step_that_reads_a_value_is_told() -> None:
-    def training_step(self: Supervised, model: nn.Module, batch: Batch, ctx: StepContext) -> Losses:
-        if batch.label.sum() > 0:
+    def training_step(
+        self: Supervised, model: nn.Module, batch: dict[str, Batch], ctx: StepContext
+    ) -> Losses:
+        if batch["seg"].label.sum() > 0:
             return {}
         raise AssertionError
 

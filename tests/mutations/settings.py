@@ -50,7 +50,7 @@ def recipe_case(folder: Path) -> Callable[[int], None]:
         assert recipe_from_dict(recipe.to_dict()) == recipe
         assert recipe.stages
         assert all(math.isfinite(value) for value in _numbers(recipe.to_dict()))
-        if recipe.model.width <= 64 and recipe.model.backbone == "resnet18":
+        if (recipe.model.width or 64) <= 64 and recipe.model.backbone == "resnet18":
             build_model(recipe.model, 4)
         assert isinstance(recipe.input.source, Geometry)
         for stage in recipe.stages:

@@ -172,11 +172,13 @@ def test_students_of_teachers_learn_with_aligned_corners(
 def test_translation_leaves_alone_what_an_aligned_network_sees(aligned: torch.nn.Module) -> None:
     objective = CycleGAN(CycleGANConfig(), aligned)
     generator = torch.Generator().manual_seed(3)
-    original, translated = (torch.rand(1, 3, *SIZE, generator=generator) for _ in range(2))
+    original = torch.randint(0, 256, (1, 3, *SIZE), generator=generator).byte()
+    translated = torch.rand(1, 3, *SIZE, generator=generator)
     loss = objective._semantic(aligned, original, 2 * translated - 1)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     log_p = _pseudo(aligned, (translated - mean) / std).log()
-    _close(loss, F.nll_loss(log_p, _pseudo(aligned, original).argmax(1)))
+    label = _pseudo(aligned, (original / 255 - mean) / std).argmax(1)
+    _close(loss, F.nll_loss(log_p, label))
 
 
 def test_a_run_trains_scores_and_saves_with_aligned_corners(camvid_root: Path, tmp_path: Path) -> None:

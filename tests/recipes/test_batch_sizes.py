@@ -66,7 +66,7 @@ def test_a_recipe_file_keeps_them_and_names_wrong_ones(tmp_path: Path) -> None:
     data["input"]["stream_batch_size"] = {"sorce": 5}
     with pytest.raises(InputError, match="key input.stream_batch_size.sorce.*did you mean 'source'"):
         recipe_from_dict(data)
-    with pytest.raises(InputError, match="stream_batch_size.source.*greater than 0"):
+    with pytest.raises(InputError, match="stream_batch_size.source.*greater than or equal to 1"):
         override(recipe, ["input.stream_batch_size.source=0"])
 
 

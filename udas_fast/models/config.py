@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 from torch import nn
 
-from udas_fast.config import config_dataclass
+from udas_fast.config import Channels, config_dataclass
 from udas_fast.errors import InputError, bad
 from udas_fast.models.backbones import BACKBONES, Backbone, build_backbone
 from udas_fast.models.backbones.hf import TransformersBackbone, describe, read_configuration
@@ -67,7 +67,7 @@ class ModelConfig:
     # the head of a segmentation network, or dpt or fpn on a backbone.
     head: HeadName | None = None
     # Channels of the stem, fewer for small machines; None: as published.
-    width: Annotated[int, Field(ge=1)] | None = None
+    width: Channels | None = None
     norm: Literal["batch", "frozen", "domain", "sync"] = "batch"  # of batch norms; layer norms stay
     # Of the last stage: ResNet 4 (no max-pool, for small images), 8 (its default), 16, 32; EfficientNet-Lite 8, 16 (its
     # default), 32.

@@ -171,7 +171,10 @@ def run_recipe(name: str, settings: list[str]) -> None:
 def changed(expression: str) -> Any:
     """Supervised's step whose loss is ``expression`` of it and its batch."""
 
-    def training_step(self: Supervised, model: nn.Module, batch: Batch, ctx: StepContext) -> Losses:
+    def training_step(
+        self: Supervised, model: nn.Module, batches: dict[str, Batch], ctx: StepContext
+    ) -> Losses:
+        batch = batches["seg"]
         loss = segmentation_loss(ctx.forward(model, batch.image), batch.label, 0.0)
         loss = eval(expression, {"torch": torch, "loss": loss, "batch": batch})
         ctx.backward(loss)
