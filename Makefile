@@ -16,7 +16,7 @@ help:
 	@echo "make lint    ruff, mypy, import contracts and clang-format"
 	@echo "make format  rewrite the sources as the formatters want them"
 	@echo "make sanitize   the CPU operators' tests under AddressSanitizer and UBSan"
-	@echo "make fuzz    40,000 operator calls and 3,300 files with random damage"
+	@echo "make fuzz    40,000 operator calls and 3,600 files with random damage"
 	@echo "make gpu-check  on a machine with a GPU: build, CUDA tests, compute-sanitizer, benchmarks"
 	@echo "make clean   remove build products and .venv"
 
@@ -77,7 +77,7 @@ fuzz: build
 	rm -rf build/fuzz && mkdir -p build/fuzz/operators build/fuzz/files
 	OMP_NUM_THREADS=1 timeout 900 $(BIN)/python tests/mutations/run.py build/fuzz/operators 20000 operator "raw operator"
 	OMP_NUM_THREADS=1 timeout 900 $(BIN)/python tests/mutations/run.py build/fuzz/files 300 \
-	  recipe "run file" setting image label classes folder manifest model weights checkpoint
+	  recipe "run file" setting image label classes format folder manifest model weights checkpoint
 
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py

@@ -128,6 +128,10 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "ignored byte": (lambda: ops.pseudo_label([LOGITS], SIZE, ignore_index=300), "ignore_index: found 300"),
     "num_classes": (lambda: ops.confusion_matrix(LOGITS, TARGET, 5), "logits: found .* num_classes = 5"),
+    "num_classes of many": (
+        lambda: ops.confusion_matrix(LOGITS, TARGET, torch.ones(3)),
+        "num_classes: found Tensor, expected the number of classes",
+    ),
     "activation": (
         lambda: ops.upsample(LOGITS, SIZE, activation="sofmax"),
         r"activation: found 'sofmax', expected one of .* \(did you mean 'softmax'\?\)",

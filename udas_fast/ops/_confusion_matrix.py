@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ def confusion_matrix(
             CUDA such pixels do not count).
     """
     _check.logits("logits", logits)
+    if not isinstance(num_classes, Integral):
+        raise bad("num_classes", type(num_classes).__name__, "the number of classes")
     if logits.shape[1] != num_classes:
         raise bad("logits", _check.shape(logits), f"num_classes = {num_classes} classes")
     _check.labels("target", target, logits)

@@ -50,6 +50,8 @@ def upsample(
 
 def check_labels(name: str, label: Tensor, classes: int, ignore_index: int | None) -> None:
     """Raise InputError where a label is neither a class nor ``ignore_index``; costs a wait on CUDA."""
+    if label.is_meta:  # which has no values
+        return
     label = label.long()  # a uint8 compared with 256 would wrap
     wrong = (label < 0) | (label >= classes)
     if ignore_index is not None:
