@@ -1,4 +1,4 @@
-"""How a recipe shows images to the network: sizes, crops, batches, and how often rare classes are drawn."""
+"""A recipe's view of its images: sizes, crops, batches, and how often rare classes are drawn."""
 
 from __future__ import annotations
 

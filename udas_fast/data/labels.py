@@ -44,7 +44,7 @@ class IdMap:
 
     @property
     def in_bytes(self) -> bool:
-        """Whether a table of 256 entries, of which 255 is ignored, maps every label."""
+        """True if a table of 256 entries, of which 255 is ignored, maps every label."""
         return (
             not self.colours
             and max(self.mapping, default=0) < 256
@@ -53,7 +53,7 @@ class IdMap:
 
     @property
     def only_colours(self) -> bool:
-        """Whether no class has an id."""
+        """True if no class has an id."""
         return bool(self.colours) and all(train_id == IGNORE for train_id in self.mapping.values())
 
     def __call__(self, pixels: IdsOrColours, path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where the files of a dataset are: patterns of paths below its root, and a guess at those of another layout.
+"""Places of a dataset's files: patterns of paths below its root, and a guess at those of another layout.
 
 A pattern such as ``images/{split}/*/{id}_rgb`` names files by ``{id}``, which is the whole name without its suffix
 where it is left out. ``*`` stands for part of a name and ``**`` for any number of folders; those of a label's pattern

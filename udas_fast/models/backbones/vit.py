@@ -17,7 +17,7 @@ from udas_fast.models.checkpointing import run_blocks
 
 @dataclass(frozen=True)
 class Shape:
-    """What one size of a vision transformer has otherwise than another."""
+    """Dimensions of one size of a vision transformer."""
 
     width: int
     depth: int
