@@ -53,9 +53,25 @@ def test_the_sum_counts_every_run_once(
     monkeypatch: pytest.MonkeyPatch, found: list[run_plan.PlannedRun]
 ) -> None:
     monkeypatch.setattr(run_plan, "seconds_per_pass", lambda *_: 0.36)
-    random = [run for run in found if run.folder.parts[-4:-2] == ("rendered-drives", "random")]
-    # Steps of one pass and of two, and the validation images in batches of four at a third of a pass.
-    hours = [(passes + 101 / 4 / 3) * 0.36 / 3600 for passes in (800, 1300 * 2)]
-    assert [run.core_hours for run in random] == pytest.approx(2 * hours)
-    total = 2 * sum(hours)
-    assert f"{total:15.1f}  all 4 runs: {total / 2:.1f} hours on 2 cores" in run_plan.show(random, jobs=2)
+    dusk = [run for run in found if "baselines-day-dusk" in run.tables]
+    # Steps of one pass and of two, and the validation images in batches of four at a third of a pass. Joint begins
+    # with the source alone, which is counted once.
+    validation = 101 / 4 / 3
+    hours = [(passes + validation) * 0.36 / 3600 for passes in (800, 1300, 500 * 2)]
+    assert [run.core_hours for run in dusk] == pytest.approx([*hours, *hours, hours[0], hours[0]])
+    total = sum(run.core_hours for run in dusk)
+    assert f"{total:15.1f}  all 8 runs: {total / 2:.1f} hours on 2 cores" in run_plan.show(dusk, jobs=2)
+
+
+def test_no_baseline_is_made_twice_for_a_second_target() -> None:
+    task = accuracy.BASELINES["baselines-rendered-camvid"]
+    plan, _ = accuracy.baseline_plans(task, [0, 1], "data", Path("runs")).values()
+    names = [run.folder for run in plan.runs]
+    assert len(set(names)) == len(names)
+    assert names.count("no_adaptation-seed-0") == 1
+    joint = {run.folder: run for run in plan.runs if run.row.recipe == "joint"}
+    other = joint["joint-50-labels-camvid-drives-seed-1"]
+    assert other.start is not None
+    assert other.start.folder == "no_adaptation-seed-1"
+    assert other.data.target == "camvid-drives:data/camvid"
+    assert "--from runs/x/no_adaptation-seed-1" in " ".join(other.command("runs/x/joint"))

@@ -20,8 +20,9 @@ from udas_fast.errors import InputError
 from udas_fast.recipes import Changes
 from udas_fast.tools.study import StudyPlan, Task, plan_study, run_study
 from udas_fast.tools.study.collect import StudyTable
+from udas_fast.tools.study.plan import StudyRun
 from udas_fast.tools.study.runner import LOG, is_run_complete, last_line, make_runs
-from udas_fast.training.run_folder import RunConfig, write_run_file
+from udas_fast.training.run_folder import RunConfig, read_run_file, write_run_file
 
 
 def _plan(root: Path, steps: int = 6, study: str = "labels", settings: tuple[str, ...] = ()) -> StudyPlan:
@@ -95,6 +96,21 @@ def test_the_first_failing_run_ends_the_study_with_its_last_line(
         run_study(plan, tmp_path, command="study")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs" / plan.runs[1].folder).exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_from_another_waits_for_it_and_records_it(
+    camvid_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = _plan(camvid_folder("data"), study="ablation", settings=("precision=fp32",)).runs[0]
+    joint = StudyRun(replace(first.row, title="Joint", recipe="joint", num_labels=2), first.task, 0, first)
+    make_runs([joint], tmp_path, jobs=2)
+    assert read_run_file(tmp_path / joint.folder, RunConfig)[1].start == str(tmp_path / first.folder)
+    assert is_run_complete(joint, tmp_path / joint.folder)
+    with pytest.raises(InputError, match=r"start: found .*no_adaptation-seed-0, expected None"):
+        is_run_complete(replace(joint, start=None), tmp_path / joint.folder)
+    made = (tmp_path / first.folder / "model.safetensors").stat().st_mtime
+    assert made < (tmp_path / joint.folder / "run.yaml").stat().st_mtime
 
 
 def _write_run(plan: StudyPlan, folder: Path, complete: bool = True) -> Path:

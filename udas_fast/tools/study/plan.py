@@ -68,6 +68,7 @@ class StudyRow:
     num_labels: int = 0
     translated: bool | None = False  # True: as the task says; None: as the recipe says
     file: str | None = None  # of the recipe, where it is not the package's
+    target: str | None = None  # KIND:ROOT, where it is not the task's
 
     def load(self) -> Recipe:
         """Return the recipe with its own numbers."""
@@ -81,6 +82,7 @@ class StudyRun:
     row: StudyRow
     task: Task
     seed: int
+    start: StudyRun | None = None  # made before this one, which begins with its model
 
     @property
     def folder(self) -> str:
@@ -88,6 +90,7 @@ class StudyRun:
         translation = self.task.translation if self.row.translated else "none"
         parts = [self.row.recipe, *([translation] if translation != "none" else [])]
         parts += [f"{self.row.num_labels}-labels"] if self.row.num_labels else []
+        parts += [self.row.target.partition(":")[0]] if self.row.target else []
         return "-".join([*parts, f"seed-{self.seed}"])
 
     @property
@@ -105,13 +108,18 @@ class StudyRun:
         return tuple(settings)
 
     @property
+    def target(self) -> str:
+        """KIND:ROOT of the target images."""
+        return self.row.target or self.task.target
+
+    @property
     def data(self) -> DataConfig:
         """Datasets of the run."""
         source = None
         if "source" in self.row.load().streams[0]:
             is_folder = self.row.translated and self.task.translation == "translated"
             source = self.task.translate if is_folder else self.task.source
-        return DataConfig(source, self.task.target, self.row.num_labels, engine=self.task.engine)
+        return DataConfig(source, self.target, self.row.num_labels, engine=self.task.engine)
 
     @property
     def changes(self) -> Changes:
@@ -130,9 +138,10 @@ class StudyRun:
         for file in method_files(self.row.load()):
             words += ["--method-file", file]
         words += ["--source", data.source] if data.source else []
-        words += ["--target", task.target, "--num-labels", str(data.num_labels), "--seed", str(self.seed)]
+        words += ["--target", self.target, "--num-labels", str(data.num_labels), "--seed", str(self.seed)]
         words += [*self.changes.options(), "--engine", task.engine, "--device", task.device]
         words += ["--weights", task.weights] if task.weights else []
+        words += ["--from", str(Path(out).parent / self.start.folder)] if self.start else []
         return [*words, *(word for s in self.settings for word in ("--set", s)), "--out", out]
 
 

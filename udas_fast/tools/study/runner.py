@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from udas_fast.atomic import atomic_write, make_folder, writing
-from udas_fast.data.domains import DataConfig
 from udas_fast.data.identity import existing_path
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.errors import InputError, bad
@@ -64,6 +63,8 @@ def run_study(plan: StudyPlan, out: Path, *, command: str, jobs: int = 1) -> Stu
 def make_runs(runs: Sequence[StudyRun], folder: Path, *, jobs: int = 1) -> None:
     """Make every run under ``folder`` that is not complete there, ``jobs`` processes at a time.
 
+    A run that starts from another one waits for it, which is made too.
+
     Raises:
         InputError: a folder holds another run or is in use, or a run failed. The message ends in the last line of
             its log; the other runs stop with a checkpoint.
@@ -71,13 +72,19 @@ def make_runs(runs: Sequence[StudyRun], folder: Path, *, jobs: int = 1) -> None:
     """
     if jobs < 1:
         raise bad("--jobs", jobs, "at least 1")
+    runs = list(dict.fromkeys(each for run in runs for each in (run.start, run) if each))
     todo = [run for run in runs if not is_run_complete(run, folder / run.folder)]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} complete", flush=True)
-    waiting = iter(todo)
     active: dict[subprocess.Popen[bytes], StudyRun] = {}
+
+    def next_run() -> StudyRun | None:
+        unfinished = {*todo, *active.values()}
+        return next((run for run in todo if run.start not in unfinished), None)
+
     with StopSignal() as stop, _ended(active):
         while True:
-            while len(active) < jobs and (run := next(waiting, None)) is not None:
+            while len(active) < jobs and (run := next_run()) is not None:
+                todo.remove(run)
                 print(f"{run.folder}: started", flush=True)
                 active[_start(run, folder / run.folder)] = run
             if not active:
@@ -101,8 +108,11 @@ def is_run_complete(run: StudyRun, run_dir: Path) -> bool:
     if not (run_dir / "run.yaml").is_file():
         return False
     recipe, config = read_run_file(run_dir, RunConfig)
-    found = _flat(_identity(recipe, config.data, config.weights, config.seed))
-    expected = _flat(_identity(run.recipe(), run.data, run.task.weights, run.seed))
+    start = str(run_dir.parent / run.start.folder) if run.start else None
+    found = _flat(_identity(recipe, config))
+    expected = _flat(
+        _identity(run.recipe(), RunConfig(run.data, weights=run.task.weights, start=start, seed=run.seed))
+    )
     if found != expected:
         key = next(k for k in {**expected, **found} if found.get(k) != expected.get(k))
         raise bad(
@@ -113,13 +123,14 @@ def is_run_complete(run: StudyRun, run_dir: Path) -> bool:
     return (run_dir / MODEL_FILE).is_file()
 
 
-def _identity(recipe: Recipe, data: DataConfig | None, weights: str | None, seed: int) -> dict[str, Any]:
+def _identity(recipe: Recipe, config: RunConfig) -> dict[str, Any]:
     """Return everything that a run's scores depend on; the recipe's texts and memory options change no score."""
     plain = recipe.to_dict()
     for key in ("title", "summary", "paper", "published", "memory"):
         del plain[key]
-    weights = weights and existing_path(weights)
-    return {**plain, "data": data and asdict(data.absolute()), "weights": weights, "seed": seed}
+    data = config.data and asdict(config.data.absolute())
+    weights, start = (path and existing_path(path) for path in (config.weights, config.start))
+    return {**plain, "data": data, "weights": weights, "start": start, "seed": config.seed}
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
