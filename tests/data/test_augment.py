@@ -11,7 +11,15 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from udas_fast.data import augment
-from udas_fast.data.augment import POLICY, auto_augment
+from udas_fast.data.augment import (
+    GEOMETRIC,
+    PHOTOMETRIC,
+    POLICY,
+    apply_to_pairs,
+    auto_augment,
+    draw_each,
+    draw_whole,
+)
 from udas_fast.errors import InputError
 
 BITS = [8, 8, 7, 7, 6, 6, 5, 5, 4, 4]
@@ -63,20 +71,23 @@ def test_operations_equal_pillow(name, level):
 
 
 def test_policy_is_that_of_the_paper_without_geometry():
-    assert len(POLICY) == 25
-    assert {name for sub in POLICY for name, _, _ in sub} <= set(ORACLES)
+    assert len(PHOTOMETRIC) == 25
+    assert {name for sub in PHOTOMETRIC for name, _, _ in sub} <= set(ORACLES)
     # 7 of the 50 operations in the paper's table are rotations and shears.
-    assert sum(map(len, POLICY)) == 43
+    assert sum(map(len, PHOTOMETRIC)) == 43
 
 
 def test_policy_is_the_table_of_its_docstring_without_brackets():
     lines = [line.split(None, 1) for line in augment.__doc__.splitlines() if line.strip()[:1].isdigit()]
     assert [int(number) for number, _ in lines] == list(range(1, 26))
-    for (_, text), sub in zip(lines, POLICY, strict=True):
+    for (_, text), sub, whole in zip(lines, PHOTOMETRIC, POLICY, strict=True):
         published = re.findall(r"(\(?)(\w+(?: [xy])?) ([\d.]+) (\d)", text)
         assert len(published) == 2
         kept = tuple((name, float(p), int(level)) for bracket, name, p, level in published if not bracket)
         assert kept == sub
+        assert whole == tuple(
+            (name.replace(" ", "_"), float(p), int(level)) for _, name, p, level in published
+        )
 
 
 def recorded_draws(monkeypatch: pytest.MonkeyPatch, n: int) -> list[list[tuple[str, int]]]:
@@ -99,7 +110,7 @@ def test_operations_have_the_frequencies_of_the_policy(monkeypatch):
     n = 20000
     found = Counter(call for calls in recorded_draws(monkeypatch, n) for call in calls)
     expected: Counter[tuple[str, int]] = Counter()
-    for sub in POLICY:
+    for sub in PHOTOMETRIC:
         for name, probability, level in sub:
             expected[name, level] += n * probability / 25
     assert set(found) <= set(expected)
@@ -158,3 +169,52 @@ def test_wrong_shape(shape):
         auto_augment(torch.zeros(shape, dtype=torch.uint8), torch.Generator())
     with pytest.raises(InputError, match=r"float32"):
         auto_augment(torch.zeros(1, 3, 4, 4), torch.Generator())
+
+
+@pytest.mark.parametrize("name", sorted(GEOMETRIC))
+@pytest.mark.parametrize("level", [9, -5])
+def test_image_and_label_turn_together_as_pillow_turns_them(name: str, level: int) -> None:
+    """Pixels whose colour is their class: nearest neighbours of Pillow's, within half a pixel of the classes' edges."""
+    height, width = 48, 80
+    rows, columns = np.mgrid[:height, :width]
+    classes = (rows // 12 * 5 + columns // 16).astype(np.uint8)
+    image = torch.from_numpy(classes)[None, None].expand(1, 3, -1, -1).contiguous()
+    turned, label = apply_to_pairs(image, torch.from_numpy(classes)[None], [((name, level),)])
+    if name == "rotate":
+        wanted = Image.fromarray(classes).rotate(30 * level / 9, fillcolor=255)
+    else:
+        shear = (1, 0.3 * level / 9, 0, 0, 1, 0)
+        wanted = Image.fromarray(classes).transform(
+            (width, height), Image.Transform.AFFINE, shear, fillcolor=255
+        )
+    assert (label[0].numpy() == np.asarray(wanted)).mean() > 0.99
+    assert (label == 255).any()
+    # Away from the edges of the classes, which bilinear interpolation blends, colour and class stay together.
+    inside = torch.nn.functional.max_pool2d(label.float(), 5, 1, 2) == -torch.nn.functional.max_pool2d(
+        -label.float(), 5, 1, 2
+    )
+    inside[:, [0, -1]] = inside[:, :, [0, -1]] = False  # the rim is blended with what is outside
+    known = inside & (label != 255)
+    assert known.any()
+    assert torch.equal(turned[0, 0][known[0]], label[0][known[0]])
+    assert (turned[0, :, (inside & (label == 255))[0]] == 128).all()
+
+
+def test_whole_autoaugment_turns_both_ways_with_the_policys_frequency() -> None:
+    drawn = draw_whole(20000, torch.Generator().manual_seed(0))
+    found = Counter(each for one in drawn for each in one if each[0] in GEOMETRIC)
+    assert sum(found.values()) == pytest.approx(
+        20000 * (0.6 + 0.8 + 0.2 + 0.8 + 0.4 + 0.8 + 0.6) / 25, rel=0.03
+    )
+    for (name, level), count in found.items():
+        assert abs(count - found[name, -level]) < 5 * np.sqrt(count + found[name, -level])
+
+
+def test_weak_views_change_colour_and_contrast_by_a_tenth() -> None:
+    found = {each for one in draw_each(200, torch.Generator().manual_seed(0), "weak") for each in one}
+    assert found == {("color", 4), ("color", 5), ("contrast", 4), ("contrast", 5)}
+    grey = torch.full((1, 3, 8, 8), 90, dtype=torch.uint8)
+    grey[..., :4] = 110
+    spread = augment.apply("contrast", grey[0], 5).float().std() / grey[0].float().std()
+    assert spread == pytest.approx(1.1, abs=0.06)
+    assert draw_each(2, torch.Generator(), "identity") == [(), ()]

@@ -25,7 +25,7 @@ from udas_fast.data import (
     choose_engine,
     open_dataset,
 )
-from udas_fast.data.augment import POLICY
+from udas_fast.data.augment import PHOTOMETRIC
 from udas_fast.data.domains import Domains
 from udas_fast.data.labels import IdMap
 from udas_fast.data.sampler import Sampler
@@ -120,7 +120,7 @@ def test_real_images_at_the_size_of_training():
 @pytest.mark.parametrize("engine", ["torch", "dali"])
 def test_views_share_geometry_and_are_strong(make, engine):
     dataset = Unlabelled(make("camvid"))
-    batches = take(dataset, engine, 20, views=3)
+    batches = take(dataset, engine, 20, views=("strong", "strong"))
     changed = 0
     for batch in batches:
         assert batch.label is None
@@ -138,7 +138,10 @@ def test_views_go_through_the_same_operations_in_both_engines(make):
     dataset = make("camvid")
     # Pillow's equalisation divides by whole numbers, which shows in small images.
     geometry = Geometry(size=(200, 260), crop=(180, 280), flip=True)
-    pairs = zip(*(take(dataset, e, 25, views=3, geometry=geometry) for e in ("torch", "dali")), strict=True)
+    pairs = zip(
+        *(take(dataset, e, 25, views=("strong", "strong"), geometry=geometry) for e in ("torch", "dali")),
+        strict=True,
+    )
     sampler = Sampler(len(dataset), 2, 3, "parity")
     for step, (a, b) in enumerate(pairs):
         for i, draw in enumerate(sampler.draws(step)):
@@ -155,9 +158,9 @@ def test_views_go_through_the_same_operations_in_both_engines(make):
 def outcomes() -> dict[augment.Operations, float]:
     """Return every sequence of operations that the policy allows, and its probability."""
     found: Counter[augment.Operations] = Counter()
-    for sub in POLICY:
+    for sub in PHOTOMETRIC:
         for happens in itertools.product([True, False], repeat=len(sub)):
-            chance = 1 / len(POLICY)
+            chance = 1 / len(PHOTOMETRIC)
             for (_, p, _), yes in zip(sub, happens, strict=True):
                 chance *= p if yes else 1 - p
             found[tuple((n, m) for (n, _, m), yes in zip(sub, happens, strict=True) if yes)] += chance
@@ -172,14 +175,14 @@ def test_every_operation_of_the_policy_is_the_same_in_both_engines(make_dataset,
     flat[..., 1] = 200  # no contrast to stretch
     for sample, picture in zip(dataset.samples, (dull, flat), strict=True):
         Image.fromarray(picture).save(sample.image, "PNG")
-    single = [((name, level),) for sub in POLICY for name, _, level in sub]
+    single = [((name, level),) for sub in PHOTOMETRIC for name, _, level in sub]
     operations = [done for done in dict.fromkeys([*single, *outcomes()]) for _ in dataset.samples]
     views = []
     for engine in ("torch", "dali"):
         drawn = iter(operations)
         monkeypatch.setattr(augment, "draw", lambda rng, drawn=drawn: next(drawn, ()))
         geometry = Geometry(size=(96, 128))
-        batch = take(dataset, engine, 1, views=2, batch=len(operations), geometry=geometry)[0]
+        batch = take(dataset, engine, 1, views=("strong",), batch=len(operations), geometry=geometry)[0]
         views.append(batch.views[:, 0, :, 1:-1, 1:-1].float())
     for done, ours, dalis in zip(operations, *views, strict=True):
         difference = (ours - dalis).abs()
@@ -212,7 +215,7 @@ def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset
     assert len(groups) >= 12
 
     geometry = Geometry(size=(96, 128))
-    batches = take(dataset, engine, 12, views=3, batch=40, geometry=geometry)
+    batches = take(dataset, engine, 12, views=("strong", "strong"), batch=40, geometry=geometry)
     views = torch.cat([batch.views for batch in batches]).flatten(2).float()
     distance = torch.cdist(views, marks, p=1) / image.numel()
     found = group_of[distance.argmin(-1).numpy()]
@@ -234,9 +237,9 @@ def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_at_any_step_gives_the_same_bits(make, engine, workers):
     dataset = make("gta5", 35)
-    whole = take(dataset, engine, 11, views=2)
+    whole = take(dataset, engine, 11, views=("strong",))
     for start in (1, 4, 5, 9):
-        again = take(dataset, engine, 11 - start, start, views=2, workers=workers)
+        again = take(dataset, engine, 11 - start, start, views=("strong",), workers=workers)
         assert all(equal(a, b) for a, b in zip(whole[start:], again, strict=True))
 
 

@@ -25,7 +25,7 @@ def dataset(make_dataset):
 def test_batches_arrive_on_the_gpu_as_they_are_on_the_cpu(dataset, engine):
     def take(device: str, start: int = 0):
         geometry = Geometry(size=(40, 56), crop=(32, 64), flip=True)
-        loader = TrainLoader(dataset, geometry, 2, 0, "gpu", 2, engine=engine, views=3)
+        loader = TrainLoader(dataset, geometry, 2, 0, "gpu", 2, engine=engine, views=("strong", "strong"))
         return itertools.islice(loader.batches(start, device), 12 - start)
 
     for here, there in zip(take("cpu"), take("cuda"), strict=True):

@@ -161,7 +161,9 @@ def test_students_of_teachers_learn_with_aligned_corners(
 
     # At one view, unaugmented, student and teacher agree but for the student's augmentation: none here.
     consistency = SelfTrainingConfig(
-        pseudo_labels=PseudoLabelConfig(views=1), consistency=ConsistencyConfig(weight=1.0), augment=False
+        pseudo_labels=PseudoLabelConfig(views=("identity",)),
+        consistency=ConsistencyConfig(weight=1.0),
+        augment=False,
     ).build(4)
     consistency.on_round_start(teachers[0])
     losses = take_step(consistency, aligned, batches, make_step())

@@ -20,7 +20,7 @@ from udas_fast.objectives.pseudo_labels import PseudoLabelConfig, balanced_thres
 from udas_fast.testing import take_step
 
 SIZE = (32, 48)
-PLAIN = {"translate": "none", "mixing": MixingConfig(paste="target", augment=False)}
+PLAIN = {"translate": "none", "mixing": MixingConfig(augment="none")}
 
 
 def _up(logits: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,7 @@ def test_pseudo_labels_of_the_student_join_the_labelled_target_images(
 def test_pseudo_labels_from_disk_are_taken_as_they_are(
     tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    labels = PseudoLabelConfig(views=1, threshold="balanced", labels="disk")
+    labels = PseudoLabelConfig(views=("identity",), threshold="balanced", labels="disk")
     config = DomainMixingConfig(
         level="sample", labeller="student", pseudo_share=1, pseudo_labels=labels, **PLAIN
     )

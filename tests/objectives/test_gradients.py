@@ -55,6 +55,7 @@ class Published:
     entropy: tuple[float, float] = (0.0, 0.0)
     penalty: bool = False  # FDA's
     kl: float = 0.0
+    printed: bool = False  # UDAS's formula of L_kl; else MRNet's
     size: tuple[int, int] = SIZE  # that the discriminators see
 
 
@@ -67,8 +68,9 @@ METHODS = {
     # Their adversary's weights 0.001 and 0.0002 are those of 2 · (answer − source)².
     "seg_uncertainty": Published(0.5, (0.002, 0.0004), squares=True, ensemble=True, kl=0.1),
     "cycada": Published(0.0, (0.1, 0.0), space="score", size=(4, 6)),
-    "uda": Published(0.1, (0.001, 0.0002), kl=0.1),
-    "udas": Published(0.1, (0.001, 0.0002), kl=0.1),
+    "uda": Published(0.1, (0.001, 0.0002), kl=1.0, printed=True),
+    "udas": Published(0.1, (0.001, 0.0002), kl=1.0, printed=True),
+    "udas_mrnet": Published(0.5, (0.001, 0.0002), kl=0.1),
 }
 
 
@@ -103,7 +105,9 @@ def _target_terms(
         entropy = -(q * q.log()).sum(1) / torch.tensor(4.0).double().log()
         penalised = (entropy**2 + 0.001**2) ** 2 if method.penalty else entropy
         terms += [weight * penalised.mean()] if weight else []
-    if kl:
+    if kl and method.printed:  # −Σ F_a log F_p − Σ F_p log F_a (UDAS 3.3)
+        terms.append(-method.kl * (p[1] * p[0].log() + p[0] * p[1].log()).sum(1).mean())
+    elif kl:
         m = (_up(out[0]) + 0.5 * _up(out[1])).softmax(1).detach()
         terms += [method.kl * (m * (m / q).log()).sum(1).mean() for q in p]
     return terms
@@ -125,7 +129,7 @@ def _narrow(config: AdaptationConfig) -> AdaptationConfig:
 
 def _labelled(name: str, batches: Batches, ctx: PrepareContext) -> list[Batch]:
     source = batches.source
-    if name == "udas":  # tests of its mixing are in test_mixing.py
+    if name.startswith("udas"):  # tests of its mixing are in test_mixing.py
         translated = translated_source(batches, "lab", 0.01)
         return list(labelled_batches(translated, batches.labelled, MixingConfig(), ctx).values())
     if name == "fda":
@@ -134,7 +138,7 @@ def _labelled(name: str, batches: Batches, ctx: PrepareContext) -> list[Batch]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("progress", [0.05, 0.7])  # before and after the heads begin to agree
+@pytest.mark.parametrize("progress", [0.05, 0.7])  # before and after MRNet's heads begin to agree
 def test_methods_that_adapt(
     tiny_net: nn.Module,
     batches: Batches,
@@ -144,7 +148,7 @@ def test_methods_that_adapt(
 ) -> None:
     method = METHODS[name]
     _decide(tiny_net)
-    if name != "udas":
+    if not name.startswith("udas"):
         batches = Batches(source=batches.source, unlabelled=batches.unlabelled)
     stage = get_recipe(name).stages[1 if name == "cycada" else 0]
     objective = _narrow(stage.objective).build(CLASSES).eval()  # without dropout
@@ -164,7 +168,7 @@ def test_methods_that_adapt(
         loss = _segmentation(outputs[-1], batch.label, method.auxiliary)
         expected.append(gradients(loss, {"model": model}))
     out = model(_image(batches.unlabelled.image))
-    terms = _target_terms(out, levels, method, kl=progress > 0.1 and method.kl > 0)
+    terms = _target_terms(out, levels, method, kl=method.kl > 0 and (method.printed or progress > 0.6))
     expected.append(gradients(sum(terms), {"model": model}))
     if any(levels):
         real = outputs[0]
@@ -184,15 +188,16 @@ def test_methods_that_adapt(
 def test_self_training(
     tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    mixing = MixingConfig(augment=False)
+    mixing = MixingConfig(augment="none")
     config = SelfTrainingConfig(
-        pseudo_labels=PseudoLabelConfig(views=1, threshold=0.0),
+        pseudo_labels=PseudoLabelConfig(views=("identity",), threshold=0.0),
         pseudo_weight=0.7,
         auxiliary_weight=0.3,
         augment=False,
         consistency=ConsistencyConfig(weight=0.4, temperature=2.0),
         translate="lab",
         mixing=mixing,
+        label_consistency_weight=0.0,  # its own test is below
     )
     objective = config.build(CLASSES)
     objective.on_round_start(tiny_net)
@@ -211,6 +216,34 @@ def test_self_training(
         losses.append(_segmentation(model(_image(batch.image)), batch.label, 0.3))
     expected = [gradients(loss, {"model": model}) for loss in losses]
     assert_same_gradients(backward_passes(objective, tiny_net, batches, make_step()), expected)
+
+
+def test_students_pseudo_labelling_of_labelled_images_agrees_with_the_ground_truth(
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
+) -> None:
+    """UDAS 3.5: KL(y ‖ maximum confidence map of K views), of source and labelled target images, is added."""
+    config = SelfTrainingConfig(consistency=None, label_consistency_weight=0.3, augment=False)
+    objective = config.build(CLASSES)
+    objective.on_round_start(tiny_net)
+    _decide(tiny_net)
+    model = copy.deepcopy(tiny_net).double()
+    context = make_step()
+    again = make_step()
+    expected = []
+    target = [again.augment(batches.unlabelled.image, kind) for kind in config.pseudo_labels.views]
+    for batch in (batches.source, batches.labelled):
+        views = [again.augment(batch.image, kind) for kind in config.pseudo_labels.views]
+        p = torch.stack([_up(model(_image(view))[0]).log_softmax(1) for view in views])
+        surest = p.amax(2).argmax(0)  # [N, H, W]
+        winner = p.gather(0, surest[None, :, None].expand(1, -1, CLASSES, -1, -1))[0]
+        loss = F.nll_loss(winner, batch.label.long(), ignore_index=255)
+        expected.append(gradients(0.3 * loss, {"model": model}))
+        assert len(surest.unique()) > 1
+    assert len(target) == 3
+    passes = backward_passes(objective, tiny_net, batches, context)
+    assert_same_gradients(
+        passes[2:4], expected
+    )  # after the pseudo-labels and the source, before the target's own
 
 
 def test_rectification(
@@ -330,8 +363,11 @@ def test_cyclegan(
         (SupervisedConfig(), "t"),
         (SupervisedConfig(domain="labelled"), "t"),
         (SupervisedConfig(domain="both"), "st"),
-        (_narrow(get_recipe("udas").stages[0].objective), "sst"),  # source, mixed
-        (get_recipe("udas").stages[1].objective, "tsst"),
+        (_narrow(get_recipe("udas").stages[0].objective), "st"),  # the mixed batch replaces the source
+        (_narrow(get_recipe("udas_tuned").stages[0].objective), "sst"),  # source, mixed
+        # Pseudo-labels, the mixed batch, three views of each domain's labelled images, labelled target images.
+        (get_recipe("udas").stages[1].objective, "tsssstttt"),
+        (get_recipe("udas_tuned").stages[1].objective, "tsst"),
         (RectificationConfig(), "t"),
         (DomainMixingConfig(level="region"), "t"),
         (DomainMixingConfig(level="sample"), "st"),

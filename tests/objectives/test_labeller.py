@@ -46,7 +46,7 @@ def _labels(config: PseudoLabelConfig, ctx: PrepareContext) -> tuple[torch.Tenso
 def test_geometric_views_come_back_to_their_place(
     make_step: Callable[..., PrepareContext], reduce: str
 ) -> None:
-    plain = PseudoLabelConfig(views=1, reduce=reduce)
+    plain = PseudoLabelConfig(views=("identity",), reduce=reduce)
     label, confidence = _labels(plain, make_step())
     mirrored = _labels(replace(plain, flip_view=True), make_step())
     assert torch.equal(label, mirrored[0])
@@ -60,7 +60,9 @@ def test_geometric_views_come_back_to_their_place(
 def test_views_are_counted(
     tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    labeller = _labeller(PseudoLabelConfig(views=2, flip_view=True, scales=(1.25,)), tiny_net)
+    labeller = _labeller(
+        PseudoLabelConfig(views=("identity", "strong"), flip_view=True, scales=(1.25,)), tiny_net
+    )
     ctx = make_step()
     photometric = labeller.photometric_views(batches.unlabelled, ctx.augment)
     logits, flips = labeller.views(photometric, ctx.normalize)
@@ -68,18 +70,38 @@ def test_views_are_counted(
     assert flips == [False, False, True, False, True]
     assert [tuple(view.primary.shape[-2:]) for view in logits] == [(8, 12)] * 3 + [(10, 15)] * 2
     with pytest.raises(ValueError, match="views: found 17 with scales and flips, expected at most 16"):
-        PseudoLabelConfig(views=12, flip_view=True, scales=(0.5, 2.0))
+        PseudoLabelConfig(views=("strong",) * 12, flip_view=True, scales=(0.5, 2.0))
 
 
 def test_the_teacher_sees_photometric_views(
     tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    labeller = _labeller(PseudoLabelConfig(views=2), tiny_net)
+    labeller = _labeller(PseudoLabelConfig(views=("identity", "strong")), tiny_net)
     ctx, target = make_step(), batches.unlabelled
-    photometric = labeller.photometric_views(target, lambda image: 255 - image)
+    photometric = labeller.photometric_views(target, lambda image, kind: 255 - image)
     (plain, negative), _ = labeller.views(photometric, ctx.normalize)
     assert torch.equal(plain.primary, labeller.teacher(ctx.normalize(target.image))[0])
     assert torch.equal(negative.primary, labeller.teacher(ctx.normalize(255 - target.image))[0])
+
+
+def test_views_are_of_the_kinds_asked_for_and_sharpened(
+    batches: Batches, make_step: Callable[..., PrepareContext]
+) -> None:
+    config = PseudoLabelConfig(views=("weak", "identity", "strong"), temperature=0.5)
+    labeller, image = _labeller(config, _pointwise()), batches.unlabelled.image
+    again = make_step(seed=2)
+    expected = [again.augment(image, "weak"), image, again.augment(image, "strong")]
+    seen = labeller.photometric_views(batches.unlabelled, make_step(seed=2).augment)
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+    # A loader made those that are not the image itself.
+    made = replace(batches.unlabelled, views=torch.stack([255 - image, image // 2], 1))
+    seen = labeller.photometric_views(made, lambda *_: pytest.fail("made twice"))
+    assert all(torch.equal(a, b) for a, b in zip(seen, (255 - image, image, image // 2), strict=True))
+    # UDAS 2.2: softmax(logits / T).
+    views, flips = labeller.views(seen, make_step().normalize)
+    found = labeller.label(views, flips, image_size(batches.unlabelled), 0.0)
+    p = torch.stack([(view.primary.double() / 0.5).softmax(1).amax(1) for view in views]).amax(0)
+    torch.testing.assert_close(found.confidence.double(), p, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("portion", "cap"), [(0.5, 0.9), (0.2, 0.75), (1.0, 0.9)])

@@ -20,7 +20,7 @@ from udas_fast.objectives.mixing import (
     translated_source,
 )
 
-PLAIN = MixingConfig(augment=False)
+PLAIN = MixingConfig(augment="none")
 
 
 def _labelled(
@@ -53,21 +53,40 @@ def test_labels_follow_pixels_and_the_box_holds_the_pasted_domain(
             assert inside.sum() == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
 
 
-def test_mixed_batch_joins_the_source_or_replaces_it(
+def test_mixed_batch_replaces_the_source_or_joins_it(
     batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    step = make_step()
-    joined = _labelled(batches, PLAIN, step)
-    assert list(joined) == ["seg", "seg_mixed"]
-    assert torch.equal(joined["seg"].image, batches.source.image)
-    assert list(_labelled(batches, replace(PLAIN, replace=True), step)) == ["seg_mixed"]
+    step, joined = make_step(), replace(PLAIN, replace=False)
+    assert list(_labelled(batches, PLAIN, step)) == ["seg_mixed"]  # "instead of the source image" (UDAS 3.4)
+    both = _labelled(batches, joined, step)
+    assert list(both) == ["seg", "seg_mixed"]
+    assert torch.equal(both["seg"].image, batches.source.image)
     unmixed = Batches(source=batches.source, unlabelled=batches.unlabelled)
-    assert list(_labelled(unmixed, PLAIN, step)) == ["seg"]
-    augmented = _labelled(unmixed, replace(PLAIN, augment=True), step)
+    for config in (PLAIN, joined, MixingConfig()):  # without labels it is the adaptation of 3.3
+        alone = _labelled(unmixed, config, step)
+        assert list(alone) == ["seg"]
+        assert torch.equal(alone["seg"].image, batches.source.image)
+    augmented = _labelled(unmixed, replace(joined, augment="photometric", augmented_source=True), step)
     assert list(augmented) == ["seg", "seg_augmented"]
     assert torch.equal(augmented["seg"].image, batches.source.image)
     assert torch.equal(augmented["seg_augmented"].label, batches.source.label)
     assert not torch.equal(augmented["seg_augmented"].image, batches.source.image)
+
+
+def test_the_box_holds_a_third_of_the_image_and_the_target(make_step: Callable[..., PrepareContext]) -> None:
+    """UDAS 3.4: target pixels in a box of the source, clipped as CutMix clips it; 0.32 of the image on average."""
+    label = domain_cutmix(_coded(0, 4000), _coded(1, 4000), PLAIN, make_step()).label
+    assert label.float().mean() == pytest.approx(0.32, abs=0.015)
+
+
+def test_whole_autoaugment_turns_label_and_image_together(make_step: Callable[..., PrepareContext]) -> None:
+    """Images that are their labels, of two classes: what AutoAugment moves, it moves in both."""
+    mixed = domain_cutmix(_coded(60, 64), _coded(200, 64), MixingConfig(), make_step())
+    plain = domain_cutmix(_coded(60, 64), _coded(200, 64), PLAIN, make_step())
+    turned = (mixed.label != plain.label).flatten(1).any(1)
+    assert 0.05 < turned.float().mean() < 0.4  # 4.2 of 25 draws turn an image
+    assert (mixed.label[turned] == 255).any()  # what comes from outside
+    assert set(mixed.label.unique().tolist()) == {60, 200, 255}
 
 
 def test_without_mixing_labelled_target_images_are_left_out(
@@ -84,7 +103,7 @@ def test_augmentation_and_translation_leave_labels_alone(
     batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     plain = _labelled(batches, PLAIN, make_step(seed=5))
-    full = _labelled(batches, MixingConfig(), make_step(seed=5), "lab")
+    full = _labelled(batches, MixingConfig(augment="photometric"), make_step(seed=5), "lab")
     for name in plain:
         assert torch.equal(plain[name].label, full[name].label)
         assert full[name].image.dtype == torch.uint8
@@ -100,7 +119,8 @@ def test_what_is_mixed_or_augmented_is_the_translated_source(
     assert (here | there).all()
     assert 0 < here.float().mean() < 1
     unmixed = Batches(source=batches.source, unlabelled=batches.unlabelled)
-    augmented = _labelled(unmixed, MixingConfig(), make_step(seed=3), "lab")["seg_augmented"].image
+    config = MixingConfig(augment="photometric", augmented_source=True)
+    augmented = _labelled(unmixed, config, make_step(seed=3), "lab")["seg_augmented"].image
     assert torch.equal(augmented, make_step(seed=3).augment(lab))
 
 
@@ -116,7 +136,7 @@ def test_boxes_have_the_area_that_alpha_says(make_step: Callable[..., PrepareCon
 def test_fda_changes_the_source_images_and_no_label(
     batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    out = _labelled(batches, PLAIN, make_step(), "fda")
+    out = _labelled(batches, replace(PLAIN, replace=False), make_step(), "fda")
     source = batches.source
     assert torch.equal(out["seg"].image, match_fda(source.image, batches.unlabelled.image, 0.1))
     assert torch.equal(out["seg"].label, source.label)

@@ -17,7 +17,9 @@ from udas_fast.testing import take_step
 def test_the_student_sees_augmented_images(
     tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
-    objective = SelfTrainingConfig(pseudo_labels=PseudoLabelConfig(views=1)).build(4)
+    objective = SelfTrainingConfig(
+        pseudo_labels=PseudoLabelConfig(views=("identity",)), consistency=None, label_consistency_weight=0.0
+    ).build(4)
     objective.on_round_start(tiny_net)
     take_step(objective, tiny_net, batches, make_step(seed=3))
     again, target = make_step(seed=3), batches.unlabelled
@@ -30,10 +32,10 @@ def test_consistency_is_zero_where_the_student_sees_what_the_teacher_saw(
     batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     config = SelfTrainingConfig(
-        pseudo_labels=PseudoLabelConfig(views=1, flip_view=True),
+        pseudo_labels=PseudoLabelConfig(views=("identity",), flip_view=True),
         consistency=ConsistencyConfig(weight=0.5, temperature=0.5),
         augment=False,
-        mixing=MixingConfig(augment=False),
+        mixing=MixingConfig(augment="none"),
     )
     torch.manual_seed(0)
     model = nn.Conv2d(3, 4, 1)

@@ -37,12 +37,20 @@ def test_udas_holds_the_published_numbers() -> None:
     assert adaptation.objective.auxiliary_weight == 0.1
     assert adaptation.objective.adversary.weights == (0.001, 0.0002)
     agreement = adaptation.objective.agreement
-    assert (agreement.kl, agreement.weight) == ("mean", 0.1)
-    assert agreement.start * adaptation.steps == 15_000
-    assert adaptation.objective.mixing.paste == "source"
-    assert not adaptation.objective.mixing.replace
+    # L_total = L_seg + L_adv + L_kl, L_kl as printed in 3.3, from the first step on.
+    assert (agreement.kl, agreement.weight, agreement.start) == ("cross_entropy", 1, 0)
+    # 3.4: the box of the source is filled with the target, "instead of the source image"; AutoAugment on it.
+    for stage in (adaptation, self_training):
+        mixing = stage.objective.mixing
+        assert (mixing.paste, mixing.replace, mixing.augment) == ("target", True, "full")
+        assert not mixing.augmented_source  # "without labelled target it works as UDA as in 3.3"
+    # 3.5 and 4.2.5: K = 3, from a confidence of 0.6, another student, consistency on all images.
     labels = self_training.objective.pseudo_labels
-    assert (labels.views, labels.threshold) == (3, 0.6)
+    assert (len(labels.views), labels.threshold, labels.reduce) == (3, 0.6, "max")
+    assert self_training.objective.student == "fresh"
+    assert self_training.objective.consistency is not None
+    assert self_training.objective.label_consistency_weight > 0
+    assert get_recipe("udas").model.norm == get_recipe("uda").model.norm == "batch"
     assert (adaptation.objective.translate, self_training.objective.translate) == ("lab", "lab")
     optimizer = adaptation.optimizer
     assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (
@@ -130,7 +138,7 @@ DIFFERENCES = {
                 "scales": 3,
                 "width": 32,
             },
-            "agreement": {"start": 0.6},
+            "agreement": {"kl": "mean", "weight": 0.1, "start": 0.6},
         },
         {"lr": 2e-4, "horizon": 4, "warmup": 0.2},
     ),
@@ -203,10 +211,13 @@ def test_the_defaults_are_those_of_the_papers() -> None:
         gate=None,
     )
     assert EntropyConfig() == EntropyConfig(weights=(0.001, 0.0002), robust=None)
-    assert AgreementConfig() == AgreementConfig(kl="mean", weight=0.1, start=0.1)
-    assert MixingConfig() == MixingConfig(paste="source", fit=False, alpha=1, replace=False, augment=True)
+    assert AgreementConfig() == AgreementConfig(kl="cross_entropy", weight=1, start=0)
+    assert MixingConfig() == MixingConfig(
+        paste="target", fit=False, alpha=1, replace=True, augment="full", augmented_source=False
+    )
     assert PseudoLabelConfig() == PseudoLabelConfig(
-        views=3,
+        views=("identity", "strong", "strong"),
+        temperature=1,
         flip_view=False,
         scales=(),
         antialias=True,
@@ -221,9 +232,10 @@ def test_the_defaults_are_those_of_the_papers() -> None:
         pseudo_labels=PseudoLabelConfig(),
         pseudo_weight=1,
         auxiliary_weight=0.1,
-        student="teacher",
+        student="fresh",
         augment=True,
-        consistency=None,
+        consistency=ConsistencyConfig(),
+        label_consistency_weight=1,
         translate="none",
         mixing=None,
     )
@@ -232,17 +244,17 @@ def test_the_defaults_are_those_of_the_papers() -> None:
         level="region",
         translate="lab",
         fda_beta=0.01,
-        mixing=MixingConfig(paste="target", augment=False),
+        mixing=MixingConfig(augment="none"),
         auxiliary_weight=0,
         labeller=None,
         pseudo_share=0.5,
-        pseudo_labels=PseudoLabelConfig(views=1, threshold="balanced", portion=0.5, cap=0.9),
+        pseudo_labels=PseudoLabelConfig(views=("identity",), threshold="balanced", portion=0.5, cap=0.9),
     )
     assert DistillationConfig() == DistillationConfig(
         teachers=("region", "sample"), distillation_weight=0.5, auxiliary_weight=0
     )
     mrnet_labels = PseudoLabelConfig(
-        views=1,
+        views=("identity",),
         flip_view=True,
         scales=(1.25,),
         antialias=False,
@@ -256,9 +268,8 @@ def test_the_defaults_are_those_of_the_papers() -> None:
     plain = {"head": None, "backbone": "resnet101", "aspp_branches": 4, "dropout": 0.0}
     for name in {name for name, _ in DIFFERENCES}:
         recipe = get_recipe(name)
-        norm = "domain" if name in {"udas", "uda"} else "batch"
         dropout = {"dropout": 0.1} if name == "seg_uncertainty" else {}
-        assert recipe.model == ModelConfig(**plain | {"norm": norm} | dropout), name
+        assert recipe.model == ModelConfig(**plain | {"norm": "batch"} | dropout), name
         assert recipe.input.target.size == (512, 1024), name
         assert recipe.input.source.size == (720, 1280), name
         assert recipe.input.batch_size == (2 if name == "seg_uncertainty" else 1), name

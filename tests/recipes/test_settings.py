@@ -66,7 +66,7 @@ def test_components_are_added_and_left_out() -> None:
         ),
         (
             "stages.adaptation.objective.agreement.kl=max",
-            "stages.*objective: agreement.kl.*'mean' or 'symmetric'",
+            "stages.*objective: agreement.kl.*'symmetric' or 'mean'",
         ),
         ("stages.adaptation.steps=0", "stages.*steps.*greater than 0"),
         ("stages.adaptation.objective.auxiliary_weight=-1", "auxiliary_weight.*greater than or equal to 0"),

@@ -1,9 +1,11 @@
-"""AutoAugment without geometry: colours change, every pixel keeps its place, so labels stay correct.
+"""AutoAugment: of colours alone, where every pixel keeps its place, or whole, where image and label turn together.
 
-The operations equal Pillow's ImageOps and ImageEnhance, on uint8 tensors on any device, without synchronisation.
+The operations on colours equal Pillow's ImageOps and ImageEnhance, on uint8 tensors on any device, without
+synchronisation.
 
 The 25 sub-policies for ImageNet of AutoAugment (Cubuk et al., CVPR 2019, arXiv 1805.09501, table 9), as
-operation, probability, level 0 to 9. Those in brackets move pixels and are omitted; the others are :data:`POLICY`:
+operation, probability, level 0 to 9. Those in brackets move pixels: :data:`POLICY` has all of them,
+:data:`PHOTOMETRIC` the others:
 
      1  posterize 0.4 8       (rotate 0.6 9)
      2  solarize 0.6 5        autocontrast 0.6 5
@@ -34,37 +36,49 @@ operation, probability, level 0 to 9. Those in brackets move pixels and are omit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
+from udas_fast.data.classes import IGNORE
 from udas_fast.errors import bad
 
 Operations = tuple[tuple[str, int], ...]
-"""Operations on an image: (operation, level 0..9), in this order."""
+"""Operations on an image: (operation, level 0..9), in this order; a negative level turns the other way."""
 
-# (operation, probability, level) of the table above, without its brackets.
-POLICY: tuple[tuple[tuple[str, float, int], ...], ...] = (
-    (("posterize", 0.4, 8),),
+ViewKind: TypeAlias = Literal["identity", "weak", "strong"]
+"""An image as it is, with colour and contrast changed by a tenth (ours), or by photometric AutoAugment."""
+
+Policy: TypeAlias = tuple[tuple[tuple[str, float, int], ...], ...]
+
+GEOMETRIC = frozenset({"rotate", "shear_x"})
+FILL = 128  # grey of the pixels that come from outside, as in the authors' code
+
+# (operation, probability, level) of the table above.
+POLICY: Policy = (
+    (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
     (("solarize", 0.6, 5), ("autocontrast", 0.6, 5)),
     (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
     (("posterize", 0.6, 7), ("posterize", 0.6, 6)),
     (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
-    (("equalize", 0.4, 4),),
+    (("equalize", 0.4, 4), ("rotate", 0.8, 8)),
     (("solarize", 0.6, 3), ("equalize", 0.6, 7)),
     (("posterize", 0.8, 5), ("equalize", 1.0, 2)),
-    (("solarize", 0.6, 8),),
+    (("rotate", 0.2, 3), ("solarize", 0.6, 8)),
     (("equalize", 0.6, 8), ("posterize", 0.4, 6)),
-    (("color", 0.4, 0),),
-    (("equalize", 0.6, 2),),
+    (("rotate", 0.8, 8), ("color", 0.4, 0)),
+    (("rotate", 0.4, 9), ("equalize", 0.6, 2)),
     (("equalize", 0.0, 7), ("equalize", 0.8, 8)),
     (("invert", 0.6, 4), ("equalize", 1.0, 8)),
     (("color", 0.6, 4), ("contrast", 1.0, 8)),
-    (("color", 1.0, 2),),
+    (("rotate", 0.8, 8), ("color", 1.0, 2)),
     (("color", 0.8, 8), ("solarize", 0.8, 7)),
     (("sharpness", 0.4, 7), ("invert", 0.6, 8)),
-    (("equalize", 1.0, 9),),
+    (("shear_x", 0.6, 5), ("equalize", 1.0, 9)),
     (("color", 0.4, 0), ("equalize", 0.6, 3)),
     (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
     (("solarize", 0.6, 5), ("autocontrast", 0.6, 5)),
@@ -72,6 +86,7 @@ POLICY: tuple[tuple[tuple[str, float, int], ...], ...] = (
     (("color", 0.6, 4), ("contrast", 1.0, 8)),
     (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
 )
+PHOTOMETRIC: Policy = tuple(tuple(each for each in pair if each[0] not in GEOMETRIC) for pair in POLICY)
 
 
 def auto_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -86,11 +101,29 @@ def auto_augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tens
     return apply_each(images, draw_each(len(images), generator))
 
 
-def draw_each(n: int, generator: torch.Generator) -> list[Operations]:
-    """Draw the operations of each of ``n`` images, from three numbers of the CPU ``generator`` for each."""
+def draw_each(n: int, generator: torch.Generator, kind: ViewKind = "strong") -> list[Operations]:
+    """Draw the operations of each of ``n`` images for a view of ``kind``, from the CPU ``generator``."""
+    if kind == "identity":
+        return [()] * n
+    if kind == "weak":
+        return [_weak(levels) for levels in torch.randint(4, 6, (n, 2), generator=generator).tolist()]
+    picks = torch.randint(len(PHOTOMETRIC), (n,), generator=generator).tolist()
+    chances = torch.rand(n, 2, generator=generator).tolist()
+    return [_select(PHOTOMETRIC[pick], pair) for pick, pair in zip(picks, chances, strict=True)]
+
+
+def draw_whole(n: int, generator: torch.Generator) -> list[Operations]:
+    """Draw the operations of each of ``n`` images from the whole :data:`POLICY`; half of them turn the other way."""
     picks = torch.randint(len(POLICY), (n,), generator=generator).tolist()
     chances = torch.rand(n, 2, generator=generator).tolist()
-    return [_select(pick, pair) for pick, pair in zip(picks, chances, strict=True)]
+    signs = (1 - 2 * torch.randint(2, (n,), generator=generator)).tolist()
+    return [
+        tuple(
+            (name, sign * level if name in GEOMETRIC else level)
+            for name, level in _select(POLICY[pick], pair)
+        )
+        for pick, pair, sign in zip(picks, chances, signs, strict=True)
+    ]
 
 
 def apply_each(images: torch.Tensor, operations: Sequence[Operations]) -> torch.Tensor:
@@ -103,15 +136,69 @@ def apply_each(images: torch.Tensor, operations: Sequence[Operations]) -> torch.
     return out
 
 
-def draw(rng: np.random.Generator) -> Operations:
-    """Draw the operations of one image: a sub-policy and which of its operations, from three numbers of ``rng``."""
-    return _select(int(rng.integers(len(POLICY))), rng.random(2).tolist())
+def draw(rng: np.random.Generator, kind: ViewKind = "strong") -> Operations:
+    """Draw the operations of one image for a view of ``kind`` from ``rng``."""
+    if kind == "identity":
+        return ()
+    if kind == "weak":
+        return _weak(rng.integers(4, 6, 2).tolist())
+    return _select(PHOTOMETRIC[int(rng.integers(len(PHOTOMETRIC)))], rng.random(2).tolist())
 
 
-def _select(pick: int, chances: Sequence[float]) -> Operations:
-    """Return the operations of sub-policy ``pick`` whose chance, uniform in [0, 1), is below their probability."""
-    pairs = zip(POLICY[pick], chances, strict=False)
-    return tuple((name, level) for (name, probability, level), chance in pairs if chance < probability)
+def _weak(levels: Sequence[int]) -> Operations:
+    """Return colour and contrast at ``levels`` of 4 or 5: factors of 0.9 or 1.1."""
+    return (("color", levels[0]), ("contrast", levels[1]))
+
+
+def _select(pair: Sequence[tuple[str, float, int]], chances: Sequence[float]) -> Operations:
+    """Return the operations of a sub-policy whose chance, uniform in [0, 1), is below their probability."""
+    return tuple(
+        (name, level)
+        for (name, probability, level), chance in zip(pair, chances, strict=False)
+        if chance < probability
+    )
+
+
+def apply_to_pairs(
+    images: torch.Tensor, labels: torch.Tensor, operations: Sequence[Operations]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply ``operations[i]`` to image i of uint8 ``[N, 3, H, W]`` and to its label, uint8 ``[N, H, W]``.
+
+    What moves the pixels of an image moves those of its label alike; pixels from outside are grey and 255.
+    """
+    image, label = torch.empty_like(images), torch.empty_like(labels)
+    for i, each in enumerate(operations):
+        turned, turned_label = images[i], labels[i]
+        for name, level in each:
+            if name in GEOMETRIC:
+                turned, turned_label = _move(turned, turned_label, name, level)
+            else:
+                turned = apply(name, turned, level)
+        image[i], label[i] = turned, turned_label
+    return image, label
+
+
+def _move(
+    image: torch.Tensor, label: torch.Tensor, name: str, level: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate about the centre by up to 30°, or shear by up to 0.3 along x from the top (table 6)."""
+    height, width = label.shape
+    # The place in the input, from -1 to 1 each way, that each pixel of the output comes from.
+    if name == "rotate":
+        angle = math.radians(30 * level / 9)
+        cos, sin = math.cos(angle), math.sin(angle)
+        theta = [[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]]
+    else:
+        shear = 0.3 * level / 9 * height / width
+        theta = [[1.0, shear, shear], [0.0, 1.0, 0.0]]
+    grid = F.affine_grid(torch.tensor([theta]), [1, 1, height, width], align_corners=False).to(image.device)
+
+    def sample(values: torch.Tensor, mode: str, outside: int) -> torch.Tensor:
+        shifted = values.float()[None] - outside  # grid_sample fills with 0
+        return F.grid_sample(shifted, grid, mode=mode, align_corners=False)[0] + outside
+
+    moved = sample(image, "bilinear", FILL).round_().to(torch.uint8)
+    return moved, sample(label[None], "nearest", IGNORE)[0].to(torch.uint8)
 
 
 def apply_all(image: torch.Tensor, operations: Operations) -> torch.Tensor:

@@ -6,7 +6,7 @@ function of the draw. So a pipeline can be rebuilt at any step, which is done af
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
@@ -68,7 +68,7 @@ class DaliEngine:
         dataset: its ``spec`` describes the files.
         geometry: as in :class:`udas_fast.data.TrainLoader`.
         sampler: chooses images and random numbers.
-        views: K; K - 1 augmented views are made here.
+        views: kinds of the augmented views that are made here.
         threads: number of threads that read files and decode.
         max_bad_files: number of bad files that may be skipped.
         device: of the batches; on a GPU everything but the decoding of PNGs runs there.
@@ -83,7 +83,7 @@ class DaliEngine:
         geometry: Geometry,
         sampler: Sampler,
         *,
-        views: int,
+        views: Sequence[augment.ViewKind],
         threads: int,
         max_bad_files: int,
         device: torch.device,
@@ -151,7 +151,7 @@ class DaliEngine:
         train_ids = None if sample is None else sample.train_ids
         geometry = sampler.sample_geometry(self.geometry, draw, train_ids)
         rng = sampler.generator("views", draw)
-        return _Draw(sample, messages, geometry, [augment.draw(rng) for _ in range(self.views - 1)])
+        return _Draw(sample, messages, geometry, [augment.draw(rng, kind) for kind in self.views])
 
     def _read(self, index: int) -> _EncodedSample:
         if index in self._bad:
@@ -203,7 +203,7 @@ class DaliEngine:
             tables = [g.nearest_indices(s.size) for g, s in zip(geometries, samples, strict=True)]
             inputs.append([np.frombuffer(sample.label, np.uint8) for sample in samples])
             inputs += [[table[axis] for table in tables] for axis in (0, 1)]
-        for k in range(self.views - 1):
+        for k in range(len(self.views)):
             inputs.append([dali_augment.encode(draw.views[k]) for draw in draws])
         return tuple(inputs)
 
@@ -212,7 +212,7 @@ class DaliEngine:
         kinds = [(uint8, 1), (DALIDataType.FLOAT, 1), (DALIDataType.BOOL, 0), (int32, 0)]
         kinds += [(int32, 1)] if self.geometry.crop is not None else []
         kinds += [(uint8, 1), (int32, 1), (int32, 1)] if self.labelled else []
-        kinds += [(int32, 2)] * (self.views - 1)
+        kinds += [(int32, 2)] * len(self.views)
         dtypes, ndims = [kind[0] for kind in kinds], [kind[1] for kind in kinds]
 
         def graph() -> tuple[DataNode, ...]:
@@ -270,7 +270,7 @@ class DaliEngine:
     ) -> Batch:
         image, *rest = outputs
         label = rest[0][..., 0] if self.labelled else None
-        views = rest[-1] if self.views > 1 else None
+        views = rest[-1] if self.views else None
         ids = [self.dataset.files(sample.index).id for sample in samples]
         return Batch(image, label, ids, views, geometries)
 

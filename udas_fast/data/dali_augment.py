@@ -15,7 +15,7 @@ from nvidia.dali.auto_aug.core import augmentation, select
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.types import Constant, DALIDataType, DALIImageType
 
-from udas_fast.data.augment import POLICY, Operations
+from udas_fast.data.augment import PHOTOMETRIC, Operations
 
 _LEVELS = np.arange(10)
 _FACTORS = 0.1 + 1.8 * _LEVELS / 9
@@ -96,8 +96,8 @@ def _named(name: str, level: int) -> tuple[str, int]:
 
 # The operations that can be first and second in a sub-policy, no more: every choice has a cost, chosen or not.
 _STAGES = [
-    ["identity", *sorted({_named(*sub[i][::2])[0] for sub in POLICY if len(sub) > i})]
-    for i in range(max(map(len, POLICY)))
+    ["identity", *sorted({_named(*sub[i][::2])[0] for sub in PHOTOMETRIC if len(sub) > i})]
+    for i in range(max(map(len, PHOTOMETRIC)))
 ]
 
 

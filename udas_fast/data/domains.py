@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from udas_fast import distributed
 from udas_fast.config import config_dataclass
+from udas_fast.data.augment import ViewKind
 from udas_fast.data.bad_files import BadFiles
 from udas_fast.data.check import DatasetReport, check_dataset
 from udas_fast.data.classes import ClassSet
@@ -314,7 +315,7 @@ class Domains:
         *,
         seed: int,
         phase: str,
-        views: int = 1,
+        views: Sequence[ViewKind] = (),
         bad_files: BadFiles | None = None,
         unlabelled: SegmentationDataset | None = None,
     ) -> dict[str, TrainLoader | UserTrainLoader]:
@@ -327,8 +328,8 @@ class Domains:
             inputs: batch size, and how source images are drawn.
             seed: the run's seed.
             phase: name of the phase.
-            views: photometric views of unlabelled images that DALI makes; with torch the objective makes them, on the
-                device.
+            views: kinds of the augmented views of unlabelled images that DALI makes; with torch the objective makes
+                them, on the device.
             bad_files: counts the files that turn bad.
             unlabelled: takes the place of the unlabelled images, which may have pseudo-labels by now.
         """
@@ -352,7 +353,7 @@ class Domains:
                 name=place,
                 workers=self.workers,
                 engine=engine,
-                views=views if engine == "dali" and name == "unlabelled" else 1,
+                views=views if engine == "dali" and name == "unlabelled" else (),
                 rare_classes=rare.get(name),
                 rank=distributed.get_rank(),
                 world_size=distributed.get_world_size(),

@@ -68,7 +68,7 @@ class TrainLoader:
         workers: ``torch``: processes, 0 is this one; ``dali``: threads, 0 is one.
         engine: ``torch`` or ``dali``; images, geometry, labels and views are the same, but the pixels of images and
             views not bit for bit.
-        views: K views of each image; the K - 1 augmented ones are ``Batch.views``.
+        views: kinds of the augmented views of each image, which are ``Batch.views``.
         rare_classes: draws images by the classes that they show, instead of each once an epoch.
         rank: of this process.
         world_size: number of processes that share the draws.
@@ -88,7 +88,7 @@ class TrainLoader:
         workers: int = 0,
         *,
         engine: Engine = "torch",
-        views: int = 1,
+        views: Sequence[augment.ViewKind] = (),
         rare_classes: RareClasses | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -97,14 +97,12 @@ class TrainLoader:
         require_dataset(f"data of {name}", dataset)
         if workers < 0:
             raise bad("workers", workers, "0 or more")
-        if views < 1:
-            raise bad(f"views of {name}", views, "1 or more")
         self.dataset = dataset
         self.geometry = geometry
         self.sampler = Sampler(len(dataset), batch_size, seed, name, rank, world_size, rare_classes)
         self.workers = workers
         self.engine = choose_engine(engine, [dataset])
-        self.views = views
+        self.views = tuple(views)
         self.bad_files = bad_files or BadFiles()
 
     def batches(self, start_step: int = 0, device: torch.device | str = "cpu") -> Iterator[Batch]:
@@ -218,7 +216,7 @@ class _AugmentedSamples(Dataset):
         geometry = sampler.sample_geometry(loader.geometry, draw, sample.label)
         sample = Sample(*geometry.apply(sample.image, sample.label), sample.id)
         rng, image = sampler.generator("views", draw), _to_tensor(sample.image)
-        views = [augment.apply_all(image, augment.draw(rng)) for _ in range(loader.views - 1)]
+        views = [augment.apply_all(image, augment.draw(rng, kind)) for kind in loader.views]
         return _LoadedSample(sample, messages, geometry, views)
 
 

@@ -65,7 +65,7 @@ def _describe(value: object) -> str:
 class Batch:
     """Images of one size, uint8 ``[N, 3, H, W]``; ``label`` is uint8 ``[N, H, W]`` train ids, or None.
 
-    ``views`` are uint8 ``[N, K - 1, 3, H, W]``: the same images under strong photometric augmentation, or None.
+    ``views`` are uint8 ``[N, K', 3, H, W]``: the same images under photometric augmentation, or None.
     ``geometries`` holds the geometry of each image if a :class:`~udas_fast.data.TrainLoader` made the batch.
     """
 

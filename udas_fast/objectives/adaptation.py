@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -23,7 +23,7 @@ from udas_fast.objectives.base import (
     Requirements,
     StepContext,
 )
-from udas_fast.objectives.losses import agreement_loss, entropy_loss, segmentation_loss
+from udas_fast.objectives.losses import Agreement, agreement_loss, entropy_loss, segmentation_loss
 from udas_fast.objectives.mixing import (
     FdaBeta,
     MixingConfig,
@@ -51,13 +51,13 @@ class EntropyConfig:
 
 @config_dataclass
 class AgreementConfig:
-    """L_kl: the two heads agree on target images."""
+    """L_kl: the two heads agree on target images (UDAS 3.3)."""
 
-    kl: Literal["mean", "symmetric"] = "mean"  # see objectives.losses.agreement_loss
-    weight: Annotated[float, Field(gt=0)] = 0.1  # λ_kl (MRNet)
-    start: Annotated[float, Field(ge=0, le=1)] = (
-        0.1  # share of the stage: iteration 15,000 of 150,000 (MRNet)
-    )
+    # UDAS prints the cross-entropy of each head with the other and calls it a KL divergence, which is "symmetric".
+    # "mean" is MRNet's, which the paper seems to cite here; see objectives.losses.agreement_loss.
+    kl: Agreement = "cross_entropy"
+    weight: Annotated[float, Field(gt=0)] = 1.0  # λ_kl: L_total = L_seg + L_adv + L_kl
+    start: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the stage without it
 
 
 @config_dataclass

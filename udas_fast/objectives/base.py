@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from udas_fast import distributed
 from udas_fast.data import Batch
-from udas_fast.data.augment import apply_each, draw_each
+from udas_fast.data.augment import ViewKind, apply_each, apply_to_pairs, draw_each, draw_whole
 from udas_fast.data.types import StreamName
 from udas_fast.errors import InputError, bad
 from udas_fast.models import SegmentationOutput, set_domain, to_output
@@ -113,9 +113,17 @@ class PrepareContext(StepContext):
         first = distributed.get_rank() * n
         return numbers(distributed.get_world_size() * n)[first : first + n]
 
-    def augment(self, images: Tensor) -> Tensor:
-        """Return :func:`udas_fast.data.auto_augment` of uint8 ``images`` ``[N, 3, H, W]``, by numbers of the step."""
-        return apply_each(images, self.draw(lambda n: draw_each(n, self.generator), len(images)))
+    def augment(self, images: Tensor, kind: ViewKind = "strong") -> Tensor:
+        """Return a view of ``kind`` of each of uint8 ``images`` ``[N, 3, H, W]``, by numbers of the step.
+
+        "strong" is :func:`udas_fast.data.auto_augment`.
+        """
+        return apply_each(images, self.draw(lambda n: draw_each(n, self.generator, kind), len(images)))
+
+    def augment_pairs(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and labels uint8 ``[N, H, W]`` under whole AutoAugment, which turns both together."""
+        operations = self.draw(lambda n: draw_whole(n, self.generator), len(images))
+        return apply_to_pairs(images, labels, operations)
 
 
 class Objective(nn.Module):
@@ -186,7 +194,7 @@ class Requirements:
         min_size: shortest side of the images, in pixels.
         auxiliary_head: reason for a network with an auxiliary head; None: one head is enough.
         networks: networks of the run that the method reads, by name.
-        views: photometric views of each unlabelled image that the loader makes, the image itself among them.
+        views: kinds of the augmented views of each unlabelled image that the loader makes.
         whole_images: whether unlabelled images are read one by one before a round, which needs a dataset.
         fresh_start: whether each round trains the network from its initial weights.
         model: kind of the network: "segmentation", or "translation"
@@ -200,7 +208,7 @@ class Requirements:
     min_size: int = 1
     auxiliary_head: str | None = None
     networks: tuple[str, ...] = ()
-    views: int = 1
+    views: tuple[ViewKind, ...] = ()
     whole_images: bool = False
     fresh_start: bool = False
     model: Literal["segmentation", "translation"] = "segmentation"

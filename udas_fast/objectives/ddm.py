@@ -46,14 +46,14 @@ class DomainMixingConfig(ObjectiveConfig, kind="domain_mixing"):
     translate: Translate = "lab"  # the source in the target's colours
     fda_beta: FdaBeta = 0.01
     # x = M⊙x_t + (1−M)⊙x_s, a rectangle of the target in the source.
-    mixing: MixingConfig = field(default_factory=lambda: MixingConfig(paste="target", augment=False))
+    mixing: MixingConfig = field(default_factory=lambda: MixingConfig(augment="none"))
     auxiliary_weight: Weight = 0.0  # DDM has one head
     # Progressive improvement: the network that labels unlabelled target images; None: there is none yet.
     labeller: str | None = None
     pseudo_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of the steps whose target images are such
     # Thresholds by class keep the surer half, and everything from a confidence of 0.9 on.
     pseudo_labels: PseudoLabelConfig = field(
-        default_factory=lambda: PseudoLabelConfig(views=1, threshold="balanced")
+        default_factory=lambda: PseudoLabelConfig(views=("identity",), threshold="balanced")
     )
 
     @property

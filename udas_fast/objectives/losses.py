@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -58,13 +60,15 @@ def _cross_entropy(
     )
 
 
-def agreement_loss(
-    output: SegmentationOutput, size: tuple[int, int], kl: Literal["mean", "symmetric"]
-) -> Tensor:
+Agreement: TypeAlias = Literal["cross_entropy", "symmetric", "mean"]
+
+
+def agreement_loss(output: SegmentationOutput, size: tuple[int, int], kl: Agreement) -> Tensor:
     """Return L_kl between the heads, averaged over the pixels of ``size`` (H, W).
 
+    ``cross_entropy``: −Σ F_a log F_p − Σ F_p log F_a, as UDAS 3.3 prints it: ``symmetric`` and both heads' entropies.
+    ``symmetric``: KL(auxiliary‖primary) + KL(primary‖auxiliary), what UDAS calls it; nothing is detached in either.
     ``mean``: KL(m‖primary) + KL(m‖auxiliary) with m = softmax(0.5·auxiliary + primary) detached (MRNet's code).
-    ``symmetric``: KL(auxiliary‖primary) + KL(primary‖auxiliary), nothing detached (UDAS, the paper).
 
     Raises:
         InputError: the network has no auxiliary head.
@@ -72,7 +76,47 @@ def agreement_loss(
     primary, auxiliary = both_heads(output, "the KL between heads")
     if kl == "mean":
         return ops.ensemble_kl(primary, auxiliary, size, align_corners=output.align_corners)
-    return ops.symmetric_kl(auxiliary, primary, size, align_corners=output.align_corners)
+    loss = ops.symmetric_kl(auxiliary, primary, size, align_corners=output.align_corners)
+    if kl == "symmetric":
+        return loss
+    # ops.entropy is normalised by log C.
+    entropies = [ops.entropy(head, size, align_corners=output.align_corners) for head in (auxiliary, primary)]
+    return loss + math.log(primary.shape[1]) * (entropies[0] + entropies[1])
+
+
+def view_loss(views: Sequence[SegmentationOutput], label: Tensor) -> Tensor:
+    """Return KL(ground truth ‖ maximum confidence map of K views): the mean cross-entropy of each pixel's surest view.
+
+    Pseudo-labelling of labelled images against their labels (UDAS 3.5). The view whose largest probability is the
+    largest is right or pays for it; the first of equally sure ones counts.
+
+    Args:
+        views: outputs of the primary head for K views of the same images.
+        label: uint8 ``[N, H, W]`` train ids; 255 is ignored, and a batch of nothing else gives zero.
+    """
+    size = (label.shape[-2], label.shape[-1])
+    corners = views[0].align_corners
+    confidence = [
+        ops.pseudo_label([view.primary.detach()], size, threshold=0.0, align_corners=corners).confidence
+        for view in views
+    ]
+    surest = torch.stack(confidence).argmax(0)
+    total = torch.stack(
+        [
+            ops.cross_entropy(
+                view.primary,
+                torch.where(surest == k, label, IGNORE),
+                align_corners=corners,
+                reduction="sum",
+            )
+            for k, view in enumerate(views)
+        ]
+    ).sum()
+    counted = label != IGNORE
+    loss = total / counted.sum().clamp_min(1)
+    return (
+        loss if distributed.get_world_size() == 1 else loss * distributed.loss_scale_for_valid_pixels(counted)
+    )
 
 
 def entropy_loss(

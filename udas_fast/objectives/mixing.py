@@ -20,17 +20,20 @@ FdaBeta: TypeAlias = Annotated[float, Field(ge=0, lt=0.5)]
 
 @config_dataclass
 class MixingConfig:
-    """Domain CutMix: a box of labelled target images in source images, or the other way round.
+    """Domain CutMix: a box of one domain in images of the other, with the labels of both (UDAS 3.4).
 
-    Without labelled target images the augmented source takes the mixed batch's place.
+    The paper erases a box of the source and fills it with the target, then trains on the result "instead of the source
+    image"; its overview figure and a word of 4.2.4 allow the other readings.
     """
 
-    # Which domain's pixels fill the box: DDM and UDAS's overview figure "source", UDAS's text "target".
-    paste: Literal["source", "target"] = "source"
+    paste: Literal["source", "target"] = "target"  # the domain whose pixels fill the box
     fit: bool = False  # keep the whole box inside instead of clipping it
     alpha: Annotated[float, Field(gt=0)] = 1.0  # λ ~ Beta(alpha, alpha); the box has area 1 − λ (CutMix)
-    replace: bool = False  # True: the mixed batch stands in place of the source batch; False: it joins it
-    augment: bool = True  # photometric AutoAugment on the mixed image, or the source
+    replace: bool = True  # the mixed batch stands in place of the source batch; False: it joins it
+    # AutoAugment of the mixed image: whole, where its label turns with it, or of colours alone.
+    augment: Literal["none", "photometric", "full"] = "full"
+    # Without labelled target images: the augmented source as a mixed batch. The paper then trains on the source alone.
+    augmented_source: bool = False
 
 
 def paired_streams(translate: Translate, mixing: MixingConfig | None) -> tuple[StreamName, ...]:
@@ -60,10 +63,18 @@ def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, ctx: Prepa
     image, label = ops.region_mix(
         inside.image, outside.image, inside.required_label, outside.required_label, boxes
     )
-    if config.augment:
-        image = ctx.augment(image)
     ids = [f"{s} + {t}" for s, t in zip(source.ids, target.ids, strict=True)]
-    return Batch(image=image, label=label, ids=ids)
+    return _augmented(Batch(image=image, label=label, ids=ids), config, ctx)
+
+
+def _augmented(images: Batch, config: MixingConfig, ctx: PrepareContext) -> Batch:
+    """Return ``images`` under the AutoAugment that ``config`` asks for."""
+    if config.augment == "full":
+        image, label = ctx.augment_pairs(images.image, images.required_label)
+        return replace(images, image=image, label=label)
+    if config.augment == "photometric":
+        return replace(images, image=ctx.augment(images.image))
+    return images
 
 
 def translated_source(batch: Batches, translate: Translate, fda_beta: float) -> Batch:
@@ -81,13 +92,13 @@ def labelled_batches(
 ) -> dict[str, Batch]:
     """Return the batches of L_seg by the loss's name: ``seg``, the source, and ``seg_mixed``, its Domain CutMix.
 
-    Without labelled target images to mix, the augmented source takes the mixed batch's place as ``seg_augmented``:
-    the teacher of self-training has to know augmented views, or the surest of K views is often a wrong one.
+    Without labelled target images there is the source, or with ``augmented_source`` that and its augmented copy
+    ``seg_augmented``: a teacher that knows augmented views is less often wrong in the surest of K.
     """
-    if mixing is None or (labelled is None and not mixing.augment):
+    if mixing is None or (labelled is None and not mixing.augmented_source):
         return {"seg": source}
     if labelled is None:
-        name, second = "seg_augmented", replace(source, image=ctx.augment(source.image))
+        name, second = "seg_augmented", _augmented(source, mixing, ctx)
     else:
         name, second = "seg_mixed", domain_cutmix(source, labelled, mixing, ctx)
     return {name: second} if mixing.replace else {"seg": source, name: second}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from udas_fast import distributed, ops
 from udas_fast.config import config_dataclass
 from udas_fast.data import Batch
+from udas_fast.data.augment import ViewKind
 from udas_fast.errors import bad
 from udas_fast.models import SegmentationOutput, to_output
 
@@ -24,14 +25,19 @@ MAX_VIEWS = 16  # of ops.pseudo_label
 class PseudoLabelConfig:
     """Views of an image that the teacher sees, and selection of its labels; the defaults are UDAS's."""
 
-    views: Annotated[int, Field(ge=1, le=16)] = (
-        3  # the image itself and photometric views of it (UDAS 4.2.5: K = 3)
+    # K views (UDAS 4.2.5: 3): the image as it is, weakly or strongly augmented.
+    views: Annotated[tuple[ViewKind, ...], Field(min_length=1, max_length=MAX_VIEWS)] = (
+        "identity",
+        "strong",
+        "strong",
     )
     flip_view: bool = False  # a mirrored view as well, at every scale
     scales: tuple[
         Annotated[float, Field(gt=0)], ...
     ] = ()  # views of these scales as well; MRNet: 1.25, flipped
     antialias: bool = True  # of the smaller scales; MRNet's code has none
+    # T of softmax(logits / T); below 1 it sharpens (UDAS 3.5: "sharpening is needed", without a number).
+    temperature: Annotated[float, Field(gt=0)] = 1.0
     heads: Literal["primary", "ensemble"] = "primary"  # "ensemble": softmax(0.5·auxiliary + primary) (MRNet)
     reduce: Literal["max", "mean"] = "max"  # maximum confidence map (UDAS 3.5); "mean": MixMatch, MRNet
     # Confidence from which a pixel is kept (UDAS 4.2.5); "balanced": a threshold for each class.
@@ -42,7 +48,7 @@ class PseudoLabelConfig:
     labels: Literal["online", "disk"] = "online"
 
     def __post_init__(self) -> None:
-        count = self.views + (1 + len(self.scales)) * (1 + self.flip_view) - 1
+        count = len(self.views) + (1 + len(self.scales)) * (1 + self.flip_view) - 1
         if count > MAX_VIEWS:
             raise bad("views", f"{count} with scales and flips", f"at most {MAX_VIEWS}")
 
@@ -100,11 +106,13 @@ class PseudoLabeller(nn.Module):
             )
         return config.threshold
 
-    def photometric_views(self, images: Batch, augment: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Return the images and augmented versions, each uint8 ``[N, 3, H, W]``; the loader's where it made them."""
-        if images.views is not None:
-            return [images.image, *images.views.unbind(1)]
-        return [images.image] + [augment(images.image) for _ in range(self.config.views - 1)]
+    def photometric_views(self, images: Batch, augment: Callable[[Tensor, ViewKind], Tensor]) -> list[Tensor]:
+        """Return the K views, each uint8 ``[N, 3, H, W]``; those that the loader made where it did."""
+        kinds = self.config.views
+        if images.views is None:
+            return [images.image if k == "identity" else augment(images.image, k) for k in kinds]
+        made = iter(images.views.unbind(1))
+        return [images.image if k == "identity" else next(made) for k in kinds]
 
     @torch.no_grad()
     def views(
@@ -112,7 +120,7 @@ class PseudoLabeller(nn.Module):
     ) -> tuple[list[SegmentationOutput], list[bool]]:
         """Return the teacher's output for each of its K views, and whether a view is mirrored.
 
-        ``photometric`` are :meth:`photometric_views`; the geometric views are those of the first one.
+        ``photometric`` are :meth:`photometric_views`; the geometric views are those of the first one of them.
         """
         self.teacher.eval()
         config = self.config
@@ -136,6 +144,7 @@ class PseudoLabeller(nn.Module):
             logits,
             size,
             threshold=threshold,
+            temperature=self.config.temperature,
             flips=list(flips),
             reduce=self.config.reduce,
             align_corners=views[0].align_corners,

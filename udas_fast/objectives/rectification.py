@@ -24,7 +24,7 @@ from udas_fast.objectives.pseudo_labels import PseudoLabelConfig, PseudoLabeller
 
 # Every pixel is labelled, by the mean over scales 1 and 1.25 and their mirror images of both heads' ensemble.
 MRNET_LABELS = PseudoLabelConfig(
-    views=1,
+    views=("identity",),
     flip_view=True,
     scales=(1.25,),
     antialias=False,

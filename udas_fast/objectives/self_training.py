@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from udas_fast import ops
 from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
+from udas_fast.data.augment import ViewKind
 from udas_fast.data.classes import IGNORE
 from udas_fast.models import SegmentationOutput
 from udas_fast.objectives.base import (
     Batches,
+    Domain,
     Losses,
     Objective,
     ObjectiveConfig,
@@ -24,7 +26,7 @@ from udas_fast.objectives.base import (
     Requirements,
     StepContext,
 )
-from udas_fast.objectives.losses import segmentation_loss
+from udas_fast.objectives.losses import segmentation_loss, view_loss
 from udas_fast.objectives.mixing import (
     FdaBeta,
     MixingConfig,
@@ -39,7 +41,7 @@ from udas_fast.objectives.pseudo_labels import PseudoLabelConfig, PseudoLabeller
 
 @config_dataclass
 class ConsistencyConfig:
-    """KL(mean of the teacher's views ‖ the student's view) (UDAS's overview figure)."""
+    """KL(mean of the teacher's views ‖ the student's view) on unlabelled images (UDAS's overview figure)."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] = 1.0  # of both sides
@@ -54,9 +56,12 @@ class SelfTrainingConfig(ObjectiveConfig, kind="self_training"):
     pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     pseudo_weight: Weight = 1.0
     auxiliary_weight: Weight = 0.1
-    student: Literal["teacher", "fresh"] = "teacher"  # where a round's student starts from (UDAS 3.5)
+    # Where a round's student starts from: "another, new student" has the run's first weights (UDAS 3.5).
+    student: Literal["teacher", "fresh"] = "fresh"
     augment: bool = True  # photometric AutoAugment on the target images that the student sees
-    consistency: ConsistencyConfig | None = None
+    consistency: ConsistencyConfig | None = field(default_factory=ConsistencyConfig)
+    # λ of the KL between the ground truth and the student's own pseudo-labelling of labelled images (UDAS 3.5).
+    label_consistency_weight: Weight = 1.0
     translate: Translate = "none"  # the source in the target's style: LAB statistics (DDM), or FDA
     fda_beta: FdaBeta = 0.01
     mixing: MixingConfig | None = None
@@ -72,18 +77,19 @@ class SelfTrainingConfig(ObjectiveConfig, kind="self_training"):
             auxiliary_head=None
             if self.pseudo_labels.heads == "primary"
             else "the teacher's ensemble of heads",
-            views=self.pseudo_labels.views if online else 1,
+            views=self._loader_views(),
             whole_images=not online,
             fresh_start=self.student == "fresh",
         )
 
+    def _loader_views(self) -> tuple[ViewKind, ...]:
+        """Return the kinds of the views that the loader may make."""
+        online = self.pseudo_labels.labels == "online"
+        return tuple(kind for kind in self.pseudo_labels.views if kind != "identity") if online else ()
+
     def build(self, num_classes: int) -> SelfTraining:
         """Return the objective."""
         return SelfTraining(self, num_classes)
-
-    def small(self) -> SelfTrainingConfig:
-        """Return this configuration with thresholds by class: teachers of short runs are sure of large classes only."""
-        return replace(self, pseudo_labels=replace(self.pseudo_labels, threshold="balanced"))
 
 
 @dataclass
@@ -95,12 +101,14 @@ class SelfTrainingBatch:
         views: photometric views for the teacher; empty where it sees none.
         mixed: source images and their Domain CutMix by the loss's name.
         labelled: labelled target images as the student sees them.
+        own_views: K views of the labelled images of each domain for the student, and their labels.
     """
 
     target: Batch
     views: Sequence[Tensor]
     mixed: dict[str, Batch]
     labelled: Batch | None
+    own_views: dict[Domain, tuple[Sequence[Tensor], Tensor]]
 
 
 class SelfTraining(Objective):
@@ -130,7 +138,16 @@ class SelfTraining(Objective):
         student = replace(augmented(target), views=None)
         source = translated_source(batch, config.translate, config.fda_beta)
         mixed = labelled_batches(source, labelled, config.mixing, ctx)
-        return SelfTrainingBatch(student, views, mixed, None if labelled is None else augmented(labelled))
+        own_views: dict[Domain, tuple[Sequence[Tensor], Tensor]] = {}
+        if config.label_consistency_weight:
+            domains: dict[Domain, Batch | None] = {"source": source, "target": labelled}
+            for domain, images in domains.items():
+                if images is not None:
+                    views_of = self.labeller.photometric_views(images, ctx.augment)
+                    own_views[domain] = views_of, images.required_label
+        return SelfTrainingBatch(
+            student, views, mixed, None if labelled is None else augmented(labelled), own_views
+        )
 
     def training_step(self, model: nn.Module, batch: SelfTrainingBatch, ctx: StepContext) -> Losses:
         """Label by the teacher, then minimise the student's losses."""
@@ -172,7 +189,13 @@ class SelfTraining(Objective):
             losses[name] = self._labelled_loss(output, mixed)
             ctx.backward(losses[name])
 
-        # Labelled target images themselves, augmented: the student agrees with the ground truth.
+        # Labelled images of either domain: the student's own pseudo-labelling agrees with the ground truth.
+        for domain, (own, label) in batch.own_views.items():
+            outputs = [ctx.forward(model, view, domain=domain) for view in own]
+            losses[f"views_{domain}"] = view_loss(outputs, label)
+            ctx.backward(config.label_consistency_weight * losses[f"views_{domain}"])
+
+        # Labelled target images themselves, augmented.
         if batch.labelled is not None:
             output = ctx.forward(model, batch.labelled.image, domain="target")
             loss = self._labelled_loss(output, batch.labelled)

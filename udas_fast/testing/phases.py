@@ -44,7 +44,7 @@ class RandomLoader:
         size, n = geometry.crop or geometry.size, recipe.input.batch_size_of(name)
         self.global_batch = n
         labelled = name != "unlabelled" or requirements.whole_images
-        views = requirements.views if name == "unlabelled" else 1
+        views = len(requirements.views) if name == "unlabelled" else 0
         generator = torch.Generator().manual_seed(seed)
         share = distributed.per_rank(n, f"batch size of {name}")
         rows = slice(distributed.get_rank() * share, (distributed.get_rank() + 1) * share)
@@ -55,7 +55,7 @@ class RandomLoader:
         def batch() -> Batch:
             image, label = numbers(256, n, 3, *size), numbers(CLASSES, n, *size)
             label[0, : size[0] // 4] = 255  # the processes' images have different numbers of labelled pixels
-            others = numbers(256, n, views - 1, 3, *size)[rows] if views > 1 else None
+            others = numbers(256, n, views, 3, *size)[rows] if views else None
             ids = [f"{name}-{i}" for i in range(n)][rows]
             return Batch(image[rows], label[rows] if labelled else None, ids, others).to(device)
 

@@ -33,7 +33,7 @@ class Entry:
     @property
     def name(self) -> str:
         """Name of the row in the table."""
-        if self.num_labels or self.recipe == "udas":
+        if self.num_labels or self.recipe == "udas_tuned":
             return f"{self.recipe}, {self.num_labels} labels"
         return self.recipe
 
@@ -47,7 +47,12 @@ class Entry:
         return small(get_recipe(self.recipe), size=SIZE, steps=self.steps)
 
 
-ENTRIES = (Entry("no_adaptation"), Entry("udas"), Entry("udas", NUM_LABELS), Entry("supervised", NUM_LABELS))
+ENTRIES = (
+    Entry("no_adaptation"),
+    Entry("udas_tuned"),
+    Entry("udas_tuned", NUM_LABELS),
+    Entry("supervised", NUM_LABELS),
+)
 
 
 def run_demo(out: Path, *, seed: int = 0, device: str = "auto") -> dict[str, evaluation.Scores]:

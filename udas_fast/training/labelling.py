@@ -22,10 +22,10 @@ from udas_fast.data import (
     PseudoLabelFolder,
     Sample,
     SegmentationDataset,
-    auto_augment,
     resize,
     with_labels,
 )
+from udas_fast.data.augment import apply_each, draw_each
 from udas_fast.data.classes import IGNORE
 from udas_fast.data.pseudo_labels import read_summary, write_json
 from udas_fast.errors import InputError
@@ -87,7 +87,8 @@ def label_image(
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
     generator = round.generator("views", index)
     photometric = labeller.photometric_views(
-        Batch(image, None, [sample.id]), lambda images: auto_augment(images, generator)
+        Batch(image, None, [sample.id]),
+        lambda images, kind: apply_each(images, draw_each(len(images), generator, kind)),
     )
     views, flips = labeller.views(photometric, round.normalize)
     if isinstance(threshold, Tensor):
