@@ -113,7 +113,14 @@ def batches(
             yield [part.to(device) for part in batch]
         return
     train_loader = TrainLoader(
-        files, Geometry(size=size, flip=True), 2, 0, "data", workers, engine=loader, views=views
+        files,
+        Geometry(size=size, flip=True),
+        2,
+        0,
+        "data",
+        workers,
+        engine=loader,
+        views=("strong",) * (views - 1),
     )
     for batch in train_loader.batches(device=device):
         images = [batch.image] if batch.views is None else [batch.image, *batch.views.unbind(1)]

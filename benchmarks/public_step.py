@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from udas_fast.models import SegmentationOutput
 from udas_fast.objectives import Losses, StepContext
 from udas_fast.objectives.adaptation import Adaptation, AdaptationBatch
 from udas_fast.objectives.base import Domain
+from udas_fast.objectives.losses import Agreement
 from udas_fast.objectives.self_training import SelfTraining, SelfTrainingBatch
 
 Heads = tuple[Tensor, Tensor]
@@ -48,8 +48,11 @@ def kl(target: Tensor, logits: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="sum") / target[:, 0].numel()
 
 
-def agreement(primary: Tensor, auxiliary: Tensor, kind: Literal["mean", "symmetric"]) -> Tensor:
-    """Return the KL between the heads: "mean" as in MRNet's code, "symmetric" as in UDAS's text."""
+def agreement(primary: Tensor, auxiliary: Tensor, kind: Agreement) -> Tensor:
+    """Return the KL between the heads: "mean" as in MRNet's code, the others as in UDAS's text and its formula."""
+    if kind == "cross_entropy":
+        p, q = (F.log_softmax(m, dim=1) for m in (primary, auxiliary))
+        return -(q.exp() * p + p.exp() * q).sum(1).mean()
     if kind == "symmetric":
         return kl(F.softmax(auxiliary, dim=1), primary) + kl(F.softmax(primary, dim=1), auxiliary)
     mean = F.softmax((0.5 * auxiliary + primary).detach(), dim=1)

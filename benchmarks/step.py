@@ -267,14 +267,14 @@ def _peaks(recipe: Recipe) -> dict[str, int]:
 
 
 def recipe_of(device: str, source: tuple[int, int], target: tuple[int, int], batch_size: int) -> Recipe:
-    """UDAS at these sizes, on a small network for a CPU."""
+    """UDAS at these sizes, on a small network for a CPU, with the terms that the public code has."""
     settings = [
         *(SMALL if device == "cpu" else ()),
         f"input.source.size={list(source)}",
         f"input.target.size={list(target)}",
         f"input.batch_size={batch_size}",
     ]
-    return override(get_recipe("udas"), settings)
+    return override(get_recipe("udas_tuned"), settings)
 
 
 def capped(recipe: Recipe, stage: str, arguments: argparse.Namespace, cap: float) -> dict[str, Any]:

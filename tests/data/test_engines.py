@@ -180,7 +180,7 @@ def test_every_operation_of_the_policy_is_the_same_in_both_engines(make_dataset,
     views = []
     for engine in ("torch", "dali"):
         drawn = iter(operations)
-        monkeypatch.setattr(augment, "draw", lambda rng, drawn=drawn: next(drawn, ()))
+        monkeypatch.setattr(augment, "draw", lambda rng, kind, drawn=drawn: next(drawn, ()))
         geometry = Geometry(size=(96, 128))
         batch = take(dataset, engine, 1, views=("strong",), batch=len(operations), geometry=geometry)[0]
         views.append(batch.views[:, 0, :, 1:-1, 1:-1].float())

@@ -12,8 +12,8 @@ from udas_fast.data.domains import DataConfig
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.recipes import get_recipe, override
 from udas_fast.recipes.cyclegan import small_cyclegan
-from udas_fast.translation import Translation, TranslationConfig, at_native_size
-from udas_fast.translation.write import is_complete
+from udas_fast.training.translation import Translation, TranslationConfig, at_native_size
+from udas_fast.training.translation.write import is_complete
 
 IMAGES = 5
 # SGD carries rounding on as it is; the third step shows the discriminators images of the ones before.

@@ -43,7 +43,8 @@ UDAS = AdaptationConfig(
     agreement=AgreementConfig(),
 )
 LABELS = PseudoLabelConfig(threshold=0.3)
-SELF_TRAINING = SelfTrainingConfig(pseudo_labels=LABELS, translate="lab", mixing=MixingConfig())
+ONLY_LABELS = SelfTrainingConfig(pseudo_labels=LABELS, consistency=None, label_consistency_weight=0.0)
+SELF_TRAINING = replace(ONLY_LABELS, translate="lab", mixing=MixingConfig())
 CONFIGS = {"adaptation": UDAS, "self_training": SELF_TRAINING}
 PUBLIC = {AdaptationConfig: PublicAdaptation, SelfTrainingConfig: PublicSelfTraining}
 STAGES = pytest.mark.parametrize("stage", CONFIGS)
@@ -88,17 +89,20 @@ def assert_same(ours: Found, theirs: Found, tolerance: float = 1e-4) -> None:
 
 TERMS = {
     "adaptation": CONFIGS["adaptation"],
+    "MRNet's KL": replace(UDAS, agreement=AgreementConfig(kl="mean")),
     "symmetric KL": replace(UDAS, agreement=AgreementConfig(kl="symmetric")),
     "no KL": replace(UDAS, agreement=None),
     "one level": AdaptationConfig(auxiliary_weight=0, adversary=AdversaryConfig(weights=(0.001, 0), width=4)),
-    "mixed images alone": replace(UDAS, mixing=MixingConfig(paste="target", replace=True)),
+    "mixed images beside the source": replace(UDAS, mixing=MixingConfig(paste="source", replace=False)),
     "self_training": CONFIGS["self_training"],
-    "one view": replace(SELF_TRAINING, pseudo_labels=replace(LABELS, views=1)),
+    "one view": replace(SELF_TRAINING, pseudo_labels=replace(LABELS, views=("identity",))),
     "five views, scaled and mirrored, their mean": replace(
         SELF_TRAINING,
-        pseudo_labels=replace(LABELS, views=5, scales=(1.25,), flip_view=True, reduce="mean"),
+        pseudo_labels=replace(
+            LABELS, views=("identity", *["strong"] * 4), scales=(1.25,), flip_view=True, reduce="mean"
+        ),
     ),
-    "no mixing": SelfTrainingConfig(pseudo_labels=LABELS),
+    "no mixing": ONLY_LABELS,
 }
 
 

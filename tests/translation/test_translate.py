@@ -30,7 +30,7 @@ from udas_fast.recipes import get_recipe, override, small
 from udas_fast.recipes.cyclegan import small_cyclegan
 from udas_fast.tools.report import watch_run
 from udas_fast.training.run_folder import locked
-from udas_fast.translation import Translation, TranslationConfig, at_native_size, open_datasets
+from udas_fast.training.translation import Translation, TranslationConfig, at_native_size, open_datasets
 
 STEPS = 6
 TINY = ("width=4", "blocks=1", "discriminator_width=4", "pool=2")

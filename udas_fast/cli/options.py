@@ -82,6 +82,14 @@ LearningRate = Annotated[
         help="learning rate of the first stage; later stages keep their proportion to it",
     ),
 ]
+Translate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=RECIPE,
+        help="how the source gets the target's style: cyclegan (trained first, into OUT/translation), lab, fda or none",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -268,9 +276,11 @@ def read_changes(
     steps: int | None = None,
     batch_size: str | None = None,
     lr: float | None = None,
+    translate: str | None = None,
 ) -> Changes:
     """Return the changes of a recipe that the options of these names ask for."""
     from udas_fast.recipes import Changes, StreamBatchSize
+    from udas_fast.recipes.translation import TRANSLATIONS
 
     plain, streams = ([], StreamBatchSize()) if batch_size is None else parse_batch_sizes(batch_size)
     if len(plain) > 1:
@@ -282,6 +292,7 @@ def read_changes(
         batch_size=plain[0] if plain else None,
         stream_batch_size=streams,
         lr=lr,
+        translate=None if translate is None else one_of("--translate", translate, TRANSLATIONS),
     )
 
 

@@ -40,6 +40,7 @@ from udas_fast.cli.options import (
     Steps,
     Target,
     TaskFile,
+    Translate,
     Weights,
     load_methods,
     one_of,
@@ -72,6 +73,7 @@ def train(
     steps: Steps = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
+    translate: Translate = None,
     settings: Settings = None,
     weights: Weights = None,
     reset_head: ResetHead = False,
@@ -149,7 +151,7 @@ def train(
             resume, max_bad_files=max_bad_files, allow_other_data=allow_other_data, device=device
         )
     else:
-        changes = read_changes(small, size, steps, batch_size, lr)
+        changes = read_changes(small, size, steps, batch_size, lr, translate)
         chosen = read_recipe("train", recipe, recipe_file, changes, settings)
         if out is None:
             raise bad("--out", "none", "the folder of the run")
@@ -326,7 +328,7 @@ def translate(
     from udas_fast.data.domains import DataConfig
     from udas_fast.distributed import join, leave
     from udas_fast.recipes import override
-    from udas_fast.translation import Translation, TranslationConfig, at_native_size
+    from udas_fast.training.translation import Translation, TranslationConfig, at_native_size
 
     if resume is not None:
         refuse_beside_resume(context, "allow_other_data", "device")
@@ -364,13 +366,12 @@ def _read_cyclegan(
     lr: float | None,
 ) -> Recipe:
     """Return recipe cyclegan, or that of ``file``, with these changes; a size is that of its crops."""
-    from udas_fast.recipes.cyclegan import small_cyclegan
-    from udas_fast.recipes.small_recipes import STEPS
+    from udas_fast.recipes.cyclegan import SMALL_STEPS, small_cyclegan
 
     name = "cyclegan" if file is None else None
     recipe = read_recipe("translate", name, file, read_changes(batch_size=batch_size, lr=lr), ())
     if small is not None:
-        recipe = small_cyclegan(recipe, crop=parse_size(small, "--small"), steps=steps or STEPS)
+        recipe = small_cyclegan(recipe, crop=parse_size(small, "--small"), steps=steps or SMALL_STEPS)
     elif steps is not None:
         recipe = read_changes(steps=steps).apply(recipe)
     if size is not None:

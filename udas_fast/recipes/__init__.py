@@ -19,6 +19,7 @@ from udas_fast.recipes.recipe import (
 )
 from udas_fast.recipes.settings import has_key, override
 from udas_fast.recipes.small_recipes import small
+from udas_fast.recipes.translation import with_translation
 
 __all__ = [
     "Changes",
@@ -41,6 +42,7 @@ __all__ = [
     "with_lr",
     "with_size",
     "with_steps",
+    "with_translation",
 ]
 
 

@@ -11,6 +11,7 @@ from udas_fast.data.inputs import StreamBatchSize
 from udas_fast.errors import bad, unknown
 from udas_fast.recipes.recipe import Recipe, Stage
 from udas_fast.recipes.small_recipes import small
+from udas_fast.recipes.translation import Translation, with_translation
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Changes:
     batch_size: int | None = None
     stream_batch_size: StreamBatchSize = field(default_factory=StreamBatchSize)
     lr: float | None = None
+    translate: Translation | None = None
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Return ``recipe`` with these changes, :func:`udas_fast.recipes.small` first.
@@ -37,6 +39,8 @@ class Changes:
             recipe = with_steps(recipe, self.steps)
         if self.size is not None:
             recipe = with_size(recipe, self.size)
+        if self.translate is not None:
+            recipe = with_translation(recipe, self.translate, small=self.small is not None)
         recipe = with_batch_size(recipe, self.batch_size, self.stream_batch_size)
         return recipe if self.lr is None else with_lr(recipe, self.lr)
 
@@ -56,6 +60,7 @@ class Changes:
             "--steps": self.steps and str(self.steps),
             "--batch-size": ",".join([*batch, *streams]),
             "--lr": self.lr and repr(self.lr),
+            "--translate": self.translate,
         }
         return [word for option, text in texts.items() if text for word in (option, text)]
 

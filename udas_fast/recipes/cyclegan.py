@@ -9,6 +9,8 @@ from udas_fast.errors import bad
 from udas_fast.objectives.cyclegan import CycleGANConfig
 from udas_fast.recipes.recipe import Recipe, Stage
 
+SMALL_STEPS = 600  # minutes on two CPU cores
+
 CYCLEGAN = Recipe(
     name="cyclegan",
     title="CycleGAN",
@@ -39,7 +41,7 @@ CYCLEGAN = Recipe(
 )
 
 
-def small_cyclegan(recipe: Recipe, *, crop: tuple[int, int], steps: int) -> Recipe:
+def small_cyclegan(recipe: Recipe, *, crop: tuple[int, int], steps: int = SMALL_STEPS) -> Recipe:
     """``recipe`` for CPUs: a quarter of the width, four residual blocks, ``crop`` (H, W) and ``steps``.
 
     Raises:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable
 
 from udas_fast.recipes.recipe import Recipe, Stage
+from udas_fast.recipes.translation import translation_of
 
 STREAMS = {
     "source": "labelled source",
@@ -27,7 +28,7 @@ def _paragraph(recipe: Recipe) -> str:
         "paper": recipe.paper,
         "published": recipe.published,
         "needs": ", ".join([*(STREAMS[name] for name in STREAMS if name in needs), *optional]),
-        "translation": ", ".join(_translations(recipe)),
+        "translation": ", ".join(translation_of(recipe)),
     }
     lines = [
         textwrap.fill(text, 100, initial_indent=f"  {title:<12}", subsequent_indent=" " * 14)
@@ -41,9 +42,3 @@ def _stage(stage: Stage) -> str:
     rounds = f"{stage.rounds} × " if stage.rounds > 1 else ""
     kind = "" if stage.name == stage.objective.kind else f" ({stage.objective.kind})"
     return f"{stage.name}{kind} {rounds}{stage.steps:,} steps"
-
-
-def _translations(recipe: Recipe) -> list[str]:
-    """Return the ways in which the stages translate the source, each once."""
-    ways = [getattr(stage.objective, "translate", "none") for stage in recipe.stages]
-    return [way for way in dict.fromkeys(ways) if way != "none"]

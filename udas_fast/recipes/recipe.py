@@ -132,6 +132,8 @@ class Recipe:
     name: Annotated[str, Field(pattern=r"^\w[\w .+-]*$", max_length=100)]
     summary: str
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    # CycleGAN, trained before the first stage, whose images of the source all stages then read (UDAS 3.2).
+    translation: Recipe | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     input: InputConfig = field(default_factory=InputConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -152,6 +154,10 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if twice := [name for name in names if names.count(name) > 1]:
             raise bad("stages", f"two of the name {twice[0]!r}", "names that differ")
+        if self.translation is not None and (
+            self.translation.trains != "translation" or self.trains == "translation"
+        ):
+            raise bad("translation", f"recipe {self.translation.name}", "one that trains CycleGAN, or null")
         if len({stage.objective.requirements.model for stage in self.stages}) > 1:
             raise bad("stages", "segmentation and translation", "one of them")
         for name in ("compile", "cuda_graphs"):
@@ -217,6 +223,8 @@ def recipe_from_dict(data: object, origin: str = "recipe") -> Recipe:
     if isinstance(data, dict) and isinstance(data.get("stages"), list):
         stages = [_with_objective(stage, f"{origin}: stages[{i}]") for i, stage in enumerate(data["stages"])]
         data = {**data, "stages": stages}
+    if isinstance(data, dict) and isinstance(data.get("translation"), dict):
+        data = {**data, "translation": recipe_from_dict(data["translation"], f"{origin}: translation")}
     return from_dict(Recipe, data, origin)
 
 

@@ -12,6 +12,7 @@ from udas_fast.models import BACKBONES
 from udas_fast.recipes.recipe import Recipe, recipe_from_dict
 
 EVERY_STAGE = "*"
+STAGES = ("stages", "translation.stages")  # lists whose items have names
 
 
 class MissingPart(NamedTuple):
@@ -74,7 +75,7 @@ def _assign(data: dict[str, Any], key: str, value: object) -> None:
         if not known:
             raise bad(f"--set {key}", f"{place}, which has no keys", f"{place}=VALUE, in YAML")
         raise unknown(f"--set {key}: key of {place}", name, known)
-    if key.startswith("stages.") and key.count(".") == 1:
+    if key.rpartition(".")[0] in STAGES:
         raise bad(f"--set {key}", "a whole stage", "a key inside it")
     for owner in found:
         owner[key.split(".")[-1]] = value
@@ -87,7 +88,7 @@ def _look_up(data: list[dict[str, Any]], key: str) -> list[dict[str, Any]] | Mis
     for depth, name in enumerate(names):
         place = ".".join(names[:depth])
         mappings = [found for node in nodes if (found := _mapping(node, place)) is not None]
-        every = place == "stages" and name == EVERY_STAGE
+        every = place in STAGES and name == EVERY_STAGE
         owners = mappings if every else [mapping for mapping in mappings if name in mapping]
         if not owners:
             known = frozenset(key for mapping in mappings for key in mapping)
@@ -98,6 +99,6 @@ def _look_up(data: list[dict[str, Any]], key: str) -> list[dict[str, Any]] | Mis
 
 def _mapping(node: Any, place: str) -> dict[str, Any] | None:
     """Return the children of ``node`` by name, None where it has no named children."""
-    if place == "stages" and isinstance(node, list):
+    if place in STAGES and isinstance(node, list):
         return {stage["name"]: stage for stage in node if isinstance(stage, dict) and "name" in stage}
     return node if isinstance(node, dict) else None

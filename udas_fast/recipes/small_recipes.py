@@ -11,6 +11,7 @@ from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.errors import bad
 from udas_fast.objectives import ObjectiveConfig
 from udas_fast.recipes.recipe import Recipe, Stage
+from udas_fast.recipes.translation import with_translation
 
 STEPS = 600  # minutes on two CPU cores
 
@@ -21,11 +22,13 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int = STEPS, batch_si
     Where there are several stages, the rounds of the later ones share a third of the steps and the first takes
     the rest; stages of equal length stay so. AdamW replaces SGD, whose published rates are for ImageNet weights;
     a stage that learns at a lower rate than AdaptSegNet's keeps the proportion. Self-training learns at a lower
-    rate and with thresholds by class: the teachers of short runs are sure of the large classes only.
+    rate. LAB statistics take the place of a CycleGAN, which trains longer than all the rest.
 
     Raises:
         InputError: fewer steps than rounds.
     """
+    if recipe.translation is not None:
+        recipe = with_translation(recipe, "lab")
     lengths: dict[str, int] = {}
     for network in dict.fromkeys(stage.network for stage in recipe.stages):
         stages = [stage for stage in recipe.stages if stage.network == network]

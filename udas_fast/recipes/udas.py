@@ -9,30 +9,29 @@ from udas_fast.objectives.adversary import AdversaryConfig
 from udas_fast.objectives.mixing import MixingConfig
 from udas_fast.objectives.pseudo_labels import PseudoLabelConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
+from udas_fast.recipes.cyclegan import CYCLEGAN
 from udas_fast.recipes.recipe import Recipe, Stage
 
 PAPER = "Self-training with combined unsupervised domain adaptation and semi-supervised learning (UDAS)"
 
+_ADAPTATION = AdaptationConfig(  # 3.3 and 3.4
+    mixing=MixingConfig(),
+    adversary=AdversaryConfig(),
+    agreement=AgreementConfig(),
+)
+
 UDAS = Recipe(
     name="udas",
     title="UDAS",
-    summary="LAB translation, multi-level adversary, head agreement, Domain CutMix, then K-view self-training",
+    summary="CycleGAN, multi-level adversary, head agreement, Domain CutMix, then consistent K-view self-training",
     paper=PAPER,
     published="GTA5 → Cityscapes 43.9 without labels, 63.5 with all",
+    translation=CYCLEGAN,  # 3.2
     stages=(
+        Stage("adaptation", _ADAPTATION, steps=150_000),  # AdaptSegNet's early stop
         Stage(
-            "adaptation",  # UDAS 3.2-3.4
-            AdaptationConfig(
-                translate="lab",
-                mixing=MixingConfig(),
-                adversary=AdversaryConfig(),
-                agreement=AgreementConfig(),
-            ),
-            steps=150_000,  # AdaptSegNet's early stop
-        ),
-        Stage(
-            "self_training",  # UDAS 3.5
-            SelfTrainingConfig(translate="lab", mixing=MixingConfig()),
+            "self_training",  # 3.5
+            SelfTrainingConfig(mixing=MixingConfig()),
             steps=50_000,  # the budget is ours
             rounds=2,
         ),
@@ -58,7 +57,7 @@ UDA = Recipe(
 # The model that UDAS 3.3 leaves blank is probably MRNet, which stands at this place in its list of references: numbers
 # of that code's command line (seg_uncertainty.py).
 _MRNET = replace(
-    UDAS.stages[0].objective,
+    _ADAPTATION,
     auxiliary_weight=0.5,
     agreement=AgreementConfig(kl="mean", weight=0.1, start=15 / 25),
 )
@@ -81,13 +80,15 @@ UDAS_TUNED = replace(
     UDAS,
     name="udas_tuned",
     title="UDAS, tuned",
-    summary="UDAS as it does better on small tasks: source boxes in target images beside an augmented source, "
-    "thresholds and statistics by class and domain, students that go on",
+    summary="UDAS as it does better on small tasks: LAB statistics, source boxes in target images beside an augmented "
+    "source, thresholds by class, statistics by domain, students that go on",
+    translation=None,
     stages=(
         replace(
             UDAS.stages[0],
             objective=replace(
-                UDAS.stages[0].objective,
+                _ADAPTATION,
+                translate="lab",
                 mixing=_JOINED,
                 agreement=AgreementConfig(kl="mean", weight=0.1, start=0.1),
             ),

@@ -74,6 +74,10 @@ class Run:
         self.bad_files = BadFiles(self.domains.max_bad_files)
         self.bad_steps = BadSteps(self.settings.max_bad_steps)
 
+    def use(self, domains: Domains) -> None:
+        """Train on other ``domains`` from here on (collective)."""
+        self.domains, self.files = domains, distributed.on_main(domains.file_lists)
+
     def load(self) -> tuple[list[Phase], Saved | None]:
         """Take over the newest checkpoint; return the phases that are left, and the state of the first of them.
 

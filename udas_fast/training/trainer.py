@@ -51,6 +51,7 @@ from udas_fast.training.run_folder import (
     require_unused,
     write_run_file,
 )
+from udas_fast.training.translation.first import check_translation, translate_source, untranslated_twice
 
 
 class Trainer:
@@ -106,6 +107,7 @@ class Trainer:
         self.device = distributed.join(device)
         recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
         data = data.absolute() if isinstance(data, DataConfig) else data
+        recipe = untranslated_twice(recipe, data)
         domains = open_domains(data, recipe) if isinstance(data, DataConfig) else data
         objects = {"model": model, "optimizer": optimizer}
         settings = {
@@ -197,6 +199,7 @@ class Trainer:
             )
         if any(stage.optimizer.name == "apex_sgd" for stage in recipe.stages):
             apex_sgd()  # now, and not when its stage begins
+        check_translation(recipe, config.data)
         recipe = replace(recipe, model=recipe.model.resolved())
         self.recipe, self.config, self.run_dir, self.domains = recipe, config, run_dir, domains
         amp = build_amp(recipe.precision, self.device)
@@ -283,6 +286,9 @@ class Trainer:
             require_same_run(self.run_dir, self.recipe, self.config)
             precision = self.networks.amp.name
             distributed.on_main(lambda: write_environment(self.run_dir, self._processes(), precision))
+            if self.recipe.translation is not None:
+                self._run.use(self._with_translated_source(self.recipe.translation))
+                self.domains = self._run.domains
             phases, saved = self._run.load()
             with attempting(self._run, phases, saved) as attempt:
                 for phase in phases:
@@ -295,6 +301,19 @@ class Trainer:
                     saved = None
             distributed.on_main(self._finish)
         return self.scores
+
+    def _with_translated_source(self, recipe: Recipe) -> Domains:
+        """Return the run's data with the source's images as a CycleGAN by ``recipe`` shows them, made now or before."""
+        assert self.config.data is not None  # check_translation
+        source = translate_source(
+            recipe,
+            self.config.data,
+            self.run_dir / "translation",
+            settings=self.config,
+            allow_other_data=self._run.allow_other_data,
+            device=str(self.device),
+        )
+        return replace(self.domains, source=source)
 
     def _run_phase(self, phase: Phase, attempt: Attempt, saved: Saved | None) -> None:
         """Train and score one phase, from its start or from the state ``saved``."""

@@ -38,8 +38,8 @@ from udas_fast.training.run_folder import (
     require_same_run,
     require_unused,
 )
-from udas_fast.translation.sheet import write_sheet
-from udas_fast.translation.write import is_complete, write_images
+from udas_fast.training.translation.sheet import write_sheet
+from udas_fast.training.translation.write import is_complete, write_images
 
 SPLIT = "train"
 SAMPLES = 4  # rows of a sample sheet
