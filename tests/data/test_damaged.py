@@ -74,7 +74,7 @@ def _variants(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator, png1
         "swapped": (_encoded(ids), _encoded(image), False),
         "empty image": (b"", label, False),
         "empty label": (png, b"", False),
-        "label of another size": (png, _palette(small), False),
+        "label of another size": (png, _palette(small), True),  # GTA5's are resized
         "16-bit colour label": (png, png16(wide, [0] * SIZE[0]), False),
         "label of floats": (png, _encoded(Image.fromarray(ids.astype(np.float32)), "TIFF"), False),
         "byte turned over in the label": (png, bytes(flipped), False),
@@ -111,7 +111,8 @@ def damaged(
             name = f"{kind.replace(' ', '_')}_{copy}"
             (root / "images" / f"{name}.png").write_bytes(image_file)
             (root / "labels" / f"{name}.png").write_bytes(label_file)
-            meant[name] = (ids if kind != "1-pixel" else np.full((1, 1), 7, np.uint8), readable)
+            others = {"1-pixel": np.full((1, 1), 7, np.uint8), "label of another size": ids[: SIZE[0] // 2]}
+            meant[name] = (others.get(kind, ids), readable)
     assert len(meant) == 200
     return root, meant
 

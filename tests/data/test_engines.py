@@ -84,6 +84,25 @@ def test_labels_are_identical_in_every_format_and_geometry(make, kind, highest):
             assert torch.equal(a.label, b.label)
 
 
+def test_gta5_labels_of_another_size_are_resized_in_both_engines(make):
+    """As downloaded, some of GTA5's labels differ in size from their image, and every public loader resizes both."""
+    dataset = make("gta5", 35)
+    sample = dataset.samples[0]
+    whole = Image.open(sample.label)
+    height, width = dataset[0].image.shape[:2]
+    smaller = whole.resize((width - 7, height - 3), Image.Resampling.NEAREST)
+    smaller.save(sample.label)
+    wanted = np.asarray(smaller.resize((width, height), Image.Resampling.NEAREST))
+    assert np.array_equal(dataset[0].label, dataset.id_map.table[wanted])
+    report = check_dataset(dataset)
+    report.require_clean()
+    notice = f"labels of another size than their image, to which they are resized: 1 ({sample.id})"
+    assert notice in report.notices()
+    for geometry in (GEOMETRY, Geometry(size=(45, 64), flip=True), Geometry(size=(height, width))):
+        for a, b in zip(*(take(dataset, e, 9, geometry=geometry) for e in ("torch", "dali")), strict=True):
+            assert torch.equal(a.label, b.label)
+
+
 def test_images_are_identical_on_a_cpu(make):
     dataset = make("camvid")
     crop = Geometry(size=(60, 80), crop=(40, 100), flip=True)

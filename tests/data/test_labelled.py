@@ -117,9 +117,28 @@ def test_the_counts_are_told_and_no_label_is_seen_unless_asked_for(partial: Path
     )
     every = open_domains(partial, num_labels="all")
     assert every.labelled_ids() == ("0001", "0006", "0009")
-    assert "target camvid (3 labelled, 12 unlabelled), val camvid (2)" in every.describe()
+    # Labelled images are no part of the unlabelled ones: their labels are known.
+    assert "target camvid (3 labelled, 9 unlabelled), val camvid (2)" in every.describe()
+    ids = {every.unlabelled.id(i) for i in range(len(every.unlabelled))}
+    assert ids == {f"{i:04d}" for i in range(IMAGES)} - set(every.labelled_ids())
     assert every.notices == ("labels of camvid without a labelled pixel, which count as none: 1 (0004)",)
     assert [every.unlabelled[i].label for i in (1, 2)] == [None, None]
+
+
+def test_an_unlabelled_set_of_its_own_and_its_split(partial: Path, camvid_folder) -> None:
+    other = camvid_folder("other", train=5)
+    for name, count in ((f"camvid:{other}", 5), (f"camvid:{other}@train", 5), (f"camvid:{partial}@val", 2)):
+        found = open_domains(partial, num_labels=2, unlabelled=name)
+        assert (len(found.unlabelled), len(found.labelled), len(found.val)) == (count, 2, 2)
+    with pytest.raises(InputError, match="expected one of"):
+        open_domains(partial, unlabelled=f"camvid:{partial}@extra")
+    config = DataConfig(unlabelled="camvid:real@val").absolute()
+    assert config.unlabelled == f"camvid:{Path.cwd() / 'real@val'}"
+
+
+def test_where_every_image_is_labelled_all_are_unlabelled_too(camvid_root: Path) -> None:
+    found = open_domains(camvid_root, num_labels="all")
+    assert len(found.unlabelled) == len(found.labelled) > 0
 
 
 def test_a_labelled_set_of_its_own(partial: Path, camvid_folder) -> None:
@@ -143,7 +162,7 @@ def test_labels_that_are_added_later_change_no_run_that_goes_on(
 ) -> None:
     data = DataConfig(f"camvid:{camvid_root}", f"camvid:{partial}", "all", engine="torch")
     run = tmp_path / "run"
-    assert "3 labelled, 12 unlabelled" in Trainer(recipe(), data, run_dir=run, device="cpu").describe()
+    assert "3 labelled, 9 unlabelled" in Trainer(recipe(), data, run_dir=run, device="cpu").describe()
     assert yaml.safe_load((run / "run.yaml").read_text())["run"]["labelled"] == ["0001", "0006", "0009"]
     assert (
         "NOTICE: labels of camvid without a labelled pixel, which count as none: 1 (0004)"

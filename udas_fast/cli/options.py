@@ -147,6 +147,16 @@ Labelled = Annotated[
         help="labelled target images in a dataset of their own; all of them unless --num-labels says which",
     ),
 ]
+UnlabelledImages = Annotated[
+    str | None,
+    typer.Option(
+        "--unlabelled",
+        metavar="KIND:ROOT[@SPLIT]",
+        rich_help_panel=DATA,
+        help="unlabelled target images, such as cityscapes:ROOT@train_extra; else the target's training images but for "
+        "the labelled ones",
+    ),
+]
 TaskFile = Annotated[
     Path | None,
     typer.Option(

@@ -41,6 +41,7 @@ from udas_fast.cli.options import (
     Target,
     TaskFile,
     Translate,
+    UnlabelledImages,
     Weights,
     load_methods,
     one_of,
@@ -67,6 +68,7 @@ def train(
     target: Target = None,
     num_labels: ChosenLabels = None,
     labelled: Labelled = None,
+    unlabelled: UnlabelledImages = None,
     out: RunFolder = None,
     small: Small = None,
     size: Size = None,
@@ -165,6 +167,7 @@ def train(
             one_of("--engine", engine, ENGINES),
             max_bad_files,
             labelled,
+            unlabelled,
             bit_depth,
             None if classes is None else read_task(classes),
         )

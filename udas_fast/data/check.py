@@ -24,7 +24,7 @@ class DatasetReport:
 
     ``pixels``: labelled pixels of each class in each image, int64 ``[images, C]``; ``areas``: pixels of each label,
     int64 ``[images]``, 0 for an image without one; ``sizes``: (H, W) → number of images; ``void``: ids of the images
-    whose label has no labelled pixel; ``turned``: ids of labelled images that EXIF turns; ``deep``: number of 16-bit
+    whose label has no labelled pixel; ``resized``: ids of the images whose label has another size; ``turned``: ids of labelled images that EXIF turns; ``deep``: number of 16-bit
     images; ``problems``: a message for each sample that cannot be used, in order; ``images`` counts all, ``labelled``
     those with a label; ``spec``: format of the files, None for a dataset without files.
     """
@@ -37,6 +37,7 @@ class DatasetReport:
     pixels: np.ndarray
     areas: np.ndarray
     void: list[str]
+    resized: list[str]
     turned: list[str]
     deep: int
     problems: list[str]
@@ -109,6 +110,10 @@ class DatasetReport:
             notices.append(
                 f"images that EXIF turns, whose labels must be drawn on what a viewer shows: {turned}"
             )
+        if self.resized:
+            notices.append(
+                f"labels of another size than their image, to which they are resized: {listed(self.resized)}"
+            )
         if self.void:
             notices.append(f"labels without a labelled pixel: {listed(self.void, self.labelled)}")
         if self.ignored and total == self.counts[0]:
@@ -159,7 +164,7 @@ def check_dataset(
     pixels = np.zeros((len(dataset), classes), np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
     areas = np.zeros(len(dataset), np.int64)
-    labelled, deep, void, turned, problems = 0, 0, [], [], []
+    labelled, deep, void, resized, turned, problems = 0, 0, [], [], [], []
 
     def check(index: int) -> _Measured | str:
         try:
@@ -179,6 +184,7 @@ def check_dataset(
                     pixels[index] = found.histogram[:classes]
                     areas[index] = found.histogram.sum()
                     void += [found.id] * (not pixels[index].any())
+                    resized += [found.id] * found.resized
                     turned += [found.id] * (found.header.orientation != 1)
             if progress is not None:
                 progress(1)
@@ -191,6 +197,7 @@ def check_dataset(
         pixels,
         areas,
         void,
+        resized,
         turned,
         deep,
         problems,
@@ -206,6 +213,7 @@ class _Measured:
     size: tuple[int, int]
     histogram: np.ndarray | None
     header: ImageHeader
+    resized: bool = False
 
 
 def _measure(dataset: SegmentationDataset, index: int) -> _Measured:
@@ -219,7 +227,10 @@ def _measure(dataset: SegmentationDataset, index: int) -> _Measured:
     if histogram[classes:IGNORE].any():
         wrong = classes + int(np.flatnonzero(histogram[classes:IGNORE])[0])
         raise bad(f"label of {sample.id}", f"train id {wrong}", f"0 to {classes - 1}, or 255")
-    return _Measured(sample.id, (height, width), histogram, header)
+    resized = False
+    if dataset.spec is not None and dataset.spec.resize_labels and (path := dataset.files(index).label):
+        resized = read_header(path).size not in (None, (height, width))
+    return _Measured(sample.id, (height, width), histogram, header, resized)
 
 
 def listed(names: Sequence[str], total: int | None = None, *, most: int = 3) -> str:

@@ -45,6 +45,7 @@ class _EncodedSample:
     label: bytes
     size: tuple[int, int]
     train_ids: np.ndarray | None = None
+    label_size: tuple[int, int] | None = None
 
 
 # Takes the place of a sample that could not be read; its batch is never returned.
@@ -97,6 +98,7 @@ class DaliEngine:
         self.id_map = IdMap(dataset.spec.id_to_train_id, dataset.spec.colour_to_train_id)
         self.train_ids, self.undeclared = _lookup_table(self.id_map, padded=geometry.crop is not None)
         self.rgb16, self.bit_depth = dataset.spec.rgb16, dataset.spec.bit_depth
+        self.resize_labels = dataset.spec.resize_labels
         self._bad: dict[int, InputError] = {}  # samples that proved bad only when decoded
         self._as_pixels: set[int] = set()  # samples that Pillow can read and DALI cannot
 
@@ -161,11 +163,13 @@ class DaliEngine:
         if files.label is None:
             return _EncodedSample(index, image, b"", size)
         label, label_size = encoded_label(files.label, self.id_map, rgb16=self.rgb16, as_pixels=as_pixels)
-        check_sizes(files, label_size, size)
+        if not self.resize_labels:
+            check_sizes(files, label_size, size)
         train_ids = None
         if self.sampler.needs_labels(self.geometry):
             train_ids = read_label(files.label, self.id_map, rgb16=self.rgb16)
-        return _EncodedSample(index, image, label, size, train_ids)
+            train_ids = resize(train_ids, size, Image.Resampling.NEAREST)
+        return _EncodedSample(index, image, label, size, train_ids, label_size)
 
     def _examine(self, samples: list[_EncodedSample], error: RuntimeError) -> None:
         """Find the files of a batch that DALI could not use; a file is bad if Pillow cannot read it either.
@@ -194,13 +198,16 @@ class DaliEngine:
         inputs: list[list[np.ndarray]] = [
             [np.frombuffer(sample.image, np.uint8) for sample in samples],
             [np.array(geometry.size, np.float32) for geometry in geometries],
-            [np.array(g.size != s.size) for g, s in zip(geometries, samples, strict=True)],
+            [
+                np.array(not g.size == s.size == (s.label_size or s.size))
+                for g, s in zip(geometries, samples, strict=True)
+            ],
             [np.array(geometry.flip, np.int32) for geometry in geometries],
         ]
         if self.geometry.crop is not None:
             inputs.append([np.array(geometry.start, np.int32) for geometry in geometries])
         if self.labelled:
-            tables = [g.nearest_indices(s.size) for g, s in zip(geometries, samples, strict=True)]
+            tables = [_label_indices(g, s) for g, s in zip(geometries, samples, strict=True)]
             inputs.append([np.frombuffer(sample.label, np.uint8) for sample in samples])
             inputs += [[table[axis] for table in tables] for axis in (0, 1)]
         for k in range(len(self.views)):
@@ -273,6 +280,19 @@ class DaliEngine:
         views = rest[-1] if self.views else None
         ids = [self.dataset.files(sample.index).id for sample in samples]
         return Batch(image, label, ids, views, geometries)
+
+
+def _label_indices(geometry: SampledGeometry, sample: _EncodedSample) -> tuple[np.ndarray, np.ndarray]:
+    """Return :meth:`SampledGeometry.nearest_indices` of a label, which is resized to its image's size first."""
+    rows, columns = geometry.nearest_indices(sample.size)
+    if sample.label_size in (None, sample.size):
+        return rows, columns
+    assert sample.label_size is not None
+    first = SampledGeometry(sample.size, (0, 0), sample.size, flip=False).nearest_indices(sample.label_size)
+    height, width = (
+        np.append(table, np.int32(side)) for table, side in zip(first, sample.label_size, strict=True)
+    )
+    return height[rows], width[columns]
 
 
 def _resize(image: DataNode, size: DataNode, gpu: bool) -> DataNode:

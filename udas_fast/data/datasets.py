@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
 from udas_fast.data.files import read_header, read_image
+from udas_fast.data.geometry import resize
 from udas_fast.data.labels import IdMap, read_label
 from udas_fast.data.sampler import labelled_subset
 from udas_fast.data.specs import DatasetSpec
@@ -43,8 +45,11 @@ class FileDataset(SegmentationDataset):
         sample, files = self.unlabelled(index), self.files(index)
         if (path := files.label) is None:
             return sample
+        height, width = sample.image.shape[:2]
         label = read_label(path, self.id_map, rgb16=self.spec.rgb16)
-        check_sizes(files, label.shape, sample.image.shape[:2])
+        if self.spec.resize_labels:
+            label = resize(label, (height, width), Image.Resampling.NEAREST)
+        check_sizes(files, label.shape, (height, width))
         return Sample(sample.image, label, sample.id)
 
     def label(self, index: int) -> np.ndarray | None:
@@ -157,17 +162,23 @@ def with_labels(dataset: SegmentationDataset) -> SegmentationDataset | None:
     Of a dataset of files the first image that has a label decides, and others may have none. For reports on the result
     of training, never for training: these files have not been checked.
     """
+    if isinstance(dataset, Unlabelled):
+        return with_labels(dataset.dataset)
     if isinstance(dataset, Subset):
         whole = with_labels(dataset.dataset)
-        return None if whole is None else Subset(whole, dataset.indices)
-    whole = dataset.dataset if isinstance(dataset, Unlabelled) else dataset
-    first = 0
-    if isinstance(whole, FileDataset):
-        first = next((i for i, files in enumerate(whole.samples) if files.label is not None), 0)
+        return None if whole is None or _first_labelled(dataset) is None else Subset(whole, dataset.indices)
+    first = _first_labelled(dataset)
     try:
-        return whole if whole[first].label is not None else None
+        return dataset if first is not None and dataset[first].label is not None else None
     except InputError:
         return None
+
+
+def _first_labelled(dataset: SegmentationDataset) -> int | None:
+    """Return the index of the first image that has a label file, 0 of a dataset without files; None without any."""
+    if dataset.spec is None:
+        return 0
+    return next((i for i in range(len(dataset)) if dataset.files(i).label is not None), None)
 
 
 def subset(dataset: SegmentationDataset, n: int, seed: int = 0) -> Subset:

@@ -17,7 +17,7 @@ from udas_fast.data.augment import ViewKind
 from udas_fast.data.bad_files import BadFiles
 from udas_fast.data.check import DatasetReport, check_dataset
 from udas_fast.data.classes import ClassSet
-from udas_fast.data.datasets import Unlabelled
+from udas_fast.data.datasets import Subset, Unlabelled
 from udas_fast.data.factory import LabelsNeeded, has_labels, open_dataset
 from udas_fast.data.geometry import Geometry
 from udas_fast.data.identity import FileList, absolute, absolute_path, list_files
@@ -45,6 +45,9 @@ class DataConfig:
     # Files that may turn bad during a run and are skipped; one more ends it.
     max_bad_files: Annotated[int, Field(ge=0)] = 0
     labelled: str | None = None  # labelled target images in a dataset of their own; None: those of the target
+    # Unlabelled target images, KIND:ROOT or KIND:ROOT@SPLIT (Cityscapes' train_extra); None: the target's training
+    # images but for the labelled ones.
+    unlabelled: str | None = None
     # Bits of the sensor whose images are files of 16 bits; None: the least that holds the pixels of each dataset.
     bit_depth: Annotated[int, Field(ge=8, le=16)] | None = None
     # Classes of the task, each as classes of the datasets by name; others are ignored. None: the datasets' own.
@@ -52,13 +55,20 @@ class DataConfig:
 
     def absolute(self) -> DataConfig:
         """Return the configuration with absolute roots, so that it opens from any folder."""
-        source, target, labelled = (
-            name and absolute(name) for name in (self.source, self.target, self.labelled)
+        source, target, labelled, unlabelled = (
+            name and absolute(name) for name in (self.source, self.target, self.labelled, self.unlabelled)
         )
         num_labels = self.num_labels
         if isinstance(num_labels, str) and num_labels != "all":
             num_labels = absolute_path(num_labels)
-        return replace(self, source=source, target=target, labelled=labelled, num_labels=num_labels)
+        return replace(
+            self,
+            source=source,
+            target=target,
+            labelled=labelled,
+            unlabelled=unlabelled,
+            num_labels=num_labels,
+        )
 
     @property
     def labels(self) -> NumLabels:
@@ -143,12 +153,15 @@ class Domains:
 
         if "source" in needed and config.source is not None:
             source = opened(config.source, "train", size=inputs.source.size)
-        if "unlabelled" in needed and config.target is not None:
-            unlabelled = Unlabelled(opened(config.target, "train", size=inputs.target.size, labelled="some"))
+        if "unlabelled" in needed and (config.unlabelled or config.target) is not None:
+            images, split = _with_split(config.unlabelled or config.target)
+            unlabelled = Unlabelled(opened(images, split, size=inputs.target.size, labelled="some"))
         few = config.labelled or config.target
         if config.labels and few is not None:
             pool = opened(few, "train", size=inputs.source.size, labelled="some")
             labelled, notices = select_labelled(pool, few, config.labels, labelled_ids)
+            if unlabelled is not None and config.unlabelled is None and config.labelled is None:
+                unlabelled = Unlabelled(_without(unlabelled.dataset, labelled))
         scored = config.target or config.labelled
         if scored is not None and has_labels(scored, "val"):
             val = opened(scored, "val", size=inputs.target.size)
@@ -380,6 +393,18 @@ def _require_domains(config: DataConfig, needed: Set[str], uses: Set[str], recip
         if config.labelled is not None:
             expected = f"none: recipe {recipe} uses no labelled target images"
             raise bad("--labelled", config.labelled, expected)
+
+
+def _with_split(name: str) -> tuple[str, str]:
+    """Return the dataset and the split in ``KIND:ROOT@SPLIT``; the split is "train" where none is named."""
+    dataset, at, split = name.rpartition("@")
+    return (dataset, split) if at and "/" not in split else (name, "train")
+
+
+def _without(pool: SegmentationDataset, labelled: Subset) -> SegmentationDataset:
+    """Return the images of ``pool`` that are not ``labelled``, a subset of the same images; all where none is left."""
+    rest = sorted(set(range(len(pool))) - set(labelled.indices))
+    return Subset(pool, rest) if rest else pool
 
 
 def _is_on_disk(data: SegmentationDataset | UserLoader) -> TypeGuard[SegmentationDataset]:

@@ -114,10 +114,11 @@ def _is_turned(image: Image.Image) -> bool:
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """EXIF orientation of an image file, 1 to 8, and whether it has 16 bits a channel."""
+    """EXIF orientation of an image file, 1 to 8, whether it has 16 bits a channel, and its (H, W) as it is stored."""
 
     orientation: int = 1
     deep: bool = False
+    size: tuple[int, int] | None = None
 
 
 def read_header(path: Path) -> ImageHeader:
@@ -128,7 +129,7 @@ def read_header(path: Path) -> ImageHeader:
             turn = Image.Image.getexif(image).get(
                 ExifTags.Base.Orientation, 1
             )  # a PNG's own decodes its pixels
-            return ImageHeader(turn if turn in range(1, 9) else 1, is_deep(image))
+            return ImageHeader(turn if turn in range(1, 9) else 1, is_deep(image), image.size[::-1])
     except UNREADABLE:
         return ImageHeader()
 

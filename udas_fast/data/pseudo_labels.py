@@ -146,7 +146,11 @@ class PseudoLabelDataset(SegmentationDataset):
         self.id_map = IdMap({i: i for i in (*range(len(self.classes)), IGNORE)})
         if dataset.spec is not None:
             self.spec = replace(
-                dataset.spec, id_to_train_id=self.id_map.mapping, colour_to_train_id={}, rgb16=False
+                dataset.spec,
+                id_to_train_id=self.id_map.mapping,
+                colour_to_train_id={},
+                rgb16=False,
+                resize_labels=False,
             )
 
     def __len__(self) -> int:

@@ -18,7 +18,8 @@ class DatasetSpec:
     first channel. ``bit_depth`` is that of the sensor whose images are files of 16 bits; None: all 16.
     ``split_lists`` maps a split that is a published list of images, ``splits/NAME-SPLIT.txt`` beside this file, to the
     split on disk that holds them; ``split_names`` maps a split to its folder's name, or to a list of ids below the
-    root.
+    root. ``resize_labels``: labels of another size than their image are resized to it (nearest neighbour), as all public
+    loaders do; otherwise such a pair is an error.
     """
 
     name: str
@@ -31,6 +32,7 @@ class DatasetSpec:
     split_lists: dict[str, str] = field(default_factory=dict)
     split_names: dict[str, str] = field(default_factory=dict)
     colour_to_train_id: dict[int, int] = field(default_factory=dict)
+    resize_labels: bool = False
 
 
 def _train_ids(declared: int, scored: tuple[int, ...]) -> dict[int, int]:
@@ -59,6 +61,7 @@ DATASETS = {
         id_to_train_id=_train_ids(35, _CITYSCAPES_IDS),  # id 34 is the licence plate
         layouts=(Layout("images", "labels"),),
         splits=("train",),
+        resize_labels=True,  # some files of the download differ in size from their image
     ),
     "synthia": DatasetSpec(
         name="synthia",
