@@ -17,6 +17,7 @@ from udas_fast.objectives import Batches, PrepareContext
 from udas_fast.objectives.ddm import DistillationConfig, DomainMixingConfig
 from udas_fast.objectives.mixing import MixingConfig
 from udas_fast.objectives.pseudo_labels import PseudoLabelConfig, balanced_thresholds
+from udas_fast.recipes import get_recipe
 from udas_fast.testing import take_step
 
 SIZE = (32, 48)
@@ -169,3 +170,29 @@ def test_the_same_step_draws_the_same_numbers(
         gradients.append(net.body.weight.grad)
     assert torch.equal(gradients[0], gradients[1])
     assert not torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize(("labelled", "unlabelled"), [(100, 2875), (2975, 2975)])
+def test_pseudo_labelled_images_join_in_proportion(
+    tiny_net: nn.Module,
+    batches: Batches,
+    make_step: Callable[..., PrepareContext],
+    labelled: int,
+    unlabelled: int,
+) -> None:
+    """The student's labels turn unlabelled images into labelled ones: a step draws from the union."""
+    objective = DomainMixingConfig(level="sample", labeller="student", **PLAIN).build(4)
+    objective.networks = {"student": copy.deepcopy(tiny_net)}
+    objective.images = {"labelled": labelled, "unlabelled": unlabelled}
+    objective.on_round_start(tiny_net)
+    steps = [objective.prepare_batch(batches, make_step(seed=seed)) for seed in range(300)]
+    joined = sum(step["seg_target"].image is batches.unlabelled.image for step in steps) / len(steps)
+    assert joined == pytest.approx(unlabelled / (labelled + unlabelled), abs=0.08)
+
+
+def test_labelled_and_pseudo_labelled_target_images_have_one_scale() -> None:
+    recipe = get_recipe("ddm")
+    geometries = recipe.geometries(recipe.stages[3])
+    assert geometries["unlabelled"] == geometries["labelled"] == geometries["source"]
+    assert len(get_recipe("ddm_synthia").stages) == 9  # three rounds of three networks
+    assert len(get_recipe("ddm_all_labels").stages) == 3

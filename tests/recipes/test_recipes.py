@@ -247,7 +247,7 @@ def test_the_defaults_are_those_of_the_papers() -> None:
         mixing=MixingConfig(augment="none"),
         auxiliary_weight=0,
         labeller=None,
-        pseudo_share=0.5,
+        pseudo_share="proportional",
         pseudo_labels=PseudoLabelConfig(views=("identity",), threshold="balanced", portion=0.5, cap=0.9),
     )
     assert DistillationConfig() == DistillationConfig(

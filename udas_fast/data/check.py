@@ -24,9 +24,10 @@ class DatasetReport:
 
     ``pixels``: labelled pixels of each class in each image, int64 ``[images, C]``; ``areas``: pixels of each label,
     int64 ``[images]``, 0 for an image without one; ``sizes``: (H, W) → number of images; ``void``: ids of the images
-    whose label has no labelled pixel; ``resized``: ids of the images whose label has another size; ``turned``: ids of labelled images that EXIF turns; ``deep``: number of 16-bit
-    images; ``problems``: a message for each sample that cannot be used, in order; ``images`` counts all, ``labelled``
-    those with a label; ``spec``: format of the files, None for a dataset without files.
+    whose label has no labelled pixel; ``resized``: ids of the images whose label has another size; ``turned``: ids of
+    labelled images that EXIF turns; ``deep``: number of 16-bit images; ``problems``: a message for each sample that
+    cannot be used, in order; ``images`` counts all, ``labelled`` those with a label; ``spec``: format of the files, None
+    for a dataset without files.
     """
 
     name: str

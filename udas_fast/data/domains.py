@@ -153,8 +153,9 @@ class Domains:
 
         if "source" in needed and config.source is not None:
             source = opened(config.source, "train", size=inputs.source.size)
-        if "unlabelled" in needed and (config.unlabelled or config.target) is not None:
-            images, split = _with_split(config.unlabelled or config.target)
+        pool_of = config.unlabelled or config.target
+        if "unlabelled" in needed and pool_of is not None:
+            images, split = _with_split(pool_of)
             unlabelled = Unlabelled(opened(images, split, size=inputs.target.size, labelled="some"))
         few = config.labelled or config.target
         if config.labels and few is not None:
@@ -237,6 +238,15 @@ class Domains:
         """Bit depth of the target's 16-bit images, or the source's; None where all have 8 bits."""
         depths = [data.spec.bit_depth for data in reversed(self._datasets()) if data.spec is not None]
         return next((depth for depth in depths if depth is not None), None)
+
+    def image_counts(self) -> dict[StreamName, int]:
+        """Return the number of images of each stream that is a dataset."""
+        streams: dict[StreamName, SegmentationDataset | UserLoader | None] = {
+            "source": self.source,
+            "labelled": self.labelled,
+            "unlabelled": self.unlabelled,
+        }
+        return {name: len(data) for name, data in streams.items() if isinstance(data, SegmentationDataset)}
 
     def file_lists(self) -> dict[str, FileList]:
         """Return names and sizes of the files of each dataset, by role."""

@@ -18,8 +18,8 @@ class DatasetSpec:
     first channel. ``bit_depth`` is that of the sensor whose images are files of 16 bits; None: all 16.
     ``split_lists`` maps a split that is a published list of images, ``splits/NAME-SPLIT.txt`` beside this file, to the
     split on disk that holds them; ``split_names`` maps a split to its folder's name, or to a list of ids below the
-    root. ``resize_labels``: labels of another size than their image are resized to it (nearest neighbour), as all public
-    loaders do; otherwise such a pair is an error.
+    root. With ``resize_labels`` a label of another size than its image is resized to it (nearest neighbour), as all
+    public loaders do; otherwise such a pair is an error.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.errors import InputError, bad
 from udas_fast.models import normalization_of, normalize
 from udas_fast.objectives import Batches, Losses, Objective, ObjectiveConfig, PrepareContext, StepContext
-from udas_fast.objectives.base import build_objective
+from udas_fast.objectives.base import StreamName, build_objective
 from udas_fast.seeding import seed_step
 
 
@@ -36,6 +37,7 @@ def start_objective(
     num_classes: int,
     memory: MemoryConfig,
     class_weights: Sequence[float] | None = None,
+    images: Mapping[StreamName, int] = MappingProxyType({}),
     device: torch.device | None = None,
 ) -> Objective:
     """Return the objective of a round, set up for ``model``, on ``device``.
@@ -47,11 +49,12 @@ def start_objective(
         num_classes: classes of the data.
         memory: activation checkpointing and micro-batches of its parts.
         class_weights: factors of the classes in the cross-entropy of labelled images; None: all count alike.
+        images: number of images of each stream whose number is known.
         device: where it goes; None: it stays where it was built.
     """
     objective = build_objective(config, num_classes)
     memory.apply(objective)
-    objective.networks = networks
+    objective.networks, objective.images = networks, images
     if class_weights is not None:
         objective.class_weights = torch.tensor(class_weights, dtype=torch.float32, device=device)
     objective.on_round_start(model)

@@ -136,6 +136,8 @@ class Objective(nn.Module):
 
     #: The run's networks by name (``Stage.network``); those that are not trained now may teach.
     networks: Mapping[str, nn.Module] = MappingProxyType({})
+    #: Number of images of each stream, but for those that a user's own loader gives.
+    images: Mapping[StreamName, int] = MappingProxyType({})
     #: Factors of the classes in the cross-entropy of labelled images, float32 ``[C]``; None: all count alike.
     class_weights: Tensor | None = None
 
@@ -197,6 +199,8 @@ class Requirements:
         views: kinds of the augmented views of each unlabelled image that the loader makes.
         whole_images: whether unlabelled images are read one by one before a round, which needs a dataset.
         fresh_start: whether each round trains the network from its initial weights.
+        source_sized: target streams that have the source's geometry where the method reads both, as their images are
+            mixed or learnt together.
         model: kind of the network: "segmentation", or "translation"
             (:class:`udas_fast.models.CycleGenerators`).
     """
@@ -211,6 +215,7 @@ class Requirements:
     views: tuple[ViewKind, ...] = ()
     whole_images: bool = False
     fresh_start: bool = False
+    source_sized: tuple[StreamName, ...] = ("labelled",)
     model: Literal["segmentation", "translation"] = "segmentation"
 
     def __post_init__(self) -> None:
@@ -219,11 +224,8 @@ class Requirements:
                 raise bad("stream in a method's requirements", repr(name), f"one of {', '.join(STREAMS)}")
 
     def geometry(self, stream: StreamName) -> Domain:
-        """Return the domain whose input size ``stream`` has.
-
-        Labelled target images have the source's size where the method reads both, as it mixes them.
-        """
-        mixed = stream == "labelled" and "source" in self.streams
+        """Return the domain whose input size ``stream`` has."""
+        mixed = stream in self.source_sized and "source" in self.streams
         return "source" if stream == "source" or mixed else "target"
 
 

@@ -50,7 +50,9 @@ class DomainMixingConfig(ObjectiveConfig, kind="domain_mixing"):
     auxiliary_weight: Weight = 0.0  # DDM has one head
     # Progressive improvement: the network that labels unlabelled target images; None: there is none yet.
     labeller: str | None = None
-    pseudo_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of the steps whose target images are such
+    # Share of the steps whose target images are such; "proportional": their share of all labelled and pseudo-labelled
+    # images, as those of a union have ("update target-unlabelled to target-labelled"); a half of a user's own batches.
+    pseudo_share: Annotated[float, Field(ge=0, le=1)] | Literal["proportional"] = "proportional"
     # Thresholds by class keep the surer half, and everything from a confidence of 0.9 on.
     pseudo_labels: PseudoLabelConfig = field(
         default_factory=lambda: PseudoLabelConfig(views=("identity",), threshold="balanced")
@@ -68,6 +70,8 @@ class DomainMixingConfig(ObjectiveConfig, kind="domain_mixing"):
             paired=tuple(dict.fromkeys(("source", *mixed, *translated))),
             networks=() if self.labeller is None else (self.labeller,),
             whole_images=self.labeller is not None and self.pseudo_labels.labels == "disk",
+            # Labelled and pseudo-labelled target images at one scale.
+            source_sized=("labelled",) if self.labeller is None else ("labelled", "unlabelled"),
         )
 
     def build(self, num_classes: int) -> DomainMixing:
@@ -96,13 +100,20 @@ class DomainMixing(Objective):
 
         # The labelled target images, which those with pseudo-labels have joined since the second round.
         target = batch.labelled
-        joined = torch.rand((), generator=ctx.generator).item() < config.pseudo_share
+        joined = torch.rand((), generator=ctx.generator).item() < self._pseudo_share()
         if self.labeller is not None and joined:
             target = self._label(self.labeller, batch.unlabelled, ctx)
 
         if config.level == "region":
             return {"seg_mixed": domain_cutmix(source, target, config.mixing, ctx)}
         return {"seg": source, "seg_target": target}
+
+    def _pseudo_share(self) -> float:
+        share = self.config.pseudo_share
+        if share != "proportional":
+            return share
+        labelled, unlabelled = (self.images.get(name, 0) for name in ("labelled", "unlabelled"))
+        return unlabelled / (labelled + unlabelled) if labelled and unlabelled else 0.5
 
     def _label(self, labeller: PseudoLabeller, target: Batch, ctx: PrepareContext) -> Batch:
         """Return ``target`` with the last student's class-balanced labels."""

@@ -358,6 +358,7 @@ class Trainer:
             num_classes=len(self.classes),
             memory=networks.memory,
             class_weights=self.config.class_weights,
+            images=self.domains.image_counts(),
             device=self.device,
         )
         if phase.stage.objective.requirements.fresh_start:
