@@ -31,7 +31,8 @@ import torch
 
 from udas_fast.recipes import Changes
 from udas_fast.tools.study.collect import Spread, collect
-from udas_fast.tools.study.plan import Study, StudyPlan, StudyRow, StudyRun, Task, plan_study
+from udas_fast.tools.study.plan import StudyPlan, StudyRun, plan_study
+from udas_fast.tools.study.rows import Study, StudyRow, Task
 from udas_fast.tools.study.runner import make_runs
 
 RESULTS = Path(__file__).parent / "results"

@@ -19,7 +19,8 @@ import torch
 
 from udas_fast.recipes import Changes
 from udas_fast.recipes.ddm import ROUNDS
-from udas_fast.tools.study.plan import StudyRow, StudyRun, Task
+from udas_fast.tools.study.plan import StudyRun
+from udas_fast.tools.study.rows import StudyRow, Task
 from udas_fast.tools.study.runner import is_run_complete
 
 ADAPTATION, SELF_TRAINING = "stages.adaptation", "stages.self_training"

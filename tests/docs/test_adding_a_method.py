@@ -24,7 +24,7 @@ from udas_fast import cli
 from udas_fast.objectives import Batches
 from udas_fast.recipes import Recipe, all_recipes, get_recipe, load_method_file
 from udas_fast.testing import TinyNetwork, assert_replays, assert_resumes, make_context, take_step, tiny
-from udas_fast.tools.study import plan
+from udas_fast.tools.study import rows
 
 pytestmark = pytest.mark.usefixtures("own_methods")
 
@@ -190,7 +190,7 @@ def test_both_join_the_study_of_methods_and_a_report(
     folder: Path, camvid_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joined = ("maximum_squares", "dacs")  # the package's own recipes have their tests
-    monkeypatch.setattr(plan, "all_recipes", lambda: {k: v for k, v in all_recipes().items() if k in joined})
+    monkeypatch.setattr(rows, "all_recipes", lambda: {k: v for k, v in all_recipes().items() if k in joined})
     for name, value in _environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(folder)

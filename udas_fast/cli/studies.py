@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,9 +31,12 @@ from udas_fast.cli.options import (
     read_changes,
 )
 
+if TYPE_CHECKING:
+    from udas_fast.tools.study.rows import Study
+
 
 def study(
-    kind: Annotated[str, typer.Argument(metavar="STUDY", help="ablation, labels or methods")],
+    kind: Annotated[str, typer.Argument(metavar="STUDY", help="a name in brackets above, or paper")],
     source: Annotated[
         str, typer.Option(metavar="KIND:ROOT", rich_help_panel=DATA, help="labelled source domain")
     ],
@@ -50,16 +54,23 @@ def study(
         str, typer.Option(metavar="N[,N...]", rich_help_panel=RUN, help="seeds of the runs of each row")
     ] = "0,1,2",
     num_labels: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="N[,N...]",
             rich_help_panel=DATA,
-            help="numbers of labelled target images; the ablation takes the first",
+            help="numbers of labelled target images, of which some studies take the first; 50,20,0 unless given, and "
+            "the papers' on their tasks",
         ),
-    ] = "50,20,0",
+    ] = None,
     translate: Annotated[
-        str, typer.Option(metavar="NAME", rich_help_panel=DATA, help="lab, fda, none, or translated:DIR")
-    ] = "lab",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=DATA,
+            help="lab, fda, none, translated:DIR, or cyclegan, which is trained first; lab unless given, and cyclegan "
+            "on the papers' tasks",
+        ),
+    ] = None,
     recipe_files: Annotated[
         list[Path] | None,
         typer.Option(
@@ -86,36 +97,62 @@ def study(
     engine: Engine = "auto",
     jobs: Annotated[int, typer.Option(min=1, metavar="N", rich_help_panel=RUN, help="runs side by side")] = 1,
     device: Device = "auto",
+    is_dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=RUN,
+            help="print every run, its command and predicted memory; make nothing",
+        ),
+    ] = False,
 ) -> None:
     """Make a table of many runs, over several seeds.
 
-    What each part of UDAS is worth (ablation), how many labels it takes (labels), or all methods (methods).
+    Of UDAS: image sizes (sizes), networks (networks), the gap between domains (gap), what its components add
+    (ablation), how many labels it takes (labels), and UDAS without one part at a time (parts). All methods side by side
+    (methods); DDM with its ablations (ddm). paper makes all of them; common runs are made once. On GTA5 or SYNTHIA to
+    Cityscapes labels, size and translation are the papers' unless given.
+
     Complete runs are kept and cut ones go on, so the same command continues a study.
     """
     from udas_fast.data import ENGINES
-    from udas_fast.tools.study import STUDIES, Task, plan_study, run_study
+    from udas_fast.tools.study import STUDIES, Task, dry_run, paper, plan_paper, plan_study, run_studies
 
     load_methods(method_files)
+    published = paper.on_published_task(source, target)
+    translate = translate or ("cyclegan" if published else "lab")
+    makes_translation = translate == "cyclegan"
+    changes = read_changes(small, size, steps, batch_size, lr)
+    if published and small is None and size is None:
+        changes = replace(changes, size=paper.SIZE)
     task = Task(
         source,
         target,
-        translate,
-        changes=read_changes(small, size, steps, batch_size, lr),
+        f"translated:{out / 'translation'}" if makes_translation else translate,
+        changes,
         settings=tuple(settings or ()),
         recipes=tuple(map(str, recipe_files or ())),
         engine=one_of("--engine", engine, ENGINES),
         weights=weights,
         device=device,
+        makes_translation=makes_translation,
     )
-    plan = plan_study(
-        one_of("study", kind, STUDIES),
-        task,
-        seeds=parse_numbers(seeds, "--seeds"),
-        num_labels=parse_numbers(num_labels, "--num-labels"),
-    )
-    run_study(plan, out, command=shlex.join(["udas-fast", *sys.argv[1:]]), jobs=jobs)
-    print((out / kind / "table.md").read_text(encoding="utf-8"))
-    print(f"tables and pictures: {out / kind}")
+    seed_numbers = parse_numbers(seeds, "--seeds")
+    labels = None if num_labels is None else parse_numbers(num_labels, "--num-labels")
+    names: tuple[Study | Literal["paper"], ...] = (*STUDIES, "paper")
+    chosen = one_of("study", kind, names)
+    if chosen == "paper":
+        plans = plan_paper(task, seeds=seed_numbers, num_labels=labels)
+    else:
+        plans = (plan_study(chosen, task, seeds=seed_numbers, num_labels=labels),)
+    if is_dry:
+        for lines in dry_run(plans, out):
+            print(lines, flush=True)
+        return
+    run_studies(plans, out, command=shlex.join(["udas-fast", *sys.argv[1:]]), jobs=jobs)
+    for plan in plans:
+        print((out / plan.study / "table.md").read_text(encoding="utf-8"))
+        print(f"tables and pictures: {out / plan.study}")
 
 
 def demo(

@@ -13,9 +13,10 @@ from udas_fast import cli
 from udas_fast.cli.options import parse_size, read_changes
 from udas_fast.errors import InputError
 from udas_fast.objectives.supervised import SupervisedConfig
-from udas_fast.recipes import Changes, Recipe, Stage, StreamBatchSize, all_recipes, get_recipe
-from udas_fast.tools.study import StudyPlan, StudyRow, Task, plan_study
-from udas_fast.tools.study import plan as plan_module
+from udas_fast.recipes import Changes, Recipe, Stage, StreamBatchSize, all_recipes, get_recipe, has_key
+from udas_fast.tools.study import StudyPlan, StudyRow, Task, plan_paper, plan_study
+from udas_fast.tools.study import rows as rows_module
+from udas_fast.tools.study.plan import TranslationRun
 
 TASK = Task("camvid:day", "camvid:dusk", changes=Changes(small=(32, 48), steps=100))
 
@@ -83,7 +84,7 @@ def test_methods_study_has_every_recipe_with_the_labels_that_it_can_use(counts: 
         assert all(row.title == title + f", {row.num_labels} labels" * bool(row.num_labels) for row in rows)
     assert {row.recipe for row in plan.rows} <= recipes.keys()
     assert len({row.title for row in plan.rows}) == len(plan.rows)
-    groups = [row.num_labels for row in plan.rows if row.recipe in plan_module.ORDER]
+    groups = [row.num_labels for row in plan.rows if row.recipe in rows_module.ORDER]
     assert list(dict.fromkeys(groups)) == sorted(counts, key=lambda n: (n > 0, -n))  # without labels first
     assert groups == sorted(groups, key=lambda n: (n > 0, -n))
 
@@ -103,7 +104,7 @@ RESULTS = Path(__file__).resolve().parents[3] / "benchmarks/results"
 
 @pytest.mark.parametrize(
     "path",
-    [path for study in plan_module.STUDIES for path in sorted(RESULTS.glob(f"{study}-*.json"))],
+    [path for study in rows_module.STUDIES for path in sorted(RESULTS.glob(f"{study}-*.json"))],
     ids=lambda path: path.stem,
 )
 def test_rows_are_those_of_the_committed_tables(path: Path) -> None:
@@ -112,7 +113,7 @@ def test_rows_are_those_of_the_committed_tables(path: Path) -> None:
     plan = _plan(table["study"], translate=table["translate"], num_labels=counts)
     committed = [(row["name"], row["recipe"], row["labels"], row["translated"]) for row in table["rows"]]
     measured = {recipe for _, recipe, *_ in committed}  # a recipe may be younger than the table
-    assert {row.recipe for row in plan.rows} & {*plan_module.ORDER} - measured <= {"joint"}
+    assert {row.recipe for row in plan.rows} & {*rows_module.ORDER} - measured <= {"joint"}
     assert committed == [
         (row.title, row.recipe, row.num_labels, row.translated) for row in plan.rows if row.recipe in measured
     ]
@@ -156,8 +157,8 @@ def new_recipe(monkeypatch: pytest.MonkeyPatch) -> Recipe:
     stage = Stage("adaptation", SupervisedConfig(domain="source"), steps=100)
     recipe = Recipe(name="new", title="New, with a comma", summary="", stages=(stage,))
     known = all_recipes()
-    monkeypatch.setattr(plan_module, "all_recipes", lambda: {"new": recipe, **known})
-    monkeypatch.setattr(plan_module, "get_recipe", lambda name: recipe if name == "new" else get_recipe(name))
+    monkeypatch.setattr(rows_module, "all_recipes", lambda: {"new": recipe, **known})
+    monkeypatch.setattr(rows_module, "get_recipe", lambda name: recipe if name == "new" else get_recipe(name))
     return recipe
 
 
@@ -175,13 +176,13 @@ def test_a_new_recipe_joins_the_methods_without_an_entry(new_recipe: Recipe) -> 
 def test_a_copy_of_a_recipe_goes_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     known = all_recipes()
     copy = dataclasses.replace(known["uda"], name="copy")
-    monkeypatch.setattr(plan_module, "all_recipes", lambda: {"copy": copy, **known})
-    rows = plan_module._methods((20, 0), (), cycada=False)
+    monkeypatch.setattr(rows_module, "all_recipes", lambda: {"copy": copy, **known})
+    rows = rows_module._methods(TASK, (20, 0))
     assert rows[-1] == StudyRow("copy", "copy", 0, None)
     clash = dataclasses.replace(known["uda"], name="UDA")
-    monkeypatch.setattr(plan_module, "all_recipes", lambda: {**known, "UDA": clash})
+    monkeypatch.setattr(rows_module, "all_recipes", lambda: {**known, "UDA": clash})
     with pytest.raises(InputError, match="recipe UDA: found the title 'UDA' of another recipe"):
-        plan_module._methods((20, 0), (), cycada=False)
+        rows_module._methods(TASK, (20, 0))
 
 
 def test_methods_study_shares_runs_with_the_others() -> None:
@@ -311,7 +312,9 @@ def test_changes_reach_every_run_and_its_command(small: tuple[int, int] | None) 
             assert size == (2 if stream == "labelled" else 3)
         given = train.make_context("train", run.command("out")[2:]).params
         asked = read_changes(**{name: given[name] for name in names})
-        assert asked.apply(run.row.load()) == changes.for_recipe(run.row.load()).apply(run.row.load())
+        assert asked.apply(run.row.own_recipe) == changes.for_recipe(run.row.own_recipe).apply(
+            run.row.own_recipe
+        )
 
 
 @pytest.mark.parametrize(
@@ -350,5 +353,108 @@ def test_wrong_arguments_are_named(changes: dict[str, object], sentence: str) ->
 
 
 def test_unknown_study() -> None:
-    with pytest.raises(InputError, match="found 'lables', expected one of ablation, labels, methods"):
+    with pytest.raises(
+        InputError, match="found 'lables', expected one of ablation, ddm, gap, labels, methods, networks"
+    ):
         _plan("lables")
+
+
+PAPER_TASK = Task("gta5:g", "cityscapes:c", "translated:gan", changes=Changes(size=(360, 640)))
+
+
+def _paper(study: str, task: Task = PAPER_TASK) -> StudyPlan:
+    return plan_study(study, task, seeds=(0,))
+
+
+def test_sizes_are_the_recipes_own_and_a_smaller_one() -> None:
+    full, small = (run.recipe().input for run in _paper("sizes").runs)
+    assert (full.source.size, full.target.size) == ((720, 1280), (512, 1024))
+    assert (small.source.size, small.target.size) == ((360, 640), (360, 640))
+    plan = _paper("sizes")
+    assert [row.title for row in plan.rows] == ["1280 × 720", "640 × 360"]
+    assert plan.runs[1].folder == "uda-seed-0"  # that of the ablation
+    halved = plan_study("sizes", TASK, seeds=(0,))
+    assert [run.recipe().input.source.size for run in halved.runs] == [(32, 48), (16, 24)]
+    with pytest.raises(InputError, match="--size: found 32x48"):
+        plan_study("sizes", dataclasses.replace(TASK, changes=Changes((32, 48), (32, 48))), seeds=(0,))
+
+
+def test_networks_and_gap_share_a_network() -> None:
+    networks, gap = _paper("networks"), _paper("gap")
+    models = [run.recipe().model for run in networks.runs]
+    assert [(m.backbone, m.head) for m in models] == [("resnet50", "fcn"), ("resnet50", "deeplabv3plus")]
+    assert all(run.data.source is None and run.data.num_labels == 2975 for run in networks.runs)
+    assert {run.folder for run in gap.runs} == {networks.runs[1].folder}
+    assert [row.scored_on for row in gap.rows] == ["gta5:g", "translated:gan", None]
+    assert "translated source is left out" in _plan("gap").left_out
+    with pytest.raises(InputError, match="--num-labels: found 0, expected a number from 1 in the gap study"):
+        _plan("gap", num_labels=(0,))
+
+
+@pytest.mark.parametrize(("source", "rounds"), [("gta5:g", 4), ("synthia:s", 3)])
+def test_ddm_has_the_rounds_of_its_paper_and_both_ablations(source: str, rounds: int) -> None:
+    plan = _paper("ddm", dataclasses.replace(PAPER_TASK, source=source))
+    stages = {run.row.title: [stage.name for stage in run.recipe().stages] for run in plan.runs}
+    assert stages["DDM, 2975 labels"] == ["region_1", "sample_1", "student_1"]
+    assert len(stages["DDM, 500 labels"]) == 3 * rounds
+    objectives = {run.row.title: [s.objective for s in run.recipe().stages] for run in plan.runs}
+    for level, other in (("region", "sample"), ("sample", "region")):
+        title = f"DDM with the {level}-level teacher alone, 100 labels"
+        assert objectives[title][-1].teachers == (level,)
+        assert sum(name.startswith(other) for name in stages[title]) == (other == "region")
+    assert all(
+        o.translate == "none"
+        for o in objectives["DDM without style transfer, 100 labels"]
+        if hasattr(o, "translate")
+    )
+    assert [row.num_labels for row in plan.rows if row.recipe == "supervised"] == [2975, 1000, 500, 200, 100]
+    train = typer.main.get_command(cli.app).commands["train"]
+    given = train.make_context("train", plan.runs[5].command("out")[2:]).params
+    assert given["stages"] == "region_1,sample_1,student_1"
+
+
+def test_every_part_changes_udas_and_keeps_its_steps() -> None:
+    plan = _plan("parts", seeds=(0,), num_labels=(20,))
+    whole, *parts = [run.recipe() for run in plan.runs]
+    assert whole not in parts
+    assert len(set(parts)) == len(parts)
+    assert {recipe.steps for recipe in parts} == {100}
+    mixing = {
+        (r.stages[0].objective.mixing.paste, r.stages[0].objective.mixing.replace)
+        for r in (whole, *parts)
+        if r.stages[0].objective.mixing
+    }
+    assert len(mixing) == 4
+    known = {setting.partition("=")[0] for _, settings in rows_module.PARTS for setting in settings}
+    assert all(has_key(get_recipe("udas"), key) for key in known)
+    assert plan.runs[0].folder == "udas-lab-20-labels-seed-0"  # that of the other studies
+
+
+def test_the_paper_makes_a_run_of_several_studies_once() -> None:
+    plans = plan_paper(PAPER_TASK, seeds=(0, 1))
+    assert [plan.study for plan in plans] == list(rows_module.STUDIES)
+    commands: dict[str, set[str]] = {}
+    studies: dict[str, set[str]] = {}
+    for plan in plans:
+        for run in plan.runs:
+            commands.setdefault(run.folder, set()).add(" ".join(run.command("out")))
+            studies.setdefault(run.folder, set()).add(plan.study)
+    assert all(len(found) == 1 for found in commands.values())
+    assert len({*map(str, commands.values())}) == len(commands)
+    assert studies["uda-seed-0"] == {"sizes", "ablation", "methods"}
+    assert studies["udas-translated-100-labels-seed-1"] == {"labels", "parts"}
+    counts = {plan.study: sorted({row.num_labels for row in plan.rows}) for plan in plans}
+    assert counts["labels"] == [0, 100, 500, 1000, 2975]
+    assert counts["ddm"] == [100, 200, 500, 1000, 2975]
+
+
+def test_settings_of_the_translation_reach_it_alone() -> None:
+    setting = "stages.translation.steps=7"
+    task = dataclasses.replace(TASK, translate="translated:gan", settings=(f"cyclegan:{setting}",))
+    plan = _plan("ablation", task=dataclasses.replace(task, makes_translation=True))
+    assert not any(setting in run.settings for run in plan.runs)
+    translation = TranslationRun(plan.task)
+    assert translation.recipe().steps == 7
+    assert translation.command()[-6:] == ["--set", setting, "--device", "auto", "--out", "gan"]
+    with pytest.raises(InputError, match="recipe of the ablation study: found 'cyclegan'"):
+        _plan("ablation", task=task)

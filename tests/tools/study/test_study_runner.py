@@ -18,7 +18,7 @@ from udas_fast import cli
 from udas_fast.engine.interrupt import Interrupted
 from udas_fast.errors import InputError
 from udas_fast.recipes import Changes
-from udas_fast.tools.study import StudyPlan, Task, plan_study, run_study
+from udas_fast.tools.study import StudyPlan, Task, plan_study, run_studies
 from udas_fast.tools.study.collect import StudyTable
 from udas_fast.tools.study.plan import StudyRun
 from udas_fast.tools.study.runner import LOG, is_run_complete, last_line, make_runs
@@ -59,13 +59,13 @@ def test_a_study_that_was_cut_goes_on_to_the_same_numbers(
     watcher = threading.Thread(target=_terminate_when_training, args=(first,))
     watcher.start()
     with pytest.raises(Interrupted, match="the same command resumes the runs"):
-        run_study(plan, tmp_path / "out", command="study")
+        run_studies([plan], tmp_path / "out", command="study")
     watcher.join()
     assert list((first / "checkpoints").iterdir())
     assert not (first / "model.safetensors").exists()
     assert not second.exists()
 
-    table = run_study(plan, tmp_path / "out", command="study")
+    (table,) = run_studies([plan], tmp_path / "out", command="study")
     # As the study makes it, not in this process: another number of threads rounds otherwise.
     make_runs(plan.runs[:1], tmp_path / "whole")
     for name in ("metrics.jsonl", "scores.json"):
@@ -79,7 +79,7 @@ def test_a_study_that_was_cut_goes_on_to_the_same_numbers(
     assert StudyTable.from_dict(document) == table
 
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
-    again = run_study(plan, tmp_path / "out", command="study")
+    (again,) = run_studies([plan], tmp_path / "out", command="study")
     assert again.rows == table.rows
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
 
@@ -93,7 +93,7 @@ def test_the_first_failing_run_ends_the_study_with_its_last_line(
     image.write_bytes(image.read_bytes()[:60])
     plan = _plan(root, study="ablation")
     with pytest.raises(InputError, match=r"no_adaptation-seed-0: .*0001\.png.*train\.log") as caught:
-        run_study(plan, tmp_path, command="study")
+        run_studies([plan], tmp_path, command="study")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs" / plan.runs[1].folder).exists()
 
@@ -153,12 +153,9 @@ def test_a_folder_where_a_process_trains_is_left_alone(camvid_root: Path, tmp_pa
 
 
 def test_missing_data_ends_before_the_first_run(camvid_root: Path, tmp_path: Path) -> None:
+    plan = plan_study("labels", _plan(camvid_root).task, seeds=(0,), num_labels=(2000,))
     with pytest.raises(InputError, match="labelled images of camvid: found 2000, expected 1 to 4"):
-        run_study(
-            plan_study("labels", _plan(camvid_root).task, seeds=(0,), num_labels=(2000,)),
-            tmp_path,
-            command="study",
-        )
+        run_studies([plan], tmp_path, command="study")
     assert not list(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ from udas_fast.recipes import Changes
 from udas_fast.tools.study import StudyPlan, Task, paper, plan_study
 from udas_fast.tools.study.collect import Spread, StudyTable, collect
 from udas_fast.tools.study.figures import labels_figure, methods_figure
+from udas_fast.tools.study.rows import Study
 from udas_fast.tools.study.tables import csv_text, gaps, markdown
 
 PROTOCOL = {"dataset": "made up", "split": "val", "images": 3, "input_size": [32, 48], "num_classes": 3}
@@ -24,7 +25,9 @@ PROTOCOL = {"dataset": "made up", "split": "val", "images": 3, "input_size": [32
 
 def _write(folder: Path, iou: dict[str, float | None], protocol: dict[str, object] = PROTOCOL) -> None:
     known = [v for v in iou.values() if v is not None]
+    means = dict.fromkeys(("synthia16", "synthia13"), 0.25)
     score = {"miou": sum(known) / len(known), "iou": iou, "protocol": protocol}
+    score |= {"pixel_accuracy": 0.75, "subset_means": means}
     folder.mkdir(parents=True, exist_ok=True)
     phases = {"adaptation": score | {"miou": 0.01}, "self_training": score}
     (folder / "scores.json").write_text(json.dumps({"phases": phases}))
@@ -190,7 +193,9 @@ def test_the_papers_figures_stand_beside_its_own_task_only(study: str, tmp_path:
         _write(tmp_path / run.folder, dict.fromkeys(CITYSCAPES.names, 0.5), PROTOCOL | {"num_classes": 19})
     text = markdown(collect(plan, tmp_path, "command"))
     if study == "ablation":
-        assert text.count("UDAS paper") == 5
+        assert text.count("UDAS paper") == 6
+        line = next(line for line in text.splitlines() if "UDAS paper, 0 labels" in line)
+        assert line.endswith("| – | 43.9 |")
         line = next(line for line in text.splitlines() if line.startswith("| *ST + UDA, UDAS paper*"))
         assert line.endswith("| 44.4 |")
         assert "| *ST + DA + SSL, UDAS paper* | 95.4 |" in text
@@ -200,8 +205,87 @@ def test_the_papers_figures_stand_beside_its_own_task_only(study: str, tmp_path:
     assert "paper" not in markdown(synthia)
 
 
-def test_the_papers_means_are_those_of_its_classes() -> None:
-    for iou, miou in paper.ABLATION.values():
+def _collected(study: Study, source: str, labels: tuple[int, ...], folder: Path) -> StudyTable:
+    task = Task(source, "cityscapes:b", "translated:gan", changes=Changes(small=(32, 48), steps=60))
+    plan = plan_study(study, task, seeds=(0,), num_labels=labels)
+    for run in plan.runs:
+        _write(folder / run.folder, dict.fromkeys(CITYSCAPES.names, 0.5), PROTOCOL | {"num_classes": 19})
+        if run.row.scored_on:
+            score = json.loads((folder / run.folder / "scores.json").read_text())["phases"]["self_training"]
+            (folder / run.folder / run.scores_file).write_text(json.dumps(score | {"miou": 0.3}))
+    return collect(plan, folder, "command")
+
+
+@pytest.mark.parametrize(
+    ("study", "labels", "lines"),
+    [
+        ("networks", (2975,), {"FCN": "68.0", "DeepLabV3+": "75.0"}),
+        ("gap", (2975,), {"Source": "30.1", "Source → target": "36.2", "Target": "74.9"}),
+        (
+            "methods",
+            (0,),
+            {"CyCADA": "39.5", "AdaptSegNet": "42.4", "AdvEnt": "45.5", "Seg-Uncertainty": "48.3"},
+        ),
+        ("labels", (2975, 100), {"Supervised": "69.1", "UDAS": "63.5"}),
+        ("parts", (100,), {"UDAS": "55.6"}),
+    ],
+)
+def test_published_lines_stand_below_ours(
+    study: Study, labels: tuple[int, ...], lines: dict[str, str], tmp_path: Path
+) -> None:
+    text = markdown(_collected(study, "gta5:a", labels, tmp_path))
+    for name, miou in lines.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| *{name}, UDAS paper* |"))
+        assert line.split("|")[-2 if study != "labels" else 2].strip() == miou
+    if study == "networks":
+        assert "| pixel accuracy | mIoU |" in text
+        assert "| 94.7 | 68.0 |" in text
+    if study == "gap":
+        assert "| Source | " in text
+        assert "| **30.0** |" in text  # of the source, the target's being 50.0
+    if study == "methods":
+        assert "| *Seg-Uncertainty, first stage, its own paper* |" in text
+    if study == "parts":
+        assert text.count("paper") == 1  # not beside what is no published form
+
+
+def test_synthia_has_its_own_means_in_every_table(tmp_path: Path) -> None:
+    table = _collected("ddm", "synthia:a", (100,), tmp_path)
+    text = markdown(table)
+    assert "| mIoU | mIoU synthia16 | mIoU synthia13 |" in text
+    assert "| **50.0** | 25.0 | 25.0 |" in text
+    of_13 = text[text.index("| Labelled target images, mIoU synthia13 | 100 |") :]
+    assert "| DDM | 25.0 |" in of_13
+    assert "| *DDM, DDM paper* | 68.4 |" in of_13
+    assert text.count("DDM paper") == 2  # Supervised and DDM over 13 classes, not their variants
+    assert csv_text(table).splitlines()[0].endswith(",mIoU,mIoU synthia16,mIoU synthia13")
+    assert StudyTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+
+
+def test_parts_are_shown_as_differences_from_the_whole(tmp_path: Path) -> None:
+    lines = markdown(_collected("parts", "camvid:a", (20,), tmp_path)).splitlines()
+    assert lines[:3] == ["|  | mIoU | − UDAS |", "| --- | ---: | ---: |", "| UDAS, 20 labels | 50.0 |  |"]
+    assert "| UDAS without adversary, 20 labels | 50.0 | +0.0 |" in lines
+
+
+@pytest.mark.parametrize(
+    ("rows", "rounding"),
+    [
+        (paper.SIZES, 0.051),
+        (paper.NETWORKS, 0.51),  # classes to two digits
+        (paper.GAP, 0.051),
+        (paper.ABLATION, 0.051),
+        (paper.METHODS, 0.051),
+        ({"DeepLabV2": (paper.SUPERVISED, paper.LABELS["UDAS"]["supervised"][2975])}, 0.051),
+    ],
+)
+def test_published_means_are_those_of_their_classes(
+    rows: dict[str, tuple[tuple[float, ...], float]], rounding: float
+) -> None:
+    for iou, miou in rows.values():
         assert len(iou) == len(CITYSCAPES)
-        assert statistics.mean(iou) == pytest.approx(miou, abs=0.051)  # printed to one decimal
-    assert paper.ABLATION["ST + DA + SSL"][1] == paper.LABELS["udas"][2975]
+        assert statistics.mean(iou) == pytest.approx(miou, abs=rounding)
+
+
+def test_the_ablation_ends_where_the_labels_begin() -> None:
+    assert paper.ABLATION["ST + DA + SSL"][1] == paper.LABELS["UDAS"]["udas"][2975]

@@ -6,6 +6,7 @@ import json
 import shlex
 import statistics
 from collections.abc import Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from pydantic.dataclasses import dataclass
 
 from udas_fast.config import STRICT
 from udas_fast.errors import InputError, bad, first_line
-from udas_fast.tools.study.plan import Study, StudyPlan, StudyRow
+from udas_fast.tools.study.paper import is_synthia
+from udas_fast.tools.study.plan import StudyPlan, StudyRun
+from udas_fast.tools.study.rows import Study, StudyRow
 from udas_fast.training.environment import environment
 
 
@@ -52,6 +55,10 @@ class RowScores:
     iou: dict[str, Spread]  # by class
     phases: list[dict[str, float | None]]  # mIoU after each phase, by seed
     commands: list[str]  # by seed
+    pixel_accuracy: Spread | None = None
+    subset_means: dict[str, Spread] = field(
+        default_factory=dict
+    )  # SYNTHIA's 16 and 13 classes, with its source
 
     @property
     def method(self) -> str:
@@ -94,11 +101,14 @@ def collect(plan: StudyPlan, folder: Path, command: str) -> StudyTable:
     Raises:
         InputError: a run has no scores, they are damaged, or they were measured under different protocols.
     """
-    phases = {run.folder: _phases(folder / run.folder / "scores.json") for run in plan.runs}
-    last = [list(p.values())[-1] for p in phases.values()]
-    protocols = {json.dumps(s["protocol"]): s["protocol"] for s in last}
+    rows = [_row(plan, row, folder) for row in plan.rows]
+    protocols = _protocols(plan, folder)
     if len(protocols) > 1:
-        raise bad(f"runs in {folder}", f"{len(protocols)} protocols: {' and '.join(protocols)}", "one")
+        raise bad(
+            f"runs in {folder}",
+            f"{len(protocols)} protocols: {' and '.join(map(json.dumps, protocols))}",
+            "one",
+        )
     return StudyTable(
         study=plan.study,
         command=command,
@@ -108,16 +118,29 @@ def collect(plan: StudyPlan, folder: Path, command: str) -> StudyTable:
         steps=plan.steps,
         seeds=list(dict.fromkeys(run.seed for run in plan.runs)),
         environment=_environment([folder / run.folder for run in plan.runs]),
-        protocol=next(iter(protocols.values())),
-        rows=[_row(plan, row, phases) for row in plan.rows],
+        protocol=protocols[0],
+        rows=rows,
         left_out=plan.left_out,
     )
 
 
-def _row(plan: StudyPlan, row: StudyRow, phases: dict[str, dict[str, Any]]) -> RowScores:
+def _protocols(plan: StudyPlan, folder: Path) -> list[dict[str, Any]]:
+    """Return the different protocols of the rows that are scored on the target; ``sizes`` has one for each size."""
+    found: list[dict[str, Any]] = []
+    for run in plan.runs:
+        if run.row.scored_on is None:
+            protocol = _last(_scores(run, folder))["protocol"]
+            if plan.study == "sizes":
+                protocol = {**protocol, "input_size": None}
+            if protocol not in found:
+                found.append(protocol)
+    return found
+
+
+def _row(plan: StudyPlan, row: StudyRow, folder: Path) -> RowScores:
     runs = [run for run in plan.runs if run.row == row]
-    of_row = [phases[run.folder] for run in runs]
-    last = [list(p.values())[-1] for p in of_row]
+    of_row = [_scores(run, folder) for run in runs]
+    last = [_last(p) for p in of_row]
     return RowScores(
         name=row.title,
         recipe=row.recipe,
@@ -128,7 +151,22 @@ def _row(plan: StudyPlan, row: StudyRow, phases: dict[str, dict[str, Any]]) -> R
         iou={name: Spread.of([_percent(s["iou"][name]) for s in last]) for name in last[0]["iou"]},
         phases=[{name: _percent(s["miou"]) for name, s in p.items()} for p in of_row],
         commands=[shlex.join(run.command(f"runs/{run.folder}")) for run in runs],
+        pixel_accuracy=Spread.of([_percent(s["pixel_accuracy"]) for s in last]),
+        subset_means={
+            name: Spread.of([_percent(s["subset_means"][name]) for s in last])
+            for name in (last[0]["subset_means"] if is_synthia(plan.task.source, plan.task.target) else ())
+        },
     )
+
+
+def _scores(run: StudyRun, folder: Path) -> dict[str, Any]:
+    """Return the scores of a run by phase, on its row's own dataset of the last one alone."""
+    path = folder / run.folder / run.scores_file
+    return _phases(path) if run.row.scored_on is None else {"": _read(path)}
+
+
+def _last(phases: dict[str, Any]) -> dict[str, Any]:
+    return list(phases.values())[-1]
 
 
 def _phases(path: Path) -> dict[str, Any]:

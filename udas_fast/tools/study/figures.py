@@ -33,7 +33,7 @@ def labels_figure(table: StudyTable, path: Path) -> None:
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         for row in rows:
             axes.plot([row.labels] * len(table.seeds), _by_seed(row.miou), ".", color=colour)
-        published = paper.LABELS.get(rows[0].recipe)
+        published = paper.LABELS["UDAS"].get(rows[0].recipe)
         if published and paper.is_paper_task(table.source, table.target):
             points = sorted(published.items())
             axes.plot(*zip(*points, strict=True), "--", color=colour, label=f"{name}, paper")

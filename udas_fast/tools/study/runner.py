@@ -10,54 +10,125 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from udas_fast.atomic import atomic_write, make_folder, writing
 from udas_fast.data.identity import existing_path
+from udas_fast.data.translated import read_manifest
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import MODEL_FILE
 from udas_fast.recipes import Recipe
 from udas_fast.tools.study.collect import StudyTable, collect
 from udas_fast.tools.study.figures import labels_figure, methods_figure, predictions_figure
-from udas_fast.tools.study.plan import StudyPlan, StudyRun
+from udas_fast.tools.study.plan import StudyPlan, StudyRun, TranslationRun
 from udas_fast.tools.study.tables import csv_text, markdown
 from udas_fast.training.requirements import open_domains
 from udas_fast.training.run_folder import RunConfig, lock, read_run_file
+from udas_fast.translation import TranslationConfig
 
 LOG = "train.log"
+POLL = 0.2  # seconds
 # One thread per run: several run at the same time, and threads that wait for each other slow all of them down.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+WITHOUT_SHEET = ("sizes", "gap")
 FIGURES = {"labels": labels_figure, "methods": methods_figure}
 
 
-def run_study(plan: StudyPlan, out: Path, *, command: str, jobs: int = 1) -> StudyTable:
-    """Make the missing runs of ``plan`` under ``out/runs``, then write ``out/STUDY/``.
+def run_studies(plans: Sequence[StudyPlan], out: Path, *, command: str, jobs: int = 1) -> list[StudyTable]:
+    """Make the missing runs of ``plans``, which have one task, under ``out/runs``, then write ``out/STUDY/`` of each.
 
-    The latter holds table.md, table.csv, table.json and sheet.png, and labels.png or methods.png for these studies.
-    Studies with the same ``out`` share their common runs. table.json records ``command`` for its readers.
+    The latter holds table.md, table.csv, table.json and sheet.png, and labels.png or methods.png for these studies;
+    there is no sheet of rows that are of several sizes or domains. Studies with the same ``out`` share their common
+    runs. Each table.json records ``command`` for its readers.
 
     Raises:
         InputError: before the first run, a dataset that does not fit; later the reasons of :func:`make_runs`.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    for run in plan.runs[: len(plan.rows)]:
-        open_domains(run.data, run.recipe()).classes()
-    if plan.left_out:
-        print(plan.left_out, flush=True)
-    make_runs(plan.runs, out / "runs", jobs=jobs)
+    check_data(plans)
+    for plan in plans:
+        if plan.left_out:
+            print(f"{plan.study}: {plan.left_out}", flush=True)
+    if plans[0].task.makes_translation:
+        make_translation(TranslationRun(plans[0].task))
+    runs = [run for plan in plans for run in plan.runs]
+    make_runs(runs, out / "runs", jobs=jobs)
+    score_runs(runs, out / "runs")
+    return [write_tables(plan, out, command) for plan in plans]
+
+
+def check_data(plans: Sequence[StudyPlan]) -> None:
+    """Open the datasets of every row; raise InputError where one is missing or does not fit."""
+    for plan in plans:
+        task = plan.task
+        for run in plan.runs[: len(plan.rows)]:
+            data = run.data
+            if task.makes_translation and data.source == task.translate:
+                data = replace(data, source=task.source)  # whose images are not translated yet
+            open_domains(data, run.recipe()).classes()
+
+
+def write_tables(plan: StudyPlan, out: Path, command: str) -> StudyTable:
+    """Write the tables and figures of ``plan``, whose runs are complete, to ``out/STUDY/``."""
     table = collect(plan, out / "runs", command)
     folder = out / plan.study
     make_folder(folder)
     atomic_write(markdown(table), folder / "table.md")
     atomic_write(csv_text(table), folder / "table.csv")
     atomic_write(json.dumps(table.to_dict(), indent=1) + "\n", folder / "table.json")
-    predictions_figure(plan, out / "runs", folder / "sheet.png")
+    if plan.study not in WITHOUT_SHEET:
+        predictions_figure(plan, out / "runs", folder / "sheet.png")
     if plan.study in FIGURES:
         FIGURES[plan.study](table, folder / f"{plan.study}.png")
     return table
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A command of a study, the folder of its log, and the job that has to be complete before."""
+
+    name: str
+    folder: Path
+    command: Sequence[str]
+    after: str | None = None
+
+
+def make_translation(run: TranslationRun) -> None:
+    """Train CycleGAN and translate the source; nothing happens where all images are there.
+
+    Raises:
+        InputError: the folder holds another translation or is in use, or the command failed.
+        Interrupted: Ctrl-C or SIGTERM; the translation has written a checkpoint.
+    """
+    if is_translation_complete(run):
+        print(f"{run.folder}: complete", flush=True)
+        return
+    command = run.command()
+    if (run.folder / "run.yaml").is_file():
+        command = ["udas-fast", "translate", "--resume", str(run.folder), "--device", run.task.device]
+    _run_jobs([_Job(str(run.folder), run.folder, command)])
+
+
+def is_translation_complete(run: TranslationRun) -> bool:
+    """Return whether the folder of ``run`` holds it and all images are written.
+
+    Raises:
+        InputError: the folder holds another run.
+    """
+    if not (run.folder / "run.yaml").is_file():
+        return False
+    recipe, config = read_run_file(run.folder, TranslationConfig)
+    # Sizes and crops are those of the images.
+    found, expected = (
+        {"stages": of.to_dict()["stages"], **asdict(data.absolute())}
+        for of, data in ((recipe, replace(config.data, engine="auto")), (run.recipe(), run.data))
+    )
+    _require_same(run.folder, found, expected)
+    manifest = read_manifest(run.folder)
+    return manifest is not None and not manifest.missing
 
 
 def make_runs(runs: Sequence[StudyRun], folder: Path, *, jobs: int = 1) -> None:
@@ -72,31 +143,74 @@ def make_runs(runs: Sequence[StudyRun], folder: Path, *, jobs: int = 1) -> None:
     """
     if jobs < 1:
         raise bad("--jobs", jobs, "at least 1")
-    runs = list(dict.fromkeys(each for run in runs for each in (run.start, run) if each))
-    todo = [run for run in runs if not is_run_complete(run, folder / run.folder)]
-    print(f"{len(runs)} runs, {len(runs) - len(todo)} complete", flush=True)
-    active: dict[subprocess.Popen[bytes], StudyRun] = {}
+    all_runs = distinct(runs)
+    todo = [run for run in all_runs if not is_run_complete(run, folder / run.folder)]
+    print(f"{len(all_runs)} runs, {len(all_runs) - len(todo)} complete", flush=True)
+    _run_jobs([_training(run, folder) for run in todo], at_once=jobs)
 
-    def next_run() -> StudyRun | None:
-        unfinished = {*todo, *active.values()}
-        return next((run for run in todo if run.start not in unfinished), None)
+
+def distinct(runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """Return each of ``runs`` once, and before it the one that it starts from."""
+    found: dict[str, StudyRun] = {}
+    for run in runs:
+        for each in (run.start, run):
+            if each is not None:
+                found.setdefault(each.folder, each)
+    return list(found.values())
+
+
+def _training(run: StudyRun, folder: Path) -> _Job:
+    run_dir = folder / run.folder
+    command = run.command(str(run_dir))
+    if (run_dir / "run.yaml").is_file():
+        command = ["udas-fast", "train", "--resume", str(run_dir), "--device", run.task.device]
+    return _Job(run.folder, run_dir, command, run.start.folder if run.start else None)
+
+
+def score_runs(runs: Sequence[StudyRun], folder: Path) -> None:
+    """Score the runs of rows that have a dataset of their own on that, where it has not been done.
+
+    Raises:
+        InputError: a dataset that does not fit.
+    """
+    todo = {
+        f"{run.folder}/{run.scores_file}": run
+        for run in runs
+        if run.row.scored_on and not (folder / run.folder / run.scores_file).is_file()
+    }
+    _run_jobs(
+        [
+            _Job(name, folder / run.folder, run.score_command(str(folder / run.folder)))
+            for name, run in todo.items()
+        ]
+    )
+
+
+def _run_jobs(jobs: Sequence[_Job], *, at_once: int = 1) -> None:
+    """Run commands in their order, ``at_once`` of them side by side; errors are those of :func:`make_runs`."""
+    todo = list(jobs)
+    active: dict[subprocess.Popen[bytes], _Job] = {}
+
+    def next_job() -> _Job | None:
+        unfinished = {job.name for job in (*todo, *active.values())}
+        return next((job for job in todo if job.after not in unfinished), None)
 
     with StopSignal() as stop, _ended(active):
         while True:
-            while len(active) < jobs and (run := next_run()) is not None:
-                todo.remove(run)
-                print(f"{run.folder}: started", flush=True)
-                active[_start(run, folder / run.folder)] = run
+            while len(active) < at_once and (job := next_job()) is not None:
+                todo.remove(job)
+                print(f"{job.name}: started", flush=True)
+                active[_start(job)] = job
             if not active:
                 return
-            time.sleep(0.2)
+            time.sleep(POLL)
             if stop.requested:
-                raise Interrupted(f"stopped; the same command resumes the runs in {folder}")
+                raise Interrupted("stopped; the same command resumes the runs")
             for process in [p for p in active if p.poll() is not None]:
-                run = active.pop(process)
+                job = active.pop(process)
                 if process.returncode:
-                    raise InputError(f"run {folder / run.folder}: {last_line(folder / run.folder / LOG)}")
-                print(f"{run.folder}: complete", flush=True)
+                    raise InputError(f"run {job.folder}: {last_line(job.folder / LOG)}")
+                print(f"{job.name}: complete", flush=True)
 
 
 def is_run_complete(run: StudyRun, run_dir: Path) -> bool:
@@ -109,10 +223,13 @@ def is_run_complete(run: StudyRun, run_dir: Path) -> bool:
         return False
     recipe, config = read_run_file(run_dir, RunConfig)
     start = str(run_dir.parent / run.start.folder) if run.start else None
-    found = _flat(_identity(recipe, config))
-    expected = _flat(
-        _identity(run.recipe(), RunConfig(run.data, weights=run.task.weights, start=start, seed=run.seed))
-    )
+    planned = RunConfig(run.data, weights=run.task.weights, start=start, seed=run.seed)
+    _require_same(run_dir, _identity(recipe, config), _identity(run.recipe(), planned))
+    return (run_dir / MODEL_FILE).is_file()
+
+
+def _require_same(run_dir: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    found, expected = _flat(found), _flat(expected)
     if found != expected:
         key = next(k for k in {**expected, **found} if found.get(k) != expected.get(k))
         raise bad(
@@ -120,7 +237,6 @@ def is_run_complete(run: StudyRun, run_dir: Path) -> bool:
             found.get(key),
             f"{expected.get(key)}: pass another --out, or the settings that it was made with",
         )
-    return (run_dir / MODEL_FILE).is_file()
 
 
 def _identity(recipe: Recipe, config: RunConfig) -> dict[str, Any]:
@@ -142,19 +258,16 @@ def _flat(node: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, child in node.items() for k, v in _flat(child, f"{path}.{key}".lstrip(".")).items()}
 
 
-def _start(run: StudyRun, run_dir: Path) -> subprocess.Popen[bytes]:
-    """Start ``udas-fast train`` in a process, with its output in the run's log."""
-    make_folder(run_dir)
-    command = run.command(str(run_dir))
-    if (run_dir / "run.yaml").is_file():
-        command = ["udas-fast", "train", "--resume", str(run_dir), "--device", run.task.device]
-    with writing(run_dir / LOG):
-        log = (run_dir / LOG).open("ab")
+def _start(job: _Job) -> subprocess.Popen[bytes]:
+    """Start a ``udas-fast`` command in a process, with its output in the log of its run."""
+    make_folder(job.folder)
+    with writing(job.folder / LOG):
+        log = (job.folder / LOG).open("ab")
     with log:
-        lock(log, run_dir)  # held for as long as the run lives, even where the study was killed
+        lock(log, job.folder)  # held for as long as the run lives, even where the study was killed
         # In a session of its own, so that Ctrl-C in the terminal reaches it once, through the study.
         return subprocess.Popen(
-            [sys.executable, "-m", "udas_fast", *command[1:]],
+            [sys.executable, "-m", "udas_fast", *job.command[1:]],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -164,7 +277,7 @@ def _start(run: StudyRun, run_dir: Path) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def _ended(active: dict[subprocess.Popen[bytes], StudyRun]) -> Iterator[None]:
+def _ended(active: dict[subprocess.Popen[bytes], _Job]) -> Iterator[None]:
     """Stop the processes that still run at exit, and wait for their checkpoints."""
     try:
         yield

@@ -18,6 +18,11 @@ def reaching(settings: Iterable[str], recipe: Recipe) -> list[str]:
     ]
 
 
+def naming(settings: Iterable[str], recipe: str) -> list[str]:
+    """Return ``KEY=VALUE`` of the settings that name ``recipe`` alone."""
+    return [setting for names, setting in map(_scope, settings) if names == [recipe]]
+
+
 def check_settings(study: str, settings: Iterable[str], recipes: Sequence[Recipe]) -> None:
     """Check that every setting reaches a recipe of the study.
 

@@ -1,9 +1,10 @@
-"""Tables of a study, Markdown and CSV: rows × classes as in UDAS 4.3.1, methods × labels as in 4.3.2, DDM by round."""
+"""Tables of a study, Markdown and CSV: rows × classes (UDAS 4.2, 4.3.1), methods × labels (4.3.2), DDM by round."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 from udas_fast.evaluation import Protocol
@@ -19,19 +20,30 @@ DDM_NETWORKS = {
 }
 
 
+# Studies of methods by number of labels; the rows of the others are shown by class alone.
+BY_LABELS = ("labels", "methods", "ddm")
+
+
 def markdown(table: StudyTable) -> str:
     """Return ``table.md``: the study's own tables, then a line of IoU by class for each row."""
     tables = study_tables(table)
-    if table.study != "ablation":
+    if class_table(table) not in tables:
         tables.append(class_table(table))
     return "\n\n".join([*tables, note(table)]) + "\n"
 
 
 def study_tables(table: StudyTable) -> list[str]:
-    """Return the study's own tables: rows × classes, or methods × labels and the networks of DDM by round."""
-    if table.study == "ablation":
+    """Return the study's own tables.
+
+    Rows × classes; or methods × labels, for each mean over classes, and the networks of DDM by round; or for ``parts``
+    what each of them is worth.
+    """
+    if table.study == "parts":
+        return [parts_table(table)]
+    if table.study not in BY_LABELS:
         return [class_table(table)]
-    return [labels_table(table), *ddm_tables(table)]
+    subsets = table.rows[0].subset_means
+    return [labels_table(table), *(labels_table(table, name) for name in subsets), *ddm_tables(table)]
 
 
 def note(table: StudyTable) -> str:
@@ -49,10 +61,17 @@ def note(table: StudyTable) -> str:
         left_out += (
             f" Classes that some runs neither show nor predict are not in their mIoU: {', '.join(absent)}."
         )
+    protocol = str(Protocol(**table.protocol))
+    if table.study == "gap":
+        left_out += (
+            " Rows Source are scored on the training images of that dataset, at the network's input size."
+        )
+    if table.study == "sizes":
+        protocol = protocol.replace("input native size", "input of the size in training")
     return (
         f"{table.source} → {table.target}, translation {table.translate.partition(':')[0]}, {steps}, "
         f"{'mean ± standard deviation over seeds' if several else 'seed'} {seeds}, in percent; rows with "
-        f"labels train on that many labelled target images.{left_out} Protocol: {Protocol(**table.protocol)}. "
+        f"labels train on that many labelled target images.{left_out} Protocol: {protocol}. "
         f"{env['cpu']}, torch {env['torch']}; `{table.command}`"
     )
 
@@ -63,43 +82,81 @@ def _absent(table: StudyTable) -> list[str]:
 
 
 def class_table(table: StudyTable) -> str:
-    """Return IoU by class and mIoU; on the paper's task with the paper's line below each of its rows."""
+    """Return IoU by class and their means; on the paper's task with published lines below each of its rows."""
+    first = table.rows[0]
+    accuracy = ["pixel accuracy"] if table.study == "networks" else []
     lines: list[list[object]] = []
     for row in table.rows:
-        lines.append([row.name, *row.iou.values(), f"**{row.miou}**"])
-        if paper.is_paper_task(table.source, table.target) and (published := _published(row)):
-            iou, miou = published
-            lines.append([f"*{row.method}, UDAS paper*", *(f"{v:.1f}" for v in iou), f"{miou:.1f}"])
-    return pipe_table(["Model", *table.rows[0].iou, "mIoU"], lines)
+        accuracies: list[object] = [row.pixel_accuracy] if accuracy else []
+        lines.append(
+            [row.name, *row.iou.values(), *accuracies, f"**{row.miou}**", *row.subset_means.values()]
+        )
+        if not paper.is_paper_task(table.source, table.target):
+            continue
+        for line in paper.published(table.study, row.recipe, row.method, row.labels):
+            iou = [_number(v) for v in line.iou or [None] * len(first.iou)]
+            accuracies = [_number(line.pixel_accuracy)] if accuracy else []
+            lines.append([f"*{row.method}, {line.paper}*", *iou, *accuracies, _number(line.miou)])
+    means = ["mIoU", *map(_mean_name, first.subset_means)]
+    return pipe_table(["Model", *first.iou, *accuracy, *means], lines)
 
 
-def _published(row: RowScores) -> tuple[tuple[float, ...], float] | None:
-    """Return the paper's (IoU by class, mIoU) of a row; it trains its last row with labels only."""
-    if row.recipe == "udas" and not row.labels:
-        return None
-    return paper.ABLATION.get(row.method)
+def parts_table(table: StudyTable) -> str:
+    """Return the mIoU of UDAS and of each row without a part of it, and the difference."""
+    whole, *parts = table.rows
+    lines: list[list[object]] = [[whole.name, whole.miou, ""]]
+    lines += [[row.name, row.miou, _signed(_difference(row.miou, whole.miou))] for row in parts]
+    return pipe_table(["", "mIoU", f"− {whole.method}"], lines)
 
 
-def labels_table(table: StudyTable) -> str:
-    """Return mIoU of each method by number of labelled target images, most first, and its gain over Supervised."""
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _mean_name(subset: str) -> str:
+    return f"mIoU {subset}"
+
+
+def labels_table(table: StudyTable, subset: str | None = None) -> str:
+    """Return mIoU of each method by number of labelled target images, most first, and its gain over Supervised.
+
+    ``subset``: of :attr:`RowScores.subset_means`; None: the mean over all classes.
+    """
     counts = label_counts(table)
     base = _baseline(table)
     lines: list[list[object]] = []
     for name, rows in methods(table).items():
-        lines.append([name, *(rows[n].miou if n in rows else "–" for n in counts)])
-    for name, by_labels in gaps(table).items():
+        lines.append([name, *(_mean(rows[n], subset) if n in rows else "–" for n in counts)])
+    for name, by_labels in gaps(table, subset).items():
         found = (by_labels.get(n) for n in counts)
         lines.append([f"{name} − {base}", *("–" if gap is None else _signed(gap) for gap in found)])
-    if paper.is_paper_task(table.source, table.target):
-        for name, rows in methods(table).items():
-            recipe = next(iter(rows.values())).recipe
-            if recipe in paper.LABELS:
-                cells = (paper.LABELS[recipe].get(n) for n in counts)
-                source = "DDM" if recipe == "ddm" else "UDAS"
-                lines.append(
-                    [f"*{name}, {source} paper*", *("–" if v is None else f"{v:.1f}" for v in cells)]
-                )
-    return pipe_table(["Labelled target images", *map(str, counts)], lines)
+    lines += _published_by_labels(table, subset)
+    head = "Labelled target images" + (f", {_mean_name(subset)}" if subset else "")
+    return pipe_table([head, *map(str, counts)], lines)
+
+
+def _mean(row: RowScores, subset: str | None) -> Spread:
+    return row.miou if subset is None else row.subset_means[subset]
+
+
+def _published_by_labels(table: StudyTable, subset: str | None) -> list[list[object]]:
+    """Return the papers' lines of the methods in ``table``, which SYNTHIA has over 13 classes."""
+    figures = {}
+    if subset is None and paper.is_paper_task(table.source, table.target):
+        figures = paper.LABELS
+    elif subset == "synthia13":
+        figures = paper.SYNTHIA_LABELS
+    counts = label_counts(table)
+    lines: list[list[object]] = []
+    for name, rows in methods(table).items():
+        if table.study in paper.VARIED and name not in paper.TITLES:
+            continue
+        recipe = next(iter(rows.values())).recipe
+        for source, recipes in figures.items():
+            values = [recipes.get(recipe, {}).get(n) for n in counts]
+            if any(values):
+                lines.append([f"*{name}, {source} paper*", *map(_number, values)])
+    return lines
 
 
 def label_counts(table: StudyTable) -> list[int]:
@@ -115,13 +172,17 @@ def methods(table: StudyTable) -> dict[str, dict[int, RowScores]]:
     return found
 
 
-def gaps(table: StudyTable) -> dict[str, dict[int, Spread]]:
-    """Return the spread over seeds of method − Supervised, by method and number of labels."""
+def gaps(table: StudyTable, subset: str | None = None) -> dict[str, dict[int, Spread]]:
+    """Return the spread over seeds of method − Supervised, by method and number of labels; ``subset`` of classes."""
     rows = methods(table)
     baseline = _baseline(table)
     base = rows.pop(baseline, {})
     return {
-        name: {n: _difference(row.miou, base[n].miou) for n, row in by_labels.items() if n in base}
+        name: {
+            n: _difference(_mean(row, subset), _mean(base[n], subset))
+            for n, row in by_labels.items()
+            if n in base
+        }
         for name, by_labels in rows.items()
         if by_labels.keys() & base.keys()
     }
@@ -143,10 +204,12 @@ def ddm_tables(table: StudyTable) -> list[str]:
     for row in table.rows:
         if row.recipe != "ddm":
             continue
-        numbers = range(1, sum(phase.startswith("region_") for phase in row.phases[0]) + 1)
+        numbers = range(
+            1, sum(re.fullmatch(r"student_\d+", phase) is not None for phase in row.phases[0]) + 1
+        )
         lines = []
         for phase, name in DDM_NETWORKS.items():
-            by_round = ([scores[phase.format(n)] for scores in row.phases] for n in numbers)
+            by_round = ([scores.get(phase.format(n)) for scores in row.phases] for n in numbers)
             lines.append([name, *map(Spread.of, by_round)])
         found.append(pipe_table([row.name, *(f"round {n}" for n in numbers)], lines))
     return found
@@ -166,10 +229,11 @@ def csv_text(table: StudyTable) -> str:
     """Return ``table.csv``: a line per row and seed, then each row's mean and standard deviation, in percent."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", "recipe", "labels", "seed", *table.rows[0].iou, "mIoU"])
+    subsets = map(_mean_name, table.rows[0].subset_means)
+    writer.writerow(["model", "recipe", "labels", "seed", *table.rows[0].iou, "mIoU", *subsets])
     for row in table.rows:
         start = [row.name, row.recipe, row.labels]
-        spreads = [*row.iou.values(), row.miou]
+        spreads = [*row.iou.values(), row.miou, *row.subset_means.values()]
         for i, seed in enumerate(table.seeds):
             writer.writerow([*start, seed, *(s.by_seed[i] for s in spreads)])
         writer.writerow([*start, "mean", *(s.mean for s in spreads)])
