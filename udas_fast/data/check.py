@@ -26,8 +26,8 @@ class DatasetReport:
     int64 ``[images]``, 0 for an image without one; ``sizes``: (H, W) → number of images; ``void``: ids of the images
     whose label has no labelled pixel; ``resized``: ids of the images whose label has another size; ``turned``: ids of
     labelled images that EXIF turns; ``deep``: number of 16-bit images; ``problems``: a message for each sample that
-    cannot be used, in order; ``images`` counts all, ``labelled`` those with a label; ``spec``: format of the files, None
-    for a dataset without files.
+    cannot be used, in order; ``images`` counts all, ``labelled`` those with a label; ``spec``: format of the files,
+    None for a dataset without files.
     """
 
     name: str

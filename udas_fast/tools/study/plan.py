@@ -87,6 +87,8 @@ class StudyRun:
         settings = reaching(self.task.settings, recipe)
         if self.row.translated is not None:
             translate = self.task.translate if self.row.translated else "none"
+            if recipe.translation is not None:
+                settings.append("translation=null")
             for stage in recipe.stages:
                 if "source" in stage.objective.requirements.streams:
                     key = f"stages.{stage.name}.objective.translate"

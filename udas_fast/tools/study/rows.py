@@ -21,7 +21,7 @@ STUDIES: tuple[Study, ...] = get_args(Study)
 # Rows of the methods study, from the simplest to the whole; recipes that are not named here come last.
 ORDER = (
     *("no_adaptation", "adaptsegnet_single", "adaptsegnet", "minent", "advent", "seg_uncertainty", "fda"),
-    *("cycada", "uda", "supervised", "joint", "udas", "ddm"),
+    *("cycada", "uda", "supervised", "joint", "udas", "udas_mrnet", "udas_tuned", "ddm"),
 )
 # Recipes whose source is translated as the task says (True) or not at all (False), as in the other studies. All other
 # recipes keep their own translation.
@@ -29,6 +29,8 @@ TRANSLATED = {
     "no_adaptation": False,
     "uda": False,
     "udas": True,
+    "udas_mrnet": True,
+    "udas_tuned": True,
     "supervised": False,
     "joint": False,
     "cycada": True,
@@ -46,11 +48,17 @@ NETWORKS = {"FCN": "fcn", "DeepLabV3+": "deeplabv3plus"}
 # What `parts` takes away from UDAS, or does otherwise: title and settings. A row that changes nothing is not made.
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("UDAS without Domain CutMix", ("stages.*.objective.mixing=null",)),
-    ("UDAS without AutoAugment of mixed images", ("stages.*.objective.mixing.augment=false",)),
+    ("UDAS without AutoAugment of mixed images", ("stages.*.objective.mixing.augment=none",)),
     ("UDAS without L_kl", ("stages.adaptation.objective.agreement=null",)),
     ("UDAS without adversary", ("stages.adaptation.objective.adversary=null",)),
-    ("UDAS without consistency", ("stages.self_training.objective.consistency=null",)),
-    ("UDAS, first view only", ("stages.self_training.objective.pseudo_labels.views=1",)),
+    (
+        "UDAS without consistency",
+        (
+            "stages.self_training.objective.consistency=null",
+            "stages.self_training.objective.label_consistency_weight=0",
+        ),
+    ),
+    ("UDAS, first view only", ("stages.self_training.objective.pseudo_labels.views=[identity]",)),
     ("UDAS, mean over views", ("stages.self_training.objective.pseudo_labels.reduce=mean",)),
     ("UDAS without threshold", ("stages.self_training.objective.pseudo_labels.threshold=0",)),
     *(
