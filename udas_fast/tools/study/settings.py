@@ -19,8 +19,8 @@ def reaching(settings: Iterable[str], recipe: Recipe) -> list[str]:
 
 
 def naming(settings: Iterable[str], recipe: str) -> list[str]:
-    """Return ``KEY=VALUE`` of the settings that name ``recipe`` alone."""
-    return [setting for names, setting in map(_scope, settings) if names == [recipe]]
+    """Return ``KEY=VALUE`` of the settings that name ``recipe``."""
+    return [setting for names, setting in map(_scope, settings) if recipe in names]
 
 
 def check_settings(study: str, settings: Iterable[str], recipes: Sequence[Recipe]) -> None:
