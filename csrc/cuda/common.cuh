@@ -121,10 +121,9 @@ UDAS_DEVICE unsigned char* shared_memory() {
   return shared_bytes;
 }
 
-// In shared memory one class is a line of a tile's columns; every eighth column skips a bank, so that threads
-// eight columns apart (stride 8) use different banks.
-UDAS_DEVICE int slot(int column) { return column + (column >> 3); }
-__host__ UDAS_DEVICE int line(int columns) { return (columns + (columns >> 3)) | 1; }
+// In shared memory one class is a line of a tile's columns. Its length is odd, so that neither neighbouring
+// columns nor neighbouring classes of one column share a bank.
+__host__ UDAS_DEVICE int line(int columns) { return columns | 1; }
 
 // C floats of a thread, in registers.
 template <int C>

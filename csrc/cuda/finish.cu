@@ -54,10 +54,10 @@ __device__ void finish_cell(const FinishTask& task, int map, int64_t cell, int f
         const int column = x - source(across * tiling.tile_width, width, tiling.width, corners).low;
         const int64_t tile = (sample * tiling.down + down) * tiling.across + across;
         const float* from =
-            task.partial[map] + ((tile * room.rows + row) * task.classes + first) * room.columns + column;
+            task.partial[map] + ((tile * room.rows + row) * room.columns + column) * task.classes + first;
 #pragma unroll
         for (int c = 0; c < kTogether; ++c) {
-          if (first + c < task.classes) sum[c] += from[static_cast<int64_t>(c) * room.columns];
+          if (first + c < task.classes) sum[c] += from[c];
         }
       }
     }

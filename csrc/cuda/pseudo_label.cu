@@ -122,7 +122,7 @@ class PseudoLabelBlock {
   UDAS_DEVICE void mean_of_views() {
     Values<C> mean, scratch;
     if constexpr (C == 0) {
-      float* first = lines_ + slot(threadIdx.x);
+      float* first = lines_ + threadIdx.x;
       mean = Values<0>{{first, line(width_)}};
       scratch = Values<0>{{first + task_.classes * line(width_), line(width_)}};
     }
