@@ -151,8 +151,8 @@ class LossBlock {
       if (kGrad && C > 0 && y > 0) leave_rows(y - 1, y);
 #pragma unroll
       for (int m = 0; m < kMaps; ++m) {
-        const bool fresh = y == 0 || row(m, y).low != row(m, y - 1).low;
-        logits_[m].move(task_.maps[m], tile_.sample, row(m, y), column(m, threadIdx.x), fresh);
+        const Source* last = y > 0 ? &row(m, y - 1) : nullptr;
+        logits_[m].move(task_.maps[m], tile_.sample, row(m, y), column(m, threadIdx.x), last);
       }
       float loss = 0.0f;
       if (pixel.active) {
