@@ -220,9 +220,8 @@ class LossBlock {
         const float fraction = row(m, y).fraction;
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-          const float g = gradient_[m][c], part = fraction * g;
-          above_[m][c] += g - part;
-          below_[m][c] += part;
+          above_[m][c] = fmaf(1.0f - fraction, gradient_[m][c], above_[m][c]);
+          below_[m][c] = fmaf(fraction, gradient_[m][c], below_[m][c]);
         }
       }
     } else {
