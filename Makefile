@@ -17,7 +17,7 @@ help:
 	@echo "make format  rewrite the sources as the formatters want them"
 	@echo "make sanitize   the CPU operators' tests under AddressSanitizer and UBSan"
 	@echo "make fuzz    40,000 operator calls and 3,600 files with random damage"
-	@echo "make gpu-check  on a machine with a GPU: build, CUDA tests, compute-sanitizer, benchmarks"
+	@echo "make gpu-check  on a machine with a GPU: build, CUDA tests, compute-sanitizer, kernel times"
 	@echo "make clean   remove build products and .venv"
 
 .venv/ready: pyproject.toml

@@ -1,6 +1,7 @@
 """Builds udas_fast._C: the CPU operators always, the CUDA operators where nvcc can be used.
 
 UDAS_FAST_CUDA=auto (default) | 1 (succeed or stop) | 0. TORCH_CUDA_ARCH_LIST chooses the architectures.
+UDAS_FAST_STRICT=1 makes warnings errors: for CI, since a compiler that is not known yet may have new ones.
 torch is the one of the environment that runs pip: nothing is downloaded. The stable ABI of torch 2.11 makes
 the result load on that torch and every later one.
 """
@@ -21,7 +22,8 @@ OLDEST_TORCH = (2, 11)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 ARCHS_CUDA_12 = "6.1;7.0;" + ARCHS
-WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+STRICT = os.environ.get("UDAS_FAST_STRICT") == "1"
+WARNINGS = ["-Wall", "-Wextra", *["-Werror"] * STRICT]
 OPTIMISE = ["-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 
 
@@ -110,7 +112,8 @@ def extension(torch, ce):
             f'-DUDAS_CUDA_ARCHS="{archs}"',
             f"-isystem{home}/include",
         ]
-        nvcc = ["-O3", "-std=c++17", "-Werror", "all-warnings"]  # the .cu files include nothing of torch
+        nvcc = ["-O3", "-std=c++17"]  # the .cu files include nothing of torch
+        nvcc += ["-Werror", "all-warnings"] * STRICT
         nvcc += [
             "-Xcompiler=-fvisibility=hidden",
             "-Xfatbin=-compress-all",
@@ -129,7 +132,7 @@ def extension(torch, ce):
         extra_link_args=link,
         depends=[str(p) for p in sorted(csrc.rglob("*.*h"))],  # .h and .cuh
     )
-    ext.include_dirs = []  # given with -isystem: only our own code is held to -Werror
+    ext.include_dirs = []  # given with -isystem: only our own code is warned about
     ext.libraries = ["torch", "torch_cpu"]  # the C shim alone: neither c10 nor torch_python
     return ext
 

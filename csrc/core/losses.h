@@ -62,7 +62,7 @@ UDAS_HD V cross_entropy_pixel(const Logits& v, IntOf<V> label, V weight, int cla
   for (int c = 0; c < classes; ++c) picked = select(label == c, V(v[c]), picked);
   const V sum = exponentials<V>(v, top, classes, g);
   if (kGrad) {
-    const V scale = weight / sum;
+    const V scale = divide(weight, sum);
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) g[c] = g[c] * scale - select(label == c, weight, V{});
   }
@@ -84,8 +84,8 @@ template <bool kGrad, class V, class LogitsU, class LogitsV, class GradU, class 
 UDAS_HD V symmetric_kl_pixel(const LogitsU& u, const LogitsV& v, V weight, int classes, GradU& gu,
                              GradV& gv) {
   const V top_u = largest<V>(u, classes), top_v = largest<V>(v, classes);
-  const V inverse_u = 1.0f / exponentials<V>(u, top_u, classes, gu);
-  const V inverse_v = 1.0f / exponentials<V>(v, top_v, classes, gv);
+  const V inverse_u = divide(V{} + 1.0f, exponentials<V>(u, top_u, classes, gu));
+  const V inverse_v = divide(V{} + 1.0f, exponentials<V>(v, top_v, classes, gv));
   V mean_p = V{},
     mean_q = V{};  // Σpd, Σqd; d is taken between logits less their maxima, which changes no sum
   UDAS_UNROLL
@@ -136,7 +136,8 @@ UDAS_HD V ensemble_kl_pixel(const LogitsU& u, const LogitsV& v, V weight, int cl
     cross += e * ((z - (x - top_u)) + (z - (y - top_v)));
   }
   if (kGrad) {
-    const V scale_u = weight / sum_u, scale_v = weight / sum_v, scale_z = weight / sum_z;
+    const V scale_u = divide(weight, sum_u), scale_v = divide(weight, sum_v);
+    const V scale_z = divide(weight, sum_z);
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) {
       const V m = exp(V(u[c]) + 0.5f * V(v[c]) - top_z) * scale_z;
@@ -144,7 +145,7 @@ UDAS_HD V ensemble_kl_pixel(const LogitsU& u, const LogitsV& v, V weight, int cl
       gv[c] = gv[c] * scale_v - m;
     }
   }
-  return cross / sum_z - 2.0f * log(sum_z) + log(sum_u) + log(sum_v);
+  return divide(cross, sum_z) - 2.0f * log(sum_z) + log(sum_u) + log(sum_v);
 }
 
 struct EnsembleKl : Loss<2> {
@@ -167,14 +168,14 @@ UDAS_HD V distillation_kl_pixel(const Logits& u, const Teachers& teachers, int c
     const auto teacher = teachers(k);
     const V top = largest<V>(teacher, classes);
     const V sum = exponentials<V>(teacher, top, classes, scratch, inverse_temperature);
-    const V share = 1.0f / (sum * static_cast<float>(count));
+    const V share = divide(V{} + 1.0f, V(sum * static_cast<float>(count)));
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) gu[c] += scratch[c] * share;
   }
   const V top = largest<V>(u, classes);
   const V sum = exponentials<V>(u, top, classes, scratch, inverse_temperature);
   V loss = log(sum);
-  const V scale = 1.0f / sum;
+  const V scale = divide(V{} + 1.0f, sum);
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) {
     const V m = gu[c];
@@ -206,7 +207,7 @@ UDAS_HD V rectified_cross_entropy_pixel(const LogitsU& u, const LogitsV& v, IntO
   const V top_u = largest<V>(u, classes), top_v = largest<V>(v, classes);
   const V sum_u = exponentials<V>(u, top_u, classes, gu);
   const V sum_v = exponentials<V>(v, top_v, classes, gv);
-  const V scale_u = 1.0f / sum_u, scale_v = 1.0f / sum_v;
+  const V scale_u = divide(V{} + 1.0f, sum_u), scale_v = divide(V{} + 1.0f, sum_v);
   V picked = V{}, cross = V{};  // cross = Σ exp(v)·(v - u)
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) {
@@ -250,9 +251,9 @@ UDAS_HD V entropy_pixel(const Logits& v, float inverse_log_classes, V weight, in
   V cross = V{};
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) cross += V(g[c]) * (V(v[c]) - top);
-  const V mean = cross / sum, log_sum = log(sum);
+  const V mean = divide(cross, sum), log_sum = log(sum);
   if (kGrad) {
-    const V scale = weight * inverse_log_classes / sum;
+    const V scale = divide(V(weight * inverse_log_classes), sum);
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c)
       g[c] = g[c] * scale * (mean - (V(v[c]) - top));  // log p + H' = v - mean

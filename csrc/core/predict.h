@@ -37,7 +37,7 @@ UDAS_HD Prediction<V> most_probable(const Logits& v, float inverse_temperature, 
     label = select(V(v[c]) == top, IntOf<V>{} + c, label);
     sum += exp2(V((V(v[c]) - top) * scale));
   }
-  return {1.0f / sum, label};
+  return {divide(V{} + 1.0f, sum), label};
 }
 
 // mean[c] += share · softmax(v / T)[c]; scratch may be v.
@@ -45,7 +45,7 @@ template <class V, class Logits, class Mean, class Scratch>
 UDAS_HD void add_softmax(const Logits& v, float inverse_temperature, float share, int classes, Mean& mean,
                          Scratch& scratch) {
   const V top = largest<V>(v, classes);
-  const V scale = share / exponentials<V>(v, top, classes, scratch, inverse_temperature);
+  const V scale = divide(V{} + share, exponentials<V>(v, top, classes, scratch, inverse_temperature));
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) mean[c] += scratch[c] * scale;
 }

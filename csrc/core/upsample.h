@@ -28,7 +28,7 @@ UDAS_HD void activate(const Logits& v, float inverse_log_classes, int classes, O
   } else {
     const V top = largest<V>(v, classes);
     const V sum = exponentials<V>(v, top, classes, out);
-    const V scale = 1.0f / sum, log_sum = log(sum);
+    const V scale = divide(V{} + 1.0f, sum), log_sum = log(sum);
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) {
       const V p = out[c] * scale;
@@ -50,7 +50,7 @@ UDAS_HD void activation_gradient(const Logits& v, const Incoming& incoming, floa
   } else {
     const V top = largest<V>(v, classes);
     const V sum = exponentials<V>(v, top, classes, g);
-    const V scale = 1.0f / sum, log_sum = log(sum);
+    const V scale = divide(V{} + 1.0f, sum), log_sum = log(sum);
     const auto to_probability = [&](int c) {
       if constexpr (kActivation == Activation::softmax) return V(incoming[c]);
       return V(-inverse_log_classes * V(incoming[c]) * (floored(V(V(v[c]) - top - log_sum)) + 1.0f));

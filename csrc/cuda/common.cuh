@@ -3,7 +3,7 @@
 //
 // One thread works on one full-resolution column of a tile and walks down its rows. The horizontal weights of
 // a column are therefore computed once, and the two low-resolution rows it lies between are interpolated
-// horizontally once per pair of rows (4 loads per class through L1, for 8 pixels at stride 8) and stay in
+// horizontally once each (2 loads per class through L1, for 8 pixels at stride 8) and stay in
 // registers: one FMA per pixel and class remains. Low-resolution maps of any dtype, strides and size take the
 // same path; only the speed depends on the ratio of the sizes.
 //
@@ -121,10 +121,9 @@ UDAS_DEVICE unsigned char* shared_memory() {
   return shared_bytes;
 }
 
-// In shared memory one class is a line of a tile's columns; every eighth column skips a bank, so that threads
-// eight columns apart (stride 8) use different banks.
-UDAS_DEVICE int slot(int column) { return column + (column >> 3); }
-__host__ UDAS_DEVICE int line(int columns) { return (columns + (columns >> 3)) | 1; }
+// In shared memory one class is a line of a tile's columns. Its length is odd, so that neither neighbouring
+// columns nor neighbouring classes of one column share a bank.
+__host__ UDAS_DEVICE int line(int columns) { return columns | 1; }
 
 // C floats of a thread, in registers.
 template <int C>
@@ -161,31 +160,23 @@ struct Classes<0> {
 
 UDAS_DEVICE float blend(float a, float b, float fraction) { return fmaf(fraction, b - a, a); }
 
-// The four low-resolution values around a pixel, class after class.
+// The low-resolution values left and right of a pixel in row `row`, class after class.
 template <class T>
-class Corners {
+class Beside {
  public:
-  UDAS_DEVICE Corners(const T* data, const Map& map, int64_t sample, const Source& row, const Source& column)
-      : top_left_(data + sample * map.stride[0] + row.low * map.stride[2] + column.low * map.stride[3]),
-        top_right_(top_left_ + (column.high - column.low) * map.stride[3]),
-        bottom_left_(top_left_ + (row.high - row.low) * map.stride[2]),
-        bottom_right_(top_right_ + (row.high - row.low) * map.stride[2]) {}
+  UDAS_DEVICE Beside(const T* data, const Map& map, int64_t sample, int row, const Source& column)
+      : left_(data + sample * map.stride[0] + row * map.stride[2] + column.low * map.stride[3]),
+        right_(left_ + (column.high - column.low) * map.stride[3]) {}
 
   UDAS_DEVICE void next(const Map& map, int classes = 1) {
-    const int64_t step = classes * map.stride[1];
-    top_left_ += step;
-    top_right_ += step;
-    bottom_left_ += step;
-    bottom_right_ += step;
+    left_ += classes * map.stride[1];
+    right_ += classes * map.stride[1];
   }
 
-  UDAS_DEVICE float above(float across) const { return blend(load(top_left_), load(top_right_), across); }
-  UDAS_DEVICE float below(float across) const {
-    return blend(load(bottom_left_), load(bottom_right_), across);
-  }
+  UDAS_DEVICE float at(float across) const { return blend(load(left_), load(right_), across); }
 
  private:
-  const T *top_left_, *top_right_, *bottom_left_, *bottom_right_;
+  const T *left_, *right_;
 };
 
 // The logits of a thread's pixels in one map, row after row. `Steps` holds the differences between the two
@@ -195,35 +186,44 @@ class Logits {
  public:
   UDAS_DEVICE void keep_in(Strided steps) { step_ = steps; }
 
-  // Moves to a pixel. Memory is read only if `fresh`: the pixel above, if there is one, was between other
-  // rows.
-  UDAS_DEVICE void move(const Map& map, int64_t sample, const Source& row, const Source& column, bool fresh) {
-    fraction_ = row.fraction;
-    if (!fresh) return;
+  // Moves to a pixel from the one above, which was in row `last` (null: none). Only rows that are not there
+  // yet are read; the lower row stays as it was read and becomes the upper one, so that a value which is not
+  // finite goes no further than its own neighbours. A pixel in the middle of a row takes nothing of the next.
+  UDAS_DEVICE void move(const Map& map, int64_t sample, const Source& row, const Source& column,
+                        const Source* last) {
+    const bool between = row.fraction > 0.0f;
+    below_fraction_ = between ? row.fraction - 1.0f : 0.0f;
+    if (last != nullptr && last->low == row.low && (last->fraction > 0.0f) == between) return;
+    const bool there = last != nullptr && row.low == (last->fraction > 0.0f ? last->high : last->low);
     typed(map.data, map.type, [&](auto* data) {
-      Corners corners(data, map, sample, row, column);
+      if (!there) {
+        Beside above(data, map, sample, row.low, column);
 #pragma unroll
-      for (int c = 0; c < C; ++c) {
-        const float above = corners.above(column.fraction);
-        above_[c] = above;
-        step_[c] = corners.below(column.fraction) - above;
-        corners.next(map);
+        for (int c = 0; c < C; ++c, above.next(map)) lower_[c] = above.at(column.fraction);
+      }
+      Beside below(data, map, sample, between ? row.high : row.low, column);
+#pragma unroll
+      for (int c = 0; c < C; ++c, below.next(map)) {
+        const float lower = below.at(column.fraction);
+        step_[c] = lower - lower_[c];
+        lower_[c] = lower;
       }
     });
   }
 
-  UDAS_DEVICE float operator[](int c) const { return fmaf(fraction_, step_[c], above_[c]); }
+  UDAS_DEVICE float operator[](int c) const { return fmaf(below_fraction_, step_[c], lower_[c]); }
 
  private:
-  float fraction_;
-  Values<C> above_;
+  float below_fraction_;  // less 1: from the lower row upwards
+  Values<C> lower_;
   Steps step_;
 };
 
 template <class Steps>
 class Logits<0, Steps> {
  public:
-  UDAS_DEVICE void move(const Map& map, int64_t sample, const Source& row, const Source& column, bool) {
+  UDAS_DEVICE void move(const Map& map, int64_t sample, const Source& row, const Source& column,
+                        const Source*) {
     map_ = &map;
     sample_ = sample;
     row_ = row;
@@ -233,9 +233,10 @@ class Logits<0, Steps> {
   UDAS_DEVICE float operator[](int c) const {
     float value = 0.0f;
     typed(map_->data, map_->type, [&](auto* data) {
-      Corners corners(data, *map_, sample_, row_, column_);
-      corners.next(*map_, c);
-      value = blend(corners.above(column_.fraction), corners.below(column_.fraction), row_.fraction);
+      Beside above(data, *map_, sample_, row_.low, column_), below(data, *map_, sample_, row_.high, column_);
+      above.next(*map_, c);
+      below.next(*map_, c);
+      value = blend(above.at(column_.fraction), below.at(column_.fraction), row_.fraction);
     });
     return value;
   }
@@ -252,12 +253,10 @@ UDAS_DEVICE void interpolate(const Map& map, int64_t sample, const Source& row, 
                              int classes, Out& out) {
   const Classes<C> count{classes};
   typed(map.data, map.type, [&](auto* data) {
-    Corners corners(data, map, sample, row, column);
+    Beside above(data, map, sample, row.low, column), below(data, map, sample, row.high, column);
 #pragma unroll
-    for (int c = 0; c < count; ++c) {
-      out[c] = blend(corners.above(column.fraction), corners.below(column.fraction), row.fraction);
-      corners.next(map);
-    }
+    for (int c = 0; c < count; ++c, above.next(map), below.next(map))
+      out[c] = blend(above.at(column.fraction), below.at(column.fraction), row.fraction);
   });
 }
 

@@ -65,8 +65,7 @@ class ConfusionBlock {
     for (int y = 0; y < tile_.rows; ++y, at += tiling.width) {
       const int64_t truth = next;
       if (y + 1 < tile_.rows) next = load_label(task_.target, at + tiling.width);
-      const bool fresh = y == 0 || rows_[y].low != rows_[y - 1].low;
-      logits.move(task_.map, tile_.sample, rows_[y], column, fresh);
+      logits.move(task_.map, tile_.sample, rows_[y], column, y > 0 ? rows_ + y - 1 : nullptr);
       const int found = arg_max<float>(logits, Classes<C>{task_.classes}).label;
       if (truth == task_.ignore_index || truth < 0 || truth >= task_.classes) continue;
       const int now = static_cast<int>(truth) * task_.classes + found;

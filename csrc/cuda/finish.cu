@@ -38,8 +38,8 @@ __device__ void finish_loss(const FinishTask& task, double* shared) {
 __device__ void finish_cell(const FinishTask& task, int map, int64_t cell, int first) {
   const Tiling& tiling = task.tiling;
   const int height = task.height[map], width = task.width[map];
-  const int x = static_cast<int>(cell % width), y = static_cast<int>(cell / width % height);
-  const int64_t sample = cell / width / height;
+  const int64_t line = cell / width, sample = line / height;
+  const int x = static_cast<int>(cell - line * width), y = static_cast<int>(line - sample * height);
   const bool corners = tiling.align_corners;
   const int top = static_cast<int>(first_position(y - 1, height, tiling.height, corners));
   const int bottom = static_cast<int>(first_position(y + 1, height, tiling.height, corners));
@@ -54,16 +54,16 @@ __device__ void finish_cell(const FinishTask& task, int map, int64_t cell, int f
         const int column = x - source(across * tiling.tile_width, width, tiling.width, corners).low;
         const int64_t tile = (sample * tiling.down + down) * tiling.across + across;
         const float* from =
-            task.partial[map] + ((tile * room.rows + row) * task.classes + first) * room.columns + column;
+            task.partial[map] + ((tile * room.rows + row) * room.columns + column) * task.classes + first;
 #pragma unroll
         for (int c = 0; c < kTogether; ++c) {
-          if (first + c < task.classes) sum[c] += from[static_cast<int64_t>(c) * room.columns];
+          if (first + c < task.classes) sum[c] += from[c];
         }
       }
     }
   }
   const int64_t plane = static_cast<int64_t>(height) * width;
-  float* to = task.gradient[map] + (sample * task.classes + first) * plane + cell % plane;
+  float* to = task.gradient[map] + (sample * task.classes + first) * plane + (cell - sample * plane);
 #pragma unroll
   for (int c = 0; c < kTogether; ++c) {
     if (first + c < task.classes) to[c * plane] = sum[c];

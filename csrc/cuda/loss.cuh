@@ -28,17 +28,17 @@ namespace cuda {
 
 // Sizes and offsets, the same for the host that reserves the memory and the block that uses it.
 struct LossLayout {
-  size_t sums, rows, columns, fractions, lines, bytes;
+  size_t sums, rows, columns, starts, lines, bytes;
 };
 
 __host__ UDAS_DEVICE LossLayout loss_layout(int width, int gradients, int teachers, int lines) {
   const int maps = gradients + teachers;
   LossLayout at;
-  at.sums = 0;                                                        // double [2][width]
-  at.rows = at.sums + 2 * sizeof(double) * width;                     // Source [maps][32]
-  at.columns = at.rows + sizeof(Source) * maps * kTileHeight;         // Source [maps][width]
-  at.fractions = at.columns + sizeof(Source) * maps * width;          // float [gradients][line(width)]
-  at.lines = at.fractions + sizeof(float) * gradients * line(width);  // float [lines][line(width)]
+  at.sums = 0;                                                       // double [2][width]
+  at.rows = at.sums + 2 * sizeof(double) * width;                    // Source [maps][32]
+  at.columns = at.rows + sizeof(Source) * maps * kTileHeight;        // Source [maps][width]
+  at.starts = at.columns + sizeof(Source) * maps * width;            // int32 [gradients][width + 1]
+  at.lines = at.starts + sizeof(int32_t) * gradients * (width + 1);  // float [lines][line(width)]
   at.bytes = at.lines + sizeof(float) * lines * line(width);
   return at;
 }
@@ -70,7 +70,7 @@ class LossBlock {
     sums_ = reinterpret_cast<double*>(shared + at.sums);
     rows_ = reinterpret_cast<Source*>(shared + at.rows);
     columns_ = reinterpret_cast<Source*>(shared + at.columns);
-    fractions_ = reinterpret_cast<float*>(shared + at.fractions);
+    starts_ = reinterpret_cast<int32_t*>(shared + at.starts);
     lines_ = reinterpret_cast<float*>(shared + at.lines);
 #pragma unroll
     for (int m = 0; m < kMaps; ++m) {
@@ -96,11 +96,12 @@ class LossBlock {
  private:
   // Constants where registers are scarce.
   UDAS_DEVICE int width() const { return C > 0 ? kTileWidth : task_.tiling.tile_width; }
+  UDAS_DEVICE Classes<C> classes() const { return {task_.classes}; }
   UDAS_DEVICE int maps() const { return kMaps + (Loss::kTeachers ? task_.teachers : 0); }
 
   // This thread's column of the lines from `first` on.
   UDAS_DEVICE Strided own_line(int first) const {
-    return {lines_ + first * line(width()) + slot(threadIdx.x), line(width())};
+    return {lines_ + first * line(width()) + threadIdx.x, line(width())};
   }
   // The first of the lines through which the gradient of map `m` is added up.
   UDAS_DEVICE float* lines_of(int m) const {
@@ -109,24 +110,31 @@ class LossBlock {
   UDAS_DEVICE const Source& row(int map, int y) const { return rows_[map * kTileHeight + y]; }
   UDAS_DEVICE const Source& column(int map, int x) const { return columns_[map * width() + x]; }
 
-  // Fills in the sources of the tile's rows and columns for every map, and the columns' fractions once more
-  // in a line. Places of a line without a column stay 0, so that sums over columns need no test.
+  // Fills in the sources of the tile's rows and columns for every map, and where the runs of columns start.
   UDAS_DEVICE void tables() {
     for (int i = threadIdx.x; i < maps() * kTileHeight; i += width()) {
       const int y = min(i % kTileHeight, tile_.rows - 1);
       rows_[i] = row_position(task_.tiling, task_.maps[i / kTileHeight], tile_.y + y);
     }
-    for (int i = threadIdx.x; kGrad && i < (kMaps + lines(task_.classes)) * line(width()); i += width())
-      fractions_[i] = 0.0f;
+    const int x = threadIdx.x, last = tile_.columns - 1;
+    for (int m = 0; m < maps(); ++m)
+      columns_[m * width() + x] = column_position(task_.tiling, task_.maps[m], tile_.x + min(x, last));
     __syncthreads();
-    const int x = min(static_cast<int>(threadIdx.x), tile_.columns - 1);
-    for (int m = 0; m < maps(); ++m) {
-      const Source source = column_position(task_.tiling, task_.maps[m], tile_.x + x);
-      columns_[m * width() + threadIdx.x] = source;
-      if (m < kMaps) fractions_[m * line(width()) + slot(threadIdx.x)] = source.fraction;
+    for (int m = 0; kGrad && m < kMaps && x <= last; ++m) {
+      if (x == 0 || run_of(m, x) != run_of(m, x - 1)) starts(m)[run_of(m, x)] = x;
+      if (x == last) starts(m)[run_of(m, x) + 1] = x + 1;
     }
     __syncthreads();
   }
+
+  // Neighbouring columns with the same low make a run. Upsampling, the lows of neighbouring runs are
+  // neighbours; downsampling, every column is a run.
+  UDAS_DEVICE int run_of(int map, int x) const {
+    const bool upwards = task_.maps[map].width <= task_.tiling.width;
+    return upwards ? column(map, x).low - column(map, 0).low : x;
+  }
+  // The first columns of the runs, and behind the last run the number of columns.
+  UDAS_DEVICE int32_t* starts(int map) const { return starts_ + map * (width() + 1); }
 
   // Walks down column `x` of the tile; -1: outside of the image, which only takes part in the barriers.
   UDAS_DEVICE void walk(int x) {
@@ -143,8 +151,8 @@ class LossBlock {
       if (kGrad && C > 0 && y > 0) leave_rows(y - 1, y);
 #pragma unroll
       for (int m = 0; m < kMaps; ++m) {
-        const bool fresh = y == 0 || row(m, y).low != row(m, y - 1).low;
-        logits_[m].move(task_.maps[m], tile_.sample, row(m, y), column(m, threadIdx.x), fresh);
+        const Source* last = y > 0 ? &row(m, y - 1) : nullptr;
+        logits_[m].move(task_.maps[m], tile_.sample, row(m, y), column(m, threadIdx.x), last);
       }
       float loss = 0.0f;
       if (pixel.active) {
@@ -173,7 +181,7 @@ class LossBlock {
     int y, label;
     float weight;
 
-    UDAS_DEVICE Classes<C> classes() const { return {block.task_.classes}; }
+    UDAS_DEVICE Classes<C> classes() const { return block.classes(); }
     UDAS_DEVICE int teachers() const { return block.task_.teachers; }
     UDAS_DEVICE float inverse_temperature() const { return block.task_.inverse_temperature; }
     UDAS_DEVICE float inverse_log_classes() const { return block.task_.inverse_log_classes; }
@@ -212,9 +220,8 @@ class LossBlock {
         const float fraction = row(m, y).fraction;
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-          const float g = gradient_[m][c], part = fraction * g;
-          above_[m][c] += g - part;
-          below_[m][c] += part;
+          above_[m][c] = fmaf(1.0f - fraction, gradient_[m][c], above_[m][c]);
+          below_[m][c] = fmaf(fraction, gradient_[m][c], below_[m][c]);
         }
       }
     } else {
@@ -227,9 +234,11 @@ class LossBlock {
         const Source& at = row(m, y);
         const bool fresh = y == 0 || row(m, y - 1).high < at.low;
         const bool fresh_below = y == 0 || row(m, y - 1).high < at.high;
-        const float* lines = lines_of(m);
-        add_columns(m, at.low, lines, 1.0f - at.fraction, fresh);
-        if (at.high > at.low) add_columns(m, at.high, lines, at.fraction, fresh_below);
+        float *above = patch(m, at.low), *below = patch(m, at.high);
+        add_columns(m, lines_of(m), [&](int to, float sum) {
+          above[to] = fmaf(1.0f - at.fraction, sum, fresh ? 0.0f : above[to]);
+          if (at.high > at.low) below[to] = fmaf(at.fraction, sum, fresh_below ? 0.0f : below[to]);
+        });
       }
       __syncthreads();
     }
@@ -246,55 +255,68 @@ class LossBlock {
       for (int r = low; r < to && r <= high; ++r) {
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-          lines_of(m)[c * line(width()) + slot(threadIdx.x)] = above_[m][c];
+          lines_of(m)[c * line(width()) + threadIdx.x] = above_[m][c];
           above_[m][c] = below_[m][c];
           below_[m][c] = 0.0f;
         }
         __syncthreads();
-        add_columns(m, r, lines_of(m), 1.0f, true);
+        float* to_row = patch(m, r);
+        add_columns(m, lines_of(m), [&](int to, float sum) { to_row[to] = sum; });
         __syncthreads();
       }
     }
   }
 
-  // The first column of the tile whose low is at least `low`.
-  UDAS_DEVICE int first_column(int map, int low) const {
-    int begin = 0, end = tile_.columns;
-    while (begin < end) {
-      const int middle = (begin + end) / 2;
-      if (column(map, middle).low < low) {
-        begin = middle + 1;
-      } else {
-        end = middle;
-      }
-    }
-    return begin;
+  // Low-resolution row `r` of the tile's patch: [columns, C].
+  UDAS_DEVICE float* patch(int map, int r) const {
+    const Footprint& room = task_.footprint[map];
+    const int64_t line = static_cast<int64_t>(tile_.index) * room.rows + (r - row(map, 0).low);
+    return task_.partial[map] + line * room.columns * classes();
   }
 
-  // Horizontally: for each low-resolution column of the tile, its pixel columns from left to right, times
-  // `factor`, into row `r` of the tile's patch. A thread keeps its column and strides over the classes.
-  UDAS_DEVICE void add_columns(int map, int r, const float* lines, float factor, bool fresh) {
-    const Footprint& room = task_.footprint[map];
-    const int first = column(map, 0).low;
-    const int touched = column(map, tile_.columns - 1).high - first + 1;
-    const int abreast = min(touched, width()), groups = width() / abreast;
-    const int group = threadIdx.x / abreast;
-    if (group >= groups) return;
-    float* patch =
-        task_.partial[map] + (static_cast<int64_t>(tile_.index) * room.rows + (r - row(map, 0).low)) *
-                                 task_.classes * room.columns;
-    const float* fractions = fractions_ + map * line(width());
-    for (int j = threadIdx.x % abreast; j < touched; j += abreast) {
-      const int begin = slot(first_column(map, first + j - 1));
-      const int middle = slot(first_column(map, first + j));
-      const int end = slot(first_column(map, first + j + 1));
-      for (int c = group; c < task_.classes; c += groups) {
-        const float* values = lines + c * line(width());
-        float sum = 0.0f;
-        for (int s = begin; s < middle; ++s) sum = fmaf(fractions[s], values[s], sum);
-        for (int s = middle; s < end; ++s) sum = fmaf(1.0f - fractions[s], values[s], sum);
-        float& to = patch[c * room.columns + j];
-        to = fresh ? factor * sum : fmaf(factor, sum, to);
+  // Horizontally: put(place in a row of the patch, sum) for each low-resolution column and class, the sum
+  // over its pixel columns from left to right. A thread has a run and some classes: it sums what goes to the
+  // run's low and what goes to the right of it, and leaves the latter in the place of the run's first value
+  // for the next run.
+  template <class Put>
+  UDAS_DEVICE void add_columns(int map, float* lines, const Put& put) {
+    constexpr int kTogether = 3;
+    const Source* columns = &column(map, 0);
+    const int32_t* start = starts(map);
+    const int abreast = (classes() + kTogether - 1) / kTogether;
+    const int items = (run_of(map, tile_.columns - 1) + 1) * abreast;
+    for (int first = 0; first < items; first += width()) {
+      const int item = first + threadIdx.x, run = min(item, items - 1) / abreast, lane = item % abreast;
+      const int from = start[run], to = item < items ? start[run + 1] : from;
+      const Source& at = columns[from];
+      const auto own = [&](int k) { return lane + k * abreast < classes(); };
+      float *values[kTogether], sum[kTogether] = {}, right[kTogether] = {};
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k)
+        values[k] = lines + (own(k) ? lane + k * abreast : lane) * line(width());
+#pragma unroll 4
+      for (int x = from; x < to; ++x) {
+        const float fraction = columns[x].fraction;
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+          sum[k] += values[k][x];
+          right[k] = fmaf(fraction, values[k][x], right[k]);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        if (item < items && own(k)) values[k][from] = right[k];
+      }
+      __syncthreads();
+      const int to_patch = (at.low - columns[0].low) * classes() + lane;
+      const bool carries = run > 0 && columns[from - 1].high == at.low;
+      const bool last = at.high > at.low && (to == tile_.columns || columns[to].low != at.high);
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        if (item >= items || !own(k)) continue;
+        const float carried = carries ? values[k][start[run - 1]] : 0.0f;
+        put(to_patch + k * abreast, sum[k] - right[k] + carried);
+        if (last) put(to_patch + classes() + k * abreast, right[k]);
       }
     }
   }
@@ -324,7 +346,8 @@ class LossBlock {
   const Tile tile_;
   double* sums_;
   Source *rows_, *columns_;
-  float *fractions_, *lines_;
+  int32_t* starts_;
+  float* lines_;
   Logits<C, Steps> logits_[kMaps];
   Values<C> gradient_[Loss::kScratch];
   Values<C> above_[kMaps], below_[kMaps];

@@ -40,7 +40,7 @@ class LossRun {
     for (int m = 0; m < finish.maps; ++m) {
       const Footprint room = footprint(task_.tiling, task_.maps[m]);
       partial.push_back(
-          empty(in_.like(), {tiles, room.rows, task_.classes, room.columns}, ScalarType::Float));
+          empty(in_.like(), {tiles, room.rows, room.columns, task_.classes}, ScalarType::Float));
       task_.footprint[m] = finish.footprint[m] = room;
       finish.partial[m] = task_.partial[m] = partial.back().mutable_data_ptr<float>();
       finish.gradient[m] = out.gradients[m].mutable_data_ptr<float>();

@@ -107,8 +107,8 @@ class PseudoLabelBlock {
     Logits<C> logits;
 #pragma unroll 1
     for (int y = 0; y < tile_.rows; ++y) {
-      const bool fresh = y == 0 || rows[y].low != rows[y - 1].low;
-      logits.move(task_.maps[view], tile_.sample, rows[y], column, fresh);
+      const Source* last = y > 0 ? rows + y - 1 : nullptr;
+      logits.move(task_.maps[view], tile_.sample, rows[y], column, last);
       const Prediction<float> found =
           most_probable<float>(logits, task_.inverse_temperature, Classes<C>{task_.classes});
       const int at = y * width_ + threadIdx.x;
@@ -122,7 +122,7 @@ class PseudoLabelBlock {
   UDAS_DEVICE void mean_of_views() {
     Values<C> mean, scratch;
     if constexpr (C == 0) {
-      float* first = lines_ + slot(threadIdx.x);
+      float* first = lines_ + threadIdx.x;
       mean = Values<0>{{first, line(width_)}};
       scratch = Values<0>{{first + task_.classes * line(width_), line(width_)}};
     }

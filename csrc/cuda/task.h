@@ -56,8 +56,8 @@ struct LossTask {
   float inverse_temperature, inverse_log_classes;
   bool with_grad;
   Footprint footprint[2];
-  // Results. A tile's sum of weighted losses and its count; per map with a gradient [tiles, rows, C,
-  // columns].
+  // Results. A tile's sum of weighted losses and its count; per map with a gradient [tiles, rows,
+  // columns, C].
   float* loss_map;  // [N, H, W], null unless asked for
   double *totals, *counts;
   float* partial[2];

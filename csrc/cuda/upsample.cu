@@ -36,8 +36,7 @@ __global__ void __launch_bounds__(kTileWidth, 4) upsample_kernel(UDAS_PARAMETER 
   Logits<C> logits;
 #pragma unroll 1
   for (int y = 0; y < tile.rows; ++y, to.first += tiling.width) {
-    const bool fresh = y == 0 || rows[y].low != rows[y - 1].low;
-    logits.move(task.map, tile.sample, rows[y], column, fresh);
+    logits.move(task.map, tile.sample, rows[y], column, y > 0 ? rows + y - 1 : nullptr);
     if constexpr (C == 0) {
       activate<kActivation, float>(logits, task.inverse_log_classes, classes, to);
     } else {

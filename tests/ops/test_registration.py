@@ -11,6 +11,7 @@ import torch
 from op_cases import DEVICES, LOSS_PARAMS, LOSSES, Loss, oracle, random_labels, random_map, with_gradients
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from udas_fast import ops
 from udas_fast.errors import InputError
@@ -277,3 +278,28 @@ def test_the_reference_equals_torch() -> None:
     torch.testing.assert_close(uniform, torch.ones((), dtype=torch.float64))
     one_hot = reference.entropy(torch.eye(5, dtype=torch.float64)[:1, :, None, None] * 100, (7, 9))
     assert math.isclose(float(one_hot), 0.0, abs_tol=1e-12)
+
+
+class _WithGrad(TorchDispatchMode):
+    """Records, for each call of the compiled cross_entropy, whether it computes the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bool] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func._schema.name == "udas_fast::cross_entropy":
+            self.seen.append(args[-1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("reduction", "expected"), [("none", [False, True]), ("mean", [True])])
+def test_each_gradient_is_computed_once(reduction: str, expected: list[bool]) -> None:
+    if _library.REASON:
+        pytest.skip(_library.REASON)
+    logits, target = random_map((1, 3, 2, 2), 0).requires_grad_(), random_labels((1, 4, 5), 3, 1)
+    with _WithGrad() as calls:
+        ops.cross_entropy(logits, target, reduction=reduction).sum().backward()
+    assert calls.seen == expected

@@ -40,9 +40,10 @@ def dispatch(
 def dispatch_loss(name: str, *maps: Tensor, reduction: str, **options: Any) -> Tensor:
     """Run loss ``name``, whose ``maps`` have a gradient; the other arguments are by name.
 
-    The compiled operator computes the gradient with the loss, where autograd will ask for one.
+    The compiled operator computes the gradient with the loss, where autograd will ask for one. That of a loss per pixel
+    depends on the incoming gradient, so that the backward pass computes it.
     """
-    with_grad = torch.is_grad_enabled() and any(m.requires_grad for m in maps)
+    with_grad = torch.is_grad_enabled() and any(m.requires_grad for m in maps) and reduction != "none"
     schema = {"reduction": REDUCTIONS[reduction], "with_grad": with_grad}
     found = dispatch(name, *maps, schema=schema, reduction=reduction, **options)
     return found if isinstance(found, Tensor) else found[0]
