@@ -77,14 +77,18 @@ class StepContext:
     normalize: Callable[[Tensor], Tensor]
     """uint8 ``[N, 3, H, W]`` to the network's floating-point input."""
 
-    def forward(self, model: nn.Module, images: Tensor, *, domain: Domain = "target") -> SegmentationOutput:
+    def forward(
+        self, model: nn.Module, images: Tensor, *, domain: Domain = "target", visible: Tensor | None = None
+    ) -> SegmentationOutput:
         """Return the output of ``model`` on uint8 ``images`` ``[N, 3, H, W]``, normalised first.
 
         ``domain``: whose statistics domain-specific batch norms use and update while training; evaluation uses the
-        target's.
+        target's. ``visible``: float ``[N, 1, H, W]``, 0 where the network
+        sees the mean colour in the image's place, else 1.
         """
         set_domain(model, domain)
-        return to_output(model(self.normalize(images)))
+        x = self.normalize(images)
+        return to_output(model(x if visible is None else x * visible))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +187,8 @@ class Requirements:
         optional_streams: streams that are used where they are given.
         paired: streams whose images are combined one by one, so that their batches are of one size.
         equal_sizes: streams whose images must have one (H, W), as they are mixed.
+        labelled_size: domain whose input size labelled target images have where the method reads the source as well;
+            the source's where both are mixed.
         min_size: shortest side of the images, in pixels.
         auxiliary_head: reason for a network with an auxiliary head; None: one head is enough.
         networks: networks of the run that the method reads, by name.
@@ -197,6 +203,7 @@ class Requirements:
     optional_streams: tuple[StreamName, ...] = ()
     paired: tuple[StreamName, ...] = ()
     equal_sizes: tuple[StreamName, ...] = ()
+    labelled_size: Domain = "source"
     min_size: int = 1
     auxiliary_head: str | None = None
     networks: tuple[str, ...] = ()
@@ -211,12 +218,10 @@ class Requirements:
                 raise bad("stream in a method's requirements", repr(name), f"one of {', '.join(STREAMS)}")
 
     def geometry(self, stream: StreamName) -> Domain:
-        """Return the domain whose input size ``stream`` has.
-
-        Labelled target images have the source's size where the method reads both, as it mixes them.
-        """
-        mixed = stream == "labelled" and "source" in self.streams
-        return "source" if stream == "source" or mixed else "target"
+        """Return the domain whose input size ``stream`` has: "source" or "target"."""
+        if stream == "labelled" and "source" in self.streams:
+            return self.labelled_size
+        return "source" if stream == "source" else "target"
 
 
 class ObjectiveConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -106,9 +107,9 @@ def draw_visible(n: int, size: tuple[int, int], config: MaskConfig, generator: t
     return torch.rand(n, 1, rows, columns, generator=generator) > config.ratio
 
 
-def patches_to_pixels(visible: Tensor, size: tuple[int, int]) -> Tensor:
+def patches_to_pixels(visible: Tensor, size: Sequence[int]) -> Tensor:
     """Return :func:`draw_visible`'s patches at ``size`` (H, W), float32 ``[N, 1, H, W]`` of 0 and 1, by the nearest."""
-    return F.interpolate(visible.float(), size, mode="nearest")
+    return F.interpolate(visible.float(), list(size), mode="nearest")
 
 
 def of_the_next(rows: Tensor) -> Tensor:
