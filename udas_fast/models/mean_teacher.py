@@ -1,4 +1,4 @@
-"""Mean teacher: the exponential moving average of a network, which labels images for it."""
+"""Mean teacher: the exponential moving average of a network, which labels images for it or takes its place."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class MeanTeacher(nn.Module):
         super().__init__()
         self.decay = decay
         self.network = copy.deepcopy(model).requires_grad_(False)
-        self.register_buffer(
-            "count", torch.zeros((), dtype=torch.int64)
-        )  # optimisation steps that it followed
+        device = next((value.device for value in model.state_dict().values()), None)
+        # Optimisation steps that it followed.
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
         self.train(False)
 
     def train(self, mode: bool = True) -> MeanTeacher:
