@@ -247,8 +247,9 @@ def _settings() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "assignment"), _settings())
 def test_settings_of_the_pages_are_taken(page: str, assignment: str) -> None:
     name, _, value = assignment.partition("=")
-    changed = override(get_recipe("udas"), [f"{name}={1 if value == 'N' else value}"])
-    assert changed != get_recipe("udas") or assignment == "model.name=deeplabv2"
+    recipe = get_recipe("online_self_training" if "stages.online" in name else "udas")
+    changed = override(recipe, [f"{name}={1 if value == 'N' else value}"])
+    assert changed != recipe or assignment == "model.name=deeplabv2"
 
 
 def _table_keys() -> list[tuple[str, str]]:
@@ -261,7 +262,8 @@ def _table_keys() -> list[tuple[str, str]]:
             stage = None
         elif stage is not None:
             place = "student_1" if "(students)" in line else stage
-            recipe = "udas" if place in ("adaptation", "self_training") else "ddm"
+            recipes = {"adaptation": "udas", "self_training": "udas", "online": "online_self_training"}
+            recipe = recipes.get(place, "ddm")
             keys = re.findall(r"`([\w.]+)`", line.split("|")[1])
             found += [(recipe, f"stages.{place}.objective.{key}") for key in keys]
     return found

@@ -55,10 +55,10 @@ def test_every_recipe_stays_on_the_device(guard: Path) -> None:
 def test_a_method_of_the_users_own_stays_on_the_device(guard: Path, tmp_path: Path) -> None:
     # It draws numbers on the host and moves them to the device.
     page = (Path(__file__).parents[2] / "docs/adding-a-method.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"`dacs\.py`:\n\n```python\n(.*?)```", page, re.DOTALL)
-    file = tmp_path / "dacs.py"
+    (text,) = re.findall(r"`my_dacs\.py`:\n\n```python\n(.*?)```", page, re.DOTALL)
+    file = tmp_path / "my_dacs.py"
     file.write_text(text, encoding="utf-8")
-    assert run(guard, "dacs", f"file={file}") == {"dacs": "ok"}
+    assert run(guard, "my_dacs", f"file={file}") == {"my_dacs": "ok"}
 
 
 ADAPTATION, SELF_TRAINING = "stages.adaptation.objective", "stages.self_training.objective"

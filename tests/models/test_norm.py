@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from udas_fast.errors import InputError
-from udas_fast.models import DeepLabV2, DomainBatchNorm2d, FrozenBatchNorm2d, set_domain
+from udas_fast.models import DeepLabV2, DomainBatchNorm2d, FrozenBatchNorm2d, keep_statistics, set_domain
 from udas_fast.models import norm as norms
 from udas_fast.models.backbones import resnet
 
@@ -154,3 +154,14 @@ def test_synchronised_layers_are_ordinary_ones_in_one_process():
     for name, value in batch.state_dict().items():
         assert torch.equal(value, sync.state_dict()[name])
     assert torch.equal(sync.eval()(x).primary, batch.eval()(x).primary)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, DomainBatchNorm2d, norms.SyncBatchNorm2d])
+def test_statistics_are_kept_where_that_is_asked_for(kind: type[nn.Module]) -> None:
+    norm, x = kind(3).train(), torch.randn(4, 3, 5, 5)
+    kept = {k: v.clone() for k, v in norm.state_dict().items() if "running" in k}
+    with keep_statistics(norm):
+        inside = norm(x)
+    assert all(torch.equal(norm.state_dict()[k], v) for k, v in kept.items())
+    assert torch.equal(norm(x), inside)  # by the batch's own statistics
+    assert any(not torch.equal(norm.state_dict()[k], v) for k, v in kept.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -73,13 +74,14 @@ METHODS = sorted(name for name, recipe in all_recipes().items() if recipe.trains
 @pytest.mark.parametrize("name", METHODS)
 def test_every_recipe_weighs_its_labelled_terms_and_no_other(name: str) -> None:
     torch.manual_seed(0)
-    model = TinyNetwork()
+    first = TinyNetwork()
     chosen = small(get_recipe(name), size=(32, 48), steps=6, batch_size=2)
     weighed = set()
     for stage in chosen.stages:
         losses = []
         for weights in (None, torch.tensor([4.0, 0.1, 1.0, 2.0])):
             torch.manual_seed(1)
+            model = copy.deepcopy(first)
             objective = stage.objective.build(4)
             objective.networks = dict.fromkeys(("region", "sample", "main", "student"), model)
             objective.class_weights = weights
@@ -89,7 +91,6 @@ def test_every_recipe_weighs_its_labelled_terms_and_no_other(name: str) -> None:
             if objective.labeller is not None and objective.labeller.config.labels == "disk":
                 batches.unlabelled.label = batches.labelled.label.clone()
             prepared = objective.prepare_batch(batches, context)
-            model.zero_grad()
             found = objective.training_step(model, prepared, context)
             losses.append({key: float(value) for key, value in found.items()})
         changed = {key for key in losses[0] if losses[0][key] != losses[1][key]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +11,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from udas_fast import DataConfig, Trainer
 from udas_fast.data import Unlabelled, open_dataset
 from udas_fast.data.domains import Domains
+from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.engine.recorder import Recorder
-from udas_fast.errors import InputError
 from udas_fast.objectives.self_training import SelfTraining
 from udas_fast.recipes import Recipe, get_recipe, override, small
+from udas_fast.testing import TinyNetwork
 from udas_fast.training import labelling
 
 
 def _recipe(*settings: str) -> Recipe:
     recipe = small(get_recipe("udas"), size=(32, 48), steps=6, batch_size=2)
-    return override(recipe, ["model.width=4", "stages.adaptation.steps=1", *settings])
+    balanced = f"{OBJECTIVE}.pseudo_labels.threshold=balanced"  # teachers of one step are sure of nothing
+    return override(recipe, ["model.width=4", "stages.adaptation.steps=1", balanced, *settings])
 
 
 OBJECTIVE = "stages.self_training.objective"
@@ -174,13 +176,26 @@ def test_a_fresh_student_begins_from_initial_weights(camvid_root: Path, tmp_path
         assert torch.equal(value, fresh[name]), name
     other = dict(trainer.networks.build("self_training.2", "student").named_parameters())
     assert not torch.equal(other["backbone.conv1.weight"], fresh["backbone.conv1.weight"])
-    with pytest.raises(
-        InputError, match="stage self_training: found a fresh student of the user's own network"
-    ):
-        Trainer(
-            trainer.recipe,
-            trainer.domains,
-            nn.Conv2d(3, 11, 1),
-            run_dir=tmp_path / "own",
-            device="cpu",
-        )
+
+
+def test_a_fresh_student_of_a_users_own_network_begins_as_it_was_given(
+    camvid_root: Path, tmp_path: Path
+) -> None:
+    still = (
+        "stages.self_training.optimizer.lr=1e-20",
+        "stages.self_training.rounds=1",
+        f"{OBJECTIVE}.student=fresh",
+    )
+    data = DataConfig(f"camvid:{camvid_root}", f"camvid:{camvid_root}", engine="torch")
+    model = TinyNetwork(11)
+    given = copy.deepcopy(dict(model.named_parameters()))
+    trainer = Trainer(
+        _recipe(*still), data, model, run_dir=tmp_path / "own", device="cpu", checkpoint_every=1
+    )
+    trainer.fit()
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, given[name]), name
+    # A run that goes on is given a network of other weights, and still knows the first ones.
+    saved = read_state(CheckpointFolder(tmp_path / "own/checkpoints").newest())
+    first = saved["networks"]["first"]
+    assert all(torch.equal(first[name], value) for name, value in given.items())

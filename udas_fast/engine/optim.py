@@ -1,15 +1,14 @@
-"""Optimisers, the learning-rate schedule as a pure function of the step, and the average of the weights."""
+"""Optimisers, and the learning-rate schedule as a pure function of the step."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from udas_fast.config import config_dataclass
 from udas_fast.errors import bad
@@ -157,30 +156,3 @@ def set_learning_rates(
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-
-
-class WeightAverage:
-    """Exponential moving average of a network: after step t, average = d·average + (1 − d)·model.
-
-    d = min(decay, 1 − 1/t): the plain mean of the first steps, until ``decay`` is the slower one (Tarvainen and
-    Valpola, NeurIPS 2017; DACS's code). Floating-point buffers, which are the statistics of batch norm, are
-    averaged as the weights are, so that they fit them; counters are copied. Nothing waits for the device.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.model = copy.deepcopy(model).requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Follow ``model`` after its optimisation step number ``step``, counted from 1."""
-        new = 1.0 - min(self.decay, 1.0 - 1.0 / step)
-        averages: list[Tensor] = []
-        values: list[Tensor] = []
-        for average, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value)
-            else:
-                average.copy_(value)
-        torch._foreach_lerp_(averages, values, new)

@@ -16,14 +16,13 @@ from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.optim import (
     MakeOptimizer,
     OptimizerConfig,
-    WeightAverage,
     build_optimizers,
     load_optimizer,
     set_learning_rates,
 )
 from udas_fast.engine.precision import Amp, memory_format
 from udas_fast.errors import InputError, bad
-from udas_fast.models import normalization_of, normalize
+from udas_fast.models import MeanTeacher, normalization_of, normalize
 from udas_fast.objectives import Batches, Losses, Objective, ObjectiveConfig, PrepareContext, StepContext
 from udas_fast.objectives.base import StreamName, build_objective
 from udas_fast.seeding import seed_step
@@ -108,7 +107,7 @@ class TrainStep:
         self.optimizers = build_optimizers(
             model, objective.discriminator_parameters(), optimizer, make_optimizer
         )
-        self.average = None if ema is None else WeightAverage(model, ema)
+        self.average = None if ema is None else MeanTeacher(model, ema)
         self.bad_steps = bad_steps or BadSteps()
         self.graph = None if capture is None else StepGraph(self.parameters(), capture)
         self.done = 0
@@ -150,13 +149,13 @@ class TrainStep:
         distributed.average_buffers(self.model)
         self.objective.after_step(self.model)
         if self.average is not None:
-            self.average.update(self.model, self.done)
+            self.average.follow(self.model)
         return losses | {"scaler_skips": self.amp.skips.clone()} if self.amp.scaler.is_enabled() else losses
 
     def finish(self) -> None:
         """End the phase: the average takes the model's place, and memory that only further steps need is freed."""
         if self.average is not None:
-            self.model.load_state_dict(self.average.model.state_dict())
+            self.model.load_state_dict(self.average.network.state_dict())
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         if self.graph is not None:
@@ -243,7 +242,7 @@ class TrainStep:
         return {
             "done": self.done,
             "model": self.model.state_dict(),
-            "average": None if self.average is None else self.average.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "scaler": self.amp.scaler.state_dict(),
@@ -260,7 +259,7 @@ class TrainStep:
         try:
             self.model.load_state_dict(state["model"])
             if self.average is not None:
-                self.average.model.load_state_dict(state["average"])
+                self.average.load_state_dict(state["average"])
             self.objective.load_state_dict(state["objective"])
             for name, optimizer in self.optimizers.items():
                 load_optimizer(optimizer, state["optimizers"][name])

@@ -104,7 +104,7 @@ def _stage_peak(
     )
     amp = build_amp("fp32" if recipe.precision == "fp32" else "bf16", torch.device("cpu"))
     step = TrainStep(stage.name, stage.steps, model, objective, stage.optimizer, amp, seed=0, ema=recipe.ema)
-    average = [] if step.average is None else [step.average.model]
+    average = [] if step.average is None else [step.average]
     for network in (*networks.values(), objective, *average):
         tracker.hold("weights", [*network.parameters(), *network.buffers()])
     step.done = stage.steps - 1  # the last step has every term

@@ -36,7 +36,8 @@ from udas_fast.models.discriminator import (
 from udas_fast.models.fcn import FCN
 from udas_fast.models.groups import parameter_groups
 from udas_fast.models.hf import load_pretrained
-from udas_fast.models.norm import DomainBatchNorm2d, FrozenBatchNorm2d, set_domain
+from udas_fast.models.mean_teacher import MeanTeacher
+from udas_fast.models.norm import DomainBatchNorm2d, FrozenBatchNorm2d, keep_statistics, set_domain
 from udas_fast.models.normalization import (
     IMAGENET,
     MEAN,
@@ -67,6 +68,7 @@ __all__ = [
     "FrozenBatchNorm2d",
     "Generator",
     "MeanNetwork",
+    "MeanTeacher",
     "MixTransformer",
     "ModelConfig",
     "MultiScaleDiscriminator",
@@ -80,6 +82,7 @@ __all__ = [
     "build_backbone",
     "build_model",
     "has_dropout",
+    "keep_statistics",
     "load_pretrained",
     "load_weights",
     "normalization_of",

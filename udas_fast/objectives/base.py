@@ -77,14 +77,18 @@ class StepContext:
     normalize: Callable[[Tensor], Tensor]
     """uint8 ``[N, 3, H, W]`` to the network's floating-point input."""
 
-    def forward(self, model: nn.Module, images: Tensor, *, domain: Domain = "target") -> SegmentationOutput:
+    def forward(
+        self, model: nn.Module, images: Tensor, *, domain: Domain = "target", visible: Tensor | None = None
+    ) -> SegmentationOutput:
         """Return the output of ``model`` on uint8 ``images`` ``[N, 3, H, W]``, normalised first.
 
         ``domain``: whose statistics domain-specific batch norms use and update while training; evaluation uses the
-        target's.
+        target's. ``visible``: float ``[N, 1, H, W]``, 0 where the network
+        sees the mean colour in the image's place, else 1.
         """
         set_domain(model, domain)
-        return to_output(model(self.normalize(images)))
+        x = self.normalize(images)
+        return to_output(model(x if visible is None else x * visible))
 
 
 @dataclass(frozen=True, kw_only=True)

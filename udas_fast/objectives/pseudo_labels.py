@@ -53,6 +53,21 @@ class PseudoLabelConfig:
             raise bad("views", f"{count} with scales and flips", f"at most {MAX_VIEWS}")
 
 
+def loader_views(kinds: Sequence[ViewKind]) -> tuple[ViewKind, ...]:
+    """Return those of ``kinds`` that a loader makes: all but the image itself."""
+    return tuple(kind for kind in kinds if kind != "identity")
+
+
+def photometric_views(
+    images: Batch, kinds: Sequence[ViewKind], augment: Callable[[Tensor, ViewKind], Tensor]
+) -> list[Tensor]:
+    """Return a view of each of ``kinds``, uint8 ``[N, 3, H, W]``; those that the loader made where it did."""
+    if images.views is None:
+        return [images.image if kind == "identity" else augment(images.image, kind) for kind in kinds]
+    made = iter(images.views.unbind(1))
+    return [images.image if kind == "identity" else next(made) for kind in kinds]
+
+
 def balanced_thresholds(histogram: Tensor, portion: float = 0.5, cap: float = 0.9) -> Tensor:
     """Return thresholds by class, float32 ``[C]``: the confidence that ``portion`` of its pixels reach, at most cap.
 
@@ -107,12 +122,8 @@ class PseudoLabeller(nn.Module):
         return config.threshold
 
     def photometric_views(self, images: Batch, augment: Callable[[Tensor, ViewKind], Tensor]) -> list[Tensor]:
-        """Return the K views, each uint8 ``[N, 3, H, W]``; those that the loader made where it did."""
-        kinds = self.config.views
-        if images.views is None:
-            return [images.image if k == "identity" else augment(images.image, k) for k in kinds]
-        made = iter(images.views.unbind(1))
-        return [images.image if k == "identity" else next(made) for k in kinds]
+        """Return :func:`photometric_views` of the kinds in the configuration."""
+        return photometric_views(images, self.config.views, augment)
 
     @torch.no_grad()
     def views(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from udas_fast import ops
 from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
-from udas_fast.data.augment import ViewKind
 from udas_fast.data.classes import IGNORE
 from udas_fast.models import SegmentationOutput
 from udas_fast.objectives.base import (
@@ -36,7 +35,7 @@ from udas_fast.objectives.mixing import (
     paired_streams,
     translated_source,
 )
-from udas_fast.objectives.pseudo_labels import PseudoLabelConfig, PseudoLabeller
+from udas_fast.objectives.pseudo_labels import PseudoLabelConfig, PseudoLabeller, loader_views
 
 
 @config_dataclass
@@ -77,15 +76,10 @@ class SelfTrainingConfig(ObjectiveConfig, kind="self_training"):
             auxiliary_head=None
             if self.pseudo_labels.heads == "primary"
             else "the teacher's ensemble of heads",
-            views=self._loader_views(),
+            views=loader_views(self.pseudo_labels.views) if online else (),
             whole_images=not online,
             fresh_start=self.student == "fresh",
         )
-
-    def _loader_views(self) -> tuple[ViewKind, ...]:
-        """Return the kinds of the views that the loader may make."""
-        online = self.pseudo_labels.labels == "online"
-        return tuple(kind for kind in self.pseudo_labels.views if kind != "identity") if online else ()
 
     def build(self, num_classes: int) -> SelfTraining:
         """Return the objective."""

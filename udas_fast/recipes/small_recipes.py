@@ -37,7 +37,7 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int = STEPS, batch_si
     return replace(
         recipe,
         stages=tuple(_small_stage(stage, lengths[stage.name]) for stage in recipe.stages),
-        model=replace(recipe.model, backbone="resnet18", width=8, output_stride=4),
+        model=replace(recipe.model, backbone="resnet18", head=None, width=8, output_stride=4, drop_path=0.0),
         input=InputConfig(source=geometry, target=geometry, batch_size=batch_size),
     )
 
@@ -55,13 +55,9 @@ def _lengths(recipe: str, stages: Sequence[Stage], steps: int) -> dict[str, int]
 
 
 def _small_stage(stage: Stage, steps: int) -> Stage:
-    # A method's own rate is for its stages alone; otherwise stages keep their proportions.
-    scale = (
-        stage.optimizer.lr / OptimizerConfig().lr
-        if stage.objective.small_lr == ObjectiveConfig.small_lr
-        else 1.0
-    )
-    lr = stage.objective.small_lr * scale
+    # A method's own rate is for its stages alone; otherwise stages of SGD keep their proportions.
+    proportional = stage.optimizer.name == "sgd" and stage.objective.small_lr == ObjectiveConfig.small_lr
+    lr = stage.objective.small_lr * (stage.optimizer.lr / OptimizerConfig().lr if proportional else 1.0)
     optimizer = replace(
         stage.optimizer,
         name="adamw",

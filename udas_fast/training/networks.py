@@ -33,6 +33,8 @@ from udas_fast.recipes import Recipe
 from udas_fast.seeding import seed_step
 from udas_fast.training.run_folder import RunConfig
 
+FIRST = "first"  # a user's network as it was at the start, which fresh students begin with
+
 
 class Networks(dict[str, nn.Module]):
     """Every network that a stage of ``recipe`` trains, by ``Stage.network``, on the device.
@@ -93,6 +95,8 @@ class Networks(dict[str, nn.Module]):
             self._start_from(Path(config.start))
         last = recipe.stages[-1].network
         self[last] = self.trained
+        if fresh and self.model_config is None:  # where a user's network comes from is not known here
+            self[FIRST] = copy.deepcopy(self.trained).requires_grad_(False)
         for name in dict.fromkeys(stage.network for stage in recipe.stages if stage.network != last):
             self[name] = copy.deepcopy(self.trained)
         if recipe.cuda_graphs:
@@ -106,14 +110,15 @@ class Networks(dict[str, nn.Module]):
         seed_step(self._run.seed, *place)
         return self._load_weights(build_model(self._recipe.model, len(self._classes)))
 
+    def begin_anew(self, *place: int | str) -> None:
+        """Give the trained network the run's first weights, where the network is the recipe's with others by ``place``."""
+        first = self[FIRST] if FIRST in self else self.build(*place)
+        self.trained.load_state_dict(first.state_dict())
+
     def _take(self, model: nn.Module) -> nn.Module:
         """Return the user's own network with the run's weights."""
         check_state(model)
-        self._load_weights(model)
-        stages = self._recipe.stages
-        if fresh := [stage.name for stage in stages if stage.objective.requirements.fresh_start]:
-            raise bad(f"stage {fresh[0]}", "a fresh student of the user's own network", "student: teacher")
-        return model
+        return self._load_weights(model)
 
     def _load_weights(self, model: nn.Module) -> nn.Module:
         if self._weights:

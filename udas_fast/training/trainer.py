@@ -362,7 +362,7 @@ class Trainer:
             device=self.device,
         )
         if phase.stage.objective.requirements.fresh_start:
-            networks.trained.load_state_dict(networks.build(phase.name, "student").state_dict())
+            networks.begin_anew(phase.name, "student")
         if saved is not None:
             objective.load_state_dict(saved["step"]["objective"])  # labels are made by the teacher that was
         return objective

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from udas_fast.translation import TranslationConfig
 
 from udas_fast import cli
 from udas_fast.engine.memory import GIB
@@ -26,6 +25,7 @@ from udas_fast.tools.study.plan import TranslationRun
 from udas_fast.training import labelling
 from udas_fast.training.results import Results
 from udas_fast.training.run_folder import write_run_file
+from udas_fast.training.translation import TranslationConfig
 
 
 def _write(path: Path, ids: int, seed: int) -> None:

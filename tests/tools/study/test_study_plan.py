@@ -113,11 +113,17 @@ def test_rows_are_those_of_the_committed_tables(path: Path) -> None:
     plan = _plan(table["study"], translate=table["translate"], num_labels=counts)
     committed = [(row["name"], row["recipe"], row["labels"], row["translated"]) for row in table["rows"]]
     measured = {recipe for _, recipe, *_ in committed}  # a recipe may be younger than the table
-    assert {row.recipe for row in plan.rows} & {*rows_module.ORDER} - measured <= {
+    younger = {
         "joint",
         "udas_tuned",
         "udas_mrnet",
+        "dacs",
+        "daformer",
+        "mic",
+        "fixmatch",
+        "online_self_training",
     }
+    assert {row.recipe for row in plan.rows} & {*rows_module.ORDER} - measured <= younger
     assert committed == [
         (row.title, row.recipe, row.num_labels, row.translated) for row in plan.rows if row.recipe in measured
     ]

@@ -21,7 +21,8 @@ STUDIES: tuple[Study, ...] = get_args(Study)
 # Rows of the methods study, from the simplest to the whole; recipes that are not named here come last.
 ORDER = (
     *("no_adaptation", "adaptsegnet_single", "adaptsegnet", "minent", "advent", "seg_uncertainty", "fda"),
-    *("cycada", "uda", "supervised", "joint", "udas", "udas_mrnet", "udas_tuned", "ddm"),
+    *("cycada", "uda", "dacs", "daformer", "mic", "supervised", "joint", "fixmatch"),
+    *("udas", "udas_mrnet", "udas_tuned", "ddm", "online_self_training"),
 )
 # Recipes whose source is translated as the task says (True) or not at all (False), as in the other studies. All other
 # recipes keep their own translation.

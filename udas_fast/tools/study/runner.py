@@ -27,7 +27,7 @@ from udas_fast.tools.study.plan import StudyPlan, StudyRun, TranslationRun
 from udas_fast.tools.study.tables import csv_text, markdown
 from udas_fast.training.requirements import open_domains
 from udas_fast.training.run_folder import RunConfig, lock, read_run_file
-from udas_fast.translation import TranslationConfig
+from udas_fast.training.translation import TranslationConfig
 
 LOG = "train.log"
 POLL = 0.2  # seconds

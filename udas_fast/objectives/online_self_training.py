@@ -1,0 +1,303 @@
+"""Online self-training: a mean teacher labels target images, the student learns from mixed, strong and masked views.
+
+DACS (Tranheden et al., WACV 2021, arXiv 2007.08702), DAFormer's self-training (Hoyer et al., CVPR 2022, arXiv
+2111.14887), MIC (CVPR 2023, arXiv 2212.01322) and FixMatch in the form of UniMatch's code are configurations of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from udas_fast import distributed, ops
+from udas_fast.config import Weight, config_dataclass
+from udas_fast.data import Batch
+from udas_fast.data.augment import ViewKind
+from udas_fast.data.strong_view import StrongConfig, apply_strong, draw_strong
+from udas_fast.errors import bad
+from udas_fast.models import MeanTeacher, keep_statistics
+from udas_fast.objectives.base import (
+    Batches,
+    Losses,
+    Objective,
+    ObjectiveConfig,
+    PrepareContext,
+    Requirements,
+    StepContext,
+    StreamName,
+)
+from udas_fast.objectives.losses import segmentation_loss
+from udas_fast.objectives.mixing import image_size
+from udas_fast.objectives.pseudo_labels import MAX_VIEWS, loader_views, photometric_views
+from udas_fast.objectives.student_view import (
+    ClassMixConfig,
+    CutMixConfig,
+    MaskConfig,
+    draw_boxes,
+    draw_visible,
+    of_the_next,
+    patches_to_pixels,
+    sample_classes,
+)
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+@config_dataclass
+class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
+    """L = CE on labelled images + λ · CE on the student's view + λ_m · CE on the masked view.
+
+    A pixel's cross-entropy counts by the teacher's confidence there: w = 1 where it reaches the threshold, or the share
+    of such pixels everywhere. Pasted pixels have their own labels and w = 1. The means of these two terms are over all
+    pixels, those of labelled images over the pixels that have a label.
+    """
+
+    small_lr: ClassVar[float] = 1.5e-3
+
+    # Labelled images: the source's, the target's, or the source's and the target's where there are some.
+    domain: Literal["source", "labelled", "both"] = "source"
+    augment_labelled: bool = False  # the strong photometric changes on them as well
+    decay: Share = 0.999  # α of the teacher; 0.99 in DACS, 0.996 in UniMatch V2
+    # Photometric views for the teacher, by kind; the surest one labels.
+    views: Annotated[tuple[ViewKind, ...], Field(min_length=1, max_length=MAX_VIEWS)] = ("identity",)
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.968  # confidence from which the teacher is sure
+    # The weight of a pixel: the share of sure pixels of its image, that of the batch (DACS, DAFormer), or whether
+    # the teacher is sure of the pixel itself (FixMatch).
+    share: Literal["image", "batch", "pixel"] = "image"
+    strong: StrongConfig = field(default_factory=StrongConfig)
+    cut_mix: CutMixConfig | None = None
+    class_mix: ClassMixConfig | None = None
+    weight: Weight = 1.0  # λ
+    masked: MaskConfig | None = None
+    auxiliary_weight: Weight = 0.1
+    result: Literal["student", "teacher"] = "student"  # the network that a round ends with
+
+    def __post_init__(self) -> None:
+        partner = None if self.class_mix is None else self.class_mix.partner
+        if partner is not None and self.domain not in ("both", partner):
+            raise bad("class_mix.partner", partner, f"{self.domain}, the labelled images of domain")
+
+    @property
+    def requirements(self) -> Requirements:
+        """Labelled and unlabelled images; crops of one size where classes are pasted."""
+        partners: dict[str, tuple[StreamName, ...]] = {
+            "source": ("source", "unlabelled"),
+            "labelled": ("labelled", "unlabelled"),
+            "both": ("source", "labelled", "unlabelled"),
+        }
+        mixed = () if self.class_mix is None else partners[self.class_mix.partner]
+        return Requirements(
+            streams=("labelled" if self.domain == "labelled" else "source", "unlabelled"),
+            optional_streams=("labelled",) if self.domain == "both" else (),
+            paired=mixed,
+            equal_sizes=mixed,
+            source_sized=(),
+            views=loader_views(self.views),
+        )
+
+    def build(self, num_classes: int) -> OnlineSelfTraining:
+        """Return the objective."""
+        return OnlineSelfTraining(self, num_classes)
+
+    def small(self) -> OnlineSelfTrainingConfig:
+        """Return this configuration for short runs: a teacher that follows soon and is sure of fewer pixels."""
+        return replace(self, decay=min(self.decay, 0.99), threshold=min(self.threshold, 0.9))
+
+
+@dataclass
+class OnlineSelfTrainingBatch:
+    """Images of one step, and the numbers that were drawn for them.
+
+    Attributes:
+        labelled: labelled images by the loss's name.
+        target: unlabelled target images, uint8 ``[N, 3, H, W]``.
+        views: photometric views of them for the teacher.
+        boxes: int32 ``[N, 4]``, of the next image in the student's view.
+        partner: labelled images whose classes are pasted.
+        chance: uniform numbers ``[N, C]``, which choose the classes.
+        strong: numbers of the student's photometric changes.
+        masked: numbers of the masked view's changes, and its patches, bool ``[N, 1, rows, columns]``.
+    """
+
+    labelled: dict[str, Batch]
+    target: Tensor
+    views: list[Tensor]
+    strong: Tensor
+    boxes: Tensor | None = None
+    partner: Batch | None = None
+    chance: Tensor | None = None
+    masked: tuple[Tensor, Tensor] | None = None
+
+
+class View(NamedTuple):
+    """Images uint8 ``[N, 3, H, W]`` with labels uint8 and weights float32 of their pixels, ``[N, H, W]``."""
+
+    image: Tensor
+    label: Tensor
+    weight: Tensor
+
+
+class OnlineSelfTraining(Objective):
+    """Teacher: the student's moving average labels weak views. Student: mixed, strong and masked views of them."""
+
+    def __init__(self, config: OnlineSelfTrainingConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, num_classes
+
+    def on_round_start(self, model: nn.Module) -> None:
+        """Start the teacher from the network."""
+        self.teacher = MeanTeacher(model, self.config.decay)
+
+    def after_step(self, model: nn.Module) -> None:
+        """Let the teacher follow the student."""
+        self.teacher.follow(model)
+
+    def on_round_end(self, model: nn.Module) -> None:
+        """Give the student the teacher's weights where these are the round's result."""
+        if self.config.result == "teacher":
+            model.load_state_dict(self.teacher.network.state_dict())
+
+    def prepare_batch(self, batch: Batches, ctx: PrepareContext) -> OnlineSelfTrainingBatch:
+        """Draw boxes, classes, photometric changes and patches."""
+        config, target = self.config, batch.unlabelled
+        size, classes = image_size(target), self.num_classes
+        device = target.image.device
+
+        def draw(numbers: Callable[[int], Tensor], images: Tensor = target.image) -> Tensor:
+            """Draw on the CPU, where the generator is."""
+            return ctx.draw(numbers, len(images)).to(device, non_blocking=True)
+
+        def draw_changes(images: Tensor = target.image) -> Tensor:
+            return draw(lambda n: draw_strong(n, config.strong, ctx.generator), images)
+
+        labelled = labelled_images(batch, config.domain)
+        if config.augment_labelled:
+            for name, images in labelled.items():
+                changed = apply_strong(images.image, draw_changes(images.image))
+                labelled[name] = replace(images, image=changed)
+        views = photometric_views(target, config.views, ctx.augment)
+        made = OnlineSelfTrainingBatch(labelled, target.image, views, draw_changes())
+        if (mix := config.cut_mix) is not None:
+            if (found := len(target.image) * distributed.get_world_size()) < 2:
+                raise bad(
+                    "batch size of unlabelled images", found, "2 or more, as cut_mix mixes different ones"
+                )
+            made.boxes = draw(lambda n: draw_boxes(n, size, mix, ctx.generator))
+        if config.class_mix is not None:
+            made.chance = draw(lambda n: torch.rand(n, classes, generator=ctx.generator))
+            even = draw(lambda n: torch.rand(n, generator=ctx.generator) < 0.5)
+            made.partner = choose_partner(batch, config.class_mix.partner, even)
+        if (mask := config.masked) is not None:
+            made.masked = draw_changes(), draw(lambda n: draw_visible(n, size, mask, ctx.generator))
+        return made
+
+    def training_step(self, model: nn.Module, batch: OnlineSelfTrainingBatch, ctx: StepContext) -> Losses:
+        """Label by the teacher, then minimise the losses of labelled images, of the student's and the masked view."""
+        config = self.config
+
+        # Teacher: the surest of its views labels every pixel, and the labels have weights.
+        target = self._labelled_by_teacher(batch, ctx)
+        losses = {"sure": target.weight.mean()}
+
+        # Labelled images.
+        for name, images in batch.labelled.items():
+            of_source = name == "seg" and config.domain != "labelled"
+            output = ctx.forward(model, images.image, domain="source" if of_source else "target")
+            losses[name] = segmentation_loss(
+                output, images.required_label, config.auxiliary_weight, class_weights=self.class_weights
+            )
+            ctx.backward(losses[name])
+
+        # Student: a box of another target image, classes of a labelled image, then photometric changes.
+        view = target
+        if batch.boxes is not None:
+            view = mixed(View(*map(of_the_next, target)), target, batch.boxes)
+        if config.class_mix is not None and batch.partner is not None and batch.chance is not None:
+            label = batch.partner.required_label
+            pasted = View(batch.partner.image, label, torch.ones_like(target.weight))
+            view = mixed(pasted, view, sample_classes(label, batch.chance, config.class_mix.share))
+        output = ctx.forward(model, apply_strong(view.image, batch.strong), domain="target")
+        losses["strong"] = segmentation_loss(
+            output, view.label, config.auxiliary_weight, pixel_weight=view.weight
+        )
+        ctx.backward(config.weight * losses["strong"])
+
+        # Masked view: all pixels of the target image, the hidden ones from their surroundings.
+        if config.masked is not None and batch.masked is not None:
+            drawn, patches = batch.masked
+            image, visible = (
+                apply_strong(target.image, drawn),
+                patches_to_pixels(patches, view.label.shape[1:]),
+            )
+            with keep_statistics(model):  # evaluation sees no masked images
+                output = ctx.forward(model, image, domain="target", visible=visible)
+            losses["masked"] = segmentation_loss(
+                output, target.label, config.auxiliary_weight, pixel_weight=target.weight
+            )
+            ctx.backward(config.masked.weight * losses["masked"])
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def _labelled_by_teacher(self, batch: OnlineSelfTrainingBatch, ctx: StepContext) -> View:
+        """Return the target images with the labels of the teacher's surest view and the weights of their pixels."""
+        outputs = [ctx.forward(self.teacher, view, domain="target") for view in batch.views]
+        height, width = batch.target.shape[-2:]
+        pseudo = ops.pseudo_label(
+            [output.primary for output in outputs],
+            (height, width),
+            threshold=0.0,
+            align_corners=outputs[0].align_corners,
+        )
+        weight = pixel_weights(pseudo.confidence, self.config.threshold, self.config.share)
+        return View(batch.target, pseudo.label, weight)
+
+
+def pixel_weights(confidence: Tensor, threshold: float, share: Literal["image", "batch", "pixel"]) -> Tensor:
+    """Return the weights of the teacher's labels, float32 ``[N, H, W]``, from its float32 ``confidence``.
+
+    A pixel is sure where its confidence is at least ``threshold``. "pixel": 1 for sure pixels, 0 for the others;
+    "image": the share of sure pixels of the image; "batch": that of the batch of all processes (collective).
+    """
+    sure = (confidence >= threshold).float()
+    if share == "pixel":
+        return sure
+    part = sure.mean((1, 2), keepdim=True) if share == "image" else distributed.all_reduce_mean(sure.mean())
+    return part.expand_as(sure)
+
+
+def mixed(inside: View, outside: View, region: Tensor) -> View:
+    """Return ``inside`` where ``region`` of :func:`udas_fast.ops.region_mix` is, ``outside`` elsewhere."""
+    labels = inside.label, outside.label
+    image, label = ops.region_mix(inside.image, outside.image, *labels, region)
+    weight, _ = ops.region_mix(inside.weight[:, None], outside.weight[:, None], *labels, region)
+    return View(image, label, weight[:, 0])
+
+
+def labelled_images(batch: Batches, domain: Literal["source", "labelled", "both"]) -> dict[str, Batch]:
+    """Return the labelled images of a step by the loss's name."""
+    if domain == "labelled":
+        return {"seg": batch.labelled}
+    labelled = batch.get("labelled") if domain == "both" else None
+    return {"seg": batch.source} if labelled is None else {"seg": batch.source, "seg_labelled": labelled}
+
+
+def choose_partner(
+    batch: Batches, partner: Literal["source", "labelled", "both"], chosen: Tensor
+) -> Batch | None:
+    """Return the images whose classes are pasted, None where there are none.
+
+    "both": labelled target images where ``chosen``, bool ``[N]``, is true, source images elsewhere.
+    """
+    labelled = batch.get("labelled")
+    if partner == "labelled":
+        return labelled
+    if partner == "source" or labelled is None:
+        return batch.source
+    image = torch.where(chosen[:, None, None, None], labelled.image, batch.source.image)
+    label = torch.where(chosen[:, None, None], labelled.required_label, batch.source.required_label)
+    return Batch(image, label, batch.source.ids)

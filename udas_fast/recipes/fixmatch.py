@@ -1,0 +1,41 @@
+"""FixMatch for segmentation, as UniMatch V2's code compares with it: labelled and unlabelled images of one domain."""
+
+from udas_fast.data import Geometry
+from udas_fast.data.inputs import InputConfig
+from udas_fast.data.strong_view import StrongConfig
+from udas_fast.engine.optim import OptimizerConfig
+from udas_fast.models import ModelConfig
+from udas_fast.objectives.online_self_training import OnlineSelfTrainingConfig
+from udas_fast.objectives.student_view import CutMixConfig
+from udas_fast.recipes.recipe import Recipe, Stage
+
+# Network, sizes and optimiser are UniMatch's for Cityscapes, whose rate 0.005 is for 8 images of each kind.
+FIXMATCH = Recipe(
+    name="fixmatch",
+    title="FixMatch",
+    summary="labelled target images, and strong CutMix views of unlabelled ones with an averaged teacher's labels",
+    model=ModelConfig(head="deeplabv3plus", output_stride=16),
+    stages=(
+        Stage(
+            "consistency",
+            OnlineSelfTrainingConfig(
+                domain="labelled",
+                decay=0.996,
+                threshold=0.95,
+                share="pixel",
+                strong=StrongConfig(
+                    jitter=(0.5, 0.5, 0.5, 0.25), grey_probability=0.2, blur=(0.1, 2.0), blur_probability=0.5
+                ),
+                cut_mix=CutMixConfig(),
+                auxiliary_weight=0.0,
+            ),
+            steps=80_000,  # the budget is ours
+            optimizer=OptimizerConfig(lr=0.005 / 4, weight_decay=1e-4, head_lr_mult=1.0, horizon=1.0),
+        ),
+    ),
+    input=InputConfig(
+        target=Geometry(size=(1024, 2048), scale=(0.5, 2.0), crop=(801, 801), flip=True), batch_size=2
+    ),
+    paper="FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence, NeurIPS 2020, arXiv "
+    "2001.07685; UniMatch V2, arXiv 2410.10777",
+)
