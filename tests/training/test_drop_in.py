@@ -101,7 +101,7 @@ def test_whatever_a_network_returns_every_stage_of_udas_trains_it(build, tmp_pat
     model = seeded(build)
     before = model.head.weight.detach().clone()
     trainer = Trainer(
-        recipe("udas", 6, NO_KL), loaders(), model, run_dir=tmp_path / "run", device="cpu", log_every=1
+        recipe("udas", 12, NO_KL), loaders(), model, run_dir=tmp_path / "run", device="cpu", log_every=1
     )
     assert "source mine (loader)" in trainer.describe()
     scores = trainer.fit()
@@ -123,7 +123,7 @@ def test_transformers_segformer_is_trained_unchanged(tmp_path: Path) -> None:
     )
     model = seeded(lambda: transformers.SegformerForSemanticSegmentation(config))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    trainer = Trainer(recipe("udas", 6, NO_KL), loaders(), model, run_dir=tmp_path / "run", device="cpu")
+    trainer = Trainer(recipe("udas", 12, NO_KL), loaders(), model, run_dir=tmp_path / "run", device="cpu")
     scores = trainer.fit()
     assert scores["adaptation"].matrix.sum() == 4 * 32 * 40
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
