@@ -84,35 +84,29 @@ def agreement_loss(output: SegmentationOutput, size: tuple[int, int], kl: Agreem
     return loss + math.log(primary.shape[1]) * (entropies[0] + entropies[1])
 
 
-def view_loss(views: Sequence[SegmentationOutput], label: Tensor) -> Tensor:
-    """Return KL(ground truth ‖ maximum confidence map of K views): the mean cross-entropy of each pixel's surest view.
+def surest_view(views: Sequence[SegmentationOutput], size: tuple[int, int]) -> Tensor:
+    """Return the number of the view whose largest probability is the largest, int64 ``[N, H, W]`` at ``size`` (H, W).
 
-    Pseudo-labelling of labelled images against their labels (UDAS 3.5). The view whose largest probability is the
-    largest is right or pays for it; the first of equally sure ones counts.
-
-    Args:
-        views: outputs of the primary head for K views of the same images.
-        label: uint8 ``[N, H, W]`` train ids; 255 is ignored, and a batch of nothing else gives zero.
+    ``views`` are outputs of the primary head for K views of the same images; the first of equally sure ones counts
+    (UDAS 3.5).
     """
-    size = (label.shape[-2], label.shape[-1])
-    corners = views[0].align_corners
     confidence = [
-        ops.pseudo_label([view.primary.detach()], size, threshold=0.0, align_corners=corners).confidence
+        ops.pseudo_label([view.primary], size, threshold=0.0, align_corners=view.align_corners).confidence
         for view in views
     ]
-    surest = torch.stack(confidence).argmax(0)
-    total = torch.stack(
-        [
-            ops.cross_entropy(
-                view.primary,
-                torch.where(surest == k, label, IGNORE),
-                align_corners=corners,
-                reduction="sum",
-            )
-            for k, view in enumerate(views)
-        ]
-    ).sum()
+    return torch.stack(confidence).argmax(0)
+
+
+def view_loss(output: SegmentationOutput, label: Tensor, surest: Tensor) -> Tensor:
+    """Return a view's part of KL(ground truth ‖ maximum confidence map of K views) (UDAS 3.5).
+
+    Its cross-entropy where it is ``surest``, bool ``[N, H, W]``, divided by all pixels that have a label: the parts of
+    the K views add up to the mean cross-entropy of each pixel's surest view. ``label``: uint8 ``[N, H, W]``, 255 is
+    ignored, and a batch of nothing else gives zero.
+    """
     counted = label != IGNORE
+    own = torch.where(surest, label, IGNORE)
+    total = ops.cross_entropy(output.primary, own, align_corners=output.align_corners, reduction="sum")
     loss = total / counted.sum().clamp_min(1)
     return (
         loss if distributed.get_world_size() == 1 else loss * distributed.loss_scale_for_valid_pixels(counted)

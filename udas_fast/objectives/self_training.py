@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from udas_fast import ops
 from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
 from udas_fast.data.classes import IGNORE
-from udas_fast.models import SegmentationOutput
+from udas_fast.models import SegmentationOutput, keep_statistics
 from udas_fast.objectives.base import (
     Batches,
     Domain,
@@ -25,7 +26,7 @@ from udas_fast.objectives.base import (
     Requirements,
     StepContext,
 )
-from udas_fast.objectives.losses import segmentation_loss, view_loss
+from udas_fast.objectives.losses import segmentation_loss, surest_view, view_loss
 from udas_fast.objectives.mixing import (
     FdaBeta,
     MixingConfig,
@@ -184,10 +185,17 @@ class SelfTraining(Objective):
             ctx.backward(losses[name])
 
         # Labelled images of either domain: the student's own pseudo-labelling agrees with the ground truth.
+        # Which view is the surest is found without gradients, so that no two of them need their memory at once.
         for domain, (own, label) in batch.own_views.items():
-            outputs = [ctx.forward(model, view, domain=domain) for view in own]
-            losses[f"views_{domain}"] = view_loss(outputs, label)
-            ctx.backward(config.label_consistency_weight * losses[f"views_{domain}"])
+            with torch.no_grad(), keep_statistics(model):
+                outputs = [ctx.forward(model, view, domain=domain) for view in own]
+            surest = surest_view(outputs, (label.shape[-2], label.shape[-1]))
+            parts = []
+            for k, view in enumerate(own):
+                loss = view_loss(ctx.forward(model, view, domain=domain), label, surest == k)
+                ctx.backward(config.label_consistency_weight * loss)
+                parts.append(loss.detach())
+            losses[f"views_{domain}"] = torch.stack(parts).sum()
 
         # Labelled target images themselves, augmented.
         if batch.labelled is not None:

@@ -111,7 +111,7 @@ class Networks(dict[str, nn.Module]):
         return self._load_weights(build_model(self._recipe.model, len(self._classes)))
 
     def begin_anew(self, *place: int | str) -> None:
-        """Give the trained network the run's first weights; random ones of a recipe's network are others by ``place``."""
+        """Give the trained network the run's first weights; random ones of a recipe's network depend on ``place``."""
         first = self[FIRST] if FIRST in self else self.build(*place)
         self.trained.load_state_dict(first.state_dict())
 
