@@ -113,7 +113,7 @@ def plan(name: str) -> str:
         lines.append([f"{card} GB", *found])
     made = harness.table(["card", *(f"batch {size}" for size in sizes)], lines)
     stages = " / ".join(rows[0]["stages"])
-    return f"{made}\n\nGB of {stages}; `udas-fast plan udas --json benchmarks/results/{name}.json`."
+    return f"{made}\n\nGB of {stages}; `udas-fast plan udas_tuned --json benchmarks/results/{name}.json`."
 
 
 def tried(task: str) -> str:
