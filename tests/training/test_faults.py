@@ -147,6 +147,8 @@ def test_rare_classes_are_a_setting_of_the_recipe(camvid_folder, tmp_path):
 @pytest.mark.parametrize("damage", ["killed", "no shared memory"])
 def test_workers_that_the_system_stops_cost_no_step(camvid_folder, tmp_path, monkeypatch, damage):
     root, run = camvid_folder("data", train=4), tmp_path / "run"
+    # A loader of the user's own installs torch's handler of SIGCHLD, which raises in the middle of a step.
+    assert len(list(torch.utils.data.DataLoader([0, 1], num_workers=1))) == 2
     start(root, tmp_path / "whole", "torch", workers=1).fit()
     trainer, read = start(root, run, "torch", workers=1), FileDataset.__getitem__
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from udas_fast import distributed
 from udas_fast.data import augment
@@ -282,11 +283,14 @@ def _load(samples: Dataset, batches: Iterable[list[int]], workers: int) -> Itera
 def _without_interrupts(loader: DataLoader) -> Iterator[LoadResult]:
     """Return an iterator whose workers' end is told where it is read.
 
-    torch's own handler of SIGCHLD raises anywhere else as well: in the middle of a step.
+    torch's own handler of SIGCHLD raises anywhere else as well: in the middle of a step. It may be there already, of
+    another DataLoader of the process.
     """
     if loader.num_workers == 0 or threading.current_thread() is not threading.main_thread():
         return iter(loader)
     handler = signal.getsignal(signal.SIGCHLD)
+    if getattr(handler, "__module__", "") == signal_handling.__name__:
+        handler = signal.SIG_DFL
     try:
         return iter(loader)
     finally:
