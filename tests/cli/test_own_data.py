@@ -56,7 +56,7 @@ def test_a_target_of_which_two_images_have_labels(
             *train(sim, real, tmp_path / f"run-{count}-{len(str(choice))}", "--num-labels", choice)
         )
         assert code == 0, stderr
-        assert f"target folder ({count} labelled, 8 unlabelled), val folder (3)" in stdout
+        assert f"target folder ({count} labelled, {8 - count} unlabelled), val folder (3)" in stdout
         assert stdout.index("labelled") < stdout.index("mIoU")
     few = folder("few", range(4))  # the rest of its images is not used
     code, stdout, stderr = run_cli(*train(sim, real, tmp_path / "few", "--labelled", f"folder:{few}"))
@@ -185,6 +185,6 @@ def test_the_page_leads_from_photos_and_colour_masks_to_a_model(
     words = shlex.split(command.replace("DATA", str(tmp_path)).replace("runs/real", str(tmp_path / "run")))
     code, stdout, stderr = run_cli(*words[1:], *SMALL)
     assert code == 0, stderr
-    assert "target folder (2 labelled, 8 unlabelled)" in stdout
+    assert "target folder (2 labelled, 6 unlabelled)" in stdout
     assert "mIoU: mean over all 3 classes" in stdout
     assert (tmp_path / "run/model.safetensors").is_file()

@@ -104,7 +104,7 @@ def _words(data: Path, out: Path) -> list[str]:
             "--steps",
             "6",
             "--batch-size",
-            "1",
+            "2",
         ),
         *("--set", "model.width=4", "--set", "cyclegan:stages.translation.steps=2", "--engine", "torch"),
         *("--device", "cpu"),

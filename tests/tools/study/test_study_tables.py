@@ -137,14 +137,14 @@ def test_methods_by_labels_and_ddm_by_round(methods: StudyTable) -> None:
     )
     assert by_labels[0] == "| Labelled target images | 20 | 0 |"
     assert "| AdaptSegNet (one level) | – | 45.0 ± 7.1 |" in by_labels
-    assert by_labels[-6:] == [
+    assert {
         "| Supervised | 45.0 ± 7.1 | – |",
         "| Joint | 45.0 ± 7.1 | – |",
         "| DDM | 65.0 ± 7.1 | – |",
         "| UDAS − Supervised | +0.0 ± 0.0 | – |",
         "| Joint − Supervised | +0.0 ± 0.0 | – |",
         "| DDM − Supervised | +20.0 ± 0.0 | – |",
-    ]
+    } <= {*by_labels}
     assert by_round[0] == "| DDM, 20 labels | round 1 | round 2 |"
     assert by_round[2:] == [
         "| Region-level teacher | 35.0 ± 7.1 | 39.0 ± 7.1 |",
