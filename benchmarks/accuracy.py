@@ -96,8 +96,8 @@ class BaselineTask:
     labels: tuple[int, ...]  # most first
 
 
-# Strides as published, and the precision that is faster for depthwise convolutions on CPUs. A fine-tuning rate and
-# augmentation as tuned on CamVid's validation images, benchmarks/README.md.
+# Strides as published, and the precision that is faster for depthwise convolutions on CPUs. Rate and augmentation were
+# tuned on CamVid's validation images at seed 0, in four runs of the source alone.
 EFFICIENTNET = (
     "model.backbone=efficientnet_lite0",
     "model.output_stride=32",

@@ -16,7 +16,6 @@ from udas_fast.objectives.mixing import Translate
 from udas_fast.recipes import Changes, Recipe, get_recipe, override, select_stages
 from udas_fast.recipes.cyclegan import small_cyclegan
 from udas_fast.recipes.methods import method_files
-from udas_fast.recipes.small_recipes import STEPS
 from udas_fast.tools.study import paper
 from udas_fast.tools.study.rows import STUDIES, Study, StudyRow, Task, study_rows
 from udas_fast.tools.study.settings import check_settings, naming, reaching
@@ -47,7 +46,7 @@ class TranslationRun:
         """Return recipe cyclegan as the run trains it, with crops of images that are large enough."""
         recipe, small = get_recipe("cyclegan"), self.task.changes.small
         if small is not None:
-            recipe = small_cyclegan(recipe, crop=small, steps=STEPS)
+            recipe = small_cyclegan(recipe, crop=small)
         return override(recipe, self.settings)
 
     def command(self) -> list[str]:
