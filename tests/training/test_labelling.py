@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from udas_fast.data import Unlabelled, open_dataset
 from udas_fast.data.domains import Domains
 from udas_fast.engine.checkpoint import CheckpointFolder, read_state
 from udas_fast.engine.recorder import Recorder
+from udas_fast.inference import TrainedModel
 from udas_fast.objectives.self_training import SelfTraining
-from udas_fast.recipes import Recipe, get_recipe, override, small
+from udas_fast.recipes import Recipe, get_recipe, override, select_stages, small
 from udas_fast.testing import TinyNetwork
 from udas_fast.training import labelling
 
@@ -199,3 +201,30 @@ def test_a_fresh_student_of_a_users_own_network_begins_as_it_was_given(
     saved = read_state(CheckpointFolder(tmp_path / "own/checkpoints").newest())
     first = saved["networks"]["first"]
     assert all(torch.equal(first[name], value) for name, value in given.items())
+
+
+def test_fresh_students_of_a_run_that_starts_from_another_begin_with_its_model(
+    camvid_root: Path, tmp_path: Path
+) -> None:
+    source = override(small(get_recipe("no_adaptation"), size=(32, 48), steps=1), ["model.width=4"])
+    data = DataConfig(f"camvid:{camvid_root}", f"camvid:{camvid_root}", engine="torch")
+    # A network with the second head that UDAS needs.
+    source = replace(source, model=_recipe().model)
+    start = tmp_path / "start"
+    Trainer(source, data, run_dir=start, device="cpu").fit()
+    given = TrainedModel.load(start).model.state_dict()
+
+    still = ("stages.self_training.optimizer.lr=1e-20", f"{OBJECTIVE}.student=fresh")
+    whole = _recipe("stages.adaptation.optimizer.lr=0.1", "stages.self_training.rounds=1", *still)
+
+    def trained(recipe: Recipe, name: str) -> Trainer:
+        trainer = Trainer(recipe, data, run_dir=tmp_path / name, start=str(start), device="cpu")
+        trainer.fit()
+        return trainer
+
+    for name, value in trained(whole, "whole").model.named_parameters():
+        assert torch.equal(value, given[name]), name
+    # Alone, the last stage has its teacher there, and a student of first weights.
+    alone = trained(select_stages(whole, ["self_training"]), "alone")
+    first = alone.networks.build("self_training", "student").state_dict()
+    assert torch.equal(alone.model.state_dict()["backbone.conv1.weight"], first["backbone.conv1.weight"])

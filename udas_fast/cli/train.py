@@ -88,7 +88,8 @@ def train(
             "--from",
             metavar="RUN",
             rich_help_panel=RECIPE,
-            help="start from the model of this finished run, or model.safetensors",
+            help="start from the model of this finished run, or model.safetensors; fresh students of later "
+            "stages too",
         ),
     ] = None,
     seed: Seed = 0,

@@ -33,7 +33,7 @@ from udas_fast.recipes import Recipe
 from udas_fast.seeding import seed_step
 from udas_fast.training.run_folder import RunConfig
 
-FIRST = "first"  # a user's network as it was at the start, which fresh students begin with
+FIRST = "first"  # the network as it was at the start, where that cannot be built again, for fresh students
 
 
 class Networks(dict[str, nn.Module]):
@@ -75,9 +75,12 @@ class Networks(dict[str, nn.Module]):
             raise bad("--reset-head", "no --weights", "the weights whose head is left out")
         self._recipe, self._run, self._classes, self.amp = recipe, config, classes, amp
         self._labelled = labelled
+        fresh = [stage.objective.requirements.fresh_start for stage in recipe.stages]
+        # Where the first stage has a fresh student already, the run's start is the teacher of that.
+        first_of_start = any(fresh) and not fresh[0] and config.start is not None
+        first_of_user = any(fresh) and not first_of_start and model is not None
         # A checkpoint has all weights; a fresh student begins anew with the run's first ones.
-        fresh = any(stage.objective.requirements.fresh_start for stage in recipe.stages)
-        needs_weights = fresh or not begun
+        needs_weights = not begun or (any(fresh) and not first_of_start and not first_of_user)
         self._weights = config.weights if needs_weights else None
         self._pretrained = recipe.model.hf if model is None and needs_weights and not config.weights else None
         self.model_config = recipe.model if model is None else None
@@ -91,12 +94,14 @@ class Networks(dict[str, nn.Module]):
             reasons = (stage.objective.requirements.auxiliary_head for stage in recipe.stages)
             auxiliary_head = next((reason for reason in reasons if reason), None)
             check_network(model, len(classes), recipe.input.target.size, amp, auxiliary_head)
+        if first_of_user:
+            self._keep_first()
         if config.start is not None and not begun:
             self._start_from(Path(config.start))
+        if first_of_start:
+            self._keep_first()
         last = recipe.stages[-1].network
         self[last] = self.trained
-        if fresh and self.model_config is None:  # where a user's network comes from is not known here
-            self[FIRST] = copy.deepcopy(self.trained).requires_grad_(False)
         for name in dict.fromkeys(stage.network for stage in recipe.stages if stage.network != last):
             self[name] = copy.deepcopy(self.trained)
         if recipe.cuda_graphs:
@@ -114,6 +119,9 @@ class Networks(dict[str, nn.Module]):
         """Give the trained network the run's first weights; random ones of a recipe's network depend on ``place``."""
         first = self[FIRST] if FIRST in self else self.build(*place)
         self.trained.load_state_dict(first.state_dict())
+
+    def _keep_first(self) -> None:
+        self[FIRST] = copy.deepcopy(self.trained).requires_grad_(False)
 
     def _take(self, model: nn.Module) -> nn.Module:
         """Return the user's own network with the run's weights."""

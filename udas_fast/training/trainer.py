@@ -64,7 +64,8 @@ class Trainer:
         run_dir: the run's folder; it must be new, or hold the same run (:meth:`resume`).
         weights: checkpoint to start from, see :func:`udas_fast.models.load_weights`.
         reset_head: leave out the head of ``weights``, which is of other classes.
-        start: finished run, or its ``model.safetensors``, whose model the first stage starts from.
+        start: finished run, or its ``model.safetensors``, whose model the first stage starts from, and the fresh
+            students of later ones.
         seed: seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         log_every: steps between two reads of the losses.
