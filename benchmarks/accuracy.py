@@ -1,15 +1,15 @@
 """Accuracy by task, measured with the command line and kept as one JSON per task.
 
     python benchmarks/accuracy.py streets --seeds 0 1 2
-    python benchmarks/accuracy.py ablation-day-dusk --seeds 0 1 2 --data DATA --jobs 2
+    python benchmarks/accuracy.py baselines-rendered-camvid --seeds 0 1 2 --data DATA --jobs 2
     python benchmarks/accuracy.py precision-day-dusk --seeds 0 1 2
-    python benchmarks/accuracy.py baselines-rendered-camvid --seeds 0 1 2
     python benchmarks/accuracy.py plan --seeds 0 1 2
 
 The last one makes nothing: it lists the runs of all tables with their core-hours.
 
-Steps are fixed and equal over the rows of a study, and the last weights are scored. Complete runs are kept, interrupted
-ones are resumed.
+Steps are fixed, and the last weights are scored. Methods that see the source begin with the network that was trained on
+it alone, and take the rest of the steps from there. Complete runs are kept, interrupted ones are resumed, and tables of
+one pair of domains share their runs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import harness
 import torch
@@ -38,86 +38,58 @@ from udas_fast.tools.study.runner import make_runs
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass(frozen=True)
-class StudyTask:
-    """One study of one task: datasets below --data, numbers of labels, steps of each run, translation of the source."""
-
-    study: Study
-    folder: str  # of the runs; studies with the same folder share them
-    source: str
-    target: str
-    labels: str
-    steps: int
-    translate: str = "lab"
-    cyclegan: tuple[str, ...] = ()  # options of `udas-fast translate`, whose images are then the source
-
-
-ADAPTATION = "stages.adaptation.objective"
-SHARED = "bf16"  # the precision of all studies
-SETTINGS = (
-    "model.width=16",
-    "model.output_stride=8",
-    "model.norm=batch",
-    f"precision={SHARED}",
-    f"uda,udas:{ADAPTATION}.agreement=null",  # Seg-Uncertainty consists of it
-    f"{ADAPTATION}.adversary.width=16",
-    f"{ADAPTATION}.adversary.stride=2",
-)
-SIZE, STEPS = (180, 240), 800
-RENDERED_CAMVID = ("camvid:{data}/rendered", "camvid:{data}/camvid")
-DAY_DUSK = ("camvid-day:{data}/camvid", "camvid-dusk:{data}/camvid")
-CYCLEGAN = ("--small", "128x128", "--steps", "3000", "--set", "precision=bf16")
-STUDIES = {
-    "ablation-rendered-camvid": StudyTask(
-        "ablation", "rendered-camvid", *RENDERED_CAMVID, "50", STEPS, cyclegan=CYCLEGAN
-    ),
-    "labels-rendered-camvid": StudyTask(
-        "labels", f"rendered-camvid-{2 * STEPS}", *RENDERED_CAMVID, "100,50,20,0", 2 * STEPS, translate="none"
-    ),
-    "ablation-day-dusk": StudyTask("ablation", "day-dusk", *DAY_DUSK, "20", STEPS),
-    "labels-day-dusk": StudyTask("labels", "day-dusk", *DAY_DUSK, "20,0", STEPS),
-    "methods-rendered-camvid": StudyTask(
-        "methods", "rendered-camvid", *RENDERED_CAMVID, "100,50,20,0", STEPS, cyclegan=CYCLEGAN
-    ),
-    "methods-day-dusk": StudyTask("methods", "day-dusk", *DAY_DUSK, "20,0", STEPS),
-}
-
-
-@dataclass(frozen=True)
-class BaselineTask:
-    """The rows that any method has to beat, on EfficientNet-Lite0 with ImageNet weights, and one without these.
-
-    All targets have the same validation images, which the network without adaptation is scored on once.
-    """
-
-    folder: str
-    source: str
-    targets: dict[str, str]  # by what the title of a row adds
-    labels: tuple[int, ...]  # most first
-
-
-# Strides as published, and the precision that is faster for depthwise convolutions on CPUs. Rate and augmentation were
-# tuned on CamVid's validation images at seed 0, in four runs of the source alone.
-EFFICIENTNET = (
+SIZE, STEPS, LABELLED_STEPS = (180, 240), 800, 1300
+# EfficientNet-Lite0 with ImageNet weights, its stride as published, in the precision that is faster for depthwise
+# convolutions on CPUs. The rate, and the augmentation of what is no adaptation, were tuned on CamVid's validation
+# images at seed 0, in four runs of the source alone.
+SHARED = (
     "model.backbone=efficientnet_lite0",
     "model.output_stride=32",
     "model.norm=batch",
     "precision=fp32",
     "stages.*.optimizer.lr=1e-3",
-    "stages.*.objective.augment=true",
 )
-LABELLED_STEPS = 1300  # with labels; Joint's are those of the source alone and the rest from there
-BASELINES = {
-    "baselines-rendered-camvid": BaselineTask(
-        "rendered-camvid",
-        RENDERED_CAMVID[0],
-        {"": RENDERED_CAMVID[1], " of two other drives": "camvid-drives:{data}/camvid"},
+SETTINGS = (*SHARED, "no_adaptation,supervised,joint:stages.*.objective.augment=true")
+RANDOM = "random"  # the table and folder of runs without weights
+WEIGHTS = "weights/efficientnet-lite0.pth"  # below the folder of the runs
+CYCLEGAN = ("--small", "128x128", "--steps", "3000", "--set", "precision=bf16")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A labelled source and its targets.
+
+    All targets have the same validation images, which the network without adaptation is scored on once.
+    """
+
+    source: str
+    targets: tuple[str, ...]  # a table each
+    labels: tuple[int, ...]  # most first
+    cyclegan: bool  # translates the source by CycleGAN, with the images of the last target; else by LAB
+
+
+PAIRS = {
+    # The drives of the second target are some of the first's, so its translation has seen no more images than either.
+    "rendered-camvid": Pair(
+        "camvid:{data}/rendered",
+        ("camvid:{data}/camvid", "camvid-drives:{data}/camvid"),
         (50, 20),
+        cyclegan=True,
     ),
-    "baselines-day-dusk": BaselineTask("day-dusk", DAY_DUSK[0], {"": DAY_DUSK[1]}, (20,)),
+    "day-dusk": Pair("camvid-day:{data}/camvid", ("camvid-dusk:{data}/camvid",), (20,), cyclegan=False),
 }
-# UDAS by precision, with the most labels of a study; the runs in the study's own precision are shared with it.
-PRECISIONS = {"precision-day-dusk": "labels-day-dusk"}
+# Of all methods, those that later ones are not variants of.
+METHODS = (
+    *("no_adaptation", "dacs", "mic", "supervised", "joint", "fixmatch", "udas", "udas_tuned", "ddm"),
+    "online_self_training",
+)
+BASELINES = ("no_adaptation", "supervised", "joint")
+Table: TypeAlias = Literal["baselines", "labels", "methods", "ablation", "parts"]
+STUDIES: dict[str, tuple[Table, str]] = {
+    f"{table}-{pair}": (table, pair) for table in get_args(Table) for pair in PAIRS
+}
+# Our recipe by precision, with the most labels; the runs in the studies' own precision are shared with them.
+PRECISIONS = {"precision-day-dusk": "day-dusk"}
 
 
 def main() -> None:
@@ -125,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=("streets", *STUDIES, *PRECISIONS, *BASELINES, "plan"))
+    parser.add_argument("task", choices=("streets", *STUDIES, *PRECISIONS, "plan"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", default="../shared/data", help="folder that holds rendered/ and camvid/")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder of the runs")
@@ -145,11 +117,9 @@ def main() -> None:
     if arguments.task == "streets":
         document["runs"] = [run for seed in arguments.seeds for run in streets(seed, arguments)]
     elif arguments.task in PRECISIONS:
-        document |= precision(STUDIES[PRECISIONS[arguments.task]], arguments, document["command"])
-    elif arguments.task in BASELINES:
-        document["baselines"] = baselines(BASELINES[arguments.task], arguments, document["command"])
+        document |= precision(PRECISIONS[arguments.task], arguments, document["command"])
     else:
-        document["study"] = study(STUDIES[arguments.task], arguments)
+        document["tables"] = study(arguments, document["command"])
     path = RESULTS / f"{arguments.task}.json"
     harness.write(path, document)
     print(path)
@@ -171,30 +141,112 @@ def compact(phases: dict[str, Any]) -> dict[str, Any]:
     return {name: {k: v for k, v in s.items() if k != "confusion_matrix"} for name, s in phases.items()}
 
 
-def study(task: StudyTask, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the study and return its table.json."""
-    out = arguments.runs / task.folder
-    source, target = (spec.format(data=arguments.data) for spec in (task.source, task.target))
-    domains, translate = ["--source", source, "--target", target], task.translate
-    if task.cyclegan:
-        translated = out / "translation"
-        begun = (translated / "run.yaml").is_file()
-        new = [*domains, "--out", str(translated), *task.cyclegan]
-        run(["udas-fast", "translate", *(["--resume", str(translated)] if begun else new)])
-        translate = f"translated:{translated}"
-    command = ["udas-fast", "study", task.study, *domains, "--num-labels", task.labels, "--out", str(out)]
-    command += ["--translate", translate, "--seeds", ",".join(map(str, arguments.seeds))]
-    # Always the same data engine, as the pixels of the engines differ by a grey level.
-    command += ["--engine", "torch", "--small", "{}x{}".format(*SIZE), "--steps", str(task.steps)]
-    command += [word for setting in SETTINGS for word in ("--set", setting)]
-    run([*command, "--jobs", str(arguments.jobs)])
-    return json.loads((out / task.study / "table.json").read_text(encoding="utf-8"))
-
-
-def precision(study: StudyTask, arguments: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Train UDAS on ``study``'s task in each precision; return scores and their differences from fp32 by seed."""
+def study(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
+    """Make the runs of a table; return it by target, and of the baselines from random weights."""
+    pair = STUDIES[arguments.task][1]
+    copy_weights(arguments.runs / WEIGHTS)
+    found = plans(arguments.task, arguments.seeds, arguments.data, arguments.runs)
+    if any(run.row.translated for plan in found.values() for run in plan.runs):
+        translate(pair, arguments)
     tables = {}
-    for name, folder, plan in precision_plans(study, arguments.seeds, arguments.data, arguments.runs):
+    for name, plan in found.items():
+        folder = runs_folder(arguments.runs, pair, RANDOM if name == RANDOM else "")
+        make_runs(plan.runs, folder, jobs=arguments.jobs)
+        tables[name] = collect(plan, folder, command).to_dict()
+    return tables
+
+
+def runs_folder(runs: Path, pair: str, other: str = "") -> Path:
+    """Return the folder of the runs on ``pair``, which its tables share but for those with ``other`` settings."""
+    return runs / pair / (other or "imagenet") / "runs"
+
+
+def translate(name: str, arguments: argparse.Namespace) -> None:
+    """Translate the source of the pair by CycleGAN, if it has one; go on with what is there."""
+    pair = PAIRS[name]
+    if not pair.cyclegan:
+        return
+    source, target = (
+        spec.format(data=arguments.data) for spec in (pair.source, [*pair.targets.values()][-1])
+    )
+    out = str(arguments.runs / name / "translation")
+    if (Path(out) / "run.yaml").is_file():
+        run(["udas-fast", "translate", "--resume", out])
+    else:
+        run(["udas-fast", "translate", "--source", source, "--target", target, "--out", out, *CYCLEGAN])
+
+
+def plans(name: str, seeds: Sequence[int], data: str, runs: Path) -> dict[str, StudyPlan]:
+    """Return the plan of a table by target.
+
+    The baselines have one from random weights too, of the source alone.
+    """
+    table, pair = STUDIES[name]
+    task = settled(pair, data, runs)
+    none = StudyRow("No adaptation", "no_adaptation")
+    found = {}
+    for i, spec in enumerate(PAIRS[pair].targets):
+        target = spec.format(data=data)
+        # Runs that see no target image are the first target's.
+        rows = [none, *(row for row in rows_of(table, pair, task) if row != none)]
+        rows = [replace(row, target=target) if i and row.recipe != "no_adaptation" else row for row in rows]
+        planned = [begun(row, StudyRun(none, task, seed)) for seed in seeds for row in rows]
+        kind: Study = "methods" if table == "baselines" else table
+        own = replace(task, target=target)
+        found[target.partition(":")[0]] = StudyPlan(kind, own, tuple(rows), tuple(planned), None)
+    if table == "baselines":
+        random = replace(task, weights=None)
+        alone = tuple(StudyRun(none, random, seed) for seed in seeds)
+        found[RANDOM] = StudyPlan("methods", random, (none,), alone, None)
+    return found
+
+
+def settled(pair: str, data: str, runs: Path) -> Task:
+    """Return the source alone of ``pair``, with the settings of all studies."""
+    domains = PAIRS[pair]
+    source, target = (spec.format(data=data) for spec in (domains.source, domains.targets[0]))
+    translation = f"translated:{runs / pair / 'translation'}" if domains.cyclegan else "lab"
+    changes = Changes(small=SIZE, steps=STEPS)
+    return Task(source, target, translation, changes, SETTINGS, engine="torch", weights=str(runs / WEIGHTS))
+
+
+def begun(row: StudyRow, source: StudyRun) -> StudyRun:
+    """Return the run of ``row``, which begins with the model of ``source`` where it trains on the source too."""
+    if row == source.row:
+        return source
+    if "source" not in row.own_recipe.streams[0]:
+        changes = Changes(small=SIZE, steps=LABELLED_STEPS)
+        return StudyRun(row, replace(source.task, changes=changes), source.seed)
+    changes = Changes(small=SIZE, steps=LABELLED_STEPS - STEPS)
+    return StudyRun(row, replace(source.task, changes=changes, weights=None), source.seed, source)
+
+
+def rows_of(table: Table, pair: str, task: Task) -> Iterator[StudyRow]:
+    """Yield the rows of a table."""
+    counts = PAIRS[pair].labels
+    of_table: dict[Table, tuple[Study, Sequence[int], Sequence[str]]] = {
+        "baselines": ("methods", (*counts, 0), BASELINES),
+        "labels": ("labels", (*counts, 0), ()),
+        "methods": ("methods", (*counts, 0), METHODS),
+        "ablation": ("ablation", counts[-1:], ()),
+        "parts": ("parts", counts[-1:], ()),
+    }
+    study, numbers, names = of_table[table]
+    more = LABELLED_STEPS - STEPS
+    # The rest of the settings are for recipes that not every study has.
+    own = replace(task, changes=Changes(small=SIZE, steps=more), settings=SHARED)
+    for row in plan_study(study, own, seeds=[0], num_labels=numbers).rows:
+        if names and row.recipe not in names:
+            continue
+        if row.recipe == "online_self_training":  # whose first stage makes such a network as all begin with
+            row = replace(row, stages=("online",), settings=(f"stages.online.steps={more}",))
+        yield row
+
+
+def precision(pair: str, arguments: argparse.Namespace, command: str) -> dict[str, Any]:
+    """Train our recipe on ``pair`` in each precision; return scores and their differences from fp32 by seed."""
+    tables = {}
+    for name, folder, plan in precision_plans(pair, arguments.seeds, arguments.data, arguments.runs):
         make_runs(plan.runs, folder, jobs=arguments.jobs)
         tables[name] = collect(plan, folder, command)
     scores = {name: table.rows[0].miou.by_seed for name, table in tables.items()}
@@ -210,77 +262,27 @@ def precision(study: StudyTask, arguments: argparse.Namespace, command: str) -> 
 
 
 def precision_plans(
-    study: StudyTask, seeds: Sequence[int], data: str, runs: Path
+    pair: str, seeds: Sequence[int], data: str, runs: Path
 ) -> Iterator[tuple[str, Path, StudyPlan]]:
     """Yield each precision that this machine has, the folder of its runs, and these."""
-    source, target = (spec.format(data=data) for spec in (study.source, study.target))
-    labels = max(map(int, study.labels.split(",")))
-    row = StudyRow(f"UDAS, {labels} labels", "udas", labels, translated=True)
+    labels = PAIRS[pair].labels[0]
+    (row,) = (
+        row
+        for row in rows_of("methods", pair, settled(pair, data, runs))
+        if (row.recipe, row.num_labels) == ("online_self_training", labels)
+    )
     for name in ("fp32", "bf16", "fp16"):
         if name == "fp16" and not torch.cuda.is_available():
             print("fp16: left out, it needs a GPU", flush=True)
             continue
-        settings = tuple(s.replace(f"precision={SHARED}", f"precision={name}") for s in SETTINGS)
-        changes = Changes(small=SIZE, steps=study.steps)
-        task = Task(source, target, study.translate, changes, settings, engine="torch")
-        planned = tuple(StudyRun(row, task, seed) for seed in seeds)
-        folder = runs / (study.folder if name == SHARED else f"{study.folder}-{name}") / "runs"
-        yield name, folder, StudyPlan("labels", task, (row,), planned, study.steps)
-
-
-def study_plan(task: StudyTask, seeds: Sequence[int], data: str, runs: Path) -> StudyPlan:
-    """Return the runs that :func:`study` makes."""
-    source, target = (spec.format(data=data) for spec in (task.source, task.target))
-    translate = f"translated:{runs / task.folder / 'translation'}" if task.cyclegan else task.translate
-    changes = Changes(small=SIZE, steps=task.steps)
-    settled = Task(source, target, translate, changes, SETTINGS, engine="torch")
-    labels = [int(number) for number in task.labels.split(",")]
-    return plan_study(task.study, settled, seeds=seeds, num_labels=labels)
-
-
-def baselines(task: BaselineTask, arguments: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Make the runs of ``task``; return the table with ImageNet weights and the one from random weights."""
-    tables = {}
-    plans = baseline_plans(task, arguments.seeds, arguments.data, arguments.runs)
-    for folder, plan in plans.items():
-        if plan.task.weights:
-            copy_weights(Path(plan.task.weights))
-        make_runs(plan.runs, folder, jobs=arguments.jobs)
-        tables[folder.parent.name] = collect(plan, folder, command).to_dict()
-    return tables
-
-
-def baseline_plans(task: BaselineTask, seeds: Sequence[int], data: str, runs: Path) -> dict[Path, StudyPlan]:
-    """Return the baselines with ImageNet weights, and the source alone without, by the folder of the runs."""
-    source = task.source.format(data=data)
-    targets = {title: target.format(data=data) for title, target in task.targets.items()}
-    weights = str(runs / "weights" / "efficientnet-lite0.pth")
-
-    def settled(steps: int, weights: str | None) -> Task:
-        changes = Changes(small=SIZE, steps=steps)
-        return Task(source, targets[""], "none", changes, EFFICIENTNET, engine="torch", weights=weights)
-
-    none = StudyRow("No adaptation", "no_adaptation")
-    supervised, joint = (
-        [
-            StudyRow(f"{method.title()}{title}, {n} labels", method, n, target=target if title else None)
-            for title, target in targets.items()
-            for n in task.labels
-        ]
-        for method in ("supervised", "joint")
-    )
-    folder = runs / "baselines" / task.folder
-    random = [StudyRun(none, settled(STEPS, None), seed) for seed in seeds]
-    planned = []
-    for seed in seeds:
-        planned.append(start := StudyRun(none, settled(STEPS, weights), seed))
-        planned += [StudyRun(row, settled(LABELLED_STEPS, weights), seed) for row in supervised]
-        planned += [StudyRun(row, settled(LABELLED_STEPS - STEPS, None), seed, start) for row in joint]
-    rows = (none, *supervised, *joint)
-    return {
-        folder / "imagenet/runs": StudyPlan("labels", planned[0].task, rows, tuple(planned), None),
-        folder / "random/runs": StudyPlan("labels", random[0].task, (none,), tuple(random), None),
-    }
+        task = settled(pair, data, runs)
+        task = replace(
+            task, settings=tuple(s.replace("precision=fp32", f"precision={name}") for s in SETTINGS)
+        )
+        source = [StudyRun(StudyRow("No adaptation", "no_adaptation"), task, seed) for seed in seeds]
+        planned = tuple(begun(row, start) for start in source)
+        folder = runs_folder(runs, pair, "" if name == "fp32" else name)
+        yield name, folder, StudyPlan("methods", task, (row,), planned, None)
 
 
 def copy_weights(path: Path) -> None:

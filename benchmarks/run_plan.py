@@ -16,7 +16,6 @@ from pathlib import Path
 
 import accuracy
 import torch
-import tried
 from torch import nn
 
 from udas_fast.inference import MODEL_FILE
@@ -63,7 +62,7 @@ def planned_runs(seeds: Sequence[int], data: str, runs: Path) -> list[PlannedRun
     """Return the runs of all tables; those that several tables show are there once.
 
     Args:
-        seeds: of every run but the variants in tried.py, which have the first.
+        seeds: of every run.
         data: folder of the datasets.
         runs: folder of accuracy.py's runs.
     """
@@ -79,20 +78,15 @@ def planned_runs(seeds: Sequence[int], data: str, runs: Path) -> list[PlannedRun
 
 def _all(seeds: Sequence[int], data: str, runs: Path) -> Iterator[tuple[str, Path, Recipe, bool]]:
     """Yield (table, folder, recipe, whether there are labelled target images) of each run of each table."""
-    for name, task in accuracy.BASELINES.items():
-        for folder, plan in accuracy.baseline_plans(task, seeds, data, runs).items():
+    for name, (_, pair) in accuracy.STUDIES.items():
+        for table, plan in accuracy.plans(name, seeds, data, runs).items():
+            folder = accuracy.runs_folder(runs, pair, table if table == accuracy.RANDOM else "")
             for run in plan.runs:
                 yield name, folder / run.folder, run.recipe(), bool(run.row.num_labels)
-    for name, study in accuracy.STUDIES.items():
-        for run in accuracy.study_plan(study, seeds, data, runs).runs:
-            yield name, runs / study.folder / "runs" / run.folder, run.recipe(), bool(run.row.num_labels)
     for name, of in accuracy.PRECISIONS.items():
-        for _, folder, plan in accuracy.precision_plans(accuracy.STUDIES[of], seeds, data, runs):
+        for _, folder, plan in accuracy.precision_plans(of, seeds, data, runs):
             for run in plan.runs:
                 yield name, folder / run.folder, run.recipe(), bool(run.row.num_labels)
-    for name in tried.TASKS:
-        for _, run, folder in tried.planned(name, seeds[0], data, runs.parent / "tried"):
-            yield f"tried-{name}", folder, run.recipe(), bool(run.row.num_labels)
     for seed in seeds:
         for entry in demo.ENTRIES:
             folder = runs / "streets" / f"seed-{seed}" / entry.folder

@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+import accuracy
 import data
 import harness
 import matplotlib.pyplot as plt
@@ -30,7 +31,7 @@ from udas_fast.evaluation import save_figure
 from udas_fast.memory.table import policy
 from udas_fast.tools.study.collect import Spread, StudyTable
 from udas_fast.tools.study.figures import methods_figure
-from udas_fast.tools.study.tables import note, study_tables
+from udas_fast.tools.study.tables import note, parts_table, study_tables
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
@@ -42,7 +43,7 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def accuracy(task: str) -> str:
+def demo(task: str) -> str:
     """Return mIoU by row, mean ± standard deviation over seeds, after the first stage and at the end."""
     document = load(task)
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -67,12 +68,22 @@ def accuracy(task: str) -> str:
 
 
 def study(name: str) -> str:
-    """Return the ablation by class, or the methods by labels and DDM by round."""
+    """Return the tables of a study of one pair of domains, for each target, and the conditions."""
+    if not (HERE / "results" / f"{name}.json").is_file():
+        return f"`python benchmarks/accuracy.py {name} --seeds 0 1 2`: not measured."
     document = load(name)
-    table = StudyTable.from_dict(document["study"])
-    made = "\n\n".join(study_tables(table))
-    conditions = note(table).removesuffix(f"; `{table.command}`")  # the JSON has the whole command
-    return f"{made}\n\n{conditions}; `{document['command']}` → `benchmarks/results/{name}.json`."
+    found = {target: StudyTable.from_dict(table) for target, table in document["tables"].items()}
+    random = found.pop(accuracy.RANDOM, None)
+    made = []
+    for target, table in found.items():
+        head, *rest = "\n\n".join(study_tables(table)).split("\n")
+        made.append("\n".join([head.replace("Labelled target images", f"Labels of {target}"), *rest]))
+    if random is not None:
+        score = random.rows[0].miou
+        made.append(f"From random weights, {random.rows[0].name.lower()} has {score}.")
+    table = next(iter(found.values()))
+    conditions = note(table, STEPS).removesuffix(f"; `{table.command}`")  # the JSON has the whole command
+    return "\n\n".join([*made, f"{conditions}; `{document['command']}` → `benchmarks/results/{name}.json`."])
 
 
 def precision(name: str) -> str:
@@ -116,31 +127,15 @@ def plan(name: str) -> str:
     return f"{made}\n\nGB of {stages}; `udas-fast plan udas_tuned --json benchmarks/results/{name}.json`."
 
 
-def tried(task: str) -> str:
-    """Return mIoU of variants of a study's rows, beside the row itself at the same seed."""
-    document = load(f"tried-{task}")
-    ours = {}
-    for name in document["studies"]:
-        if (HERE / "results" / f"{name}.json").is_file():
-            table = StudyTable.from_dict(load(name)["study"])
-            at = table.seeds.index(document["seed"])
-            ours |= {row.name.removesuffix(", 0 labels"): row.miou.by_seed[at] for row in table.rows}
-    lines = [
-        "| Row | what is different | mIoU after the first stage | mIoU at the end | the row itself |",
-        "|---|---|---:|---:|---:|",
-    ]
-    for row in document["rows"]:
-        scores = [100 * phase["miou"] for phase in row["phases"].values()]
-        first = f"{scores[0]:.1f}" if len(scores) > 1 else ""
-        itself = f"{ours[row['row']]:.1f}" if row["row"] in ours else "–"
-        lines.append(f"| {row['row']} | {row['title']} | {first} | **{scores[-1]:.1f}** | {itself} |")
-    protocol = next(iter(document["rows"][0]["phases"].values()))["protocol"]
-    lines += [
-        "",
-        f"{protocol['dataset']} {protocol['split']}, seed {document['seed']}, {document['steps']} steps; "
-        f"`{document['command']}` → `benchmarks/results/tried-{task}.json`.",
-    ]
-    return "\n".join(lines)
+def tried(name: str) -> str:
+    """Return mIoU of variants of our recipe, and their difference from the recipe itself."""
+    if not (HERE / "results" / f"{name}.json").is_file():
+        return "Not measured."
+    document = load(name)
+    table = StudyTable.from_dict(document["table"])
+    conditions = note(table, STEPS).removesuffix(f"; `{table.command}`")
+    where = f"`{document['command']}` → `benchmarks/results/{name}.json`"
+    return f"{parts_table(table)}\n\n{conditions}; {where}."
 
 
 def _mean(values: list[float]) -> str:
@@ -179,15 +174,15 @@ def chart(names: Sequence[str]) -> None:
 
 CHARTED = ("ops-cpu-avx512", "ops-cpu-avx2", "ops-cpu-avx512-no-page-faults")
 OPERATORS = (*CHARTED, "ops-cpu-avx512-compile", "ops-cpu-avx512-sizes", "ops-cpu-avx512-batches")
-STUDIES = [
-    f"{study}-{task}"
-    for task in ("rendered-camvid", "day-dusk")
-    for study in ("ablation", "labels", "methods")
-]
+STEPS = (
+    f"the source alone {accuracy.STEPS} steps from ImageNet weights; from that network "
+    f"{accuracy.LABELLED_STEPS - accuracy.STEPS} more in rows that see the source, "
+    f"{accuracy.LABELLED_STEPS} from ImageNet weights in the others"
+)
 TABLES: dict[str, Callable[[], str]] = {
-    "streets": lambda: accuracy("streets"),
-    **{name: partial(study, name) for name in STUDIES},
-    **{f"tried-{task}": partial(tried, task) for task in ("day-dusk", "rendered-camvid")},
+    "streets": partial(demo, "streets"),
+    **{name: partial(study, name) for name in accuracy.STUDIES},
+    **{name: partial(tried, name) for name in (f"tried-{pair}-0-labels" for pair in accuracy.PAIRS)},
     "precision-day-dusk": partial(precision, "precision-day-dusk"),
     "plan": partial(plan, "plan"),
     "data-cpu": partial(benchmark, "data-cpu", data.table),
@@ -212,7 +207,8 @@ def main() -> None:
     if not check:
         chart(CHARTED)
         for path in sorted((HERE / "results").glob("methods-*.json")):
-            methods_figure(StudyTable.from_dict(load(path.stem)["study"]), path.with_suffix(".png"))
+            (_, table), *_ = load(path.stem)["tables"].items()
+            methods_figure(StudyTable.from_dict(table), path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ def main() -> None:
 
 def command(data: str, out: Path, weights: Path, settings: tuple[str, ...]) -> list[str]:
     """Return the command of a run."""
-    source, target = (spec.format(data=data) for spec in accuracy.RENDERED_CAMVID)
+    pair = accuracy.PAIRS["rendered-camvid"]
+    source, target = (spec.format(data=data) for spec in (pair.source, pair.targets[0]))
     words = ["udas-fast", "train", "no_adaptation", "--source", source, "--target", target]
     words += ["--engine", "torch", "--small", SIZE, "--steps", str(STEPS), "--weights", str(weights)]
     return [*words, *(w for s in (*SETTINGS, *settings) for w in ("--set", s)), "--out", str(out)]

@@ -37,15 +37,12 @@ def test_a_run_of_several_tables_is_planned_once(found: list[run_plan.PlannedRun
     tables = {table for run in found for table in run.tables}
     assert tables == {
         "streets",
-        *accuracy.BASELINES,
         *accuracy.STUDIES,
         *accuracy.PRECISIONS,
-        "tried-day-dusk",
-        "tried-rendered-camvid",
     }
     shared = {run.folder.name: run.tables for run in found if len(run.tables) > 1}
     assert "ablation-day-dusk" in shared["no_adaptation-seed-0"]
-    assert "labels-day-dusk" in shared["udas-lab-20-labels-seed-1"]
+    assert {"labels-day-dusk", "methods-day-dusk"} <= {*shared["udas-lab-20-labels-seed-1"]}
     assert not any(run.complete for run in found)
 
 
@@ -63,15 +60,30 @@ def test_the_sum_counts_every_run_once(
     assert f"{total:15.1f}  all 8 runs: {total / 2:.1f} hours on 2 cores" in run_plan.show(dusk, jobs=2)
 
 
-def test_no_baseline_is_made_twice_for_a_second_target() -> None:
-    task = accuracy.BASELINES["baselines-rendered-camvid"]
-    plan, _ = accuracy.baseline_plans(task, [0, 1], "data", Path("runs")).values()
-    names = [run.folder for run in plan.runs]
-    assert len(set(names)) == len(names)
-    assert names.count("no_adaptation-seed-0") == 1
-    joint = {run.folder: run for run in plan.runs if run.row.recipe == "joint"}
-    other = joint["joint-50-labels-camvid-drives-seed-1"]
+def test_no_run_is_made_twice_for_a_second_target() -> None:
+    plans = accuracy.plans("baselines-rendered-camvid", [0, 1], "data", Path("runs"))
+    first, second = ({run.folder: run for run in plans[name].runs} for name in ("camvid", "camvid-drives"))
+    assert first.keys() & second.keys() == {"no_adaptation-seed-0", "no_adaptation-seed-1"}
+    other = second["joint-50-labels-camvid-drives-seed-1"]
     assert other.start is not None
     assert other.start.folder == "no_adaptation-seed-1"
     assert other.data.target == "camvid-drives:data/camvid"
     assert "--from runs/x/no_adaptation-seed-1" in " ".join(other.command("runs/x/joint"))
+
+
+@pytest.mark.parametrize("name", accuracy.STUDIES)
+def test_every_row_that_sees_the_source_begins_with_the_source_alone(name: str) -> None:
+    """All methods have the same budget: 1300 steps, of which the source alone has the first 800."""
+    plans = accuracy.plans(name, [0], "data", Path("runs"))
+    for run in [run for table, plan in plans.items() if table != "random" for run in plan.runs]:
+        phases: dict[str, int] = {}
+        for phase in run.recipe().phases():
+            network = phase.stage.network
+            phases[network] = phases.get(network, 0) + phase.steps
+        if run.start is not None:
+            assert set(phases.values()) == {500}, run.folder
+            assert run.start.folder == "no_adaptation-seed-0"
+            assert run.task.weights is None
+        else:
+            assert phases == {"main": 800 if run.row.recipe == "no_adaptation" else 1300}, run.folder
+            assert run.task.weights

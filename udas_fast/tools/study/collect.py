@@ -130,6 +130,8 @@ def _protocols(plan: StudyPlan, folder: Path) -> list[dict[str, Any]]:
     for run in plan.runs:
         if run.row.scored_on is None:
             protocol = _last(_scores(run, folder))["protocol"]
+            # A run that has seen no target image may be shared with a study of another one.
+            protocol = {**protocol, "dataset": plan.task.target.partition(":")[0]}
             if plan.study == "sizes":
                 protocol = {**protocol, "input_size": None}
             if protocol not in found:

@@ -31,8 +31,12 @@ from udas_fast.training.translation import TranslationConfig
 
 LOG = "train.log"
 POLL = 0.2  # seconds
+# glibc keeps the memory of a step for the next one, in huge pages: a step on a CPU takes about a fifth less time.
+KEEP_MEMORY = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
+)
 # One thread per run: several run at the same time, and threads that wait for each other slow all of them down.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "GLIBC_TUNABLES": KEEP_MEMORY}
 WITHOUT_SHEET = ("sizes", "gap")
 FIGURES = {"labels": labels_figure, "methods": methods_figure}
 

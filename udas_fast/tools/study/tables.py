@@ -46,14 +46,16 @@ def study_tables(table: StudyTable) -> list[str]:
     return [labels_table(table), *(labels_table(table, name) for name in subsets), *ddm_tables(table)]
 
 
-def note(table: StudyTable) -> str:
-    """Return the conditions of the figures: task, steps, seeds, labels, protocol, machine and command."""
+def note(table: StudyTable, steps: str = "each recipe's own number of steps") -> str:
+    """Return the conditions of the figures: task, steps, seeds, labels, protocol, machine and command.
+
+    ``steps`` says what they are where the rows differ.
+    """
     several = len(table.seeds) > 1
     seeds = ", ".join(map(str, table.seeds))
     env = table.environment
-    steps = (
-        "each recipe's own number of steps" if table.steps is None else f"{table.steps} steps in every row"
-    )
+    if table.steps is not None:
+        steps = f"{table.steps} steps in every row"
     if any(row.recipe == "ddm" for row in table.rows):
         steps += ", of each of DDM's three networks"
     left_out = f" {table.left_out}." if table.left_out else ""
