@@ -72,6 +72,12 @@ def study(name: str) -> str:
     if not (HERE / "results" / f"{name}.json").is_file():
         return f"`python benchmarks/accuracy.py {name} --seeds 0 1 2`: not measured."
     document = load(name)
+    if "study" in document:  # of networks from random weights
+        table = StudyTable.from_dict(document["study"])
+        made = "\n\n".join(study_tables(table))
+        conditions = note(table).removesuffix(f"; `{table.command}`")
+        command = f"`{document['command']}` at commit {document['environment']['commit']}"
+        return f"{made}\n\n{conditions}; {command} → `benchmarks/results/{name}.json`."
     found = {target: StudyTable.from_dict(table) for target, table in document["tables"].items()}
     random = found.pop(accuracy.RANDOM, None)
     made = []
@@ -125,6 +131,22 @@ def plan(name: str) -> str:
     made = harness.table(["card", *(f"batch {size}" for size in sizes)], lines)
     stages = " / ".join(rows[0]["stages"])
     return f"{made}\n\nGB of {stages}; `udas-fast plan udas_tuned --json benchmarks/results/{name}.json`."
+
+
+def vit(name: str) -> str:
+    """Return mIoU of a vision transformer of real weights by what of it was trained."""
+    document = load(name)
+    scores = {row: list(found["phases"].values())[-1] for row, found in document["rows"].items()}
+    made = harness.table(["DINOv2-S", "mIoU"], [[row, f"{100 * s['miou']:.1f}"] for row, s in scores.items()])
+    resumed = "the same bits" if document["resumed_to_the_same_bits"] else "other bits"
+    protocol, env = scores["fine-tuned"]["protocol"], document["environment"]
+    size = "×".join(map(str, protocol["input_size"]))
+    return (
+        f"{made}\n\nSource alone, {document['steps']} steps; adapted: {document['adaptation_steps']} more with images "
+        f"of the target; stopped near step {document['stopped_after']} and resumed it ends with {resumed}. "
+        f"{protocol['dataset']} {protocol['split']} at {size}, seed 0; {env['cpu']}, torch {env['torch']}; "
+        f"`{document['command']}` → `benchmarks/results/{name}.json`."
+    )
 
 
 def tried(name: str) -> str:
@@ -184,6 +206,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(study, name) for name in accuracy.STUDIES},
     **{name: partial(tried, name) for name in (f"tried-{pair}-0-labels" for pair in accuracy.PAIRS)},
     "precision-day-dusk": partial(precision, "precision-day-dusk"),
+    "vit-rendered-camvid": partial(vit, "vit-rendered-camvid"),
     "plan": partial(plan, "plan"),
     "data-cpu": partial(benchmark, "data-cpu", data.table),
     "step-cpu": partial(benchmark, "step-cpu", step.table),
@@ -207,7 +230,8 @@ def main() -> None:
     if not check:
         chart(CHARTED)
         for path in sorted((HERE / "results").glob("methods-*.json")):
-            (_, table), *_ = load(path.stem)["tables"].items()
+            document = load(path.stem)
+            table = document.get("study") or next(iter(document["tables"].values()))
             methods_figure(StudyTable.from_dict(table), path.with_suffix(".png"))
 
 

@@ -1,4 +1,4 @@
-"""A vision transformer of real weights: fine-tuned, frozen, and stopped and resumed to the same bits.
+"""A vision transformer of real weights: fine-tuned, frozen, stopped and resumed to the same bits, and adapted.
 
     python benchmarks/vit.py --data ../shared/data
 
@@ -39,6 +39,7 @@ SETTINGS = (
     "stages.*.objective.augment=true",
 )
 ROWS = {"fine-tuned": (), "frozen": ("stages.*.optimizer.backbone_lr_mult=0",)}
+ADAPTED, ADAPTATION_STEPS = "adapted", 200  # from the fine-tuned network, without labels of the target
 
 
 def main() -> None:
@@ -56,7 +57,8 @@ def main() -> None:
         name: command(arguments.data, arguments.runs / name, weights, settings)
         for name, settings in {**ROWS, "resumed": ()}.items()
     }
-    for name in ROWS:
+    commands[ADAPTED] = adaptation(arguments.data, arguments.runs)
+    for name in (*ROWS, ADAPTED):
         make(commands[name])
     make(commands["resumed"], stop=STOP)
     digests = {name: digest(arguments.runs / name / MODEL_FILE) for name in ("fine-tuned", "resumed")}
@@ -66,7 +68,8 @@ def main() -> None:
         "weights": f"{PACKAGE}/{FILE}",
         "steps": STEPS,
         "stopped_after": STOP,
-        "rows": {name: row(arguments.runs / name, commands[name]) for name in ROWS},
+        "adaptation_steps": ADAPTATION_STEPS,
+        "rows": {name: row(arguments.runs / name, commands[name]) for name in (*ROWS, ADAPTED)},
         "model_sha256": digests,
         "resumed_to_the_same_bits": len(set(digests.values())) == 1,
     }
@@ -76,12 +79,39 @@ def main() -> None:
 
 
 def command(data: str, out: Path, weights: Path, settings: tuple[str, ...]) -> list[str]:
-    """Return the command of a run."""
+    """Return the command of a run on the source alone."""
+    words = [
+        "udas-fast",
+        "train",
+        "no_adaptation",
+        *common(data),
+        "--steps",
+        str(STEPS),
+        "--weights",
+        str(weights),
+    ]
+    return [*words, *setting_options(*SETTINGS, *settings), "--out", str(out)]
+
+
+def adaptation(data: str, runs: Path) -> list[str]:
+    """Return the command of the run that learns on from images of the target."""
+    words = ["udas-fast", "train", "online_self_training", *common(data), "--stages", "online"]
+    words += ["--from", str(runs / "fine-tuned"), "--steps", str(ADAPTATION_STEPS)]
+    settings = (s for s in SETTINGS if not s.endswith(".augment=true"))
+    options = setting_options(*settings, f"stages.online.steps={ADAPTATION_STEPS}")
+    return [*words, *options, "--out", str(runs / ADAPTED)]
+
+
+def common(data: str) -> list[str]:
+    """Return the options of all runs."""
     pair = accuracy.PAIRS["rendered-camvid"]
     source, target = (spec.format(data=data) for spec in (pair.source, pair.targets[0]))
-    words = ["udas-fast", "train", "no_adaptation", "--source", source, "--target", target]
-    words += ["--engine", "torch", "--small", SIZE, "--steps", str(STEPS), "--weights", str(weights)]
-    return [*words, *(w for s in (*SETTINGS, *settings) for w in ("--set", s)), "--out", str(out)]
+    return ["--source", source, "--target", target, "--engine", "torch", "--small", SIZE]
+
+
+def setting_options(*settings: str) -> list[str]:
+    """Return ``--set`` before each of ``settings``."""
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def make(words: list[str], *, stop: int | None = None) -> None:

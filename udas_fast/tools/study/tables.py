@@ -70,8 +70,9 @@ def note(table: StudyTable, steps: str = "each recipe's own number of steps") ->
         )
     if table.study == "sizes":
         protocol = protocol.replace("input native size", "input of the size in training")
+    translation = table.translate.partition(":")[0] if any(row.translated for row in table.rows) else "none"
     return (
-        f"{table.source} → {table.target}, translation {table.translate.partition(':')[0]}, {steps}, "
+        f"{table.source} → {table.target}, translation {translation}, {steps}, "
         f"{'mean ± standard deviation over seeds' if several else 'seed'} {seeds}, in percent; rows with "
         f"labels train on that many labelled target images.{left_out} Protocol: {protocol}. "
         f"{env['cpu']}, torch {env['torch']}; `{table.command}`"
