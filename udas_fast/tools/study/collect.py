@@ -130,8 +130,10 @@ def _protocols(plan: StudyPlan, folder: Path) -> list[dict[str, Any]]:
     for run in plan.runs:
         if run.row.scored_on is None:
             protocol = _last(_scores(run, folder))["protocol"]
-            # A run that has seen no target image may be shared with a study of another one.
-            protocol = {**protocol, "dataset": plan.task.target.partition(":")[0]}
+            if any(
+                row.target for row in plan.rows
+            ):  # and runs that have seen no target image are another one's
+                protocol = {**protocol, "dataset": plan.task.target.partition(":")[0]}
             if plan.study == "sizes":
                 protocol = {**protocol, "input_size": None}
             if protocol not in found:
