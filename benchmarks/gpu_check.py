@@ -23,7 +23,6 @@ import json
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -43,7 +42,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAST_S = 10  # with less than this left, a step is not begun
 TRAINING = ("pydantic", "yaml", "tqdm", "PIL", "safetensors", "rich", "typer", "tensorboard", "matplotlib")
 STEPS = TRAINING[:5]  # what benchmarks/step.py imports beside torch and numpy
-EAGER_WAITS = ("confusion_matrix", "region_mix")  # eager forms that wait for the GPU: no graph can hold them
 SECTIONS = ("SpeedOfLight", "Occupancy", "WarpStateStats", "MemoryWorkloadAnalysis")
 
 
@@ -117,14 +115,17 @@ def small_calls(classes: int, dtype: str, device: str) -> dict[str, Call]:
 
 def short_set(device: str, out: Path) -> None:
     """Call every operator once, for an unrolled and a general class count: for compute-sanitizer."""
+    import harness
+
     for classes in (19, 5):
         for call in small_calls(classes, "float32", device).values():
             call()
-    wait(device)
+    harness.wait(device)
 
 
 def smoke(device: str, out: Path) -> None:
     """Compare every operator with the CPU's, with itself (the same bits), and with a replay of its CUDA graph."""
+    import harness
     import torch
 
     wrong = []
@@ -140,11 +141,11 @@ def smoke(device: str, out: Path) -> None:
                     if not (apart := difference(a.cpu(), b)) <= tolerance(b):  # NaN is wrong, too
                         wrong.append(f"{where}: result {k} is {apart:.2g} from the CPU's")
                 if device == "cuda" and classes == 19:
-                    graph, held = captured(call, 1)
+                    graph, held = harness.captured(call, 1)
                     graph.replay()
                     if not all(torch.equal(a, b) for a, b in zip(first, held, strict=True)):
                         wrong.append(f"{where}: a CUDA graph differs")
-    wait(device)
+    harness.wait(device)
     if wrong:
         raise SystemExit("\n".join(wrong))
 
@@ -188,8 +189,8 @@ def times(device: str, out: Path) -> None:
                     row = {"op": case.name, "backward": backward, "batch": batch, "dtype": dtype}
                     for name, step in (("ours", case.ours(inputs)), ("eager", case.eager(inputs))):
                         call = cases.action(step, inputs.maps[: case.maps], case.gradients * backward)
-                        graph = not (cpu or (name == "eager" and case.name in EAGER_WAITS))
-                        row[name] = time_call(call, device, graph)
+                        graph = not (cpu or (name == "eager" and case.eager_waits))
+                        row[name] = harness.time_call(call, device, graph)
                     if not cpu:
                         ceilings = document["environment"]["ceilings"]
                         row["floor_ms"] = round(cases.floor_ms(case, inputs, backward, ceilings), 4)
@@ -199,65 +200,16 @@ def times(device: str, out: Path) -> None:
                     print(row, flush=True)
 
 
-def time_call(call: Callable[[], object], device: str, graph: bool) -> dict[str, float]:
-    """Return ``ms`` of a call on the device and ``host_us``, what it keeps the host for without waiting for it.
-
-    With ``graph`` the first is the median of replays of ten calls each: events around calls that the host launches
-    would show the host wherever a kernel is shorter than its launch. Otherwise it is the wall time of ten calls.
-    """
-    import harness
-
-    calls = 2 if device == "cpu" else 10
-    for _ in range(2):
-        call()
-    wait(device)
-    began = time.perf_counter()
-    for _ in range(calls):
-        call()
-    host = time.perf_counter() - began
-    wait(device)
-    whole = time.perf_counter() - began
-    found = {"ms": 1e3 * whole / calls, "host_us": 1e6 * host / calls}
-    if graph:
-        replay = captured(call, calls)[0].replay
-        replay()
-        found["ms"] = statistics.median(harness._time_on_gpu(replay)[1] for _ in range(7)) / calls
-    return {key: round(value, 5) for key, value in found.items()}
-
-
-def captured(call: Callable[[], Any], count: int) -> tuple[Any, Any]:
-    """Return a CUDA graph of ``count`` calls, and the results of the last."""
-    import torch
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for _ in range(count):
-            results = call()
-    return graph, results
-
-
 def profile(device: str, out: Path) -> None:
     """Call every operator once at 1280×720, for the profiler."""
+    import harness
     import ops as cases
 
     size = (24, 40) if device == "cpu" else (720, 1280)
     inputs = cases.Inputs.make(size, 1, cases.DTYPES["float32"], device)
     for case in cases.CASES:
         cases.action(case.ours(inputs), inputs.maps[: case.maps], case.gradients)()
-    wait(device)
-
-
-def wait(device: str) -> None:
-    """Wait for the device."""
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
+    harness.wait(device)
 
 
 PARTS = {part.__name__: part for part in (short_set, smoke, times, profile)}

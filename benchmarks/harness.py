@@ -1,8 +1,8 @@
 """Shared parts of all benchmarks: timing, peak extra memory, the environment, JSON and tables.
 
-One measurement is a dict: ``wall_ms`` (median), ``cpu_ms`` (median CPU time of the process, or the time between
-events on a GPU), ``best_ms``, ``repeats``, and ``extra_mib``, the peak growth of memory during one call, results
-included.
+One measurement is a dict. On a CPU: ``wall_ms`` (median), ``cpu_ms`` (median CPU time of the process), ``best_ms``
+and ``repeats``. On a GPU: ``ms`` and ``host_us``, see :func:`time_call`. On both ``extra_mib``, the peak growth of
+memory during one call, results included.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from udas_fast.atomic import atomic_write, make_folder
-from udas_fast.training.environment import environment as package_environment
 
 MIB = 2**20
 # With these, glibc keeps freed memory instead of giving it back to the kernel: no page faults after the first call.
@@ -32,6 +31,8 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_":
 
 def environment(device: str) -> dict[str, Any]:
     """Return the environment of the figures: the package's own report, the commit, page faults and the GPU."""
+    from udas_fast.training.environment import environment as package_environment  # not bare: needs tqdm
+
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "commit": _git_commit(),
@@ -61,47 +62,114 @@ def _git_commit() -> str | None:
 
 
 def measure(
-    action: Callable[[], object], device: str, *, repeats: int = 9, seconds: float = 20.0
+    action: Callable[[], object],
+    device: str,
+    *,
+    repeats: int = 9,
+    seconds: float = 20.0,
+    graph: bool = True,
 ) -> dict[str, Any]:
-    """Measure two calls to warm up, up to ``repeats`` timed ones within about ``seconds``, then one for memory."""
+    """Measure time and memory of ``action``.
+
+    On a CPU: two calls to warm up, then up to ``repeats`` timed ones within about ``seconds``. On a GPU:
+    :func:`time_call`, with ``graph``. Then one call for memory.
+    """
+    if device == "cuda":
+        return {**time_call(action, device, graph), "extra_mib": round(peak_growth(action, device), 2)}
     for _ in range(2):
         action()
-    time_one = _time_on_gpu if device == "cuda" else _time_on_cpu
     runs: list[tuple[float, float]] = []
     began = time.perf_counter()
     while len(runs) < repeats and (len(runs) < 3 or time.perf_counter() - began < seconds):
-        runs.append(time_one(action))
-    wall, busy = zip(*runs, strict=True)
+        wall, busy = time.perf_counter(), time.process_time()
+        action()
+        runs.append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - busy)))
+    walls, busies = zip(*runs, strict=True)
     return {
-        "wall_ms": round(statistics.median(wall), 4),
-        "cpu_ms": round(statistics.median(busy), 4),
-        "best_ms": round(min(busy), 4),
+        "wall_ms": round(statistics.median(walls), 4),
+        "cpu_ms": round(statistics.median(busies), 4),
+        "best_ms": round(min(busies), 4),
         "repeats": len(runs),
         "extra_mib": round(peak_growth(action, device), 2),
     }
 
 
-def _time_on_cpu(action: Callable[[], object]) -> tuple[float, float]:
-    wall, busy = time.perf_counter(), time.process_time()
-    action()
-    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - busy)
+def time_call(action: Callable[[], object], device: str, graph: bool) -> dict[str, float]:
+    """Return ``ms`` of a call on the device and ``host_us``, see :func:`host_us`.
+
+    With ``graph`` the first is the median of replays of ten calls each: events around calls that the host launches
+    would show the host wherever a kernel is shorter than its launch. Otherwise it is the wall time of ten calls.
+    """
+    calls = 2 if device == "cpu" else 10
+    found = {"host_us": host_us(action, device, calls=calls, rounds=3)}
+    if graph:
+        replay = captured(action, calls)[0].replay
+        replay()
+        found["ms"] = statistics.median(_between_events_ms(replay) for _ in range(7)) / calls
+    else:
+        wait(device)
+        began = time.perf_counter()
+        for _ in range(calls):
+            action()
+        wait(device)
+        found["ms"] = 1e3 * (time.perf_counter() - began) / calls
+    return {key: round(value, 5) for key, value in found.items()}
 
 
-def _time_on_gpu(action: Callable[[], object]) -> tuple[float, float]:
-    torch.cuda.synchronize()
+def host_us(action: Callable[[], object], device: str, *, calls: int = 200, rounds: int = 40) -> float:
+    """Return the least µs for which a call keeps the host, without waiting for a GPU.
+
+    The least of ``rounds`` means over ``calls``, as a neighbour on the same core only adds. On a CPU it is CPU time,
+    and the kernels count: take inputs so small that they hardly do.
+    """
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    for _ in range(2):
+        action()
+    times = []
+    for _ in range(rounds):
+        wait(device)
+        began = clock()
+        for _ in range(calls):
+            action()
+        times.append(clock() - began)
+    wait(device)
+    return 1e6 * min(times) / calls
+
+
+def captured(action: Callable[[], Any], count: int) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """Return a CUDA graph of ``count`` calls, and the results of the last."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        action()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(count):
+            results = action()
+    return graph, results
+
+
+def wait(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _between_events_ms(action: Callable[[], object]) -> float:
+    wait("cuda")
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    wall = time.perf_counter()
     first.record()
     action()
     last.record()
-    torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - wall), first.elapsed_time(last)
+    wait("cuda")
+    return first.elapsed_time(last)
 
 
 def peak_growth(action: Callable[[], object], device: str) -> float:
     """Return the peak growth in MiB during ``action`` of resident memory, or of the CUDA allocator's."""
     if device == "cuda":
-        torch.cuda.synchronize()
+        wait(device)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         action()
@@ -145,7 +213,7 @@ def ceilings() -> dict[str, float]:
 
 def _best_ms(action: Callable[[], object]) -> float:
     action()
-    return min(_time_on_gpu(action)[1] for _ in range(10))
+    return min(_between_events_ms(action) for _ in range(10))
 
 
 def without_page_faults(script: str, arguments: Sequence[str]) -> None:

@@ -4,8 +4,10 @@
     python benchmarks/ops.py                         # CPU, one thread, the real sizes
     python benchmarks/ops.py --no-page-faults        # the same with an allocator that keeps its memory
     python benchmarks/ops.py --device cuda           # and the fraction of the GPU's floor
+    python benchmarks/ops.py --host                  # host time of a call, on logits of one pixel
 
-Writes results/ops-DEVICE[-SIMD][-no-page-faults].json and prints its table. UDAS_FAST_SIMD=avx2 measures AVX2.
+Writes results/ops-DEVICE[-SIMD][-no-page-faults].json, or results/host-DEVICE.json, and prints its table.
+UDAS_FAST_SIMD=avx2 measures AVX2.
 """
 
 from __future__ import annotations
@@ -153,6 +155,7 @@ class Case:
     gradients: int = 0
     exps: float = 0
     fmas: float = 0
+    eager_waits: bool = False  # the eager form waits for the GPU, so that no graph can hold it
 
 
 def heads(name: str, twin: Callable[..., Tensor], exps: float) -> Case:
@@ -230,14 +233,27 @@ CASES = [
         lambda i: lambda a: eager_confusion(a, i.target),
         maps=1,
         fmas=2,
+        eager_waits=True,
     ),
     Case(
         "region_mix",
         lambda i: lambda: ops.region_mix(*i.images, i.target, i.other, i.boxes, mean=MEAN, std=STD),
         lambda i: lambda: eager_mix(*i.images, i.target, i.other, i.boxes),
         maps=0,
+        eager_waits=True,
     ),
 ]
+FLIPS = [False, True, False]
+FLIPPED = Case(  # a list of flips has a cost on the host alone
+    "pseudo_label, flips",
+    lambda i: lambda *m: ops.pseudo_label(m, i.size, flips=FLIPS),
+    lambda i: (
+        lambda *m: eager_pseudo_label(
+            [view.flip(-1) if flip else view for view, flip in zip(m, FLIPS, strict=True)], i.size
+        )
+    ),
+    maps=3,
+)
 
 
 def action(step: Step, maps: list[Tensor], gradients: int) -> Callable[[], object]:
@@ -283,13 +299,17 @@ def floor_ms(case: Case, inputs: Inputs, backward: bool, ceilings: dict[str, flo
     )
 
 
+def chosen_cases(arguments: argparse.Namespace, cases: list[Case]) -> list[Case]:
+    """Return those of ``cases`` that were asked for."""
+    return [case for case in cases if not arguments.ops or case.name in arguments.ops]
+
+
 def run(arguments: argparse.Namespace, ceilings: dict[str, float] | None) -> Iterator[dict[str, Any]]:
     """Measure every requested case, size, batch, dtype and pass."""
-    chosen = [case for case in CASES if not arguments.ops or case.name in arguments.ops]
     grid = [(s, b, d) for d in arguments.dtypes for b in arguments.batches for s in arguments.sizes]
     for size, batch, dtype in grid:
         inputs = Inputs.make(SIZES[size], batch, DTYPES[dtype], arguments.device)
-        for case in chosen:
+        for case in chosen_cases(arguments, CASES):
             if case.maps == 0 and dtype != arguments.dtypes[0]:
                 continue  # works on uint8: no second dtype
             for backward in (False, True) if case.gradients else (False,):
@@ -318,17 +338,42 @@ def compare(case: Case, inputs: Inputs, backward: bool, arguments: argparse.Name
             arguments.device,
             repeats=arguments.repeats,
             seconds=arguments.seconds,
+            graph=name != "eager" or not case.eager_waits,
         )
         for name, step in steps.items()
     }
 
 
+def run_host(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure the host time of every requested case and pass, ours and eager, on logits of one pixel."""
+    inputs = Inputs.make((2, 3), 1, torch.float32, arguments.device)
+    for case in chosen_cases(arguments, [*CASES, FLIPPED]):
+        for backward in (False, True) if case.gradients else (False,):
+            row: dict[str, Any] = {"op": case.name, "pass": "forward+backward" if backward else "forward"}
+            for name, step in (("ours", case.ours(inputs)), ("eager", case.eager(inputs))):
+                call = action(step, inputs.maps[: case.maps], case.gradients if backward else 0)
+                row[f"{name}_us"] = round(harness.host_us(call, arguments.device), 1)
+            print(row, file=sys.stderr, flush=True)
+            yield row
+
+
 def summary(row: dict[str, Any]) -> str:
     """Return a row in one line, for progress."""
     parts = [f"{row['op']} {row['pass']} {row['size']} batch {row['batch']} {row['dtype']}:"]
-    parts += [f"{k} {row[k]['cpu_ms']:.2f} ms" for k in ("ours", "eager", "compile") if k in row]
+    parts += [f"{k} {_ms(row[k]):.3f} ms" for k in ("ours", "eager", "compile") if k in row]
     parts += [row["error"]] if "error" in row else []
     return " ".join(parts)
+
+
+def _ms(measured: dict[str, float]) -> float:
+    """Return the device's time of a measurement, see harness."""
+    return measured["ms"] if "ms" in measured else measured["cpu_ms"]
+
+
+def host_table(document: dict[str, Any]) -> str:
+    """Return a table of the host time of a call, ours and eager PyTorch's."""
+    rows = [[row["op"], row["pass"], row["ours_us"], row["eager_us"]] for row in document["rows"]]
+    return harness.table(["operator", "pass", "ours µs", "eager µs"], rows)
 
 
 def table(document: dict[str, Any]) -> str:
@@ -351,11 +396,11 @@ def table(document: dict[str, Any]) -> str:
         if "error" in row:
             continue
         ours, eager, compiled = row["ours"], row["eager"], row.get("compile")
-        times = [eager["cpu_ms"] / ours["cpu_ms"], compiled["cpu_ms"] / ours["cpu_ms"] if compiled else "–"]
-        line = [row["op"], row["pass"], row["size"], row["batch"], row["dtype"], ours["cpu_ms"], *times]
+        times = [_ms(eager) / _ms(ours), _ms(compiled) / _ms(ours) if compiled else "–"]
+        line = [row["op"], row["pass"], row["size"], row["batch"], row["dtype"], _ms(ours), *times]
         line += [ours["extra_mib"], eager["extra_mib"]]
-        rows.append(line + ([f"{row['floor_ms'] / ours['cpu_ms']:.0%}"] if cuda else []))
-    return harness.table(header + (["of the floor"] if cuda else []), rows)
+        rows.append(line + ([f"{row['floor_ms'] / _ms(ours):.0%}", ours["host_us"]] if cuda else []))
+    return harness.table(header + (["of the floor", "ours host µs"] if cuda else []), rows)
 
 
 def parse() -> argparse.Namespace:
@@ -377,6 +422,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--no-page-faults", action="store_true", help="with an allocator that keeps its memory"
     )
+    parser.add_argument("--host", action="store_true", help="host time of a call instead")
     parser.add_argument("--check", action="store_true", help="one small size, to see that it runs")
     parser.add_argument("--output", type=Path, help="JSON to write")
     arguments = parser.parse_args()
@@ -392,11 +438,12 @@ def output_path(arguments: argparse.Namespace) -> Path:
     """Return the path of the JSON."""
     if arguments.output:
         return arguments.output
+    results = Path(__file__).parent / "results"
+    if arguments.host:
+        return results / f"host-{arguments.device}.json"
     simd = {"AVX-512": "avx512", "AVX2": "avx2"}.get(build_info()["simd"], "baseline")
     kind = f"cpu-{simd}" if arguments.device == "cpu" else "cuda"
-    return (
-        Path(__file__).parent / "results" / f"ops-{kind}{'-no-page-faults' * arguments.no_page_faults}.json"
-    )
+    return results / f"ops-{kind}{'-no-page-faults' * arguments.no_page_faults}.json"
 
 
 def main() -> None:
@@ -408,11 +455,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     environment = harness.environment(arguments.device)
     document = {"device": arguments.device, "environment": environment, "rows": []}
-    for row in run(arguments, environment.get("ceilings")):
+    rows = run_host(arguments) if arguments.host else run(arguments, environment.get("ceilings"))
+    for row in rows:
         document["rows"].append(row)
         if not arguments.check or arguments.output:
             harness.write(output_path(arguments), document)
-    print(table(document))
+    print(host_table(document) if arguments.host else table(document))
     if any("error" in row for row in document["rows"]):
         raise SystemExit(1)
 
