@@ -77,10 +77,12 @@ inline void check_class_values(const char* name, const Optional& values, const T
                   name, ": expected float32 [", like.size(1), "] on the device of the logits");
 }
 
-inline void check_flips(const Optional& flips, const std::vector<Tensor>& views) {
-  if (!flips) return;
+inline void check_flips(const Optional& flips, int64_t flipped_views, const std::vector<Tensor>& views) {
   const Tensor& like = views[0];
   const int64_t count = views.size();
+  STD_TORCH_CHECK(flipped_views >= 0 && flipped_views < int64_t{1} << count, "flipped_views: found ",
+                  flipped_views, ", expected a bit for each of ", count, " views");
+  if (!flips) return;
   STD_TORCH_CHECK(flips->dim() == 2 && flips->size(0) == count && flips->size(1) == like.size(0) &&
                       flips->scalar_type() == ScalarType::Bool && flips->device() == like.device(),
                   "flips: expected bool [", count, ", ", like.size(0), "] on the device of the views");
@@ -126,10 +128,9 @@ inline void check_gradient(const Tensor& t, const Tensor& like) {
 
 // [N, channels, H, W] of the dtype, shape and device of `like`.
 inline void check_image(const char* name, const Tensor& t, const Tensor& like) {
-  STD_TORCH_CHECK(
-      t.dim() == 4 && t.size(2) < kMaxSide && t.size(3) < kMaxSide && shape_of(t) == shape_of(like), name,
-      ": found shape ", shape_of(t),
-      ", expected [N, channels, H, W] with sides below 2^30, the same for both images");
+  STD_TORCH_CHECK(t.dim() == 4 && t.size(2) < kMaxSide && t.size(3) < kMaxSide && same_shape(t, like), name,
+                  ": found shape ", shape_of(t),
+                  ", expected [N, channels, H, W] with sides below 2^30, the same for both images");
   check_dtype(name, t, {ScalarType::Byte, ScalarType::Float, ScalarType::Half, ScalarType::BFloat16},
               "uint8, float32, float16 or bfloat16");
   STD_TORCH_CHECK(t.scalar_type() == like.scalar_type() && t.device() == like.device(), name, ": found ",

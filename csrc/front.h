@@ -52,7 +52,8 @@ struct PseudoLabelArguments {
   float threshold;
   Optional class_threshold;  // float32 [C], contiguous
   float inverse_temperature;
-  Optional flips;  // bool [K, N], contiguous
+  Optional flips;          // bool [K, N], contiguous
+  uint32_t flipped_views;  // a bit for each view that is mirrored in every sample
   bool mean, align_corners;
   uint8_t ignore_label;
 };
@@ -220,13 +221,13 @@ Tensor upsample_backward(const Tensor& gradient, const Tensor& logits, int64_t a
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor> pseudo_label(std::vector<Tensor> views, Sizes size, double threshold,
                                                 const Optional& class_threshold, double temperature,
-                                                const Optional& flips, bool mean, bool align_corners,
-                                                int64_t ignore_index) {
+                                                const Optional& flips, int64_t flipped_views, bool mean,
+                                                bool align_corners, int64_t ignore_index) {
   check_many("views", views);
   check_size(size);
   const Tensor& like = views[0];
   check_class_values("threshold", class_threshold, like);
-  check_flips(flips, views);
+  check_flips(flips, flipped_views, views);
   check_finite("threshold", threshold);
   check_temperature(temperature);
   check_label_byte(ignore_index);
@@ -236,6 +237,7 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label(std::vector<Tensor> views, Sizes
                                 contiguous(class_threshold),
                                 static_cast<float>(1.0 / temperature),
                                 contiguous(flips),
+                                static_cast<uint32_t>(flipped_views),
                                 mean,
                                 align_corners,
                                 static_cast<uint8_t>(ignore_index)};
@@ -280,14 +282,12 @@ std::tuple<Tensor, Tensor> region_mix(const Tensor& inside, const Tensor& outsid
   const double unit = inside.scalar_type() == ScalarType::Byte && out_dtype != ScalarType::Byte ? 255.0 : 1.0;
   MixArguments in{inside,       outside,
                   inside_label, outside_label,
-                  kind,         kind == Region::mask ? region : torch::stable::contiguous(region),
+                  kind,         kind == Region::mask ? region : *contiguous(Optional(region)),
                   {},           channels_last};
   for (int64_t c = 0; c < size[1]; ++c) {
     in.affine.push_back(affine(unit, mean.empty() ? 0.0 : mean[c], std.empty() ? 1.0 : std[c]));
   }
-  using torch::headeronly::MemoryFormat;
-  MixResults out{torch::stable::empty(size, out_dtype, std::nullopt, inside.device(), std::nullopt,
-                                      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous),
+  MixResults out{empty(inside, size, out_dtype, channels_last),
                  empty(inside, {size[0], size[2], size[3]}, inside_label.scalar_type())};
   device.region_mix(in, out);
   return {out.image, out.label};

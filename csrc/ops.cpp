@@ -8,6 +8,10 @@
 // the gradient of the sum. pixel_weight [N, H, W] float32 multiplies each pixel's loss and never enters the
 // count.
 //
+// None has an autograd formula: udas_fast/ops differentiates them.
+//
+// pseudo_label mirrors view k of sample n where flips[k, n] or bit k of flipped_views is set.
+//
 // upsample returns float32 [N, C, H, W]; activation: 0 none, 1 softmax, 2 self-information. upsample_backward
 // returns float32 [N, C, h, w] for a float32 gradient [N, C, H, W] of any strides.
 #include <torch/csrc/stable/library.h>
@@ -15,7 +19,8 @@
 STABLE_TORCH_LIBRARY(udas_fast, m) {
   m.def(
       "pseudo_label(Tensor[] views, int[] size, float threshold, Tensor? class_threshold, float temperature, "
-      "Tensor? flips, bool mean, bool align_corners, int ignore_index) -> (Tensor, Tensor, Tensor)");
+      "Tensor? flips, int flipped_views, bool mean, bool align_corners, int ignore_index) -> (Tensor, "
+      "Tensor, Tensor)");
   m.def("confusion_matrix(Tensor logits, Tensor target, int ignore_index, bool align_corners) -> Tensor");
   m.def(
       "cross_entropy(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, "

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -24,6 +25,14 @@ inline std::string shape_of(const Tensor& t) {
   return text + "]";
 }
 
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t i = 0; i < a.dim(); ++i) {
+    if (a.size(i) != b.size(i)) return false;
+  }
+  return true;
+}
+
 inline Type type_of(const Tensor& t) {
   switch (t.scalar_type()) {
     case ScalarType::Half:
@@ -41,14 +50,29 @@ inline Type type_of(const Tensor& t) {
   }
 }
 
-// A new tensor on the device of `like`.
-inline Tensor empty(const Tensor& like, const Sizes& size, ScalarType type) {
-  return torch::stable::empty(size, type, std::nullopt, like.device());
+// A new tensor on the device of `like`, contiguous or, with four axes, channels_last. Through the C shim,
+// since torch::stable::empty looks up its operator by name in every call.
+inline Tensor empty(const Tensor& like, const Sizes& size, ScalarType type, bool channels_last = false) {
+  const Sizes inwards = channels_last ? Sizes{1, 3, 2, 0} : Sizes{3, 2, 1, 0};
+  Sizes stride(size.size());
+  int64_t step = 1;
+  for (const int64_t axis : inwards) {
+    if (axis >= static_cast<int64_t>(size.size())) continue;
+    stride[axis] = step;
+    step *= std::max<int64_t>(size[axis], 1);
+  }
+  int32_t device;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(size.size(), size.data(), stride.data(),
+                                                  static_cast<int32_t>(type), device, like.get_device_index(),
+                                                  &made));
+  return Tensor(made);
 }
 
 // Copied only where it is not contiguous.
 inline Optional contiguous(const Optional& t) {
-  return t ? Optional(torch::stable::contiguous(*t)) : std::nullopt;
+  return !t || t->is_contiguous() ? t : Optional(torch::stable::contiguous(*t));
 }
 
 template <class T>

@@ -12,11 +12,12 @@ void Device::pseudo_label(const PseudoLabelArguments& in, PseudoLabelResults& ou
     task.views.push_back(map_of(view));
     task.rows.emplace_back(view.size(2), task.grid.height, in.align_corners, task.grid.height);
     task.columns.emplace_back(view.size(3), task.grid.width, in.align_corners, padded);
-    if (in.flips) {
+    if (in.flips || in.flipped_views != 0) {
       task.flipped_columns.emplace_back(view.size(3), task.grid.width, in.align_corners, padded, true);
     }
   }
   task.flips = data_of<bool>(in.flips);
+  task.flipped_views = in.flipped_views;
   task.threshold.assign(classes, in.threshold);
   if (in.class_threshold) {
     std::copy_n(in.class_threshold->const_data_ptr<float>(), classes, task.threshold.begin());

@@ -25,7 +25,8 @@ class PseudoLabelLoop {
   void band(int64_t band) {
     sample_ = task_.grid.sample(band);
     for (size_t k = 0; k < pairs_.size(); ++k) {
-      const bool flipped = task_.flips != nullptr && task_.flips[k * task_.grid.samples + sample_];
+      const bool flipped = (task_.flipped_views >> k & 1) != 0 ||
+                           (task_.flips != nullptr && task_.flips[k * task_.grid.samples + sample_]);
       pairs_[k].begin(sample_, flipped ? &task_.flipped_columns[k] : &task_.columns[k], nullptr, 0);
     }
     for_each_run(task_.grid, task_.rows, pairs_, band, [&](int64_t tile, int64_t begin, int64_t end) {

@@ -117,6 +117,7 @@ struct PseudoLabelTask {
   std::vector<Map> views;
   std::vector<Axis> rows, columns, flipped_columns;
   const bool* flips = nullptr;  // [K, N]
+  uint32_t flipped_views = 0;   // a bit for each view that is mirrored in every sample
   bool mean = false;
   float inverse_temperature = 1.0f;
   std::vector<float> threshold;  // [C]

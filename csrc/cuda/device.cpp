@@ -30,6 +30,7 @@ void Device::pseudo_label(const PseudoLabelArguments& in, PseudoLabelResults& ou
   task.views = static_cast<int32_t>(in.views.size());
   for (int k = 0; k < task.views; ++k) task.maps[k] = map_of(in.views[k]);
   task.flips = data_of<bool>(in.flips);
+  task.flipped_views = in.flipped_views;
   task.mean = in.mean;
   task.inverse_temperature = in.inverse_temperature;
   task.threshold = in.threshold;

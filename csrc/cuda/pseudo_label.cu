@@ -81,7 +81,8 @@ class PseudoLabelBlock {
   UDAS_DEVICE Source column_of(int view, int x) const {
     const int at = tile_.x + x;
     const bool flipped =
-        task_.flips != nullptr && load_flag(task_.flips, view * task_.tiling.samples + tile_.sample);
+        (task_.flipped_views >> view & 1) != 0 ||
+        (task_.flips != nullptr && load_flag(task_.flips, view * task_.tiling.samples + tile_.sample));
     return column_position(task_.tiling, task_.maps[view], flipped ? task_.tiling.width - 1 - at : at);
   }
 

@@ -89,7 +89,8 @@ struct PseudoLabelTask {
   Tiling tiling;
   int32_t classes, views;
   Map maps[kMaxViews];
-  const bool* flips;  // [K, N] or null
+  const bool* flips;       // [K, N] or null
+  uint32_t flipped_views;  // a bit for each view that is mirrored in every sample
   bool mean;
   float inverse_temperature, threshold;
   const float* class_threshold;  // [C] or null

@@ -242,7 +242,7 @@ def _raw(rng: random.Random, generator: torch.Generator) -> tuple[str, dict[str,
     if name == "confusion_matrix":
         values |= {"ignore_index": 255, "align_corners": False}
     if name == "pseudo_label":
-        values["mean"] = options["reduce"] == "mean"
+        values |= {"mean": options["reduce"] == "mean", "flipped_views": rng.randrange(2)}
         if isinstance(options["threshold"], Tensor):
             values |= {"threshold": 0.0, "class_threshold": options["threshold"]}
         if "flips" in options:

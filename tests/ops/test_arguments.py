@@ -237,13 +237,14 @@ def test_the_kernels_check_for_themselves() -> None:
     with pytest.raises(RuntimeError, match="reduction: found 3, expected 0 to 2"):
         kernel(LOGITS, TARGET, None, None, 255, False, 3, False)
     label = torch.ops.udas_fast.pseudo_label
-    for threshold, temperature, ignored, sentence in (
-        (NAN, 1.0, 255, "threshold: found nan, expected a finite number"),
-        (0.5, 0.0, 255, "temperature: found 0, expected a finite number above 0"),
-        (0.5, 1.0, 256, "ignore_index: found 256, expected 0 to 255"),
+    for threshold, temperature, flipped, ignored, sentence in (
+        (NAN, 1.0, 0, 255, "threshold: found nan, expected a finite number"),
+        (0.5, 0.0, 0, 255, "temperature: found 0, expected a finite number above 0"),
+        (0.5, 1.0, 2, 255, "flipped_views: found 2, expected a bit for each of 1 views"),
+        (0.5, 1.0, 0, 256, "ignore_index: found 256, expected 0 to 255"),
     ):
         with pytest.raises(RuntimeError, match=sentence):
-            label([LOGITS], SIZE, threshold, None, temperature, None, False, False, ignored)
+            label([LOGITS], SIZE, threshold, None, temperature, None, flipped, False, False, ignored)
 
 
 def test_a_meta_tensor_beside_a_real_one_gives_no_memory_as_it_was() -> None:

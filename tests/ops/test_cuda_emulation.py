@@ -159,7 +159,18 @@ def prediction_arguments(draw: Draw) -> tuple[Any, ...]:
     views = [draw.logits(), *(draw.logits(own_size=True) for _ in range(draw.below(4)))]
     flips = draw.maybe(draw.uniform(len(views), draw.n) < 0.5)
     limits = draw.maybe(draw.uniform(draw.classes))
-    return views, draw.size, 0.6, limits, 1.3, flips, draw.flag(), draw.align_corners, 255
+    return (
+        views,
+        draw.size,
+        0.6,
+        limits,
+        1.3,
+        flips,
+        draw.below(1 << len(views)),
+        draw.flag(),
+        draw.align_corners,
+        255,
+    )
 
 
 def upsample_arguments(draw: Draw) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ BUILT = pytest.mark.skipif(bool(_library.REASON), reason=_library.REASON)
 
 def samples(device: str) -> dict[str, list[tuple[Any, ...]]]:
     """Arguments for each operator of torch.ops.udas_fast."""
-    a, b = (random_map((2, 5, 3, 4), i).to(device).requires_grad_() for i in range(2))
+    a, b = (random_map((2, 5, 3, 4), i).to(device) for i in range(2))
     plain = random_map((2, 5, 2, 3), 2).to(device)
     target = random_labels((2, 7, 9), 5, 0).to(device)
     weight = torch.rand((2, 7, 9), device=device)
@@ -48,8 +48,8 @@ def samples(device: str) -> dict[str, list[tuple[Any, ...]]]:
         ],
         "entropy": [(a, size, w, False, r, r > 0) for w, r in ((None, 1), (weight, 0))],
         "pseudo_label": [
-            ([plain, plain * 2], size, 0.6, None, 1.0, None, False, False, 255),
-            ([plain, plain * 2], size, 0.0, classes, 1.0, flips, True, True, 255),
+            ([plain, plain * 2], size, 0.6, None, 1.0, None, 2, False, False, 255),
+            ([plain, plain * 2], size, 0.0, classes, 1.0, flips, 0, True, True, 255),
         ],
         "confusion_matrix": [(plain, target, 255, False)],
         "upsample": [(a, size, code, code == 1) for code in range(3)],
@@ -133,6 +133,16 @@ def test_a_second_derivative_is_refused(device: str) -> None:
         assert torch.autograd.grad(function(reference, *double), double[0], create_graph=True)[
             0
         ].requires_grad
+
+
+@BUILT
+def test_a_second_derivative_of_compiled_code_is_refused() -> None:
+    leaf, target = random_map((1, 3, 2, 3), 0).requires_grad_(), random_labels((1, 5, 6), 3, 0)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: ops.cross_entropy(x, target), fullgraph=True, backend="aot_eager")
+    (first,) = torch.autograd.grad(compiled(leaf), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        first.square().sum().backward()
 
 
 @BUILT

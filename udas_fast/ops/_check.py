@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ MAX_CLASSES = 256
 MAX_VIEWS = 16
 MOST = 2**30  # of a side, or of boxes; the kernels' integers have 32 bits
 LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+WHOLE = (int, torch.SymInt)
 LABEL_DTYPES = (torch.uint8, torch.int64)
 
 
@@ -36,7 +36,8 @@ def tensor(name: str, value: object, expected: str) -> None:
 def logits(name: str, t: Tensor) -> None:
     """Check logits ``[N, C, h, w]``: C from 2 to 256, float32, float16 or bfloat16."""
     tensor(name, t, "a tensor of logits [N, C, h, w]")
-    if t.dim() != 4 or not 2 <= t.shape[1] <= MAX_CLASSES or t.shape[2] < 1 or t.shape[3] < 1:
+    found = t.shape
+    if len(found) != 4 or not 2 <= found[1] <= MAX_CLASSES or found[2] < 1 or found[3] < 1:
         raise bad(name, shape(t), f"[N, C, h, w] with C from 2 to {MAX_CLASSES}")
     if t.dtype not in LOGIT_DTYPES:
         raise bad(name, t.dtype, "float32, float16 or bfloat16 (udas_fast.ops.reference takes float64)")
@@ -65,15 +66,18 @@ def same_device(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
 
 def size(value: Sequence[int]) -> tuple[int, int]:
     """Return ``value`` as (H, W), both from 1 to 2^30 - 1."""
-    whole = (int, torch.SymInt, np.integer)
-    if (
-        not isinstance(value, Sequence)
-        or len(value) != 2
-        or not all(isinstance(v, whole) and 1 <= v < MOST for v in value)
-    ):
-        raise bad("size", value, "(height, width), both at least 1 and below 2^30")
-    height, width = (int(v) if isinstance(v, np.integer) else v for v in value)
-    return height, width
+    if isinstance(value, Sequence) and len(value) == 2:
+        height, width = value
+        if isinstance(height, np.integer) or isinstance(width, np.integer):
+            height, width = (int(v) if isinstance(v, np.integer) else v for v in value)
+        if (
+            isinstance(height, WHOLE)
+            and isinstance(width, WHOLE)
+            and 1 <= height < MOST
+            and 1 <= width < MOST
+        ):
+            return height, width
+    raise bad("size", value, "(height, width), both at least 1 and below 2^30")
 
 
 def plane(name: str, t: Tensor, like: Tensor, height: int, width: int) -> None:
@@ -88,7 +92,8 @@ def plane(name: str, t: Tensor, like: Tensor, height: int, width: int) -> None:
 def labels(name: str, t: Tensor, like: Tensor) -> None:
     """Check labels uint8 or int64 ``[N, H, W]`` on the device of ``like``, whose first axis is N."""
     tensor(name, t, "a tensor of labels [N, H, W]")
-    if t.dim() != 3 or t.shape[0] != like.shape[0] or t.shape[1] < 1 or t.shape[2] < 1:
+    found = t.shape
+    if len(found) != 3 or found[0] != like.shape[0] or found[1] < 1 or found[2] < 1:
         raise bad(name, shape(t), f"[N, H, W] with N = {like.shape[0]}")
     if t.dtype not in LABEL_DTYPES:
         raise bad(name, t.dtype, "uint8 or int64")
@@ -102,10 +107,11 @@ def constant(name: str, t: Tensor) -> None:
         raise bad(name, "a tensor that requires grad", "a constant (call .detach())")
 
 
-def _pixel_weight(t: Tensor | None, like: Tensor, height: int, width: int) -> Tensor | None:
+def pixel_weight(t: Tensor | None, like: Tensor, size: Sequence[int]) -> Tensor | None:
     """Return floating-point ``[N, H, W]`` as float32."""
     if t is None:
         return None
+    height, width = size
     plane("pixel_weight", t, like, height, width)
     if not t.is_floating_point():
         raise bad("pixel_weight", t.dtype, "a floating dtype")
@@ -138,6 +144,11 @@ def on_host(value: Tensor) -> bool:
     return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 
 
+def reduction(value: str) -> str:
+    """Return a known reduction."""
+    return choice("reduction", value, REDUCTIONS)
+
+
 def choice(name: str, value: str, known: Collection[str]) -> str:
     """Return ``value``, which must be one of ``known``."""
     if not isinstance(value, str):
@@ -145,22 +156,6 @@ def choice(name: str, value: str, known: Collection[str]) -> str:
     if value not in known:
         raise unknown(name, value, known)
     return value
-
-
-def loss_options(
-    like: Tensor,
-    size: Sequence[int],
-    pixel_weight: Tensor | None,
-    align_corners: bool,
-    reduction: str,
-) -> dict[str, Any]:
-    """Check the options that every loss has and return them by name."""
-    height, width = size
-    return {
-        "pixel_weight": _pixel_weight(pixel_weight, like, height, width),
-        "align_corners": flag("align_corners", align_corners),
-        "reduction": choice("reduction", reduction, REDUCTIONS),
-    }
 
 
 def positive(name: str, value: float) -> float:
@@ -192,11 +187,11 @@ def ignore_byte(value: int) -> int:
 
 
 def count(name: str, values: Sequence[Tensor]) -> list[Tensor]:
-    """Return 1 to 16 tensors as a list."""
+    """Return 1 to 16 tensors as a list, as constants."""
     if not isinstance(values, Sequence) or not 1 <= len(values) <= MAX_VIEWS:
         kind = "one tensor" if isinstance(values, Tensor) else type(values).__name__
         found = f"{len(values)} tensors" if isinstance(values, Sequence) else kind
         raise bad(name, found, f"a sequence of 1 to {MAX_VIEWS} tensors")
     for k, value in enumerate(values):
         tensor(f"{name}[{k}]", value, "a tensor of logits [N, C, h, w]")
-    return list(values)
+    return [value.detach() if value.requires_grad else value for value in values]

@@ -13,7 +13,6 @@ from udas_fast.ops import _check, _library
 from udas_fast.ops._dispatch import dispatch
 
 
-@torch.no_grad()
 def confusion_matrix(
     logits: Tensor,
     target: Tensor,
@@ -50,7 +49,9 @@ def confusion_matrix(
         "ignore_index": ignore_index,
         "align_corners": align_corners,
     }
-    return dispatch("confusion_matrix", logits, target, **options)
+    schema = ignore_index, align_corners
+    logits = logits.detach() if logits.requires_grad else logits
+    return dispatch("confusion_matrix", logits, target, schema=schema, **options)
 
 
 def _fake(logits: Tensor, *_: Any) -> Tensor:

@@ -42,11 +42,15 @@ def cross_entropy(
     """
     _check.logits("logits", logits)
     _check.labels("target", target, logits)
-    options = _check.loss_options(logits, target.shape[1:], pixel_weight, align_corners, reduction)
-    weight = None if weight is None else _check.class_values("weight", weight, logits)
-    ignore_index = _check.ignored(ignore_index)
     return dispatch_loss(
-        "cross_entropy", logits, target=target, weight=weight, ignore_index=ignore_index, **options
+        "cross_entropy",
+        logits,
+        target=target,
+        weight=None if weight is None else _check.class_values("weight", weight, logits),
+        pixel_weight=_check.pixel_weight(pixel_weight, logits, target.shape[1:]),
+        ignore_index=_check.ignored(ignore_index),
+        align_corners=_check.flag("align_corners", align_corners),
+        reduction=_check.reduction(reduction),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,40 +16,38 @@ from udas_fast.ops._check import REDUCTIONS
 _TWIN = "udas_fast.ops.reference."
 
 
-def dispatch(
-    name: str, *maps: Tensor | Sequence[Tensor], schema: dict[str, Any] | None = None, **options: Any
-) -> Any:
+def dispatch(name: str, *maps: Tensor | Sequence[Tensor], schema: Sequence[Any], **options: Any) -> Any:
     """Run operator ``name`` where it is compiled for the device of the first map, else its twin.
-
-    Raises InputError in forward-mode differentiation, of which the compiled operators would give 0.
 
     Args:
         name: the operator.
         maps: the leading arguments, which the compiled operator and its twin have in common.
-        schema: by name, arguments that the compiled operator has instead of, or beside, those of the twin.
-        options: by name, the other arguments of the twin. The compiled operator gets those of its schema.
+        schema: the other arguments of the compiled operator, in its order.
+        options: the other arguments of the twin.
     """
-    first = maps[0] if isinstance(maps[0], Tensor) else maps[0][0]
-    _refuse_forward_mode(name, maps)
-    if not _library.is_compiled(name, first):
-        return getattr(reference, name)(*maps, **options)
-    values = options if schema is None else options | schema
-    return _library.call(name, *maps, *[values[key] for key in _library.ARGUMENTS[name][len(maps) :]])
+    refuse_forward_mode(name, maps)
+    if _library.is_compiled(name, maps[0] if isinstance(maps[0], Tensor) else maps[0][0]):
+        return _library.call(name, *maps, *schema)
+    return getattr(reference, name)(*maps, **options)
 
 
 def dispatch_loss(name: str, *maps: Tensor, reduction: str, **options: Any) -> Tensor:
-    """Run loss ``name``, whose ``maps`` have a gradient; the other arguments are by name.
+    """Run loss ``name``, whose ``maps`` have a gradient; the other arguments are in the order of its schema.
 
     The compiled operator computes the gradient with the loss, where autograd will ask for one. That of a loss per pixel
     depends on the incoming gradient, so that the backward pass computes it.
     """
-    with_grad = torch.is_grad_enabled() and any(m.requires_grad for m in maps) and reduction != "none"
-    schema = {"reduction": REDUCTIONS[reduction], "with_grad": with_grad}
-    found = dispatch(name, *maps, schema=schema, reduction=reduction, **options)
-    return found if isinstance(found, Tensor) else found[0]
+    refuse_forward_mode(name, maps)
+    if not _library.is_compiled(name, maps[0]):
+        return getattr(reference, name)(*maps, **options, reduction=reduction)
+    code = REDUCTIONS[reduction]
+    if torch.is_grad_enabled() and any(m.requires_grad for m in maps):
+        return _LossFunction.apply(name, (*options.values(), code, reduction != "none"), *maps)
+    return _library.call(name, *maps, *options.values(), code, False)[0]
 
 
-def _refuse_forward_mode(name: str, maps: Sequence[Tensor | Sequence[Tensor]]) -> None:
+def refuse_forward_mode(name: str, maps: Sequence[Tensor | Sequence[Tensor]]) -> None:
+    """Raise InputError in forward-mode differentiation, of which the compiled operators would give 0."""
     if forward_ad._current_level < 0 or torch.compiler.is_compiling():
         return
     tensors = [t for m in maps for t in ([m] if isinstance(m, Tensor) else m)]
@@ -57,78 +55,87 @@ def _refuse_forward_mode(name: str, maps: Sequence[Tensor | Sequence[Tensor]]) -
         raise bad(name, "forward-mode differentiation", f"reverse mode, or {_TWIN}{name}, which has both")
 
 
-def differentiable_once(name: str, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Return ``gradients`` of operator ``name`` so that their own differentiation raises RuntimeError.
+def differentiable_once(
+    name: str, gradients: Callable[[], Sequence[Tensor | None]]
+) -> Sequence[Tensor | None]:
+    """Return ``gradients()`` of operator ``name`` so that their own differentiation raises RuntimeError.
 
     Without this a gradient penalty would lose its term in silence. To be called in a backward pass, whose graph is
     recorded (grad mode is on) only if somebody means to differentiate it.
     """
     if not torch.is_grad_enabled():
-        return list(gradients)
+        return gradients()
+    with torch.no_grad():
+        found = gradients()
+    if torch.compiler.is_compiling():  # which refuses a second derivative itself
+        return found
     message = (
         f"{name}: found a second derivative, expected the first one only, or {_TWIN}{name}, which has both"
     )
     raising = torch._C._functions.DelayedError(message, 1)
-    return [g if g is None else raising(g.detach().requires_grad_()) for g in gradients]
+    return [g if g is None else raising(g.detach().requires_grad_()) for g in found]
+
+
+class _LossFunction(torch.autograd.Function):
+    """Loss ``name`` of ``maps``, with their gradients; ``options`` are the other arguments of its schema.
+
+    The operator's own results have the gradients, see the head of csrc/ops.cpp. An autograd formula of the dispatcher
+    (torch.library.register_autograd) or a ``setup_context`` costs the host more than the rest of a call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, name: str, options: tuple[Any, ...], *maps: Tensor) -> Tensor:
+        loss, scale, *gradients = _library.call(name, *maps, *options)
+        ctx.name = name
+        if options[-1]:
+            ctx.save_for_backward(scale, *gradients)
+            ctx.plan = None
+        else:
+            ctx.plan, tensors = _flatten((*maps, *options))
+            ctx.save_for_backward(*tensors)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gradients = _sum_gradients if ctx.plan is None else _pixel_gradients
+        return None, None, *differentiable_once(ctx.name, lambda: gradients(ctx, grad))
+
+
+def _sum_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """Return the gradients of a mean or sum: those of the sum, which are computed, scaled."""
+    scale, *sums = ctx.saved_tensors
+    factor = grad * scale
+    needed = ctx.needs_input_grad[2:]  # autograd casts each to the dtype of its map
+    return [g * factor if need else None for g, need in zip(sums, needed, strict=True)]
+
+
+def _pixel_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """Return the gradients of Σ grad · loss: the incoming gradient is one more weight per pixel."""
+    names = _library.ARGUMENTS[ctx.name]
+    values = dict(zip(names, _unflatten(ctx.plan, ctx.saved_tensors), strict=True))
+    weight = values["pixel_weight"]
+    values["pixel_weight"] = grad if weight is None else grad * weight
+    values |= {"reduction": REDUCTIONS["sum"], "with_grad": True}
+    found = _library.call(ctx.name, *values.values())[2:]
+    needed = ctx.needs_input_grad[2:]
+    return [g if need else None for g, need in zip(found, needed, strict=True)]
 
 
 def register_loss(name: str) -> None:
-    """Register loss ``name``: shapes and gradient by the convention at the head of csrc/ops.cpp.
-
-    Its maps with a gradient come first, one for each gradient among its results.
-    """
-    if _library.REASON:
-        _library.COMPILED[name] = frozenset()
-        return
-    operator, schema = _library.overload(name), _library.schema(name)
-    names = [argument.name for argument in schema.arguments]
-    maps = len(schema.returns) - 2  # after the loss and its scale
-    size_at = names.index("size" if "size" in names else "target")
-    weight_at, reduction_at = names.index("pixel_weight"), names.index("reduction")
+    """Register loss ``name``: the shapes of its results by the convention at the head of csrc/ops.cpp."""
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
-        size, with_grad = args[size_at], args[-1]
-        height, width = size.shape[1:] if isinstance(size, Tensor) else size
-        per_pixel = args[reduction_at] == REDUCTIONS["none"]
+        values = dict(zip(_library.ARGUMENTS[name], args, strict=True))
+        height, width = values["size"] if "size" in values else values["target"].shape[1:]
+        per_pixel = values["reduction"] == REDUCTIONS["none"]
+        maps = len(_library.schema(name).returns) - 2  # after the loss and its scale
         new = args[0].new_empty
         loss = new((args[0].shape[0], height, width) if per_pixel else (), dtype=torch.float32)
-        grads = (new(m.shape if with_grad else (0,), dtype=torch.float32) for m in args[:maps])
+        shapes = (m.shape if values["with_grad"] else (0,) for m in args[:maps])
+        grads = (new(shape, dtype=torch.float32) for shape in shapes)
         return loss, new((), dtype=torch.float32), *grads
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, scale, *grads = output
-        ctx.mark_non_differentiable(scale, *grads)
-        ctx.set_materialize_grads(False)
-        ctx.per_pixel = inputs[reduction_at] == REDUCTIONS["none"]
-        ctx.dtypes = [m.dtype for m in inputs[:maps]]
-        ctx.plan, tensors = _flatten(inputs)
-        ctx.save_for_backward(*(tensors if ctx.per_pixel else (scale, *grads)))
-
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        with torch.no_grad():
-            grads = [None] * maps if grad is None else gradients(ctx, grad)
-        rest = ctx.plan[maps:]  # for a list of tensors, torch expects a list of gradients
-        return *differentiable_once(name, grads), *(
-            [None] * (s.stop - s.start) if isinstance(s, slice) else None for s in rest
-        )
-
-    def gradients(ctx: Any, grad: Tensor) -> list[Tensor]:
-        if ctx.per_pixel:
-            found = pixel_gradients(_unflatten(ctx.plan, ctx.saved_tensors), grad)
-        else:
-            scale, *sums = ctx.saved_tensors
-            found = [g * (grad * scale) for g in sums]
-        return [g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True)]
-
-    def pixel_gradients(inputs: list[Any], grad: Tensor) -> Sequence[Tensor]:
-        """Return the gradient of Σ grad · loss: the incoming gradient is one more weight per pixel."""
-        weight = inputs[weight_at]
-        inputs[weight_at] = grad if weight is None else grad * weight
-        inputs[reduction_at], inputs[-1] = REDUCTIONS["sum"], True
-        return operator(*inputs)[2:]
-
     _library.register(name, fake)
-    torch.library.register_autograd(f"udas_fast::{name}", backward, setup_context=setup_context)
 
 
 def _flatten(inputs: Sequence[Any]) -> tuple[list[Any], list[Tensor]]:

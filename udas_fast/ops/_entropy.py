@@ -35,8 +35,14 @@ def entropy(
     """
     _check.logits("logits", logits)
     size = _check.size(size)
-    options = _check.loss_options(logits, size, pixel_weight, align_corners, reduction)
-    return dispatch_loss("entropy", logits, size=size, **options)
+    return dispatch_loss(
+        "entropy",
+        logits,
+        size=size,
+        pixel_weight=_check.pixel_weight(pixel_weight, logits, size),
+        align_corners=_check.flag("align_corners", align_corners),
+        reduction=_check.reduction(reduction),
+    )
 
 
 register_loss("entropy")

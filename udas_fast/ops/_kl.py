@@ -71,8 +71,14 @@ def _two_heads(
     _check.logits(*first)
     _check.alike(*second, *first)
     size = _check.size(size)
-    options = _check.loss_options(first[1], size, pixel_weight, align_corners, reduction)
-    return dispatch_loss(name, *_check.one_dtype((first[1], second[1])), size=size, **options)
+    return dispatch_loss(
+        name,
+        *_check.one_dtype((first[1], second[1])),
+        size=size,
+        pixel_weight=_check.pixel_weight(pixel_weight, first[1], size),
+        align_corners=_check.flag("align_corners", align_corners),
+        reduction=_check.reduction(reduction),
+    )
 
 
 def distillation_kl(
@@ -107,19 +113,26 @@ def distillation_kl(
         InputError: wrong shape, dtype, device or option, a temperature that is not finite and above 0.
     """
     _check.logits("student", student)
-    teachers = [t.detach() for t in _check.count("teachers", teachers)]
+    teachers = _check.count("teachers", teachers)
     for k, teacher in enumerate(teachers):
         _check.alike(f"teachers[{k}]", teacher, "student", student)
     size = _check.size(size)
-    temperature = _check.positive("temperature", temperature)
-    options = _check.loss_options(student, size, pixel_weight, align_corners, reduction)
     if mask is not None:
         _check.plane("mask", mask, student, *size)
         if mask.dtype != torch.bool:
             raise bad("mask", mask.dtype, "bool")
     student, *teachers = _check.one_dtype((student, *teachers))
-    options |= {"teachers": teachers, "size": size, "temperature": temperature, "mask": mask}
-    return dispatch_loss("distillation_kl", student, **options)
+    return dispatch_loss(
+        "distillation_kl",
+        student,
+        teachers=teachers,
+        size=size,
+        temperature=_check.positive("temperature", temperature),
+        mask=mask,
+        pixel_weight=_check.pixel_weight(pixel_weight, student, size),
+        align_corners=_check.flag("align_corners", align_corners),
+        reduction=_check.reduction(reduction),
+    )
 
 
 register_loss("symmetric_kl")

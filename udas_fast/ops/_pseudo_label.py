@@ -17,7 +17,6 @@ from udas_fast.ops.reference import HISTOGRAM_BINS, PseudoLabel
 Flips = Tensor | Sequence[bool] | Sequence[Sequence[bool]] | None
 
 
-@torch.no_grad()
 def pseudo_label(
     views: Sequence[Tensor],
     size: Sequence[int],
@@ -60,7 +59,7 @@ def pseudo_label(
     size = _check.size(size)
     temperature = _check.positive("temperature", temperature)
     number, per_class = _threshold(threshold, views[0])
-    table = _flip_table(flips, views)
+    table, flipped_views = _flips(flips, views)
     _check.choice("reduce", reduce, ("max", "mean"))
     ignore_index = _check.ignore_byte(ignore_index)
     align_corners = _check.flag("align_corners", align_corners)
@@ -70,11 +69,21 @@ def pseudo_label(
         size=size,
         threshold=number if per_class is None else per_class,
         temperature=temperature,
-        flips=table,
+        flips=flips,
         reduce=reduce,
         align_corners=align_corners,
         ignore_index=ignore_index,
-        schema={"threshold": number, "class_threshold": per_class, "mean": reduce == "mean"},
+        schema=(
+            size,
+            number,
+            per_class,
+            temperature,
+            table,
+            flipped_views,
+            reduce == "mean",
+            align_corners,
+            ignore_index,
+        ),
     )
     return PseudoLabel(*found)
 
@@ -88,7 +97,11 @@ def _threshold(value: float | Tensor, like: Tensor) -> tuple[float, Tensor | Non
     return 0.0, _check.class_values("threshold", value, like)
 
 
-def _flip_table(flips: Flips, views: Sequence[Tensor]) -> Tensor | None:
+def _flips(flips: Flips, views: Sequence[Tensor]) -> tuple[Tensor | None, int]:
+    """Check the flips and return those by sample as a table ``[K, N]``, those of whole views as the bits of a number.
+
+    A number is passed by value: a table on a GPU is made by a kernel for each view.
+    """
     k, n = len(views), views[0].shape[0]
     if isinstance(flips, Tensor):
         good = flips.dtype == torch.bool and (flips.shape == (k,) or flips.shape == (k, n))
@@ -97,10 +110,12 @@ def _flip_table(flips: Flips, views: Sequence[Tensor]) -> Tensor | None:
         good = isinstance(flips, Sequence) and len(flips) == k and all(_is_flip(f, n) for f in flips)
         found = flips
     else:
-        return None
+        return None, 0
     if not good:
         raise bad("flips", found, f"{k} booleans, one per view, or {k} rows of {n}")
-    return reference.flip_table(flips, k, n, views[0].device)
+    if not isinstance(flips, Tensor) and all(isinstance(flip, bool) for flip in flips):
+        return None, sum(1 << view for view, flip in enumerate(flips) if flip)
+    return reference.flip_table(flips, k, n, views[0].device), 0
 
 
 def _is_flip(value: Any, n: int) -> bool:

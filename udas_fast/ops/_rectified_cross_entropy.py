@@ -42,11 +42,14 @@ def rectified_cross_entropy(
     _check.logits("primary", primary)
     _check.alike("auxiliary", auxiliary, "primary", primary)
     _check.labels("target", target, primary)
-    options = _check.loss_options(primary, target.shape[1:], pixel_weight, align_corners, reduction)
-    ignore_index = _check.ignored(ignore_index)
-    maps = _check.one_dtype((primary, auxiliary))
     return dispatch_loss(
-        "rectified_cross_entropy", *maps, target=target, ignore_index=ignore_index, **options
+        "rectified_cross_entropy",
+        *_check.one_dtype((primary, auxiliary)),
+        target=target,
+        pixel_weight=_check.pixel_weight(pixel_weight, primary, target.shape[1:]),
+        ignore_index=_check.ignored(ignore_index),
+        align_corners=_check.flag("align_corners", align_corners),
+        reduction=_check.reduction(reduction),
     )
 
 

@@ -72,7 +72,7 @@ def region_mix(
         std=std or None,
         out_dtype=dtype,
         channels_last=channels_last,
-        schema={"mean": mean, "std": std},
+        schema=(mean, std, dtype, channels_last),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from udas_fast.ops import _check, _library
-from udas_fast.ops._dispatch import differentiable_once, dispatch
+from udas_fast.ops._dispatch import differentiable_once, dispatch, refuse_forward_mode
 
 ACTIVATIONS = {"none": 0, "softmax": 1, "self_information": 2}
 
@@ -38,8 +38,31 @@ def upsample(
     size = _check.size(size)
     code = ACTIVATIONS[_check.choice("activation", activation, ACTIVATIONS)]
     align_corners = _check.flag("align_corners", align_corners)
+    schema = size, code, align_corners
+    if torch.is_grad_enabled() and logits.requires_grad and _library.is_compiled("upsample", logits):
+        refuse_forward_mode("upsample", (logits,))
+        return _UpsampleFunction.apply(logits, schema)
     options: dict[str, Any] = {"size": size, "activation": activation, "align_corners": align_corners}
-    return dispatch("upsample", logits, schema={"activation": code}, **options)
+    return dispatch("upsample", logits, schema=schema, **options)
+
+
+class _UpsampleFunction(torch.autograd.Function):
+    """The compiled operator with its gradient, which saves its input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, schema: tuple[Any, ...]) -> Tensor:
+        ctx.options = schema[1:]
+        ctx.save_for_backward(logits)
+        return _library.call("upsample", logits, *schema)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (logits,) = ctx.saved_tensors
+
+        def back() -> list[Tensor]:
+            return [_library.call("upsample_backward", gradient, logits, *ctx.options)]
+
+        return *differentiable_once("upsample", back), None
 
 
 def _fake(logits: Tensor, size: list[int], *_: Any) -> Tensor:
@@ -50,21 +73,6 @@ def _backward_fake(gradient: Tensor, logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(logits.shape, dtype=torch.float32)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    logits, _, ctx.activation, ctx.align_corners = inputs
-    ctx.save_for_backward(logits)
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    (logits,) = ctx.saved_tensors
-    with torch.no_grad():
-        back = torch.ops.udas_fast.upsample_backward.default(
-            gradient, logits, ctx.activation, ctx.align_corners
-        )
-    return *differentiable_once("upsample", [back.to(logits.dtype)]), None, None, None
-
-
 _library.register("upsample", _fake)
 if not _library.REASON:
     _library.register_fake("upsample_backward", _backward_fake)
-    torch.library.register_autograd("udas_fast::upsample", _backward, setup_context=_setup_context)
