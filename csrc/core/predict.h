@@ -6,7 +6,8 @@ UDAS_BEGIN
 
 constexpr int kBins = 64;  // of a confidence histogram; a class has one for kept and one for dropped pixels
 
-// A label and its confidence; ties go to the lowest class.
+// A label and its confidence; ties go to the lowest class. Least, as in losses.h: 4; the comparison and two
+// selections, or a maximum, a comparison and a selection.
 template <class V>
 struct Prediction {
   V confidence;
@@ -25,7 +26,8 @@ UDAS_HD Prediction<V> arg_max(const Values& v, int classes) {
   return best;
 }
 
-// The most probable class of softmax(v / T): its probability is 1 / Σ exp((v - max)/T).
+// The most probable class of softmax(v / T): its probability is 1 / Σ exp((v - max)/T). Least, as in
+// losses.h: 6 and 1 exp a view; the label 2.
 template <class V, class Logits>
 UDAS_HD Prediction<V> most_probable(const Logits& v, float inverse_temperature, int classes) {
   const V top = largest<V>(v, classes);

@@ -14,6 +14,7 @@ class ConfusionLoop {
       : task_(task),
         classes_(static_cast<int>(task.map.classes)),
         logits_(task.map.classes * kTile),
+        top_(kTile),
         counts_(task.map.classes * task.map.classes) {
     pair_.emplace_back(task.map, task.grid.tiles, false);
   }
@@ -32,9 +33,14 @@ class ConfusionLoop {
   void run(int64_t tile, int64_t y) {
     const int64_t x = tile * kTile;
     const int pixels = static_cast<int>(std::min<int64_t>(kTile, task_.grid.width - x));
-    blend(pair_[0].low(tile), pair_[0].high(tile), task_.rows[0].fraction[y], classes_, logits_.data());
+    blend(pair_[0].low(tile), pair_[0].high(tile), task_.rows[0].fraction[y], classes_, logits_.data(),
+          top_.data());
     for (int lane = 0; lane < kTile; lane += kLanes) {
-      store(label_ + lane, arg_max<Vec>(Column{logits_.data() + lane}, classes_).label);
+      const Column v{logits_.data() + lane};
+      const Vec top = load(top_.data() + lane);
+      VecInt label{};
+      for (int c = classes_ - 1; c > 0; --c) label = select(v[c] == top, VecInt{} + c, label);
+      store(label_ + lane, select(v[0] == top, VecInt{}, label));  // the lowest of equals is taken last
     }
     label_tile(task_.target, sample_, y, x, pixels, task_.ignore_index, classes_, task_.bad_label, truth_);
     for (int i = 0; i < pixels; ++i) {
@@ -44,7 +50,7 @@ class ConfusionLoop {
 
   const ConfusionTask& task_;
   int classes_;
-  Floats logits_;
+  Floats logits_, top_;
   std::vector<RowPair> pair_;  // one
   std::vector<int64_t> counts_;
   int64_t sample_ = 0;

@@ -12,8 +12,9 @@ using cpu::LossTask;
 // One vector of pixels, as the losses of core/losses.h take it.
 struct Pixels {
   const LossTask& task;
-  float* maps;     // [maps][C][64], from the first lane on
-  float* scratch;  // [2][C][64]
+  float* maps;       // [maps][C][kTile], from the first lane on
+  const float* top;  // [maps][kTile], the largest of each pixel
+  float* scratch;    // [2][C][kTile]
   VecInt label;
   Vec weight;
   int first_teacher;
@@ -22,8 +23,10 @@ struct Pixels {
   int teachers() const { return static_cast<int>(task.maps.size()) - first_teacher; }
   float inverse_temperature() const { return task.inverse_temperature; }
   float inverse_log_classes() const { return task.inverse_log_classes; }
-  Column logits(int64_t map) const { return {maps + map * task.classes() * kTile}; }
-  Column teacher(int k) const { return logits(first_teacher + k); }
+  Logits logits(int64_t map) const {
+    return {{maps + map * task.classes() * kTile}, udas::load(top + map * kTile)};
+  }
+  Logits teacher(int k) const { return logits(first_teacher + k); }
   Column gradient(int64_t i) const { return {scratch + i * task.classes() * kTile}; }
   Column incoming() const { return gradient(1); }
 };
@@ -64,6 +67,7 @@ class LossLoop {
       : task_(task),
         block_(task.classes() * kTile),
         logits_(task.maps.size() * block_),
+        top_(task.maps.size() * kTile),
         gradient_(2 * block_) {
     for (size_t m = 0; m < task.maps.size(); ++m) {
       pairs_.emplace_back(task.maps[m], task.grid.tiles, kGrad && m < Loss::kMaps);
@@ -102,7 +106,7 @@ class LossLoop {
       values_.load<Loss>(task_, sample_, y, x, pixels);
       for (size_t m = 0; m < pairs_.size(); ++m) {
         blend(pairs_[m].low(tile), pairs_[m].high(tile), task_.rows[m].fraction[y], task_.classes(),
-              logits_.data() + m * block_);
+              logits_.data() + m * block_, top_.data() + m * kTile);
       }
       if (task_.incoming.data != nullptr) {
         map_tile(task_.incoming, sample_, y, x, pixels, gradient_.data() + block_);
@@ -111,6 +115,7 @@ class LossLoop {
         const Vec weight = udas::load(values_.weight + lane);
         const Pixels px{task_,
                         logits_.data() + lane,
+                        top_.data() + lane,
                         gradient_.data() + lane,
                         udas::load(values_.label + lane),
                         weight,
@@ -133,22 +138,22 @@ class LossLoop {
   // The adjoint of the vertical interpolation.
   void collect(int64_t tile, int64_t y) {
     for (int m = 0; m < Loss::kMaps; ++m) {
-      const float fraction = task_.rows[m].fraction[y];
+      const float fraction = task_.rows[m].fraction[y], rest = 1.0f - fraction;
       const float* from = gradient_.data() + m * block_;
       float* low = pairs_[m].low_gradient(tile);
       float* high = pairs_[m].high_gradient(tile);
       const bool one = low == high;  // at the last row, where fraction is 0
       for (int64_t i = 0; i < block_; i += kLanes) {
-        const Vec g = udas::load(from + i), above = fraction * g;
-        store(low + i, udas::load(low + i) + (g - above));
-        if (!one) store(high + i, udas::load(high + i) + above);
+        const Vec g = udas::load(from + i);
+        store(low + i, udas::load(low + i) + rest * g);
+        if (!one) store(high + i, udas::load(high + i) + fraction * g);
       }
     }
   }
 
   LossTask& task_;
   int64_t block_;
-  Floats logits_, gradient_;
+  Floats logits_, top_, gradient_;
   std::vector<RowPair> pairs_;
   TileValues values_{};
   int64_t sample_ = 0;

@@ -16,6 +16,7 @@ class PseudoLabelLoop {
         classes_(static_cast<int>(task.views[0].classes)),
         block_(classes_ * kTile),
         logits_(block_),
+        top_(kTile),
         mean_(task.mean ? block_ : 0),
         counts_(classes_ * 2 * kBins) {
     pairs_.reserve(task.views.size());
@@ -46,16 +47,17 @@ class PseudoLabelLoop {
 
   void interpolate(size_t view, int64_t tile, int64_t y) {
     blend(pairs_[view].low(tile), pairs_[view].high(tile), task_.rows[view].fraction[y], classes_,
-          logits_.data());
+          logits_.data(), top_.data());
   }
+
+  Logits logits(int lane) { return {{logits_.data() + lane}, load(top_.data() + lane)}; }
 
   // The view with the largest confidence, the first of equals.
   void best_of_views(int64_t tile, int64_t y) {
     for (size_t k = 0; k < pairs_.size(); ++k) {
       interpolate(k, tile, y);
       for (int lane = 0; lane < kTile; lane += kLanes) {
-        Prediction<Vec> found =
-            most_probable<Vec>(Column{logits_.data() + lane}, task_.inverse_temperature, classes_);
+        Prediction<Vec> found = most_probable<Vec>(logits(lane), task_.inverse_temperature, classes_);
         if (k > 0) {
           const Vec before = load(confidence_ + lane);
           const auto better = found.confidence > before;
@@ -74,8 +76,8 @@ class PseudoLabelLoop {
     for (size_t k = 0; k < pairs_.size(); ++k) {
       interpolate(k, tile, y);
       for (int lane = 0; lane < kTile; lane += kLanes) {
-        Column logits{logits_.data() + lane}, mean{mean_.data() + lane};
-        add_softmax<Vec>(logits, task_.inverse_temperature, share, classes_, mean, logits);
+        Column scratch{logits_.data() + lane}, mean{mean_.data() + lane};
+        add_softmax<Vec>(logits(lane), task_.inverse_temperature, share, classes_, mean, scratch);
       }
     }
     for (int lane = 0; lane < kTile; lane += kLanes) {
@@ -103,7 +105,7 @@ class PseudoLabelLoop {
   const PseudoLabelTask& task_;
   int classes_;
   int64_t block_;
-  Floats logits_, mean_;
+  Floats logits_, top_, mean_;
   std::vector<RowPair> pairs_;
   std::vector<int64_t> counts_;
   int64_t sample_ = 0;

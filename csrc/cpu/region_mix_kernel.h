@@ -43,7 +43,7 @@ class MixLoop {
   explicit MixLoop(const MixTask& task)
       : task_(task),
         width_(task.width),
-        mask_(width_),
+        mask_buffer_(width_),
         inside_(width_),
         outside_(width_),
         label_in_(8 * width_),
@@ -89,7 +89,7 @@ class MixLoop {
   }
 
   void mix(const In* inside, const In* outside, Affine affine, Out* to) const {
-    if (task_.region != Region::box) return blend_row(inside, outside, mask_.data(), width_, affine, to);
+    if (task_.region != Region::box) return blend_row(inside, outside, mask_, width_, affine, to);
     convert_row(outside, left_, affine, to);
     convert_row(inside + left_, right_ - left_, affine, to + left_);
     convert_row(outside + right_, width_ - right_, affine, to + right_);
@@ -105,7 +105,7 @@ class MixLoop {
       std::memcpy(to + left_, inside + left_, (right_ - left_) * sizeof(Label));
       return;
     }
-    const uint8_t* __restrict mask = mask_.data();
+    const uint8_t* __restrict mask = mask_;
     for (int64_t x = 0; x < width_; ++x) {
       const Label a = inside[x], b = outside[x];
       to[x] = mask[x] ? a : b;
@@ -127,24 +127,40 @@ class MixLoop {
     }
   }
 
+  // What the table of sample n says of each label: 1 chosen, 0 not, 2 a label that is out of range, the last.
+  void load_table(int64_t n) {
+    if (n == table_of_) return;
+    table_of_ = n;
+    const bool* chosen = task_.table + n * task_.table_classes;
+    table_.assign(std::max<int64_t>(task_.table_classes, 256) + 1, 2);
+    table_[255] = 0;
+    for (int64_t c = 0; c < task_.table_classes; ++c) table_[c] = chosen[c];
+  }
+
   template <class Label>
   void fill_from_table(int64_t n, int64_t y) {
-    const bool* chosen = task_.table + n * task_.table_classes;
+    load_table(n);
+    const uint64_t last = table_.size() - 1;
     const Label* label = label_row<Label>(task_.inside_label, n, y, label_in_);
+    uint8_t seen = 0;
     for (int64_t x = 0; x < width_; ++x) {
-      const int64_t value = static_cast<int64_t>(label[x]);
-      const bool known = value >= 0 && value < task_.table_classes;
-      if (!known && value != 255) task_.bad_label.store(value);
-      mask_[x] = known && chosen[value];
+      const uint8_t found = table_[std::min(static_cast<uint64_t>(label[x]), last)];
+      mask_buffer_[x] = found;
+      seen |= found;
+    }
+    mask_ = mask_buffer_.data();
+    if ((seen & 2) == 0) return;
+    for (int64_t x = 0; x < width_; ++x) {
+      if (mask_[x] == 2) task_.bad_label.store(static_cast<int64_t>(label[x]));
     }
   }
 
   // Sets the row's mask, or for a box its run [left, right).
   void fill_mask(int64_t n, int64_t y) {
     if (task_.region == Region::mask) {
-      const bool* from =
-          static_cast<const bool*>(task_.mask.data) + n * task_.mask.stride[0] + y * task_.mask.stride[1];
-      for (int64_t x = 0; x < width_; ++x) mask_[x] = from[x * task_.mask.stride[2]];
+      const uint8_t* from =
+          static_cast<const uint8_t*>(task_.mask.data) + n * task_.mask.stride[0] + y * task_.mask.stride[1];
+      mask_ = gather(from, task_.mask.stride[2], width_, mask_buffer_.data());
     } else if (task_.region == Region::classes) {
       task_.inside_label.type == Type::uint8 ? fill_from_table<uint8_t>(n, y)
                                              : fill_from_table<int64_t>(n, y);
@@ -158,7 +174,9 @@ class MixLoop {
 
   const MixTask& task_;
   int64_t width_, left_ = 0, right_ = 0;
-  std::vector<uint8_t> mask_;
+  const uint8_t* mask_ = nullptr;  // of the row, where there is no box
+  std::vector<uint8_t> mask_buffer_, table_;
+  int64_t table_of_ = -1;  // the sample of table_
   std::vector<In> inside_, outside_;
   std::vector<uint8_t> label_in_, label_out_;
   std::vector<Out> planes_;

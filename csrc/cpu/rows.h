@@ -1,6 +1,6 @@
 #pragma once
 // Interpolation on the CPU. A low-resolution row is widened horizontally once and kept; the vertical step is
-// then a contiguous multiply-add. Wide rows are laid out [tiles][C][64], so that a tile's classes lie
+// then a contiguous multiply-add. Wide rows are laid out [tiles][C][kTile], so that a tile's classes lie
 // together.
 //
 // This file and the *_kernel.h are compiled once per instruction set, each time in a namespace of its own.
@@ -17,17 +17,17 @@ using cpu::Map;
 constexpr int kLanes = UDAS_SIMD_WIDTH;
 constexpr int kVectors = kTile / kLanes;  // vectors in a tile
 
-// Floats aligned for the widest vectors. Zero at first.
+// Floats aligned for the widest vectors, not initialised.
 class Floats {
  public:
-  explicit Floats(int64_t count = 0) : memory_(count + 16) {}
+  explicit Floats(int64_t count) : memory_(new float[count + 16]) {}
   float* data() {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(memory_.data());
+    const uintptr_t at = reinterpret_cast<uintptr_t>(memory_.get());
     return reinterpret_cast<float*>((at + 63) / 64 * 64);
   }
 
  private:
-  std::vector<float> memory_;
+  std::unique_ptr<float[]> memory_;
 };
 
 // The values of one lane group by class: u[c] in the functions of core/.
@@ -35,6 +35,15 @@ struct Column {
   float* at;
   Vec& operator[](int c) const { return *reinterpret_cast<Vec*>(at + int64_t{c} * kTile); }
 };
+
+// Interpolated logits of one lane group, of which blend() knows the largest.
+struct Logits : Column {
+  Vec top;
+};
+template <class V>
+inline V largest(const Logits& v, int) {
+  return v.top;
+}
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
@@ -46,43 +55,77 @@ inline double sum(Vec v) {
   return total;
 }
 
-// row [C, w] -> wide [tiles][C][64]. Not inlined: its loop needs the registers.
+// Lane index[i] of `from` in lane i.
+inline Vec permuted(Vec from, VecInt index) {
+#if UDAS_SIMD_WIDTH >= 8
+  return __builtin_shuffle(from, index);  // one instruction
+#else
+  Vec to;
+  for (int i = 0; i < kLanes; ++i) to[i] = from[index[i]];
+  return to;
+#endif
+}
+
+// row [C, w] -> wide [tiles][C][kTile]; the row is readable kLanes past its end. A vector that reads few
+// columns takes them from one load. Not inlined: its loop needs the registers.
 __attribute__((noinline)) inline void widen(const float* row, int64_t classes, int64_t width,
                                             const Axis& axis, int64_t tiles, float* wide) {
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int32_t* low = axis.low.data() + t * kTile;
-    const int32_t* high = axis.high.data() + t * kTile;
-    const float* fraction = axis.fraction.data() + t * kTile;
-    for (int64_t c = 0; c < classes; ++c) {
-      const float* values = row + c * width;
-      float* to = wide + (t * classes + c) * kTile;
-      for (int i = 0; i < kTile; ++i) {
-        const float a = values[low[i]];
-        to[i] = a + fraction[i] * (values[high[i]] - a);
+  for (int64_t x = 0; x < tiles * kTile; x += kLanes) {
+    const int32_t *low = axis.low.data() + x, *high = axis.high.data() + x;
+    const float* fraction = axis.fraction.data() + x;
+    float* to = wide + x / kTile * classes * kTile + x % kTile;
+    const int32_t first = std::min(low[0], low[kLanes - 1]);  // a flipped axis runs backwards
+    const int32_t last = std::max(high[0], high[kLanes - 1]);
+    if (last - first < kLanes) {
+      VecInt at_low, at_high;
+      Vec share;
+      std::memcpy(&at_low, low, sizeof at_low);
+      std::memcpy(&at_high, high, sizeof at_high);
+      std::memcpy(&share, fraction, sizeof share);
+      at_low -= first;
+      at_high -= first;
+      for (int64_t c = 0; c < classes; ++c) {
+        Vec values;
+        std::memcpy(&values, row + c * width + first, sizeof values);
+        const Vec a = permuted(values, at_low), b = permuted(values, at_high);
+        store(to + c * kTile, a + share * (b - a));
+      }
+    } else {
+      for (int64_t c = 0; c < classes; ++c) {
+        const float* values = row + c * width;
+        for (int i = 0; i < kLanes; ++i) {
+          const float a = values[low[i]];
+          to[c * kTile + i] = a + fraction[i] * (values[high[i]] - a);
+        }
       }
     }
   }
 }
 
-// The adjoint of widen: row[c, j] = the sum over the positions that read column j. `line` holds tiles · 64
-// floats.
+// The adjoint of widen: row[c, j] = the sum over the positions that read column j. kLanes classes are summed
+// at a time, for which `line`, tiles · kTile · kLanes floats, holds them side by side.
 __attribute__((noinline)) inline void narrow(const float* wide, int64_t classes, int64_t width,
                                              const Axis& axis, int64_t tiles, float* line, float* row) {
   const float* fraction = axis.fraction.data();
   const int32_t* first = axis.first.data();
-  for (int64_t c = 0; c < classes; ++c) {
+  for (int64_t from = 0; from < classes; from += kLanes) {
+    const int count = static_cast<int>(std::min<int64_t>(kLanes, classes - from));
     for (int64_t t = 0; t < tiles; ++t) {
-      for (int i = 0; i < kTile; ++i) line[t * kTile + i] = wide[(t * classes + c) * kTile + i];
+      for (int c = 0; c < count; ++c) {
+        const float* values = wide + (t * classes + from + c) * kTile;
+        for (int i = 0; i < kTile; ++i) line[(t * kTile + i) * kLanes + c] = values[i];
+      }
     }
-    float carried = 0.0f;  // from the positions between columns j - 1 and j
+    Vec carried{};  // from the positions between columns j - 1 and j
     for (int64_t j = 0; j < width; ++j) {
-      float low = 0.0f, high = 0.0f;
+      Vec low{}, high{};
       for (int32_t x = first[j]; x < first[j + 1]; ++x) {
-        const float right = fraction[x] * line[x];
-        low += line[x] - right;
+        const Vec value = load(line + int64_t{x} * kLanes), right = fraction[x] * value;
+        low += value - right;
         high += right;
       }
-      row[c * width + j] = carried + low;
+      const Vec sum = carried + low;
+      for (int c = 0; c < count; ++c) row[(from + c) * width + j] = sum[c];
       carried = high;
     }
   }
@@ -96,8 +139,8 @@ class RowPair {
       : map_(map),
         tiles_(tiles),
         wide_size_(tiles * map.classes * kTile),
-        row_(map.classes * map.width),
-        line_(tiles * kTile),
+        row_(map.classes * map.width + kLanes),
+        line_(with_gradient ? tiles * kTile * kLanes : 0),
         wide_(2 * wide_size_),
         gradient_(with_gradient ? 2 * wide_size_ : 0),
         with_gradient_(with_gradient) {}
@@ -189,15 +232,28 @@ inline void for_each_run(const cpu::Grid& grid, const std::vector<Axis>& rows, s
   }
 }
 
-// to[C][64] = low + fraction · (high - low)
-inline void blend(const float* low, const float* high, float fraction, int64_t classes, float* to) {
-  for (int64_t i = 0; i < classes * kTile; i += kLanes) {
-    const Vec a = load(low + i);
-    store(to + i, a + fraction * (load(high + i) - a));
+// to[C][kTile] = low + fraction · (high - low), and top[kTile] the largest of each pixel, two classes at a
+// time: a maximum waits for the one before it.
+inline void blend(const float* low, const float* high, float fraction, int64_t classes, float* to,
+                  float* top) {
+  const auto one = [&](int64_t i) {
+    const Vec a = load(low + i), v = a + fraction * (load(high + i) - a);
+    store(to + i, v);
+    return v;
+  };
+  for (int lane = 0; lane < kTile; lane += kLanes) {
+    Vec most = one(lane);
+    int64_t c = 1;
+    for (; c + 1 < classes; c += 2) {
+      const Vec v = one(c * kTile + lane);
+      most = larger(larger(one((c + 1) * kTile + lane), v), most);
+    }
+    if (c < classes) most = larger(one(c * kTile + lane), most);
+    store(top + lane, most);
   }
 }
 
-// 64 values of a plane from column x on as float or int32; `missing` past the end.
+// kTile values of a plane from column x on as float or int32; `missing` past the end.
 template <class To, class From>
 inline void copy_tile(const cpu::Plane& plane, int64_t n, int64_t y, int64_t x, int count, To missing,
                       To* to) {
@@ -211,7 +267,7 @@ inline void copy_tile(const cpu::Plane& plane, int64_t n, int64_t y, int64_t x, 
   for (int i = count; i < kTile; ++i) to[i] = missing;
 }
 
-// 64 pixels of every class of a full-resolution float32 map from column x on, [C][64]; 0 past the end.
+// kTile pixels of every class of a full-resolution float32 map from column x on, [C][kTile]; 0 past the end.
 inline void map_tile(const Map& map, int64_t n, int64_t y, int64_t x, int count, float* to) {
   cpu::Plane plane{map.data, map.type, {map.stride[0], map.stride[2], map.stride[3]}};
   for (int64_t c = 0; c < map.classes; ++c) {

@@ -14,7 +14,9 @@ namespace udas {
 namespace cpu {
 
 constexpr int64_t kNoLabel = 0;  // a class, so never out of range
-constexpr int kTile = 64;        // pixels that are worked on together; classes outside, pixels inside
+// Pixels that are worked on together, classes outside, pixels inside: the widest vector. A tile of 256
+// classes is 16 KiB, so that several stay in the first cache.
+constexpr int kTile = 16;
 // Full-resolution rows of one unit of work; fixed, so that results do not depend on the number of threads.
 constexpr int kBand = 32;
 
