@@ -55,9 +55,7 @@ def refuse_forward_mode(name: str, maps: Sequence[Tensor | Sequence[Tensor]]) ->
         raise bad(name, "forward-mode differentiation", f"reverse mode, or {_TWIN}{name}, which has both")
 
 
-def differentiable_once(
-    name: str, gradients: Callable[[], Sequence[Tensor | None]]
-) -> Sequence[Tensor | None]:
+def differentiable_once(name: str, gradients: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
     """Return ``gradients()`` of operator ``name`` so that their own differentiation raises RuntimeError.
 
     Without this a gradient penalty would lose its term in silence. To be called in a backward pass, whose graph is
@@ -73,7 +71,7 @@ def differentiable_once(
         f"{name}: found a second derivative, expected the first one only, or {_TWIN}{name}, which has both"
     )
     raising = torch._C._functions.DelayedError(message, 1)
-    return [g if g is None else raising(g.detach().requires_grad_()) for g in found]
+    return [raising(g.detach().requires_grad_()) for g in found]
 
 
 class _LossFunction(torch.autograd.Function):
@@ -101,24 +99,20 @@ class _LossFunction(torch.autograd.Function):
         return None, None, *differentiable_once(ctx.name, lambda: gradients(ctx, grad))
 
 
-def _sum_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
-    """Return the gradients of a mean or sum: those of the sum, which are computed, scaled."""
+def _sum_gradients(ctx: Any, grad: Tensor) -> Sequence[Tensor]:
+    """Return the gradients of a mean or sum: those of the sum, scaled. Autograd casts them to the maps' dtypes."""
     scale, *sums = ctx.saved_tensors
-    factor = grad * scale
-    needed = ctx.needs_input_grad[2:]  # autograd casts each to the dtype of its map
-    return [g * factor if need else None for g, need in zip(sums, needed, strict=True)]
+    return torch._foreach_mul(sums, grad * scale)
 
 
-def _pixel_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+def _pixel_gradients(ctx: Any, grad: Tensor) -> Sequence[Tensor]:
     """Return the gradients of Σ grad · loss: the incoming gradient is one more weight per pixel."""
     names = _library.ARGUMENTS[ctx.name]
     values = dict(zip(names, _unflatten(ctx.plan, ctx.saved_tensors), strict=True))
     weight = values["pixel_weight"]
     values["pixel_weight"] = grad if weight is None else grad * weight
     values |= {"reduction": REDUCTIONS["sum"], "with_grad": True}
-    found = _library.call(ctx.name, *values.values())[2:]
-    needed = ctx.needs_input_grad[2:]
-    return [g if need else None for g, need in zip(found, needed, strict=True)]
+    return _library.call(ctx.name, *values.values())[2:]
 
 
 def register_loss(name: str) -> None:
