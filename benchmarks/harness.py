@@ -22,9 +22,11 @@ from typing import Any
 
 import torch
 
+from udas_fast import build_info
 from udas_fast.atomic import atomic_write, make_folder
 
 MIB = 2**20
+EXP_INSTRUCTIONS = 11  # of csrc/core/math.h's exp2: a clamp, three to split, five FMAs, two for the power
 # With these, glibc keeps freed memory instead of giving it back to the kernel: no page faults after the first call.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 
@@ -117,23 +119,27 @@ def time_call(action: Callable[[], object], device: str, graph: bool) -> dict[st
 
 
 def host_us(action: Callable[[], object], device: str, *, calls: int = 200, rounds: int = 40) -> float:
-    """Return the least µs for which a call keeps the host, without waiting for a GPU.
+    """Return the µs for which a call keeps the host, without waiting for a GPU.
 
-    The least of ``rounds`` means over ``calls``, as a neighbour on the same core only adds. On a CPU it is CPU time,
-    and the kernels count: take inputs so small that they hardly do.
+    A neighbour on the same core may halve its speed for seconds. A fixed piece of Python beside each of ``rounds``
+    shows by how much: the result is the median of the ratios of both times, times the least of the fixed piece's. On a
+    CPU it is CPU time, and the kernels count: take inputs so small that they hardly do.
     """
     clock = time.process_time if device == "cpu" else time.perf_counter
     for _ in range(2):
         action()
-    times = []
+    ratios, pieces = [], []
     for _ in range(rounds):
         wait(device)
         began = clock()
         for _ in range(calls):
             action()
-        times.append(clock() - began)
+        between = clock()
+        sum(i * i for i in range(20_000))
+        pieces.append(clock() - between)
+        ratios.append((between - began) / pieces[-1])
     wait(device)
-    return 1e6 * min(times) / calls
+    return 1e6 * statistics.median(ratios) * min(pieces) / calls
 
 
 def captured(action: Callable[[], Any], count: int) -> tuple[torch.cuda.CUDAGraph, Any]:
@@ -187,6 +193,27 @@ def peak_growth(action: Callable[[], object], device: str) -> float:
 
 def _resident(key: str) -> int:
     return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def cpu_ceilings() -> dict[str, float]:
+    """Measure the limits of one thread: bytes copied, and exps and FMAs in the operators' vectors per second."""
+    big = torch.empty(64 * MIB, dtype=torch.uint8)
+    other, x = torch.empty_like(big), torch.randn(512, 512)
+    copy = min(_busy_ms(lambda: other.copy_(big)) for _ in range(20))
+    multiply = min(
+        _busy_ms(lambda: x @ x) for _ in range(50)
+    )  # oneMKL reaches nine tenths of the peak or more
+    lanes = {"AVX-512": 16, "AVX512": 16, "AVX2": 8}
+    own, torchs = build_info()["simd"], torch.backends.cpu.get_cpu_capability()
+    fmas = x.numel() * x.shape[0] / multiply * 1e3 * lanes.get(own, 4) / lanes.get(torchs, 4)
+    found = {"bytes_per_s": 2 * big.numel() / copy * 1e3, "fmas_per_s": fmas}
+    return found | {"exps_per_s": fmas / EXP_INSTRUCTIONS}
+
+
+def _busy_ms(action: Callable[[], object]) -> float:
+    began = time.process_time()
+    action()
+    return 1e3 * (time.process_time() - began)
 
 
 def ceilings() -> dict[str, float]:

@@ -4,10 +4,11 @@
     python benchmarks/ops.py                         # CPU, one thread, the real sizes
     python benchmarks/ops.py --no-page-faults        # the same with an allocator that keeps its memory
     python benchmarks/ops.py --device cuda           # and the fraction of the GPU's floor
-    python benchmarks/ops.py --host                  # host time of a call, on logits of one pixel
+    python benchmarks/ops.py --host                  # host time of a call, on two logits
+    python benchmarks/ops.py --floor                 # the share of the least possible time, by number of classes
 
-Writes results/ops-DEVICE[-SIMD][-no-page-faults].json, or results/host-DEVICE.json, and prints its table.
-UDAS_FAST_SIMD=avx2 measures AVX2.
+Writes results/ops-DEVICE[-SIMD][-no-page-faults].json, host-DEVICE.json or floor-DEVICE[-SIMD].json, and prints its
+table. UDAS_FAST_SIMD=avx2 measures AVX2.
 """
 
 from __future__ import annotations
@@ -46,13 +47,15 @@ class Inputs:
     size: tuple[int, int]
 
     @classmethod
-    def make(cls, size: tuple[int, int], batch: int, dtype: torch.dtype, device: str) -> Inputs:
+    def make(
+        cls, size: tuple[int, int], batch: int, dtype: torch.dtype, device: str, classes: int = CLASSES
+    ) -> Inputs:
         """Draw inputs for images of ``size`` (H, W); the same for the same arguments."""
         generator = torch.Generator().manual_seed(0)
         height, width = size
-        low = (batch, CLASSES, height // 8 + 1, width // 8 + 1)
+        low = (batch, classes, height // 8 + 1, width // 8 + 1)
         maps = [(torch.randn(low, generator=generator) * 3).to(device, dtype) for _ in range(3)]
-        target = torch.randint(0, CLASSES, (batch, *size), generator=generator, dtype=torch.uint8).to(device)
+        target = torch.randint(0, classes, (batch, *size), generator=generator, dtype=torch.uint8).to(device)
         images = [
             torch.randint(0, 256, (batch, 3, *size), generator=generator, dtype=torch.uint8).to(device)
             for _ in range(2)
@@ -111,7 +114,7 @@ def eager_rectified(a: Tensor, b: Tensor, target: Tensor) -> Tensor:
 def eager_entropy(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Return the mean normalised entropy in plain PyTorch."""
     log_p = up(logits, size).log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1).mean() / torch.log(torch.tensor(float(CLASSES)))
+    return -(log_p.exp() * log_p).sum(1).mean() / torch.log(torch.tensor(float(logits.shape[1])))
 
 
 def eager_upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -142,10 +145,23 @@ def eager_mix(
 
 
 @dataclass(frozen=True)
+class Work:
+    """Least arithmetic per full-resolution pixel and class: exponentials or logarithms, and all other instructions.
+
+    Vertical interpolation of a map is one FMA, its adjoint two; the horizontal ones are shared by the rows of a stride
+    and left out. A softmax is a maximum, a shift with scaling, an exponential and a sum. What is done once a pixel is
+    left out. The counts by operator stand in csrc/core/losses.h, predict.h and upsample.h.
+    """
+
+    slots: float = 0
+    exps: float = 0
+
+
+@dataclass(frozen=True)
 class Case:
     """One operator, ours and eager on the same inputs; ``gradients`` maps get a gradient.
 
-    ``exps`` and ``fmas`` count per full-resolution pixel and class, forward and backward, for the GPU's floor.
+    ``forward`` and ``both``, with the backward pass, are the least work, for the floor.
     """
 
     name: str
@@ -153,12 +169,12 @@ class Case:
     eager: Callable[[Inputs], Step]
     maps: int
     gradients: int = 0
-    exps: float = 0
-    fmas: float = 0
+    forward: Work = Work()
+    both: Work = Work()
     eager_waits: bool = False  # the eager form waits for the GPU, so that no graph can hold it
 
 
-def heads(name: str, twin: Callable[..., Tensor], exps: float) -> Case:
+def heads(name: str, twin: Callable[..., Tensor], forward: Work, both: Work) -> Case:
     """Return the case of an operator on the logits of two heads."""
     return Case(
         name,
@@ -166,8 +182,8 @@ def heads(name: str, twin: Callable[..., Tensor], exps: float) -> Case:
         lambda i: lambda a, b: twin(a, b, i.size),
         maps=2,
         gradients=2,
-        exps=exps,
-        fmas=14,
+        forward=forward,
+        both=both,
     )
 
 
@@ -177,8 +193,7 @@ CASES = [
         lambda i: lambda *m: ops.pseudo_label(m, i.size),
         lambda i: lambda *m: eager_pseudo_label(list(m), i.size),
         maps=3,
-        exps=3,
-        fmas=9,
+        forward=Work(18, 3),
     ),
     Case(
         "cross_entropy",
@@ -186,19 +201,19 @@ CASES = [
         lambda i: lambda a: F.cross_entropy(up(a, i.size), i.target.long(), ignore_index=255),
         maps=1,
         gradients=1,
-        exps=1,
-        fmas=7,
+        forward=Work(4, 1),
+        both=Work(6, 1),
     ),
-    heads("symmetric_kl", eager_symmetric_kl, exps=2),
-    heads("ensemble_kl", eager_ensemble_kl, exps=4),
+    heads("symmetric_kl", eager_symmetric_kl, Work(11, 2), Work(21, 2)),
+    heads("ensemble_kl", eager_ensemble_kl, Work(13, 3), Work(20, 3)),
     Case(
         "distillation_kl",
         lambda i: lambda s, *t: ops.distillation_kl(s, [x.detach() for x in t], i.size),
         lambda i: lambda s, *t: eager_distillation_kl(s, [x.detach() for x in t], i.size),
         maps=3,
         gradients=1,
-        exps=4,
-        fmas=12,
+        forward=Work(16, 4),
+        both=Work(19, 4),
     ),
     Case(
         "rectified_cross_entropy",
@@ -206,8 +221,8 @@ CASES = [
         lambda i: lambda a, b: eager_rectified(a, b, i.target),
         maps=2,
         gradients=2,
-        exps=2,
-        fmas=14,
+        forward=Work(10, 2),
+        both=Work(18, 2),
     ),
     Case(
         "entropy",
@@ -215,8 +230,8 @@ CASES = [
         lambda i: lambda a: eager_entropy(a, i.size),
         maps=1,
         gradients=1,
-        exps=1,
-        fmas=7,
+        forward=Work(5, 1),
+        both=Work(9, 1),
     ),
     Case(
         "upsample",
@@ -224,15 +239,15 @@ CASES = [
         lambda i: lambda a: eager_upsample(a, i.size),
         maps=1,
         gradients=1,
-        exps=1,
-        fmas=10,
+        forward=Work(5, 1),
+        both=Work(14, 2),
     ),
     Case(
         "confusion_matrix",
-        lambda i: lambda a: ops.confusion_matrix(a, i.target, CLASSES),
+        lambda i: lambda a: ops.confusion_matrix(a, i.target, a.shape[1]),
         lambda i: lambda a: eager_confusion(a, i.target),
         maps=1,
-        fmas=2,
+        forward=Work(4),
         eager_waits=True,
     ),
     Case(
@@ -277,26 +292,30 @@ def action(step: Step, maps: list[Tensor], gradients: int) -> Callable[[], objec
 
 
 def floor_ms(case: Case, inputs: Inputs, backward: bool, ceilings: dict[str, float]) -> float:
-    """Return the least time on this GPU: the largest of bytes, exps and FMAs over their ceilings."""
+    """Return the least time on this device: that of the bytes moved, or of the arithmetic.
+
+    A GPU has a unit of its own for exponentials, which it also issues; a CPU computes them like everything else.
+    """
     height, width = inputs.size
+    classes = inputs.maps[0].shape[1]
     pixels = inputs.target.shape[0] * height * width
     maps = sum(m.numel() * m.element_size() for m in inputs.maps[: case.maps])
     moved = maps + pixels
     if backward:
         moved += sum(m.numel() * (4 + 2 * m.element_size()) for m in inputs.maps[: case.gradients])
     if case.name == "upsample":
-        moved += 4 * CLASSES * pixels * (2 if backward else 1)
+        moved += 4 * classes * pixels * (2 if backward else 1)
     if case.name == "pseudo_label":
         moved += 4 * pixels
     if case.name == "region_mix":
         moved = pixels * (3 + 3 * 4 + 2)
-    work = pixels * CLASSES
-    fraction = 1.0 if backward or not case.gradients else 0.5
-    return 1e3 * max(
-        moved / ceilings["bytes_per_s"],
-        work * case.exps / ceilings["exps_per_s"],
-        work * case.fmas * fraction / ceilings["fmas_per_s"],
-    )
+    work = case.both if backward else case.forward
+    exps = work.exps / ceilings["exps_per_s"]
+    if inputs.target.is_cuda:
+        arithmetic = max(exps, (work.slots + work.exps) / ceilings["fmas_per_s"])
+    else:
+        arithmetic = exps + work.slots / ceilings["fmas_per_s"]
+    return 1e3 * max(moved / ceilings["bytes_per_s"], pixels * classes * arithmetic)
 
 
 def chosen_cases(arguments: argparse.Namespace, cases: list[Case]) -> list[Case]:
@@ -304,7 +323,7 @@ def chosen_cases(arguments: argparse.Namespace, cases: list[Case]) -> list[Case]
     return [case for case in cases if not arguments.ops or case.name in arguments.ops]
 
 
-def run(arguments: argparse.Namespace, ceilings: dict[str, float] | None) -> Iterator[dict[str, Any]]:
+def run(arguments: argparse.Namespace, ceilings: dict[str, float]) -> Iterator[dict[str, Any]]:
     """Measure every requested case, size, batch, dtype and pass."""
     grid = [(s, b, d) for d in arguments.dtypes for b in arguments.batches for s in arguments.sizes]
     for size, batch, dtype in grid:
@@ -319,8 +338,7 @@ def run(arguments: argparse.Namespace, ceilings: dict[str, float] | None) -> Ite
                     row |= compare(case, inputs, backward, arguments)
                 except RuntimeError as error:  # out of memory, a failing compiler: the other rows follow
                     row["error"] = str(error).splitlines()[0]
-                if ceilings:
-                    row["floor_ms"] = round(floor_ms(case, inputs, backward, ceilings), 4)
+                row["floor_ms"] = round(floor_ms(case, inputs, backward, ceilings), 4)
                 print(summary(row), file=sys.stderr, flush=True)
                 yield row
 
@@ -345,8 +363,8 @@ def compare(case: Case, inputs: Inputs, backward: bool, arguments: argparse.Name
 
 
 def run_host(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measure the host time of every requested case and pass, ours and eager, on logits of one pixel."""
-    inputs = Inputs.make((2, 3), 1, torch.float32, arguments.device)
+    """Measure the host time of every requested case and pass, ours and eager, on two logits."""
+    inputs = Inputs.make((2, 3), 1, torch.float32, arguments.device, classes=2)
     for case in chosen_cases(arguments, [*CASES, FLIPPED]):
         for backward in (False, True) if case.gradients else (False,):
             row: dict[str, Any] = {"op": case.name, "pass": "forward+backward" if backward else "forward"}
@@ -355,6 +373,23 @@ def run_host(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 row[f"{name}_us"] = round(harness.host_us(call, arguments.device), 1)
             print(row, file=sys.stderr, flush=True)
             yield row
+
+
+def run_floor(arguments: argparse.Namespace, ceilings: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """Measure ours alone beside the floor, at 640×360, for few and many classes."""
+    for classes in (CLASSES, 60, 150):
+        inputs = Inputs.make((360, 640), 1, torch.float32, arguments.device, classes)
+        for case in chosen_cases(arguments, CASES):
+            if case.maps == 0 and classes != CLASSES:
+                continue  # has no classes
+            for backward in (False, True) if case.gradients else (False,):
+                call = action(case.ours(inputs), inputs.maps[: case.maps], case.gradients * backward)
+                found = harness.measure(call, arguments.device, repeats=40, seconds=2.0)
+                row = {"op": case.name, "pass": "forward+backward" if backward else "forward"}
+                row |= {"classes": classes, "ours": found}
+                row["floor_ms"] = round(floor_ms(case, inputs, backward, ceilings), 4)
+                print(row, file=sys.stderr, flush=True)
+                yield row
 
 
 def summary(row: dict[str, Any]) -> str:
@@ -368,6 +403,23 @@ def summary(row: dict[str, Any]) -> str:
 def _ms(measured: dict[str, float]) -> float:
     """Return the device's time of a measurement, see harness."""
     return measured["ms"] if "ms" in measured else measured["cpu_ms"]
+
+
+def floor_table(document: dict[str, Any]) -> str:
+    """Return a table of the share of the floor that is reached, by number of classes."""
+    rows: dict[tuple[str, str], dict[int, float]] = {}
+    times: dict[tuple[str, str], float] = {}
+    for row in document["rows"]:
+        key = row["op"], row["pass"]
+        ms = row["ours"].get("best_ms", row["ours"].get("ms"))
+        times.setdefault(key, ms)
+        rows.setdefault(key, {})[row["classes"]] = row["floor_ms"] / ms
+    counts = sorted({row["classes"] for row in document["rows"]})
+    header = ["operator", "pass", f"ms, {counts[0]} classes", *(f"of the floor, {c}" for c in counts)]
+    return harness.table(
+        header,
+        [[*key, times[key], *(f"{s[c]:.0%}" if c in s else "–" for c in counts)] for key, s in rows.items()],
+    )
 
 
 def host_table(document: dict[str, Any]) -> str:
@@ -423,6 +475,9 @@ def parse() -> argparse.Namespace:
         "--no-page-faults", action="store_true", help="with an allocator that keeps its memory"
     )
     parser.add_argument("--host", action="store_true", help="host time of a call instead")
+    parser.add_argument(
+        "--floor", action="store_true", help="ours alone beside its floor, by number of classes"
+    )
     parser.add_argument("--check", action="store_true", help="one small size, to see that it runs")
     parser.add_argument("--output", type=Path, help="JSON to write")
     arguments = parser.parse_args()
@@ -443,24 +498,35 @@ def output_path(arguments: argparse.Namespace) -> Path:
         return results / f"host-{arguments.device}.json"
     simd = {"AVX-512": "avx512", "AVX2": "avx2"}.get(build_info()["simd"], "baseline")
     kind = f"cpu-{simd}" if arguments.device == "cpu" else "cuda"
+    if arguments.floor:
+        return results / f"floor-{kind}.json"
     return results / f"ops-{kind}{'-no-page-faults' * arguments.no_page_faults}.json"
 
 
 def main() -> None:
     """Measure, print the table, and write the JSON (not with --check)."""
     arguments = parse()
+    arguments.no_page_faults |= arguments.floor
     if arguments.no_page_faults and any(os.environ.get(k) != v for k, v in harness.KEEP_MEMORY.items()):
         harness.without_page_faults(__file__, sys.argv[1:])
         return
     torch.set_num_threads(arguments.threads)
     environment = harness.environment(arguments.device)
     document = {"device": arguments.device, "environment": environment, "rows": []}
-    rows = run_host(arguments) if arguments.host else run(arguments, environment.get("ceilings"))
+    if arguments.device == "cpu" and not arguments.host:
+        environment["ceilings"] = harness.cpu_ceilings()
+    if arguments.host:
+        rows = run_host(arguments)
+    elif arguments.floor:
+        rows = run_floor(arguments, environment["ceilings"])
+    else:
+        rows = run(arguments, environment["ceilings"])
     for row in rows:
         document["rows"].append(row)
         if not arguments.check or arguments.output:
             harness.write(output_path(arguments), document)
-    print(host_table(document) if arguments.host else table(document))
+    shown = host_table if arguments.host else floor_table if arguments.floor else table
+    print(shown(document))
     if any("error" in row for row in document["rows"]):
         raise SystemExit(1)
 

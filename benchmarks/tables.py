@@ -176,6 +176,18 @@ def benchmark(name: str, table: Callable[[dict[str, Any]], str]) -> str:
     return f"{table(document)}\n\n{where}{faults}; `benchmarks/results/{name}.json`."
 
 
+def host(name: str, before: str) -> str:
+    """Return the host time of a call before a change and after it, and eager PyTorch's."""
+    document = load(name)
+    earlier = {(row["op"], row["pass"]): row["ours_us"] for row in load(before)["rows"]}
+    rows = []
+    for row in document["rows"]:
+        old, new = earlier[row["op"], row["pass"]], row["ours_us"]
+        rows.append([row["op"], row["pass"], old, new, old / new, row["eager_us"]])
+    made = harness.table(["operator", "pass", "before µs", "now µs", "before ÷ now", "eager µs"], rows)
+    return benchmark(name, lambda _: made).replace(f"{name}.json`", f"{before}.json`, `{name}.json`")
+
+
 def chart(names: Sequence[str]) -> None:
     """Draw how many times longer eager takes than ours, 1280×720 float32, with a bar for each result in ``names``."""
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
@@ -211,6 +223,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "data-cpu": partial(benchmark, "data-cpu", data.table),
     "step-cpu": partial(benchmark, "step-cpu", step.table),
     **{name: partial(benchmark, name, ops.table) for name in OPERATORS},
+    **{
+        f"floor-cpu-{simd}": partial(benchmark, f"floor-cpu-{simd}", ops.floor_table)
+        for simd in ("avx512", "avx2")
+    },
+    "host-cpu": partial(host, "host-cpu", "host-cpu-before"),
 }
 
 
