@@ -23,17 +23,13 @@ void convert_row(const In* __restrict from, int64_t count, Affine affine, Out* _
   }
 }
 
-template <class In, class Out>
-void blend_row(const In* __restrict inside, const In* __restrict outside, const uint8_t* __restrict mask,
-               int64_t count, Affine affine, Out* __restrict to) {
+// mask ? inside : outside. Both are read, so that there is no branch.
+template <class T>
+void select_row(const T* __restrict inside, const T* __restrict outside, const uint8_t* __restrict mask,
+                int64_t count, T* __restrict to) {
   for (int64_t x = 0; x < count; ++x) {
-    const In a = inside[x], b = outside[x];  // both are read, so that there is no branch
-    const In value = mask[x] ? a : b;
-    if constexpr (std::is_same_v<In, uint8_t> && std::is_same_v<Out, uint8_t>) {
-      to[x] = value;
-    } else {
-      to[x] = finish<In, Out>(value, affine);
-    }
+    const T a = inside[x], b = outside[x];
+    to[x] = mask[x] ? a : b;
   }
 }
 
@@ -46,6 +42,7 @@ class MixLoop {
         mask_buffer_(width_),
         inside_(width_),
         outside_(width_),
+        selected_(width_),
         label_in_(8 * width_),
         label_out_(8 * width_),
         planes_(task.channels * width_) {}
@@ -88,8 +85,11 @@ class MixLoop {
     return gather(from, plane.stride[2], width_, reinterpret_cast<Label*>(buffer.data()));
   }
 
-  void mix(const In* inside, const In* outside, Affine affine, Out* to) const {
-    if (task_.region != Region::box) return blend_row(inside, outside, mask_, width_, affine, to);
+  void mix(const In* inside, const In* outside, Affine affine, Out* to) {
+    if (task_.region != Region::box) {  // in two passes: bytes are selected in longer vectors than floats
+      select_row(inside, outside, mask_, width_, selected_.data());
+      return convert_row(selected_.data(), width_, affine, to);
+    }
     convert_row(outside, left_, affine, to);
     convert_row(inside + left_, right_ - left_, affine, to + left_);
     convert_row(outside + right_, width_ - right_, affine, to + right_);
@@ -97,19 +97,15 @@ class MixLoop {
 
   template <class Label>
   void mix_labels(int64_t n, int64_t y) {
-    const Label* __restrict inside = label_row<Label>(task_.inside_label, n, y, label_in_);
-    const Label* __restrict outside = label_row<Label>(task_.outside_label, n, y, label_out_);
-    Label* __restrict to = static_cast<Label*>(task_.label) + (n * task_.height + y) * width_;
+    const Label* inside = label_row<Label>(task_.inside_label, n, y, label_in_);
+    const Label* outside = label_row<Label>(task_.outside_label, n, y, label_out_);
+    Label* to = static_cast<Label*>(task_.label) + (n * task_.height + y) * width_;
     if (task_.region == Region::box) {
       std::memcpy(to, outside, width_ * sizeof(Label));
       std::memcpy(to + left_, inside + left_, (right_ - left_) * sizeof(Label));
       return;
     }
-    const uint8_t* __restrict mask = mask_;
-    for (int64_t x = 0; x < width_; ++x) {
-      const Label a = inside[x], b = outside[x];
-      to[x] = mask[x] ? a : b;
-    }
+    select_row(inside, outside, mask_, width_, to);
   }
 
   void interleave(Out* __restrict to) const {
@@ -177,7 +173,7 @@ class MixLoop {
   const uint8_t* mask_ = nullptr;  // of the row, where there is no box
   std::vector<uint8_t> mask_buffer_, table_;
   int64_t table_of_ = -1;  // the sample of table_
-  std::vector<In> inside_, outside_;
+  std::vector<In> inside_, outside_, selected_;
   std::vector<uint8_t> label_in_, label_out_;
   std::vector<Out> planes_;
 };

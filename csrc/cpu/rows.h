@@ -259,11 +259,11 @@ inline void copy_tile(const cpu::Plane& plane, int64_t n, int64_t y, int64_t x, 
                       To* to) {
   const From* from =
       static_cast<const From*>(plane.data) + n * plane.stride[0] + y * plane.stride[1] + x * plane.stride[2];
-  if (plane.stride[2] == 1) {
-    for (int i = 0; i < count; ++i) to[i] = static_cast<To>(from[i]);
-  } else {
-    for (int i = 0; i < count; ++i) to[i] = static_cast<To>(from[i * plane.stride[2]]);
+  if (plane.stride[2] == 1 && count == kTile) {  // a loop that the compiler unrolls
+    for (int i = 0; i < kTile; ++i) to[i] = static_cast<To>(from[i]);
+    return;
   }
+  for (int i = 0; i < count; ++i) to[i] = static_cast<To>(from[i * plane.stride[2]]);
   for (int i = count; i < kTile; ++i) to[i] = missing;
 }
 
@@ -276,25 +276,33 @@ inline void map_tile(const Map& map, int64_t n, int64_t y, int64_t x, int count,
   }
 }
 
-// Labels as classes, -1 where ignored, past the end or out of range (then bad_label is set).
-inline void label_tile(const cpu::Plane& target, int64_t n, int64_t y, int64_t x, int count,
+// Labels of type From as classes, -1 where ignored, past the end or out of range (then bad_label is set). Int
+// holds them all, and -1.
+template <class Int, class From>
+inline void classes_of(const cpu::Plane& target, int64_t n, int64_t y, int64_t x, int count,
                        int64_t ignore_index, int64_t classes, std::atomic<int64_t>& bad_label, int32_t* to) {
-  int64_t wide[kTile];
-  if (target.type == Type::uint8) {
-    copy_tile<int64_t, uint8_t>(target, n, y, x, count, ignore_index, wide);
-  } else {
-    copy_tile<int64_t, int64_t>(target, n, y, x, count, ignore_index, wide);
-  }
-  int64_t bad = 0;
+  const Int ignored = static_cast<Int>(ignore_index), end = static_cast<Int>(classes);
+  Int label[kTile];
+  copy_tile<Int, From>(target, n, y, x, count, ignored, label);
+  int bad = 0;
   for (int i = 0; i < kTile; ++i) {
-    const bool inside = wide[i] >= 0 && wide[i] < classes;
-    const bool counts = wide[i] != ignore_index;
-    bad |= static_cast<int64_t>(counts && !inside);
-    to[i] = counts && inside ? static_cast<int32_t>(wide[i]) : -1;
+    const bool inside = (label[i] >= 0) & (label[i] < end), counts = label[i] != ignored;
+    bad |= counts & !inside;
+    to[i] = counts & inside ? static_cast<int32_t>(label[i]) : -1;
   }
   if (bad == 0) return;
   for (int i = 0; i < kTile; ++i) {
-    if (wide[i] != ignore_index && (wide[i] < 0 || wide[i] >= classes)) bad_label.store(wide[i]);
+    if (label[i] != ignored && (label[i] < 0 || label[i] >= end)) bad_label.store(label[i]);
+  }
+}
+
+inline void label_tile(const cpu::Plane& target, int64_t n, int64_t y, int64_t x, int count,
+                       int64_t ignore_index, int64_t classes, std::atomic<int64_t>& bad_label, int32_t* to) {
+  if (target.type == Type::uint8) {
+    const int64_t byte = ignore_index >= 0 && ignore_index <= 255 ? ignore_index : -1;  // which no label is
+    classes_of<int32_t, uint8_t>(target, n, y, x, count, byte, classes, bad_label, to);
+  } else {
+    classes_of<int64_t, int64_t>(target, n, y, x, count, ignore_index, classes, bad_label, to);
   }
 }
 
