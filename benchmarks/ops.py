@@ -384,7 +384,7 @@ def run_floor(arguments: argparse.Namespace, ceilings: dict[str, float]) -> Iter
                 continue  # has no classes
             for backward in (False, True) if case.gradients else (False,):
                 call = action(case.ours(inputs), inputs.maps[: case.maps], case.gradients * backward)
-                found = harness.measure(call, arguments.device, repeats=40, seconds=2.0)
+                found = harness.measure(call, arguments.device, repeats=40, seconds=1.0)
                 row = {"op": case.name, "pass": "forward+backward" if backward else "forward"}
                 row |= {"classes": classes, "ours": found}
                 row["floor_ms"] = round(floor_ms(case, inputs, backward, ceilings), 4)
