@@ -94,7 +94,7 @@ class _LossFunction(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = _sum_gradients if ctx.plan is None else _pixel_gradients
         return None, None, *differentiable_once(ctx.name, lambda: gradients(ctx, grad))
 

@@ -56,7 +56,7 @@ class _UpsampleFunction(torch.autograd.Function):
         return _library.call("upsample", logits, *schema)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
 
         def back() -> list[Tensor]:
