@@ -78,17 +78,26 @@ class StepContext:
     """uint8 ``[N, 3, H, W]`` to the network's floating-point input."""
 
     def forward(
-        self, model: nn.Module, images: Tensor, *, domain: Domain = "target", visible: Tensor | None = None
+        self,
+        model: nn.Module,
+        images: Tensor,
+        *,
+        domain: Domain = "target",
+        visible: Tensor | None = None,
+        added: Tensor | None = None,
     ) -> SegmentationOutput:
         """Return the output of ``model`` on uint8 ``images`` ``[N, 3, H, W]``, normalised first.
 
         ``domain``: whose statistics domain-specific batch norms use and update while training; evaluation uses the
         target's. ``visible``: float ``[N, 1, H, W]``, 0 where the network
-        sees the mean colour in the image's place, else 1.
+        sees the mean colour in the image's place, else 1. ``added``: float ``[N, 3, H, W]``, added to the normalised
+        images.
         """
         set_domain(model, domain)
         x = self.normalize(images)
-        return to_output(model(x if visible is None else x * visible))
+        if visible is not None:
+            x = x * visible
+        return to_output(model(x if added is None else x + added))
 
 
 @dataclass(frozen=True, kw_only=True)
