@@ -173,10 +173,10 @@ def test_a_fresh_student_begins_from_initial_weights(camvid_root: Path, tmp_path
         camvid_root, tmp_path / "fresh", "stages.self_training.objective.student=fresh", *still
     )
     trainer.fit()
-    fresh = dict(trainer.networks.build("self_training", "student").named_parameters())
+    fresh = dict(trainer.networks.build("main", "self_training", "student").named_parameters())
     for name, value in trainer.model.named_parameters():
         assert torch.equal(value, fresh[name]), name
-    other = dict(trainer.networks.build("self_training.2", "student").named_parameters())
+    other = dict(trainer.networks.build("main", "self_training.2", "student").named_parameters())
     assert not torch.equal(other["backbone.conv1.weight"], fresh["backbone.conv1.weight"])
 
 

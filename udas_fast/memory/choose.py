@@ -64,7 +64,9 @@ def candidates(recipe: Recipe) -> Iterator[MemoryConfig]:
         policies = POLICIES if recipe.trains == "segmentation" else ("none",)  # CycleGAN has no backbone
     for policy in policies:
         yield replace(memory, checkpointing=policy)
-    if memory.micro_batch_size is not None or recipe.model.batch_statistics:
+    if memory.micro_batch_size is not None or any(
+        recipe.model_of(stage.network).batch_statistics for stage in recipe.stages
+    ):
         return
     for policy in dict.fromkeys((policies[0], policies[-1])):
         size = max(recipe.batch_sizes.values(), default=1) // 2

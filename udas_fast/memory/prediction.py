@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -82,10 +81,9 @@ def _networks(recipe: Recipe, num_classes: int) -> dict[str, nn.Module]:
     """Return every network that a stage trains, as the trainer has them."""
     objective = recipe.stages[0].objective
     if isinstance(objective, CycleGANConfig):
-        model: nn.Module = CycleGenerators(objective.width, objective.blocks)
-    else:
-        model = build_model(recipe.model, num_classes)
-    return {name: copy.deepcopy(model) for name in {stage.network for stage in recipe.stages}}
+        return {recipe.stages[0].network: CycleGenerators(objective.width, objective.blocks)}
+    names = {stage.network for stage in recipe.stages}
+    return {name: build_model(recipe.model_of(name), num_classes) for name in names}
 
 
 def _stage_peak(

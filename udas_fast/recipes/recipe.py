@@ -75,6 +75,8 @@ class Stage:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     # The network that it trains. All of a run begin with the same weights; the last stage's is the run's model.
     network: str = "main"
+    # Architecture of that network; None: the recipe's. One of its own begins with random weights, or those of `hf`.
+    model: ModelConfig | None = None
 
 
 class StageRounds(Protocol):
@@ -160,6 +162,11 @@ class Recipe:
             raise bad("translation", f"recipe {self.translation.name}", "one that trains CycleGAN, or null")
         if len({stage.objective.requirements.model for stage in self.stages}) > 1:
             raise bad("stages", "segmentation and translation", "one of them")
+        for network in {stage.network for stage in self.stages}:
+            if len({stage.model for stage in self.stages if stage.network == network}) > 1:
+                raise bad(
+                    f"model of stages with network {network!r}", "several", "one, the same in each of them"
+                )
         for name in ("compile", "cuda_graphs"):
             if getattr(self, name) and self.trains == "translation":
                 raise bad(name, "true for a translation", "false")
@@ -199,6 +206,10 @@ class Recipe:
     def trains(self) -> Literal["segmentation", "translation"]:
         """Kind of the networks: "segmentation" or "translation"."""
         return self.stages[0].objective.requirements.model
+
+    def model_of(self, network: str) -> ModelConfig:
+        """Return the architecture of the network that stages call ``network``."""
+        return next((s.model for s in self.stages if s.network == network and s.model), self.model)
 
     @property
     def batch_sizes(self) -> dict[StreamName, int]:

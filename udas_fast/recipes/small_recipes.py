@@ -19,6 +19,8 @@ STEPS = 600  # minutes on two CPU cores
 def small(recipe: Recipe, *, size: tuple[int, int], steps: int = STEPS, batch_size: int = 4) -> Recipe:
     """Return ``recipe`` on a narrow ResNet-18 at output stride 4, from random weights, for ``steps`` of each network.
 
+    All networks of it have this one architecture.
+
     Where there are several stages, the rounds of the later ones share a third of the steps and the first takes
     the rest; stages of equal length stay so. AdamW replaces SGD, whose published rates are for ImageNet weights;
     a stage that learns at a lower rate than AdaptSegNet's keeps the proportion. Self-training learns at a lower
@@ -68,4 +70,4 @@ def _small_stage(stage: Stage, steps: int) -> Stage:
         warmup=0.05,
         discriminator_lr=5e-4,
     )
-    return replace(stage, steps=steps, optimizer=optimizer, objective=stage.objective.small())
+    return replace(stage, steps=steps, optimizer=optimizer, objective=stage.objective.small(), model=None)

@@ -135,7 +135,7 @@ def random_phase(
     networks: dict[str, nn.Module] = {}
     for name in dict.fromkeys([stage.network, *(other.network for other in recipe.stages)]):
         torch.manual_seed(weights if name == stage.network else len(networks))
-        networks[name] = build_model(recipe.model, CLASSES).to(device)
+        networks[name] = build_model(recipe.model_of(name), CLASSES).to(device)
     model = networks[stage.network]
     model = model.to(memory_format=memory_format(amp, model))  # type: ignore[call-overload]  # torch's stub lacks it
     recipe.memory.apply(model)

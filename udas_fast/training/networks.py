@@ -39,7 +39,8 @@ FIRST = "first"  # the network as it was at the start, where that cannot be buil
 class Networks(dict[str, nn.Module]):
     """Every network that a stage of ``recipe`` trains, by ``Stage.network``, on the device.
 
-    All begin with the same weights. A user's own network is the one that the last stage trains.
+    All of the recipe's architecture begin with the same weights. A user's own network is the one that the last stage
+    trains.
 
     Args:
         model: the user's own; None builds the recipe's.
@@ -51,9 +52,9 @@ class Networks(dict[str, nn.Module]):
 
     Attributes:
         trained: the network that is trained now; before the first stage the one that the last stage trains.
-        model_config: how the networks are built; None: the user's own.
         memory: checkpointing and micro-batches that save memory.
-        weights_report: what was loaded of ``config.weights``; None where none were given, or none are needed.
+        weights_report: what was loaded of ``config.weights`` or ``model.hf``, of the last network that was built; None
+            where none were given, or none are needed.
 
     Raises:
         InputError: weights, network, memory or teachers are not as they should be.
@@ -75,22 +76,22 @@ class Networks(dict[str, nn.Module]):
             raise bad("--reset-head", "no --weights", "the weights whose head is left out")
         self._recipe, self._run, self._classes, self.amp = recipe, config, classes, amp
         self._labelled = labelled
-        fresh = [stage.objective.requirements.fresh_start for stage in recipe.stages]
+        fresh = [stage for stage in recipe.stages if stage.objective.requirements.fresh_start]
         # Where the first stage has a fresh student already, the run's start is the teacher of that.
-        first_of_start = any(fresh) and not fresh[0] and config.start is not None
-        first_of_user = any(fresh) and not first_of_start and model is not None
+        first_of_start = bool(fresh) and fresh[0] is not recipe.stages[0] and config.start is not None
+        first_of_user = bool(fresh) and not first_of_start and model is not None
+        built_anew = [s for s in fresh if s.model is not None or not (first_of_start or first_of_user)]
         # A checkpoint has all weights; a fresh student begins anew with the run's first ones.
-        needs_weights = not begun or (any(fresh) and not first_of_start and not first_of_user)
-        self._weights = config.weights if needs_weights else None
-        self._pretrained = recipe.model.hf if model is None and needs_weights and not config.weights else None
-        self.model_config = recipe.model if model is None else None
+        self._needs_weights, self._own = bool(built_anew) or not begun, model is not None
+        if self._own and any(stage.model for stage in recipe.stages):
+            raise bad("model of a stage", "one beside a network of the user's own", "null")
         self.weights_report: WeightsReport | None = None
-        model = self.build("model", 0) if model is None else self._take(model)
+        last = recipe.stages[-1].network
+        base = next((stage.network for stage in reversed(recipe.stages) if stage.model is None), last)
+        model = self.build(base, "model", 0) if model is None else self._take(model)
         self.memory = self._choose_memory()
-        self._apply_memory(model)
-        self.trained = model.to(amp.device)
-        self.trained = self.trained.to(memory_format=memory_format(amp, model))  # type: ignore[call-overload]  # torch's stub lacks it
-        if self.model_config is None:
+        self.trained = self._placed(model)
+        if self._own:
             reasons = (stage.objective.requirements.auxiliary_head for stage in recipe.stages)
             auxiliary_head = next((reason for reason in reasons if reason), None)
             check_network(model, len(classes), recipe.input.target.size, amp, auxiliary_head)
@@ -100,24 +101,52 @@ class Networks(dict[str, nn.Module]):
             self._start_from(Path(config.start))
         if first_of_start:
             self._keep_first()
-        last = recipe.stages[-1].network
-        self[last] = self.trained
-        for name in dict.fromkeys(stage.network for stage in recipe.stages if stage.network != last):
-            self[name] = copy.deepcopy(self.trained)
+        self[base] = self.trained
+        for stage in recipe.stages:
+            if (name := stage.network) not in self:
+                alike = stage.model is None
+                self[name] = (
+                    copy.deepcopy(self[base]) if alike else self._placed(self.build(name, "model", name))
+                )
+        self.trained = self[last]
         if recipe.cuda_graphs:
             check_graphs(amp.device)
         if recipe.compile:
             compile_backbones(self.values(), self.memory, amp.device)
         self._check_methods()
 
-    def build(self, *place: int | str) -> nn.Module:
-        """Return the recipe's network with the run's first weights, random ones by the seed and ``place``."""
+    @property
+    def model_config(self) -> ModelConfig | None:
+        """Architecture of the network that is trained; None: the user's own."""
+        return None if self._own else self._recipe.model_of(self._name)
+
+    @property
+    def _name(self) -> str:
+        return next(name for name, network in self.items() if network is self.trained)
+
+    def build(self, name: str, *place: int | str) -> nn.Module:
+        """Return network ``name`` with the run's first weights, random ones by the seed and ``place``."""
         seed_step(self._run.seed, *place)
-        return self._load_weights(build_model(self._recipe.model, len(self._classes)))
+        config = self._recipe.model_of(name)
+        model = build_model(config, len(self._classes))
+        if not self._needs_weights:
+            return model
+        if self._run.weights and config == self._recipe.model:
+            return self._load_weights(model)
+        if config.hf:
+            self.weights_report = load_pretrained(model, config.hf)
+        return model
+
+    def _placed(self, model: nn.Module) -> nn.Module:
+        """Return ``model`` on the device, in its memory format, with the settings that save memory."""
+        self._apply_memory(model)
+        model = model.to(self.amp.device)
+        return model.to(memory_format=memory_format(self.amp, model))  # type: ignore[call-overload]  # torch's stub lacks it
 
     def begin_anew(self, *place: int | str) -> None:
         """Give the trained network the run's first weights; random ones of a recipe's network depend on ``place``."""
-        first = self[FIRST] if FIRST in self else self.build(*place)
+        kept = FIRST in self and self.model_config in (None, self._recipe.model)
+        first = self[FIRST] if kept else self.build(self._name, *place)
         self.trained.load_state_dict(first.state_dict())
 
     def _keep_first(self) -> None:
@@ -126,17 +155,15 @@ class Networks(dict[str, nn.Module]):
     def _take(self, model: nn.Module) -> nn.Module:
         """Return the user's own network with the run's weights."""
         check_state(model)
-        return self._load_weights(model)
+        return self._load_weights(model) if self._run.weights and self._needs_weights else model
 
     def _load_weights(self, model: nn.Module) -> nn.Module:
-        if self._weights:
-            self.weights_report = load_weights(model, self._weights, reset_head=self._run.reset_head)
-        elif self._pretrained:
-            self.weights_report = load_pretrained(model, self._pretrained)
+        assert self._run.weights is not None
+        self.weights_report = load_weights(model, self._run.weights, reset_head=self._run.reset_head)
         return model
 
     def _choose_memory(self) -> MemoryConfig:
-        if self.model_config is None and self._recipe.memory.budget is not None:
+        if self._own and self._recipe.memory.budget is not None:
             raise bad(
                 "memory.budget", "a network of the user's own", "the recipe's own, which can be predicted"
             )
@@ -160,7 +187,7 @@ class Networks(dict[str, nn.Module]):
 
     def _start_from(self, path: Path) -> None:
         """Take over the model of a finished run; normalisation and dropout may differ, the rest may not."""
-        model, expected = self.trained, self.model_config
+        model, expected = self.trained, None if self._own else self._recipe.model
         trained = TrainedModel.load(path, self.amp.device, model if expected is None else None)
         if trained.classes.names != self._classes.names:
             there, here = (
@@ -188,7 +215,7 @@ class Networks(dict[str, nn.Module]):
     def out_of_memory(self, phase: str, error: Exception) -> InputError:
         """Return a sentence about ``error`` in ``phase``: where it arose, and what to set."""
         advise = "set a smaller input.batch_size or size"
-        if self.model_config is not None:
+        if not self._own:
             classes = len(self._classes)
             advise = advice(self._share, self.memory, num_classes=classes, labelled=self._labelled)
         return InputError(f"{phase} ran out of memory ({first_line(error)}): {advise}")

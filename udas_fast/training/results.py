@@ -25,7 +25,6 @@ class Results:
         run_dir: the run's folder.
         recipe, seed: what was trained.
         classes: classes of the data.
-        model_config: how to build the model from its file; None: the user's own network.
         val: what is scored; None: nothing.
         bit_depth: of the data's 16-bit images.
         scores: scores by phase; those of a phase's further networks as ``PHASE.NETWORK``.
@@ -35,7 +34,6 @@ class Results:
     recipe: Recipe
     seed: int
     classes: ClassSet
-    model_config: ModelConfig | None
     val: SegmentationDataset | UserLoader | None
     bit_depth: int | None
     scores: dict[str, evaluation.Scores]
@@ -74,11 +72,14 @@ class Results:
         }
         atomic_write(json.dumps(document, indent=2) + "\n", self.run_dir / "scores.json")
 
-    def trained(self, model: nn.Module) -> TrainedModel:
-        """Return ``model`` with its classes, input size and the protocol of the last scores."""
+    def trained(self, model: nn.Module, config: ModelConfig | None) -> TrainedModel:
+        """Return ``model`` with its classes, input size and the protocol of the last scores.
+
+        ``config``: how to build it from its file; None: the user's own network.
+        """
         scores = list(self.scores.values())
         protocol = scores[-1].protocol if scores else None
-        return TrainedModel(model, self.model_config, self.classes, self.size, protocol, self.bit_depth)
+        return TrainedModel(model, config, self.classes, self.size, protocol, self.bit_depth)
 
     @property
     def picture(self) -> Path:
@@ -90,6 +91,6 @@ class Results:
         if isinstance(self.val, SegmentationDataset):
             evaluation.validation_figure({phase: model}, model, self.val, self.size, self.picture)
 
-    def finish(self, model: nn.Module) -> None:
-        """Write ``model.safetensors``, which marks the run as complete."""
-        self.trained(model).save(self.run_dir / MODEL_FILE)
+    def finish(self, model: nn.Module, config: ModelConfig | None) -> None:
+        """Write :meth:`trained` to ``model.safetensors``, which marks the run as complete."""
+        self.trained(model, config).save(self.run_dir / MODEL_FILE)

@@ -201,7 +201,10 @@ class Trainer:
         if any(stage.optimizer.name == "apex_sgd" for stage in recipe.stages):
             apex_sgd()  # now, and not when its stage begins
         check_translation(recipe, config.data)
-        recipe = replace(recipe, model=recipe.model.resolved())
+        stages = tuple(
+            replace(stage, model=stage.model and stage.model.resolved()) for stage in recipe.stages
+        )
+        recipe = replace(recipe, model=recipe.model.resolved(), stages=stages)
         self.recipe, self.config, self.run_dir, self.domains = recipe, config, run_dir, domains
         amp = build_amp(recipe.precision, self.device)
         check_data(recipe, domains)
@@ -224,7 +227,6 @@ class Trainer:
             recipe,
             config.seed,
             self.classes,
-            self.networks.model_config,
             domains.val,
             domains.bit_depth,
             self._run.scores,
@@ -402,7 +404,7 @@ class Trainer:
             callback.on_phase_end(phase.name, step, {name: score.miou for name, score in scores.items()})
 
     def _finish(self) -> None:
-        self._results.finish(self.model)
+        self._results.finish(self.model, self.networks.model_config)
         for callback in self.callbacks:
             callback.on_run_end(self.run_dir)
 
@@ -418,7 +420,7 @@ class Trainer:
 
     def predict(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (train ids uint8, confidence float32), both ``[H, W]``, of a uint8 RGB image ``[H, W, 3]``."""
-        return self._results.trained(self.model).predict(image)
+        return self._results.trained(self.model, self.networks.model_config).predict(image)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model with its classes, input size and protocol (:class:`udas_fast.TrainedModel`).
@@ -426,7 +428,7 @@ class Trainer:
         Among several processes the main one writes.
         """
         if distributed.is_main():
-            self._results.trained(self.model).save(Path(path))
+            self._results.trained(self.model, self.networks.model_config).save(Path(path))
 
 
 def _check_types(recipe: object, data: object, model: object) -> None:
