@@ -175,6 +175,9 @@ def test_every_objective_takes_every_network(
     torch.manual_seed(0)
     model = build_model(ModelConfig(head=network, backbone="resnet18", width=4), 4).train()
     config = get_recipe(recipe).stages[stage].objective
+    if config.requirements.whole_images:  # labelled before the round
+        target = replace(batches.unlabelled, label=batches.labelled.label)
+        batches = Batches(source=batches.source, labelled=batches.labelled, unlabelled=target)
     built = config.build(4)
     built.networks = {name: copy.deepcopy(model) for name in config.requirements.networks}
     built.on_round_start(model)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from udas_fast.config import config_dataclass
+from udas_fast.data.classes import IGNORE
 from udas_fast.objectives.base import PrepareContext
 from udas_fast.objectives.student_view import CutMixConfig, draw_boxes
 
@@ -24,3 +25,11 @@ def draw_cutout(images: Tensor, config: CutOutConfig, ctx: PrepareContext) -> Te
     columns = torch.arange(width, device=images.device)
     inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
     return ~inside[:, None]
+
+
+def without_hidden(label: Tensor, visible: Tensor | None) -> Tensor:
+    """Return ``label``, uint8 ``[N, H, W]``, with 255 where ``visible``, bool ``[N, 1, H, W]``, is False.
+
+    None: as it is.
+    """
+    return label if visible is None else torch.where(visible[:, 0], label, IGNORE)

@@ -15,7 +15,8 @@ from udas_fast import ops
 from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
 from udas_fast.data.classes import IGNORE
-from udas_fast.models import SegmentationOutput, keep_statistics
+from udas_fast.errors import bad
+from udas_fast.models import SegmentationOutput, keep_statistics, normalization_of
 from udas_fast.objectives.base import (
     Batches,
     Domain,
@@ -26,6 +27,7 @@ from udas_fast.objectives.base import (
     Requirements,
     StepContext,
 )
+from udas_fast.objectives.cutout import CutOutConfig, draw_cutout, without_hidden
 from udas_fast.objectives.losses import segmentation_loss, surest_view, view_loss
 from udas_fast.objectives.mixing import (
     FdaBeta,
@@ -49,7 +51,12 @@ class ConsistencyConfig:
 
 @config_dataclass
 class SelfTrainingConfig(ObjectiveConfig, kind="self_training"):
-    """A round of self-training; at the round's end the student becomes the teacher."""
+    """A round of self-training; at the round's end the student becomes the teacher.
+
+    Noisy Student (Xie et al., CVPR 2020, arXiv 1911.04252) is this with labels on disk, no threshold, CutOut, and
+    dropout of the network: L = CE on labelled images + CE of the student's noisy view with the labels of a teacher that
+    is free of noise.
+    """
 
     small_lr: ClassVar[float] = 1.5e-3
 
@@ -59,6 +66,11 @@ class SelfTrainingConfig(ObjectiveConfig, kind="self_training"):
     # Where a round's student starts from: "another, new student" has the run's first weights (UDAS 3.5).
     student: Literal["teacher", "fresh"] = "fresh"
     augment: bool = True  # photometric AutoAugment on the target images that the student sees
+    cut_out: CutOutConfig | None = None  # and a box of each that it does not see
+    # Labelled source images; False: only the labelled target images where there are some.
+    source: bool = True
+    # Another network of the run that labels (`Stage.network`), of any architecture; None: the last round's student.
+    teacher: str | None = None
     consistency: ConsistencyConfig | None = field(default_factory=ConsistencyConfig)
     # λ of the KL between the ground truth and the student's own pseudo-labelling of labelled images (UDAS 3.5).
     label_consistency_weight: Weight = 1.0
@@ -66,18 +78,27 @@ class SelfTrainingConfig(ObjectiveConfig, kind="self_training"):
     fda_beta: FdaBeta = 0.01
     mixing: MixingConfig | None = None
 
+    def __post_init__(self) -> None:
+        if not self.source and (self.translate != "none" or self.mixing is not None):
+            raise bad(
+                "source", "false with translate or mixing, which need one", "translate: none and mixing: null"
+            )
+        if self.cut_out is not None and self.consistency is not None:
+            raise bad("consistency", "one with cut_out, whose boxes have no views", "null")
+
     @property
     def requirements(self) -> Requirements:
-        """Labelled source and unlabelled target images, and labelled target images where they are given."""
+        """Unlabelled target images, labelled source images, and labelled target images where they are given."""
         online = self.pseudo_labels.labels == "online"
         return Requirements(
-            streams=("source", "unlabelled"),
+            streams=("source", "unlabelled") if self.source else ("unlabelled",),
             optional_streams=("labelled",),
             paired=paired_streams(self.translate, self.mixing),
             auxiliary_head=None
             if self.pseudo_labels.heads == "primary"
             else "the teacher's ensemble of heads",
             views=loader_views(self.pseudo_labels.views) if online else (),
+            networks=() if self.teacher is None else (self.teacher,),
             whole_images=not online,
             fresh_start=self.student == "fresh",
         )
@@ -97,6 +118,7 @@ class SelfTrainingBatch:
         mixed: source images and their Domain CutMix by the loss's name.
         labelled: labelled target images as the student sees them.
         own_views: K views of the labelled images of each domain for the student, and their labels.
+        visible: bool ``[N, 1, H, W]`` of the target and the labelled images, False where the student sees nothing.
     """
 
     target: Batch
@@ -104,6 +126,7 @@ class SelfTrainingBatch:
     mixed: dict[str, Batch]
     labelled: Batch | None
     own_views: dict[Domain, tuple[Sequence[Tensor], Tensor]]
+    visible: dict[str, Tensor]
 
 
 class SelfTraining(Objective):
@@ -117,9 +140,19 @@ class SelfTraining(Objective):
         self.labeller = PseudoLabeller(config.pseudo_labels, num_classes)
 
     def on_round_start(self, model: nn.Module) -> None:
-        """Freeze a copy of the network as the teacher."""
-        self.teacher = copy.deepcopy(model).requires_grad_(False)
-        self.labeller.set_teacher(self.teacher)
+        """Freeze a copy of the network as the teacher, unless another network of the run is.
+
+        Raises:
+            InputError: that network expects images that are normalised otherwise.
+        """
+        if (name := self.config.teacher) is None:
+            self.teacher = copy.deepcopy(model).requires_grad_(False)
+            self.labeller.set_teacher(self.teacher)
+            return
+        teacher = self.networks[name]
+        if (found := normalization_of(teacher)) != (expected := normalization_of(model)):
+            raise bad(f"normalization of teacher {name!r}", found, f"its student's, {expected}")
+        self.labeller.set_teacher(teacher)
 
     def prepare_batch(self, batch: Batches, ctx: PrepareContext) -> SelfTrainingBatch:
         """Augment the target images and mix the labelled ones."""
@@ -131,8 +164,8 @@ class SelfTraining(Objective):
         seen = config.pseudo_labels.labels == "online" or config.consistency is not None
         views = self.labeller.photometric_views(target, ctx.augment) if seen else []
         student = replace(augmented(target), views=None)
-        source = translated_source(batch, config.translate, config.fda_beta)
-        mixed = labelled_batches(source, labelled, config.mixing, ctx)
+        source = translated_source(batch, config.translate, config.fda_beta) if config.source else None
+        mixed = {} if source is None else labelled_batches(source, labelled, config.mixing, ctx)
         own_views: dict[Domain, tuple[Sequence[Tensor], Tensor]] = {}
         if config.label_consistency_weight:
             domains: dict[Domain, Batch | None] = {"source": source, "target": labelled}
@@ -140,9 +173,12 @@ class SelfTraining(Objective):
                 if images is not None:
                     views_of = self.labeller.photometric_views(images, ctx.augment)
                     own_views[domain] = views_of, images.required_label
-        return SelfTrainingBatch(
-            student, views, mixed, None if labelled is None else augmented(labelled), own_views
-        )
+        labelled = None if labelled is None else augmented(labelled)
+        visible = {}
+        if config.cut_out is not None:
+            noisy = {"target": student} if labelled is None else {"target": student, "labelled": labelled}
+            visible = {name: draw_cutout(images.image, config.cut_out, ctx) for name, images in noisy.items()}
+        return SelfTrainingBatch(student, views, mixed, labelled, own_views, visible)
 
     def training_step(self, model: nn.Module, batch: SelfTrainingBatch, ctx: StepContext) -> Losses:
         """Label by the teacher, then minimise the student's losses."""
@@ -160,7 +196,9 @@ class SelfTraining(Objective):
             label = target.required_label
 
         # Student: the same images, strongly augmented.
-        output = ctx.forward(model, target.image, domain="target")
+        visible = batch.visible.get("target")
+        output = ctx.forward(model, target.image, domain="target", visible=visible)
+        label = without_hidden(label, visible)
         losses = {"pseudo": segmentation_loss(output, label, config.auxiliary_weight)}
         total = config.pseudo_weight * losses["pseudo"]
         if config.consistency is not None:
@@ -199,8 +237,10 @@ class SelfTraining(Objective):
 
         # Labelled target images themselves, augmented.
         if batch.labelled is not None:
-            output = ctx.forward(model, batch.labelled.image, domain="target")
-            loss = self._labelled_loss(output, batch.labelled)
+            visible = batch.visible.get("labelled")
+            output = ctx.forward(model, batch.labelled.image, domain="target", visible=visible)
+            label = without_hidden(batch.labelled.required_label, visible)
+            loss = self._labelled_loss(output, replace(batch.labelled, label=label))
             ctx.backward(loss)
             losses["seg_labelled"] = loss
         return {name: loss.detach() for name, loss in losses.items()}
