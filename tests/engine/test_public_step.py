@@ -175,6 +175,7 @@ def half_way(backward: Callable[[Tensor], None], layout: torch.memory_format) ->
     return PrepareContext(
         step=1,
         steps=2,
+        lr=0.1,
         generator=torch.Generator().manual_seed(3),
         backward=backward,
         normalize=lambda image: normalize(image).contiguous(memory_format=layout),
@@ -300,6 +301,7 @@ def public_loop(stage: str, name: str, first: int = 0) -> Found:
         context = PrepareContext(
             step=i,
             steps=STEPS,
+            lr=optimizers[0].param_groups[0]["lr"],
             generator=seed_step(0, stage, i),
             backward=Tensor.backward,
             normalize=normalize,

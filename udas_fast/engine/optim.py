@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -55,17 +56,22 @@ def build_optimizers(
     discriminators: Sequence[nn.Parameter],
     config: OptimizerConfig,
     make: MakeOptimizer | None = None,
+    companions: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> dict[str, torch.optim.Optimizer]:
-    """Return ``{"model": …}`` and, if there are any, ``{"discriminators": …}``; each parameter is in one group.
+    """Return ``{"model": …}``, one for each of ``companions`` and, if there are any, ``{"discriminators": …}``.
 
-    ``make`` replaces the optimiser that ``config`` describes for the model; the schedule scales its rates as well.
+    Each parameter is in one group. ``make`` replaces the optimiser that ``config`` describes for a network; the
+    schedule scales its rates as well.
     """
-    optimizers = {"model": _configured(model, config) if make is None else make(model)}
-    if not isinstance(optimizers["model"], torch.optim.Optimizer):
-        found = type(optimizers["model"]).__name__
-        raise bad("optimizer(model)", found, "a torch.optim.Optimizer of its parameters")
-    if isinstance(optimizers["model"], torch.optim.SGD):
-        _begin_momentum(optimizers["model"])
+    optimizers = {}
+    for name, network in {"model": model, **companions}.items():
+        optimizer = _configured(network, config) if make is None else make(network)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            found = type(optimizer).__name__
+            raise bad("optimizer(model)", found, "a torch.optim.Optimizer of its parameters")
+        if isinstance(optimizer, torch.optim.SGD):
+            _begin_momentum(optimizer)
+        optimizers[name] = optimizer
     if discriminators:
         optimizers["discriminators"] = torch.optim.Adam(
             discriminators, lr=config.discriminator_lr, betas=config.discriminator_betas, fused=True

@@ -104,8 +104,13 @@ class TrainStep:
         self.memory_format, self.normalization = memory_format(amp, model), normalization_of(model)
         distributed.same_everywhere(model)  # a user's network need not have been made with one seed
         distributed.same_everywhere(objective)
+        self._networks = {"model": model, **objective.companions()}
         self.optimizers = build_optimizers(
-            model, objective.discriminator_parameters(), optimizer, make_optimizer
+            model,
+            objective.discriminator_parameters(),
+            optimizer,
+            make_optimizer,
+            objective.companions(),
         )
         self.average = None if ema is None else MeanTeacher(model, ema)
         self.bad_steps = bad_steps or BadSteps()
@@ -123,6 +128,7 @@ class TrainStep:
         context = PrepareContext(
             step=self.done,
             steps=self.steps,
+            lr=self.lr,
             generator=self._seed_step(),
             backward=self._backward,
             normalize=self._normalize,
@@ -144,9 +150,11 @@ class TrainStep:
         if self.skipped:
             return losses
         if self.config.max_norm is not None:
-            self.amp.clip(self.optimizers["model"], self.config.max_norm)
+            for name in self._networks:
+                self.amp.clip(self.optimizers[name], self.config.max_norm)
         self.amp.step(self.optimizers.values())
-        distributed.average_buffers(self.model)
+        for network in self._networks.values():
+            distributed.average_buffers(network)
         self.objective.after_step(self.model)
         if self.average is not None:
             self.average.follow(self.model)

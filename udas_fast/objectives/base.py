@@ -108,6 +108,8 @@ class PrepareContext(StepContext):
     """Number of this step in its phase, from 0."""
     steps: int
     """Number of steps of the phase."""
+    lr: float
+    """Learning rate of the model in this step, of its first parameter group."""
     generator: torch.Generator
     """CPU generator seeded by (seed, phase, step): the only source of random numbers of a step beside dropout.
 
@@ -190,6 +192,10 @@ class Objective(nn.Module):
 
     def scored(self) -> Mapping[str, nn.Module]:
         """Return networks beside the trained one that are scored at the end of a round, by name."""
+        return {}
+
+    def companions(self) -> Mapping[str, nn.Module]:
+        """Return networks that learn beside the model, by name: each has an optimiser of the model's settings."""
         return {}
 
     def discriminator_parameters(self) -> Sequence[nn.Parameter]:

@@ -62,10 +62,11 @@ def random_batches(
 
 
 def make_context(progress: float = 0.5, seed: int = 0, steps: int = 1000) -> PrepareContext:
-    """Return a context whose ``backward`` is ``loss.backward()`` and whose ``normalize`` divides by 255."""
+    """Return a context of learning rate 0.1, ``backward`` ``loss.backward()`` and ``normalize`` that divides by 255."""
     return PrepareContext(
         step=round(progress * steps),
         steps=steps,
+        lr=0.1,
         generator=torch.Generator().manual_seed(seed),
         backward=lambda loss: loss.backward(),
         normalize=lambda image: image.float() / 255,
