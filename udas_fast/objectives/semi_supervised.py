@@ -18,10 +18,11 @@ LabelledDomain: TypeAlias = Literal["source", "labelled", "both"]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
-def requirements(domain: LabelledDomain, *, mixed: bool = False) -> Requirements:
+def requirements(domain: LabelledDomain, *, mixed: bool = False, fresh_start: bool = False) -> Requirements:
     """Return the requirements of a method on unlabelled target images and the labelled images of ``domain``.
 
-    ``mixed``: whether images of all streams are mixed, which therefore have one size.
+    ``mixed``: whether images of all streams are mixed, which therefore have one size; ``fresh_start``: whether the
+    network begins with its initial weights.
     """
     first: tuple[Literal["source", "labelled"]] = ("labelled",) if domain == "labelled" else ("source",)
     both = domain == "both"
@@ -29,6 +30,7 @@ def requirements(domain: LabelledDomain, *, mixed: bool = False) -> Requirements
         streams=(*first, "unlabelled"),
         optional_streams=("labelled",) if both else (),
         equal_sizes=(*first, *(("labelled",) if both else ()), "unlabelled") if mixed else (),
+        fresh_start=fresh_start,
         source_sized=(),
     )
 

@@ -22,9 +22,10 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int = STEPS, batch_si
     All networks of it have this one architecture.
 
     Where there are several stages, the rounds of the later ones share a third of the steps and the first takes
-    the rest; stages of equal length stay so. AdamW replaces SGD, whose published rates are for ImageNet weights;
-    a stage that learns at a lower rate than AdaptSegNet's keeps the proportion. Self-training learns at a lower
-    rate. LAB statistics take the place of a CycleGAN, which trains longer than all the rest.
+    the rest; stages of equal length stay so, and those of more than two lengths keep their proportions. AdamW replaces
+    SGD, whose published rates are for ImageNet weights; a stage that learns at a lower rate than AdaptSegNet's keeps
+    the proportion. Self-training learns at a lower rate. LAB statistics take the place of a CycleGAN, which trains
+    longer than all the rest.
 
     Raises:
         InputError: fewer steps than rounds.
@@ -52,8 +53,12 @@ def _lengths(recipe: str, stages: Sequence[Stage], steps: int) -> dict[str, int]
     if steps < max(1, least):
         raise bad("--steps", steps, f"at least {least} for {recipe}")
     later = steps // (rounds + 1) if equal else steps // 3 // max(1, rounds)
-    first = steps - later * rounds
-    return {stage.name: first if i == 0 else later for i, stage in enumerate(stages)}
+    lengths = {stage.name: later for stage in stages}
+    if len({stage.steps for stage in stages}) > 2:
+        whole = sum(stage.steps * stage.rounds for stage in stages)
+        lengths = {stage.name: max(1, steps * stage.steps // whole) for stage in stages}
+    first = steps - sum(lengths[stage.name] * stage.rounds for stage in stages[1:])
+    return lengths | {stages[0].name: first}
 
 
 def _small_stage(stage: Stage, steps: int) -> Stage:
