@@ -20,11 +20,15 @@ def draw_cutout(images: Tensor, config: CutOutConfig, ctx: PrepareContext) -> Te
     """Draw a box for each of uint8 ``images`` ``[N, 3, H, W]``: bool ``[N, 1, H, W]``, False inside it."""
     height, width = images.shape[-2:]
     boxes = ctx.draw(lambda n: draw_boxes(n, (height, width), config, ctx.generator), len(images))
-    x0, y0, x1, y1 = boxes.to(images.device, non_blocking=True)[:, :, None, None].unbind(1)
-    rows = torch.arange(height, device=images.device)[:, None]
-    columns = torch.arange(width, device=images.device)
-    inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
-    return ~inside[:, None]
+    return ~boxes_to_pixels(boxes.to(images.device, non_blocking=True), (height, width))[:, None]
+
+
+def boxes_to_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return which pixels of ``size`` (H, W) lie in ``boxes``, int ``[N, 4]`` as x0, y0, x1, y1: bool ``[N, H, W]``."""
+    x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
+    rows = torch.arange(size[0], device=boxes.device)[:, None]
+    columns = torch.arange(size[1], device=boxes.device)
+    return (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
 
 
 def without_hidden(label: Tensor, visible: Tensor | None) -> Tensor:

@@ -42,6 +42,7 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int = STEPS, batch_si
         stages=tuple(_small_stage(stage, lengths[stage.name]) for stage in recipe.stages),
         model=replace(recipe.model, backbone="resnet18", head=None, width=8, output_stride=4, drop_path=0.0),
         input=InputConfig(source=geometry, target=geometry, batch_size=batch_size),
+        ema=recipe.ema and min(recipe.ema, 0.99),  # of a short run
     )
 
 
