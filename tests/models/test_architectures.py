@@ -10,7 +10,7 @@ from torch import nn
 from udas_fast.errors import InputError
 from udas_fast.models import FCN, DeepLabV3Plus, ModelConfig, ResNet, build_model
 
-NAMES = ("deeplabv2", "deeplabv3plus", "fcn")
+NAMES = ("deeplabv2", "deeplabv3plus", "pspnet", "fcn")
 
 
 def count(module: nn.Module) -> int:

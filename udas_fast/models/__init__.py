@@ -3,6 +3,7 @@
 from udas_fast.models.adapter import MeanNetwork, SegmentationOutput, to_output
 from udas_fast.models.backbones import (
     BACKBONES,
+    DRN,
     Backbone,
     EfficientNetLite,
     MixTransformer,
@@ -47,12 +48,14 @@ from udas_fast.models.normalization import (
     normalize,
     normalize_signed,
 )
+from udas_fast.models.pspnet import PSPNet
 from udas_fast.models.weights import WeightsReport, load_weights, require_finite
 
 __all__ = [
     "ASPP",
     "BACKBONES",
     "CHECKPOINTING",
+    "DRN",
     "FCN",
     "IMAGENET",
     "MEAN",
@@ -73,6 +76,7 @@ __all__ = [
     "ModelConfig",
     "MultiScaleDiscriminator",
     "Normalization",
+    "PSPNet",
     "PatchDiscriminator",
     "PixelDiscriminator",
     "ResNet",

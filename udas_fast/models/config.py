@@ -28,14 +28,25 @@ from udas_fast.models.heads import (
 )
 from udas_fast.models.hf import TransformersNetwork, read_normalization
 from udas_fast.models.normalization import Normalization
+from udas_fast.models.pspnet import PSPNet
 from udas_fast.models.segmentation import HeadNetwork, SegmentationNetwork
 
 HeadName: TypeAlias = Literal[
-    "deeplabv2", "deeplabv3plus", "fcn", "fpn", "segformer", "daformer", "linear", "upscaling", "dpt"
+    "deeplabv2",
+    "deeplabv3plus",
+    "pspnet",
+    "fcn",
+    "fpn",
+    "segformer",
+    "daformer",
+    "linear",
+    "upscaling",
+    "dpt",
 ]
 #: Head that a backbone has where none is named, by the beginning of its name.
 DEFAULT_HEADS: dict[str, HeadName] = {
     "resnet": "deeplabv2",
+    "drn": "linear",
     "efficientnet": "fpn",
     "mit": "segformer",
     "dinov": "dpt",
@@ -48,7 +59,10 @@ def _known(backbone: str) -> str:
     if backbone not in BACKBONES:
         near = difflib.get_close_matches(backbone, BACKBONES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        families = "resnet18|50|101, efficientnet_lite0|1|2, mit_b0|…|5, dinov2_s|b|l[_reg], dinov3_s|b|l"
+        families = (
+            "resnet18|50|101, drn_c_26|42, drn_d_22|38|54|105, efficientnet_lite0|1|2, mit_b0|…|5, "
+            "dinov2_s|b|l[_reg], dinov3_s|b|l"
+        )
         raise PydanticCustomError(
             "backbone", "expected {families}{hint}", {"families": families, "hint": hint}
         )
@@ -63,8 +77,8 @@ class ModelConfig:
     backbone: Annotated[str, AfterValidator(_known)] = (
         "resnet101"  # UDAS and DDM: ResNet-101; not with name hf
     )
-    # None: deeplabv2 on ResNets, fpn on EfficientNet-Lite, segformer on MiT, dpt on vision transformers; with name hf
-    # the head of a segmentation network, or dpt or fpn on a backbone.
+    # None: deeplabv2 on ResNets, linear on DRNs, fpn on EfficientNet-Lite, segformer on MiT, dpt on vision
+    # transformers; with name hf the head of a segmentation network, or dpt or fpn on a backbone.
     head: HeadName | None = None
     # Channels of the stem, fewer for small machines; None: as published.
     width: Channels | None = None
@@ -90,7 +104,7 @@ class ModelConfig:
     def batch_statistics(self) -> bool:
         """True if training normalises an image by the others of its batch."""
         # The norms in heads are never frozen; networks of transformers may have any.
-        plain = self.name == "udas_fast" and not self.backbone.startswith(("resnet", "efficientnet"))
+        plain = self.name == "udas_fast" and not self.backbone.startswith(("resnet", "drn", "efficientnet"))
         return not ((plain or self.norm == "frozen") and self.head_name in WITHOUT_NORMS) or self.name == "hf"
 
     @property
@@ -170,9 +184,8 @@ def _with_head(
     if head == "deeplabv2":
         branches = config.aspp_branches
         return DeepLabV2(num_classes, backbone=backbone, norm=norm, dropout=dropout, aspp_branches=branches)
-    if head in ("deeplabv3plus", "fcn"):
-        network = DeepLabV3Plus if head == "deeplabv3plus" else FCN
-        return network(num_classes, backbone=backbone, norm=norm, dropout=dropout)
+    if head in (networks := {"deeplabv3plus": DeepLabV3Plus, "pspnet": PSPNet, "fcn": FCN}):
+        return networks[head](num_classes, backbone=backbone, norm=norm, dropout=dropout)
 
     def inner(published: int) -> int:
         return max(1, int(published * backbone.scale))
