@@ -58,7 +58,7 @@ def assert_finite(loss: Tensor, *inputs: Tensor) -> None:
 )
 def test_adversarial_losses_are_finite_at_extreme_logits(options: dict[str, object]) -> None:
     torch.manual_seed(0)
-    adversary = OutputAdversary(4, AdversaryConfig(width=4, **options))
+    adversary = OutputAdversary((4, 4), AdversaryConfig(width=4, **options))
     source, target = extreme_output(0), extreme_output(2)
     with torch.autocast("cpu", torch.float16):
         fooled = adversary.generator_loss(target, IMAGES)
@@ -75,7 +75,7 @@ def test_a_discriminator_that_is_too_sure_still_has_a_loss(answer: float) -> Non
             return x.half() * 0 + answer
 
     for gan in ("bce", "lsgan"):
-        adversary = OutputAdversary(4, AdversaryConfig(width=4, gan=gan))
+        adversary = OutputAdversary((4, 4), AdversaryConfig(width=4, gan=gan))
         adversary.primary = adversary.auxiliary = Sure()
         target = extreme_output(0)
         assert adversary.generator_loss(target, IMAGES).isfinite()

@@ -29,7 +29,7 @@ def _images(size: tuple[int, int] = SIZE) -> Batch:
 
 
 def _adversary(**options: Any) -> OutputAdversary:
-    return OutputAdversary(4, AdversaryConfig(**{"width": 4} | options))
+    return OutputAdversary((4, 4), AdversaryConfig(**{"width": 4} | options))
 
 
 def _generator_loss(adversary: OutputAdversary, target: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -77,7 +77,7 @@ def test_losses_are_those_of_the_upsampled_logits(corners: bool) -> None:
 def test_discriminators_see_the_upsampled_softmax(corners: bool) -> None:
     torch.manual_seed(0)
     config = AdversaryConfig(width=4, weights=(0.3, 0.2), gan="lsgan", real="ensemble")
-    adversary = OutputAdversary(4, config)
+    adversary = OutputAdversary((4, 4), config)
     source, target = _pair(1), _pair(2)
     images = Batch(torch.zeros(2, 3, *SIZE, dtype=torch.uint8), None, ["0", "1"])
     outputs = (SegmentationOutput(*source, corners), SegmentationOutput(*target, corners))

@@ -52,11 +52,11 @@ def start_objective(
         device: where it goes; None: it stays where it was built.
     """
     objective = build_objective(config, num_classes)
-    memory.apply(objective)
     objective.networks, objective.images = networks, images
     if class_weights is not None:
         objective.class_weights = torch.tensor(class_weights, dtype=torch.float32, device=device)
     objective.on_round_start(model)
+    memory.apply(objective)
     return objective if device is None else objective.to(device)
 
 

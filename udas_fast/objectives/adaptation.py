@@ -13,9 +13,17 @@ from torch import nn
 from udas_fast.config import Weight, config_dataclass
 from udas_fast.data import Batch
 from udas_fast.errors import bad
-from udas_fast.objectives.adversary import AdversaryConfig, OutputAdversary
+from udas_fast.models import SegmentationOutput
+from udas_fast.objectives.adversary import (
+    AdversaryConfig,
+    OutputAdversary,
+    backbone_of,
+    features,
+    seeing_features,
+)
 from udas_fast.objectives.base import (
     Batches,
+    Domain,
     Losses,
     Objective,
     ObjectiveConfig,
@@ -124,7 +132,15 @@ class Adaptation(Objective):
     def __init__(self, config: AdaptationConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
-        self.adversary = None if config.adversary is None else OutputAdversary(num_classes, config.adversary)
+        self.adversary: OutputAdversary | None = None
+        if config.adversary is not None and config.adversary.space != "feature":
+            self.adversary = OutputAdversary((num_classes, num_classes), config.adversary)
+
+    def on_round_start(self, model: nn.Module) -> None:
+        """Build discriminators of the network's features where they see these."""
+        if (adversary := self.config.adversary) is not None and adversary.space == "feature":
+            *_, third, fourth = backbone_of(model).channels
+            self.adversary = OutputAdversary((fourth, third), adversary)
 
     def discriminator_parameters(self) -> Sequence[nn.Parameter]:
         """Return the discriminators' parameters."""
@@ -146,11 +162,11 @@ class Adaptation(Objective):
         losses: Losses = {}
 
         # Labelled images, translated and mixed: L_seg. Each forward goes backward on its own (memory).
-        outputs = {}
+        judged = {}
         for name, labelled in batch.labelled.items():
-            outputs[name] = ctx.forward(model, labelled.image, domain="source")
+            output, judged[name] = self._forward(model, labelled, "source", ctx)
             losses[name] = segmentation_loss(
-                outputs[name],
+                output,
                 labelled.required_label,
                 config.auxiliary_weight,
                 class_weights=self.class_weights,
@@ -160,10 +176,10 @@ class Adaptation(Objective):
         # Target: look like the source to the discriminators (L_adv), be sure (L_ent), let the heads agree (L_kl).
         if (target := batch.target) is None:
             return {name: loss.detach() for name, loss in losses.items()}
-        target_out = ctx.forward(model, target.image, domain="target")
+        target_out, target_judged = self._forward(model, target, "target", ctx)
         terms = []
         if self.adversary is not None:
-            losses["adv"] = self.adversary.generator_loss(target_out, target)
+            losses["adv"] = self.adversary.generator_loss(target_judged, target)
             terms.append(losses["adv"])
         if config.entropy is not None:
             entropy = config.entropy
@@ -177,9 +193,20 @@ class Adaptation(Objective):
 
         # Discriminators: source 0, target 1. The plain source, unless the mixed batch replaces it, is the source.
         if self.adversary is not None:
-            source = next(iter(outputs))
+            source = next(iter(judged))
             losses["dis"] = self.adversary.discriminator_loss(
-                outputs[source], batch.labelled[source], target_out, target
+                judged[source], batch.labelled[source], target_judged, target
             )
             ctx.backward(losses["dis"])
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _forward(
+        self, model: nn.Module, images: Batch, domain: Domain, ctx: StepContext
+    ) -> tuple[SegmentationOutput, SegmentationOutput]:
+        """Return the output for ``images``, and what the discriminators judge: itself, or the features."""
+        if self.adversary is None or self.adversary.config.space != "feature":
+            output = ctx.forward(model, images.image, domain=domain)
+            return output, output
+        with seeing_features(model) as maps:
+            output = ctx.forward(model, images.image, domain=domain)
+        return output, features(maps)

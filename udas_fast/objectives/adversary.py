@@ -1,8 +1,9 @@
-"""Output-space adversary: one discriminator a head separates source from target predictions (AdaptSegNet)."""
+"""Adversary: one discriminator a head separates source from target predictions (AdaptSegNet), or features (ADDA)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ from udas_fast.data import Batch
 from udas_fast.errors import bad
 from udas_fast.models import (
     CHECKPOINTING,
+    Backbone,
     Discriminator,
     MultiScaleDiscriminator,
     PixelDiscriminator,
@@ -25,6 +27,7 @@ from udas_fast.models import (
     has_dropout,
     shortest_side,
 )
+from udas_fast.models.backbones import Maps
 
 SOURCE, TARGET = 0.0, 1.0  # labels of the discriminators
 
@@ -42,8 +45,9 @@ class AdversaryConfig:
     )  # λ_adv of (primary, auxiliary); 0: no discriminator there
     # "primary": each head's own prediction stands for the source; "ensemble": softmax(0.5·auxiliary + primary) (MRNet).
     real: Literal["primary", "ensemble"] = "primary"
-    # What the discriminators see: probabilities, weighted self-information (AdvEnt) or scores (CyCADA).
-    space: Literal["probability", "entropy", "score"] = "probability"
+    # What the discriminators see: probabilities, weighted self-information (AdvEnt), scores (CyCADA), or the features
+    # that the heads see (ADDA, and CyCADA's feature level): the backbone's fourth map, and its third of the other head.
+    space: Literal["probability", "entropy", "score", "feature"] = "probability"
     gan: Literal["bce", "lsgan"] = "bce"  # cross-entropy, or least squares (Mao et al. 2017; MRNet)
     discriminator: Literal["patch", "pixel"] = "patch"  # "pixel": CyCADA's, of 1x1 convolutions
     scales: Annotated[int, Field(ge=1, le=8)] = 1  # 3: MRNet, whose losses add up over the scales
@@ -59,19 +63,27 @@ class AdversaryConfig:
             raise bad("weights", list(self.weights), "one above 0, or adversary: null")
         if self.discriminator == "pixel" and self.scales != 1:
             raise bad("scales", self.scales, '1 with discriminator "pixel"')
+        if self.space == "feature":
+            for name, value, expected in (
+                ("discriminator", self.discriminator, "pixel"),
+                ("real", self.real, "primary"),
+                ("stride", self.stride, 1),
+            ):
+                if value != expected:
+                    raise bad(name, value, f'{expected} with space "feature"')
 
     @property
     def min_size(self) -> int:
         """Shortest side of the images, in pixels, that the discriminators can take."""
         return 1 if self.discriminator == "pixel" else (shortest_side(self.scales) - 1) * self.stride + 1
 
-    def build_discriminator(self, num_classes: int) -> nn.Module:
-        """Return a discriminator of ``num_classes`` input channels."""
+    def build_discriminator(self, channels: int) -> nn.Module:
+        """Return a discriminator of so many input channels."""
         if self.discriminator == "pixel":
-            return PixelDiscriminator(num_classes, self.width)
+            return PixelDiscriminator(channels, self.width)
         if self.scales == 1:
-            return Discriminator(num_classes, self.width)
-        return MultiScaleDiscriminator(num_classes, self.width, self.scales)
+            return Discriminator(channels, self.width)
+        return MultiScaleDiscriminator(channels, self.width, self.scales)
 
 
 # Activation of ops.upsample by space.
@@ -123,17 +135,16 @@ class OutputAdversary(nn.Module):
     """Primary and auxiliary discriminators with their two losses (L_adv, UDAS section 3.3).
 
     Args:
-        num_classes: channels of the predictions.
+        channels: channels of what the primary and the auxiliary discriminator see.
         config: discriminators, what they see, and weights; a level of weight 0 has no discriminator.
     """
 
-    def __init__(self, num_classes: int, config: AdversaryConfig) -> None:
+    def __init__(self, channels: tuple[int, int], config: AdversaryConfig) -> None:
         super().__init__()
         primary, auxiliary = config.weights
-        self.primary = config.build_discriminator(num_classes) if primary else None
-        self.auxiliary = config.build_discriminator(num_classes) if auxiliary else None
+        self.primary = config.build_discriminator(channels[0]) if primary else None
+        self.auxiliary = config.build_discriminator(channels[1]) if auxiliary else None
         self.config = config
-        self._activation = _ACTIVATIONS[config.space]
         self._distance, self._middle = _DISTANCES[config.gan], _MIDDLES[config.gan]
         self.gate = None if config.gate is None else AccuracyGate(config.gate)
         self.checkpointed = CHECKPOINTING["none"]
@@ -185,12 +196,14 @@ class OutputAdversary(nn.Module):
         """Yield (weight, discriminator, parts of the logits that it judges) of the heads that have all of them."""
         stride = self.config.stride
         height, width = images.image.shape[-2:]
-        see = partial(
-            ops.upsample,
-            size=(-(-height // stride), -(-width // stride)),
-            activation=self._activation,
-            align_corners=output.align_corners,
-        )
+        see: Callable[[Tensor], Tensor] = Tensor.float  # features, as they are
+        if self.config.space != "feature":
+            see = partial(
+                ops.upsample,
+                size=(-(-height // stride), -(-width // stride)),
+                activation=_ACTIVATIONS[self.config.space],
+                align_corners=output.align_corners,
+            )
         for weight, discriminator, logits in zip(
             self.config.weights,
             (self.primary, self.auxiliary),
@@ -212,6 +225,38 @@ class OutputAdversary(nn.Module):
 
     def _loss(self, answers: list[Tensor], domain: float) -> Tensor:
         return torch.stack([self._distance(answer, domain) for answer in answers]).sum()
+
+
+@contextmanager
+def seeing_features(model: nn.Module) -> Iterator[list[Maps]]:
+    """Collect the maps of the backbone in each forward of ``model`` inside.
+
+    Raises:
+        InputError: the network has no backbone of udas_fast.
+    """
+    maps: list[Maps] = []
+    hook = backbone_of(model).register_forward_hook(lambda _, inputs, output: maps.append(output))
+    try:
+        yield maps
+    finally:
+        hook.remove()
+
+
+def features(maps: Sequence[Maps]) -> SegmentationOutput:
+    """Return the fourth and the third map of the parts of a batch in the place of primary and auxiliary logits."""
+    return SegmentationOutput(torch.cat([x[3] for x in maps]), torch.cat([x[2] for x in maps]))
+
+
+def backbone_of(model: nn.Module) -> Backbone:
+    """Return the backbone of ``model``; raise InputError where it has none of udas_fast."""
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise bad(
+            'adversary.space "feature"',
+            f"{type(model).__name__} without a backbone of udas_fast",
+            "another space",
+        )
+    return backbone
 
 
 def _judge(discriminator: nn.Module, see: Callable[[Tensor], Tensor], logits: Tensor) -> list[Tensor]:
