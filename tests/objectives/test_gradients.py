@@ -266,6 +266,29 @@ def test_rectification(
     assert_same_gradients(backward_passes(objective, tiny_net, batches, make_step()), expected)
 
 
+def test_mrnets_pseudo_labels_without_rectification(
+    tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext]
+) -> None:
+    objective = get_recipe("mrnet").stages[1].objective.build(CLASSES)
+    objective.on_round_start(tiny_net)
+    _decide(objective.teacher)
+    teacher = copy.deepcopy(objective.teacher).double().eval()
+    model = copy.deepcopy(tiny_net).double()
+    x = _image(batches.unlabelled.image)
+    larger = _up(x, (40, 60))
+    p = torch.zeros(2, CLASSES, *SIZE).double()
+    with torch.no_grad():
+        for view in (x, larger):  # scales 1 and 1.25, and their mirror images
+            for mirrored in (False, True):
+                out = teacher(view.flip(-1) if mirrored else view)
+                each = _up(out[0] + 0.5 * out[1]).softmax(1)
+                p += each.flip(-1) if mirrored else each
+    loss = _segmentation(model(x), p.argmax(1), 0.5)
+    only_target = Batches(unlabelled=batches.unlabelled)
+    expected = [gradients(loss, {"model": model})]
+    assert_same_gradients(backward_passes(objective, tiny_net, only_target, make_step()), expected)
+
+
 @pytest.mark.parametrize("domain", ["source", "labelled"])
 def test_baselines(
     tiny_net: nn.Module, batches: Batches, make_step: Callable[..., PrepareContext], domain: str
