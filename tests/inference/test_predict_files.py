@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from udas_fast import TrainedModel, cli
-from udas_fast.data import CAMVID
+from udas_fast.data import CAMVID, ClassSet
+from udas_fast.data.classes import CITYSCAPES
 from udas_fast.errors import InputError
 from udas_fast.evaluation import colorize
 from udas_fast.inference import PredictedFiles, media_files, predict_files
+from udas_fast.inference.files import PICTURES, cityscapes_ids
 
 Make = Callable[..., TrainedModel]
 ALL = ("ids", "colour", "overlay", "confidence")
@@ -51,6 +53,19 @@ def test_every_picture_of_an_image(make_trained: Make, tmp_path: Path, image: np
     assert grey.shape == (40, 56)
     assert np.abs(grey / 255 - confidence).max() <= 0.5 / 255 + 1e-6
     assert len(list(out.iterdir())) == 4
+
+
+def test_cityscapes_ids_are_those_of_its_test_server(make_trained: Make, tmp_path: Path) -> None:
+    # road, sidewalk, building, …, motorcycle, bicycle of cityscapesScripts' labels.py
+    whole = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    assert cityscapes_ids(CITYSCAPES).tolist() == whole
+    some = ClassSet("some", ("car", "road", "bicycle"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
+    assert cityscapes_ids(some).tolist() == [26, 7, 33]
+    picture = PICTURES["cityscapes_ids"](np.zeros(0), np.array([[1, 0], [2, 1]]), np.zeros(0), some)
+    assert picture.tolist() == [[7, 26], [33, 7]]
+    assert picture.dtype == np.uint8
+    with pytest.raises(InputError, match="cityscapes_ids: found a model with class"):
+        predict_files(make_trained(), [tmp_path / "photo.png"], tmp_path, pictures=["cityscapes_ids"])
 
 
 def test_a_photo_is_turned_upright(make_trained: Make, tmp_path: Path, image: np.ndarray) -> None:

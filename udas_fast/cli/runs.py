@@ -67,7 +67,10 @@ def predict(
     ],
     write: Annotated[
         str,
-        typer.Option(metavar="NAME[,NAME]", help="pictures of each image: ids, colour, overlay, confidence"),
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="pictures of each image: ids, cityscapes_ids, colour, overlay, confidence",
+        ),
     ] = "ids,colour",
     native: Annotated[
         bool, typer.Option("--native", help="show images at their own size, not at the one of training")

@@ -15,7 +15,9 @@ from tqdm import tqdm
 from udas_fast.atomic import atomic_write, make_folder
 from udas_fast.data import IMAGE_SUFFIXES, ClassSet, find_bit_depth
 from udas_fast.data.bit_depth import rule
+from udas_fast.data.classes import CITYSCAPES
 from udas_fast.data.regions import Regions, allowing, open_regions
+from udas_fast.data.specs import DATASETS
 from udas_fast.errors import InputError, bad, unknown
 from udas_fast.evaluation import colorize
 from udas_fast.inference.model import TrainedModel, read_pixels
@@ -29,14 +31,30 @@ def _overlay(image: np.ndarray | Regions, label: np.ndarray, classes: ClassSet) 
     return ((image.astype(np.uint16) + colorize(label, classes)) // 2).astype(np.uint8)
 
 
+def cityscapes_ids(classes: ClassSet) -> np.ndarray:
+    """Return Cityscapes' label id of each of ``classes``, uint8 ``[C]``, as its test server expects them in images.
+
+    Raises:
+        InputError: a class that Cityscapes does not score.
+    """
+    ids = {train_id: label_id for label_id, train_id in DATASETS["cityscapes"].id_to_train_id.items()}
+    by_name = {name: ids[train_id] for train_id, name in enumerate(CITYSCAPES.names)}
+    for name in classes.names:
+        if name not in by_name:
+            raise bad("--write cityscapes_ids", f"a model with class {name!r}", "one of Cityscapes' classes")
+    return np.array([by_name[name] for name in classes.names], np.uint8)
+
+
 Picture = Callable[[np.ndarray | Regions, np.ndarray, np.ndarray, ClassSet], np.ndarray]
 PICTURES: dict[str, Picture] = {
     "ids": lambda image, label, confidence, classes: label,
+    "cityscapes_ids": lambda image, label, confidence, classes: cityscapes_ids(classes)[label],
     "colour": lambda image, label, confidence, classes: colorize(label, classes),
     "overlay": lambda image, label, confidence, classes: _overlay(image, label, classes),
     "confidence": lambda image, label, confidence, classes: np.rint(255 * confidence).astype(np.uint8),
 }
-"""Results that can be written for an image: train ids, colours, colours over the image, confidence (255 is 1)."""
+"""Results that can be written for an image: train ids, Cityscapes' label ids, colours, colours over the image, and
+confidence (255 is 1)."""
 
 
 def media_files(paths: Iterable[Path]) -> list[Path]:
@@ -92,11 +110,14 @@ def predict_files(
     reported on stderr, and the others are written.
 
     Raises:
-        InputError: an unknown picture, or a folder that cannot be written.
+        InputError: an unknown picture, classes that Cityscapes does not have for its ids, or a folder that cannot be
+            written.
     """
     for name in pictures:
         if name not in PICTURES:
             raise unknown("--write", name, PICTURES)
+    if "cityscapes_ids" in pictures:
+        cityscapes_ids(trained.classes)  # before any work
     make_folder(out)
     found = find_bit_depth([file for file in files if file.suffix.lower() in IMAGE_SUFFIXES])
     bit_depth = trained.bit_depth or found
