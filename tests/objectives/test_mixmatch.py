@@ -166,6 +166,9 @@ def test_images_have_partners_and_shares_of_their_own(monkeypatch: pytest.Monkey
     objective = MixMatchConfig().build(CLASSES)
     whole = objective.prepare_batch(four, make_context(seed=4))
     assert len(whole.keep.unique()) > 6
+    # λ' ~ Beta(α, α) folded at a half: nearer to a half, the larger α is.
+    sharp = MixMatchConfig(alpha=50.0).build(CLASSES).prepare_batch(four, make_context(seed=4))
+    assert sharp.keep.max() < 0.75 < whole.keep.max()
     # Two processes of two images each have the numbers of one with four.
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     for rank in range(2):

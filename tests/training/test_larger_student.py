@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 import udas_fast as uf
 from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig, build_model
-from udas_fast.recipes import Recipe, get_recipe, override, recipe_from_dict, small
+from udas_fast.recipes import Recipe, get_recipe, override, recipe_from_dict, select_stages, small
 from udas_fast.testing import TinyNetwork
 
 WIDER = (
@@ -50,6 +51,17 @@ def test_a_larger_student_learns_from_a_smaller_teacher(camvid_root: Path, tmp_p
     assert loaded.config == recipe.stages[1].model
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, loaded.model.state_dict()[name])
+
+
+def test_a_model_adapts_without_source_and_labels(camvid_root: Path, tmp_path: Path) -> None:
+    recipe = _recipe("stages.student.rounds=1")
+    first = select_stages(recipe, ["teacher"])
+    uf.Trainer(first, _data(camvid_root), run_dir=tmp_path / "first", device="cpu").fit()
+    data = uf.DataConfig(target=f"camvid:{camvid_root}", engine="torch")
+    alone = select_stages(recipe, ["student"])
+    trainer = uf.Trainer(alone, data, run_dir=tmp_path / "run", start=str(tmp_path / "first"), device="cpu")
+    assert list(trainer.fit()) == ["student"]
+    assert {"pseudo", "kept"} <= set(json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]))
 
 
 def test_teacher_and_student_of_one_network_are_one_architecture() -> None:
