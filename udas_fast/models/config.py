@@ -184,7 +184,12 @@ def _with_head(
     if head == "deeplabv2":
         branches = config.aspp_branches
         return DeepLabV2(num_classes, backbone=backbone, norm=norm, dropout=dropout, aspp_branches=branches)
-    if head in (networks := {"deeplabv3plus": DeepLabV3Plus, "pspnet": PSPNet, "fcn": FCN}):
+    networks: dict[str | None, Callable[..., SegmentationNetwork]] = {
+        "deeplabv3plus": DeepLabV3Plus,
+        "pspnet": PSPNet,
+        "fcn": FCN,
+    }
+    if head in networks:
         return networks[head](num_classes, backbone=backbone, norm=norm, dropout=dropout)
 
     def inner(published: int) -> int:

@@ -65,6 +65,16 @@ class DRN(Backbone):
     not_needed = ("fc.",)
     strides = (4, 8, 8, 8)
 
+    layer0: nn.Sequential
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+    layer5: nn.Sequential
+    layer6: nn.Sequential
+    layer7: nn.Sequential
+    layer8: nn.Sequential
+
     def __init__(self, name: str = "drn_d_22", *, width: int = WIDTH, norm: str = "batch") -> None:
         super().__init__()
         if name not in DRNS:
@@ -84,6 +94,7 @@ class DRN(Backbone):
         inputs, ends = width, []
         for i, (times, stride, dilation) in enumerate(zip(WIDTHS, STRIDES, DILATIONS, strict=True)):
             inner = width * times
+            layer: nn.Module
             if 2 <= i < 6:
                 layer, inputs = _stack(block, depths[i - 2], inputs, inner, make_norm, stride, dilation)
             elif blocks:
@@ -106,8 +117,7 @@ class DRN(Backbone):
 
     def stages(self, x: Tensor) -> Maps:
         """Map a normalised image [N, 3, H, W] to the maps of ``layer3``, ``layer4``, ``layer5`` and ``layer8``."""
-        has_blocks = hasattr(self, "conv1")
-        start: nn.Module = ConvNorm(self.conv1, self.bn1, self.relu) if has_blocks else self.layer0
+        start = ConvNorm(self.conv1, self.bn1, self.relu) if hasattr(self, "conv1") else self.layer0
         x = run_blocks([start, self.layer1, self.layer2], x, checkpointed="stem" in self.checkpointed)
         first = self._run("layer1", x, self.layer3)
         second = self._run("layer2", first, self.layer4)
