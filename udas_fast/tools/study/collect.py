@@ -15,9 +15,10 @@ from pydantic.dataclasses import dataclass
 
 from udas_fast.config import STRICT
 from udas_fast.errors import InputError, bad, first_line
+from udas_fast.tools.study.cost import Cost, step_cost
 from udas_fast.tools.study.paper import is_synthia
 from udas_fast.tools.study.plan import StudyPlan, StudyRun
-from udas_fast.tools.study.rows import Study, StudyRow
+from udas_fast.tools.study.rows import Study, StudyRow, group_of
 from udas_fast.training.environment import environment
 
 
@@ -59,6 +60,8 @@ class RowScores:
     subset_means: dict[str, Spread] = field(
         default_factory=dict
     )  # SYNTHIA's 16 and 13 classes, with its source
+    group: str = ""  # in the methods study
+    cost: Cost | None = None  # in the methods study
 
     @property
     def method(self) -> str:
@@ -145,6 +148,8 @@ def _row(plan: StudyPlan, row: StudyRow, folder: Path) -> RowScores:
     runs = [run for run in plan.runs if run.row == row]
     of_row = [_scores(run, folder) for run in runs]
     last = [_last(p) for p in of_row]
+    labelled, shown = row.num_labels > 0, plan.study == "methods"
+    cost = step_cost(runs[0].recipe(), len(last[0]["iou"]), labelled=labelled) if shown else None
     return RowScores(
         name=row.title,
         recipe=row.recipe,
@@ -160,6 +165,8 @@ def _row(plan: StudyPlan, row: StudyRow, folder: Path) -> RowScores:
             name: Spread.of([_percent(s["subset_means"][name]) for s in last])
             for name in (last[0]["subset_means"] if is_synthia(plan.task.source, plan.task.target) else ())
         },
+        group=group_of(row.own_recipe, row.num_labels) if shown else "",
+        cost=cost,
     )
 
 

@@ -20,10 +20,23 @@ STUDIES: tuple[Study, ...] = get_args(Study)
 
 # Rows of the methods study, from the simplest to the whole; recipes that are not named here come last.
 ORDER = (
-    *("no_adaptation", "adaptsegnet_single", "adaptsegnet", "minent", "advent", "seg_uncertainty", "fda"),
-    *("cycada", "uda", "dacs", "daformer", "mic", "supervised", "joint", "fixmatch"),
+    *(
+        "no_adaptation",
+        "adaptsegnet_single",
+        "adaptsegnet",
+        "minent",
+        "advent",
+        "mrnet",
+        "seg_uncertainty",
+        "fda",
+    ),
+    *("cycada", "uda", "dacs", "daformer", "mic", "supervised", "joint"),
+    *("noisy_student", "meta_pseudo_labels", "vat", "uda_xie", "mixmatch", "fixmatch"),
     *("udas", "udas_mrnet", "udas_tuned", "ddm", "online_self_training"),
 )
+# Groups of the methods study's table of costs, in its order; online methods of recent years are a group of their own.
+GROUPS = ("source only", "UDA", "SSL", "SSDA", "front line")
+FRONT_LINE = frozenset({"dacs", "daformer", "mic", "fixmatch", "online_self_training"})
 # Recipes whose source is translated as the task says (True) or not at all (False), as in the other studies. All other
 # recipes keep their own translation.
 TRANSLATED = {
@@ -316,6 +329,18 @@ def _ddm_stages(task: Task, num_labels: int) -> tuple[str, ...]:
         return ()
     stages = get_recipe("ddm").stages
     return tuple(stage.name for stage in stages if int(stage.name.rpartition("_")[2]) <= rounds)
+
+
+def group_of(recipe: Recipe, num_labels: int) -> str:
+    """Return the group in :data:`GROUPS` of a recipe that trains with so many labelled target images."""
+    needs, uses = recipe.streams
+    if recipe.name in FRONT_LINE:
+        return "front line"
+    if "source" not in needs:
+        return "SSL"
+    if num_labels:
+        return "SSDA"
+    return "UDA" if "unlabelled" in needs | uses else "source only"
 
 
 def _titles(recipes: Sequence[Recipe]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from udas_fast.evaluation import Protocol
 from udas_fast.tools.study import paper
 from udas_fast.tools.study.collect import RowScores, Spread, StudyTable
+from udas_fast.tools.study.rows import GROUPS
 
 # Scores of DDM's phases: region_1, sample_1, student_1.teachers, student_1, region_2, …
 DDM_NETWORKS = {
@@ -29,6 +30,8 @@ def markdown(table: StudyTable) -> str:
     tables = study_tables(table)
     if class_table(table) not in tables:
         tables.append(class_table(table))
+    if any(row.cost for row in table.rows):
+        tables.append(cost_table(table))
     return "\n\n".join([*tables, note(table)]) + "\n"
 
 
@@ -110,6 +113,22 @@ def parts_table(table: StudyTable) -> str:
     lines: list[list[object]] = [[whole.name, whole.miou, ""]]
     lines += [[row.name, row.miou, _signed(_difference(row.miou, whole.miou))] for row in parts]
     return pipe_table(["", "mIoU", f"− {whole.method}"], lines)
+
+
+def cost_table(table: StudyTable) -> str:
+    """Return mIoU and cost of each row by group: networks, passes of a step, and memory.
+
+    Compute counts a backward as two forwards and is a multiple of plain supervision's, as the predicted memory is.
+    """
+    lines: list[list[object]] = []
+    for group in GROUPS:
+        for row in table.rows:
+            if row.group == group and (cost := row.cost) is not None:
+                counts = [cost.networks, cost.forwards, cost.backwards]
+                relative = [f"{cost.compute:.1f}", f"{cost.memory:.1f}"]
+                lines.append([row.name, group, row.miou, *counts, *relative])
+    head = ["Model", "group", "mIoU", "networks", "forwards", "backwards", "compute ×", "memory ×"]
+    return pipe_table(head, lines)
 
 
 def _number(value: float | None) -> str:
