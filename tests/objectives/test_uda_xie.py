@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udas_fast.objectives import Batches
-from udas_fast.objectives.cutout import CutOutConfig, draw_cutout
+from udas_fast.objectives.cutout import CutOutConfig, boxes_to_pixels, draw_cutout
 from udas_fast.objectives.uda_xie import UdaXieConfig, annealed
 from udas_fast.recipes import get_recipe, override
 from udas_fast.testing import (
@@ -136,6 +136,13 @@ def test_a_box_of_cutout_has_its_area_and_is_the_images_own() -> None:
     for mask in ~visible[hidden > 0][:, 0]:
         assert mask.sum() == mask.any(1).sum() * mask.any(0).sum()  # one rectangle
     assert len(hidden.unique()) > 16
+
+
+def test_boxes_are_half_open() -> None:
+    inside = boxes_to_pixels(torch.tensor([[1, 2, 4, 3], [0, 0, 0, 0]], dtype=torch.int32), (4, 5))
+    expected = torch.zeros(2, 4, 5, dtype=torch.bool)
+    expected[0, 2, 1:4] = True
+    assert torch.equal(inside, expected)
 
 
 @pytest.mark.parametrize("options", [["domain=labelled"], ["domain=both", "annealing=exp"]])
