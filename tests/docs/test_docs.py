@@ -247,7 +247,9 @@ def _settings() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "assignment"), _settings())
 def test_settings_of_the_pages_are_taken(page: str, assignment: str) -> None:
     name, _, value = assignment.partition("=")
-    recipe = get_recipe("online_self_training" if "stages.online" in name else "udas")
+    recipes = {"online": "online_self_training", "mixed": "mixmatch", "consistency": "uda_xie"}
+    stage = name.split(".")[1] if name.startswith("stages.") else ""
+    recipe = get_recipe(recipes.get(stage, "udas"))
     changed = override(recipe, [f"{name}={1 if value == 'N' else value}"])
     assert changed != recipe or assignment == "model.name=deeplabv2"
 
