@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from udas_fast.recipes import get_recipe
+from udas_fast.recipes import Changes, get_recipe
 from udas_fast.testing import tiny
-from udas_fast.tools.study.collect import RowScores, Spread, StudyTable
+from udas_fast.tools.study import Task, plan_study
+from udas_fast.tools.study.collect import RowScores, Spread, StudyTable, with_costs
 from udas_fast.tools.study.cost import Cost, count_passes, step_cost
 from udas_fast.tools.study.rows import group_of
 from udas_fast.tools.study.tables import cost_table
@@ -58,6 +59,17 @@ def test_groups() -> None:
     assert found["joint"][1] == found["ddm"][1] == "SSDA"
     assert found["supervised"][1] == found["vat"][1] == "SSL"
     assert found["mic"][0] == "front line"
+
+
+def test_every_row_of_a_plan_has_its_cost() -> None:
+    task = Task("camvid:a", "camvid:b", changes=Changes(small=(32, 48), steps=60))
+    whole = plan_study("methods", task, seeds=(0,), num_labels=(20,))
+    rows = tuple(row for row in whole.rows if row.recipe in ("supervised", "vat"))
+    plan = replace(whole, rows=rows)
+    iou = dict.fromkeys(("sky", "road"), Spread.of([31.0]))
+    scores = [RowScores(row.title, row.recipe, 20, None, [], iou["sky"], iou, [], []) for row in rows]
+    table = StudyTable("methods", "", "a", "b", "none", None, [0], {}, {}, scores)
+    assert [row.cost.forwards for row in with_costs(table, plan).rows] == [1, 4]
 
 
 def test_the_table_has_the_groups_in_order() -> None:

@@ -6,7 +6,7 @@ import json
 import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,17 @@ def collect(plan: StudyPlan, folder: Path, command: str) -> StudyTable:
     )
 
 
+def with_costs(table: StudyTable, plan: StudyPlan) -> StudyTable:
+    """Return the ``table`` of ``plan`` with the cost of each row's recipe, which takes seconds for each."""
+    runs = {run.row: run for run in plan.runs}
+    costs = [
+        step_cost(runs[row].recipe(), len(scores.iou), labelled=row.num_labels > 0)
+        for row, scores in zip(plan.rows, table.rows, strict=True)
+    ]
+    rows = [replace(scores, cost=cost) for scores, cost in zip(table.rows, costs, strict=True)]
+    return replace(table, rows=rows)
+
+
 def _protocols(plan: StudyPlan, folder: Path) -> list[dict[str, Any]]:
     """Return the different protocols of the rows that are scored on the target; ``sizes`` has one for each size."""
     found: list[dict[str, Any]] = []
@@ -148,8 +159,6 @@ def _row(plan: StudyPlan, row: StudyRow, folder: Path) -> RowScores:
     runs = [run for run in plan.runs if run.row == row]
     of_row = [_scores(run, folder) for run in runs]
     last = [_last(p) for p in of_row]
-    labelled, shown = row.num_labels > 0, plan.study == "methods"
-    cost = step_cost(runs[0].recipe(), len(last[0]["iou"]), labelled=labelled) if shown else None
     return RowScores(
         name=row.title,
         recipe=row.recipe,
@@ -165,8 +174,7 @@ def _row(plan: StudyPlan, row: StudyRow, folder: Path) -> RowScores:
             name: Spread.of([_percent(s["subset_means"][name]) for s in last])
             for name in (last[0]["subset_means"] if is_synthia(plan.task.source, plan.task.target) else ())
         },
-        group=group_of(row.own_recipe, row.num_labels) if shown else "",
-        cost=cost,
+        group=group_of(row.own_recipe, row.num_labels) if plan.study == "methods" else "",
     )
 
 

@@ -21,7 +21,7 @@ from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import MODEL_FILE
 from udas_fast.recipes import Recipe
-from udas_fast.tools.study.collect import StudyTable, collect
+from udas_fast.tools.study.collect import StudyTable, collect, with_costs
 from udas_fast.tools.study.figures import labels_figure, methods_figure, predictions_figure
 from udas_fast.tools.study.plan import StudyPlan, StudyRun, TranslationRun
 from udas_fast.tools.study.tables import csv_text, markdown
@@ -78,6 +78,8 @@ def check_data(plans: Sequence[StudyPlan]) -> None:
 def write_tables(plan: StudyPlan, out: Path, command: str) -> StudyTable:
     """Write the tables and figures of ``plan``, whose runs are complete, to ``out/STUDY/``."""
     table = collect(plan, out / "runs", command)
+    if plan.study == "methods":
+        table = with_costs(table, plan)
     folder = out / plan.study
     make_folder(folder)
     atomic_write(markdown(table), folder / "table.md")
