@@ -109,6 +109,23 @@ def test_evaluation_is_in_order_with_labels_at_their_own_size(dataset, workers):
     assert np.array_equal(native.image[0].permute(1, 2, 0).numpy(), dataset[0].image)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_batches_neighbours_of_one_size(tmp_path, camvid_writer, workers):
+    for name, size, train in (("low", (24, 32), 3), ("high", (32, 32), 2)):
+        camvid_writer(tmp_path / name, train=train, size=size)
+    root = tmp_path / "low"
+    for kind in ("images", "labels"):
+        for path in (tmp_path / "high" / kind / "train").iterdir():
+            path.rename(root / kind / "train" / f"1{path.name}")
+    dataset = open_dataset(f"camvid:{root}", "train")
+    batches = list(evaluation_batches(dataset, (20, 24), workers, batch_size=2))
+    assert [batch.ids for batch in batches] == [["0000", "0001"], ["0002"], ["10000", "10001"]]
+    alone = list(evaluation_batches(dataset, (20, 24)))
+    assert torch.equal(torch.cat([b.image for b in batches]), torch.cat([b.image for b in alone]))
+    labels = [label for batch in batches for label in batch.label]
+    assert all(torch.equal(label, b.label[0]) for label, b in zip(labels, alone, strict=True))
+
+
 def test_wrong_arguments(dataset):
     for options, message in (
         ({"batch_size": 0}, "batch size of s"),

@@ -152,12 +152,16 @@ class TrainLoader:
 
 
 def evaluation_batches(
-    dataset: SegmentationDataset, size: tuple[int, int] | None = None, workers: int = 0
+    dataset: SegmentationDataset,
+    size: tuple[int, int] | None = None,
+    workers: int = 0,
+    batch_size: int = 1,
 ) -> Iterator[Batch]:
-    """Yield all samples in order, one per batch: the image resized to ``size`` (H, W), the label at its own size.
+    """Yield all samples in order: images resized to ``size`` (H, W), labels at their own size.
 
-    ``size=None`` keeps the image's own size. With several processes, yield the samples of this one: each sample
-    belongs to one process.
+    A batch holds up to ``batch_size`` neighbours whose images are of one size, and whose labels are. ``size=None``
+    keeps each image's own size. With several processes, yield the samples of this one: each sample belongs to one
+    process. ``workers`` processes decode ahead; 0 is this one.
 
     Raises:
         InputError: a file is unreadable; names the file.
@@ -165,15 +169,36 @@ def evaluation_batches(
     require_dataset("evaluation data", dataset)
     if size is not None and min(size) < 1:
         raise bad("evaluation size", size, "(H, W) of 1 or more")
-    return _in_order(dataset, size, workers)
+    return _in_order(dataset, size, workers, batch_size)
 
 
-def _in_order(dataset: SegmentationDataset, size: tuple[int, int] | None, workers: int) -> Iterator[Batch]:
+def _in_order(
+    dataset: SegmentationDataset, size: tuple[int, int] | None, workers: int, batch_size: int
+) -> Iterator[Batch]:
     indices = [[i] for i in distributed.shard_indices(len(dataset))]
+    together: list[Batch] = []
     for batch, messages in _load(_ResizedSamples(dataset, size), indices, workers):
         if batch is None:
             raise InputError(messages[0])
-        yield batch
+        if together and (len(together) == batch_size or _shapes(batch) != _shapes(together[0])):
+            yield _joined(together)
+            together = []
+        together.append(batch)
+    if together:
+        yield _joined(together)
+
+
+def _shapes(batch: Batch) -> list[torch.Size]:
+    return [tensor.shape for tensor in batch.tensors()]
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    """Return one batch of images and labels of equal shapes."""
+    if len(batches) == 1:
+        return batches[0]
+    labels = [batch.label for batch in batches if batch.label is not None]
+    image = torch.cat([batch.image for batch in batches])
+    return Batch(image, torch.cat(labels) if labels else None, [name for b in batches for name in b.ids])
 
 
 @dataclass(frozen=True)
