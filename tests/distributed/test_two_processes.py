@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 from rounding import SGD, assert_equal_within_rounding, without_kinks
 
-from udas_fast import Trainer, distributed
+from udas_fast import TrainedModel, Trainer, distributed
 from udas_fast.data import Sample, SegmentationDataset, open_dataset
 from udas_fast.data.domains import Domains
 from udas_fast.engine.interrupt import Interrupted
+from udas_fast.inference import BEST_FILE
 from udas_fast.recipes import Recipe, get_recipe, override, small
 
 
@@ -60,7 +62,7 @@ def start(make: Callable[[], Recipe], domains: Domains, run: Path) -> Trainer:
     recipe = override(make(), ["model.norm=sync", "model.width=4"])
     stages = [replace(s, rounds=1, optimizer=replace(s.optimizer, **SGD)) for s in recipe.stages]
     recipe = replace(recipe, stages=tuple(stages))
-    return Trainer(recipe, domains, run_dir=run, device="cpu", log_every=2)
+    return Trainer(recipe, domains, run_dir=run, device="cpu", log_every=2, evaluate_every=1, keep_best=True)
 
 
 @without_kinks()
@@ -93,6 +95,22 @@ def runs(root: Path, processes: Callable[..., None], tmp_path_factory: pytest.Te
 @pytest.mark.parametrize("name", ["udas", "ddm"])
 def test_two_processes_equal_one(runs: Path, name: str) -> None:
     assert_equal_within_rounding(runs / "one" / name, runs / "two" / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["udas", "ddm"])
+def test_two_processes_write_one_list_of_scores(runs: Path, name: str) -> None:
+    one, two = (
+        [json.loads(line) for line in (runs / number / name / "scores.jsonl").read_text().splitlines()]
+        for number in ("one", "two")
+    )
+    assert [line["step"] for line in one] == list(range(1, len(one) + 1))
+    assert [line["step"] for line in two] == [line["step"] for line in one]
+    assert [line["protocol"] for line in two] == [line["protocol"] for line in one]
+    # A pixel near a tie may go either way.
+    assert [line["miou"] for line in two] == pytest.approx([line["miou"] for line in one], abs=0.01)
+    best = [line["step"] for line in two if line["best"]][-1]
+    assert TrainedModel.load(runs / "two" / name / BEST_FILE).selected == f"best on val at step {best}"
 
 
 @pytest.mark.slow

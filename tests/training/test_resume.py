@@ -44,6 +44,7 @@ def _command(root: Path, out: Path, engine: str, steps: int = STEPS, every: int 
         ),
         *("--engine", engine, "--workers", "0" if engine == "torch" else "2"),
         *("--checkpoint-every", str(every), "--set", "model.width=4", "--set", "input.batch_size=2"),
+        *("--evaluate-every", "5", "--keep-best"),
     ]
 
 
@@ -81,7 +82,9 @@ def _wait_for_checkpoint(out: Path, process: subprocess.Popen[str], after: str =
 
 def _assert_same(one: Path, other: Path) -> None:
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
-    assert (one / "scores.json").read_text() == (other / "scores.json").read_text()
+    for name in ("scores.json", "scores.jsonl"):
+        assert (one / name).read_text() == (other / name).read_text()
+    assert (one / "best.safetensors").read_bytes() == (other / "best.safetensors").read_bytes()
     a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)

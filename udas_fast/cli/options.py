@@ -207,6 +207,27 @@ Seed = Annotated[
 CheckpointEvery = Annotated[
     int, typer.Option(min=1, metavar="N", rich_help_panel=RUN, help="steps between two checkpoints")
 ]
+EvaluateEvery = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        rich_help_panel=RUN,
+        help="score the network on the target's val split every N steps, in scores.jsonl; after each round only unless "
+        "given",
+    ),
+]
+KeepBest = Annotated[
+    bool,
+    typer.Option(
+        "--keep-best",
+        rich_help_panel=RUN,
+        help="with --evaluate-every: keep the network of the highest mIoU too, as best.safetensors",
+    ),
+]
+Workers = Annotated[
+    int, typer.Option(min=0, metavar="N", help="processes that decode images ahead; 0 is this one")
+]
 LogEvery = Annotated[
     int,
     typer.Option(

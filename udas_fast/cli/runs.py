@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,10 +18,16 @@ from udas_fast.cli.options import (
     Model,
     Split,
     TaskFile,
+    Workers,
     parse_size,
     write_json,
 )
 from udas_fast.errors import InputError, bad
+
+if TYPE_CHECKING:
+    import torch
+
+    from udas_fast.inference import TrainedModel
 
 
 def evaluate(
@@ -29,6 +36,7 @@ def evaluate(
     split: Split = "val",
     bit_depth: BitDepth = None,
     classes: TaskFile = None,
+    workers: Workers = 0,
     json_file: Json = None,
     device: Device = "auto",
 ) -> None:
@@ -40,9 +48,8 @@ def evaluate(
     from udas_fast.data import open_dataset, read_task
     from udas_fast.distributed import join, leave
     from udas_fast.evaluation import evaluate_dataset, scores_table
-    from udas_fast.inference import TrainedModel
 
-    trained = TrainedModel.load(model, join(device))
+    trained = _load(model, join(device))
     depth = bit_depth or trained.bit_depth
     task = None if classes is None else read_task(classes)
     dataset = open_dataset(data, split, size=trained.size, bit_depth=depth, classes=task)
@@ -52,7 +59,9 @@ def evaluate(
             f"{len(dataset.classes)} classes for the model's {len(trained.classes)}, {difference}",
             "the model's classes; --classes FILE makes them of others",
         )
-    scores = evaluate_dataset(trained.model, dataset, split, trained.size)
+    scores = evaluate_dataset(
+        trained.model, dataset, split, trained.size, workers=workers, selected=trained.selected
+    )
     if distributed.is_main():
         print(scores_table({split: scores}, trained.classes))
         write_json(scores.to_dict(), json_file)
@@ -95,10 +104,10 @@ def predict(
     Train ids, colours and more as PNG files, at each image's own size.
     """
     from udas_fast.distributed import resolve_device
-    from udas_fast.inference import TrainedModel, media_files, predict_files
+    from udas_fast.inference import media_files, predict_files
 
     files, parts = media_files(images), None if tile is None else parse_size(tile, "--tile")
-    trained = TrainedModel.load(model, resolve_device(device))
+    trained = _load(model, resolve_device(device))
     trained.bit_depth = bit_depth or trained.bit_depth
     done = predict_files(
         trained, files, out, pictures=write.split(","), native=native, tile=parts, max_pixels=max_pixels
@@ -124,9 +133,20 @@ def export(
 
     It takes uint8 images of any size and returns logits, which are compared with the original model's.
     """
-    from udas_fast.inference import TrainedModel, export_model
+    from udas_fast.inference import export_model
 
-    print(f"{out}: {export_model(TrainedModel.load(model), out, form)}")
+    print(f"{out}: {export_model(_load(model), out, form)}")
+
+
+def _load(path: Path, device: torch.device | str = "cpu") -> TrainedModel:
+    """Read a model, and say on stderr where it is not the last one of its run."""
+    from udas_fast import distributed
+    from udas_fast.inference import TrainedModel
+
+    trained = TrainedModel.load(path, device)
+    if trained.selected is not None and distributed.is_main():
+        print(f"NOTICE: {path} is not the last model of its run: {trained.selected}", file=sys.stderr)
+    return trained
 
 
 def report(

@@ -21,7 +21,9 @@ from udas_fast.cli.options import (
     ChosenLabels,
     Device,
     Engine,
+    EvaluateEvery,
     Json,
+    KeepBest,
     Labelled,
     LearningRate,
     LogEvery,
@@ -125,6 +127,8 @@ def train(
     ] = 0,
     checkpoint_every: CheckpointEvery = 500,
     log_every: LogEvery = 20,
+    evaluate_every: EvaluateEvery = None,
+    keep_best: KeepBest = False,
     device: Device = "auto",
     resume: Resume = None,
     allow_other_data: AllowOtherData = False,
@@ -184,6 +188,8 @@ def train(
             log_every=log_every,
             checkpoint_every=checkpoint_every,
             max_bad_steps=max_bad_steps,
+            evaluate_every=evaluate_every,
+            keep_best=keep_best,
         )
     if distributed.is_main():
         print(f"already complete: {trainer.run_dir}" if trainer.complete else trainer.describe())

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from udas_fast.evaluation import Scores
 
 
 class Callback:
@@ -22,6 +26,9 @@ class Callback:
 
     def on_picture(self, name: str, step: int, path: Path) -> None:
         """Act on the PNG ``path``, drawn after ``step`` steps: "validation", or a round's "pseudo-labels"."""
+
+    def on_scores(self, phase: str, step: int, scores: Scores) -> None:
+        """Act on scores of the trained network after ``step`` steps: every ``evaluate_every``, and after each round."""
 
     def on_phase_end(self, phase: str, step: int, scores: Mapping[str, float]) -> None:
         """Act on the end of a round of a stage, after ``step`` steps; ``scores`` is mIoU by network, or empty."""

@@ -1,4 +1,4 @@
-"""Records of a run while it trains: metrics.jsonl, timing.jsonl, TensorBoard events and a progress bar.
+"""Records of a run while it trains: metrics.jsonl, timing.jsonl, scores.jsonl, TensorBoard and a progress bar.
 
 Times have a file of their own, because metrics.jsonl is the same in every run of one recipe and seed.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,6 +25,7 @@ from udas_fast.data import read_image
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.faults import check_losses, describe_fault
 from udas_fast.errors import bad, first_line
+from udas_fast.evaluation import Scores
 
 
 class Recorder:
@@ -56,7 +57,7 @@ class Recorder:
         self._waits: list[dict[str, float]] = []
         self._before = time.perf_counter()
 
-    def begin_phase(self) -> None:
+    def start_clock(self) -> None:
         """Start the clock of the next step: labelling and scoring before it belong to no step."""
         self._before = time.perf_counter()
 
@@ -131,6 +132,16 @@ class Recorder:
         if self._files is not None:
             self._files.add_scores(step, values)
 
+    def evaluated(self, phase: str, step: int, scores: Scores, keep: Callable[[], None] | None) -> None:
+        """Add the network's ``scores`` after ``step`` steps to scores.jsonl and to the events.
+
+        ``keep`` writes the network to ``best.safetensors``; it is called if no earlier scores are as high.
+        """
+        if self._files is None:
+            return
+        with writing(self._folder / "scores.jsonl"):
+            self._files.add_evaluation(phase, step, scores, keep)
+
     def picture(self, name: str, step: int, path: Path) -> None:
         """Add the PNG ``path`` to the events and call the callbacks; nothing where it was not drawn."""
         if self._files is None or not path.is_file():
@@ -162,6 +173,10 @@ class _Files:
         self._times = _continue(folder / "timing.jsonl", first)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
         self._phase = ""
+        self._scores = folder / "scores.jsonl"
+        self._best = _best_kept(self._scores, first)
+        if self._scores.is_file():
+            _drop(self._scores, first)
         # A bar where someone watches, a line every half minute in a log.
         interval = 0.1 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
@@ -197,6 +212,19 @@ class _Files:
     def add_scores(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._board.add_scalar(f"score/{name}", value, step)
+
+    def add_evaluation(self, phase: str, step: int, scores: Scores, keep: Callable[[], None] | None) -> None:
+        is_best = keep is not None and scores.miou > self._best
+        if keep is not None and is_best:
+            keep()  # before its line: where there is a line, the file is whole
+            self._best = scores.miou
+        line = {"step": step, "phase": phase, "best": is_best, **scores.to_dict()}
+        del line["confusion_matrix"]
+        with self._scores.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        by_class = {f"iou/{name}": value for name, value in line["iou"].items() if value is not None}
+        self.add_scores(step, {"miou": scores.miou, **by_class})
+        tqdm.write(f"{phase}: mIoU {100 * scores.miou:.1f} % after {step:,} steps", file=sys.stderr)
 
     def add_picture(self, name: str, step: int, path: Path) -> None:
         self._board.add_image(name, read_image(path), step, dataformats="HWC")
@@ -244,11 +272,29 @@ def _continue(path: Path, first: int) -> TextIO:
         InputError: a line is damaged, or the file cannot be written.
     """
     if path.is_file():
-        # A killed run may have left half a line at the end.
-        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        try:
-            kept = [line for line in lines if json.loads(line)["step"] < first]
-        except (ValueError, KeyError, TypeError) as error:
-            raise bad(f"{path}", f"a damaged line ({first_line(error)})", "one JSON object a line") from error
-        atomic_write(b"".join(kept), path)
+        _drop(path, first)
     return path.open("a", encoding="utf-8")
+
+
+def _drop(path: Path, first: int) -> None:
+    """Take the lines from step ``first`` on out of the file ``path``."""
+    kept = [text for text, content in _lines(path) if content["step"] < first]
+    atomic_write(b"".join(kept), path)
+
+
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return each whole line and its content; a killed run may have left half a line at the end."""
+    whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    try:
+        lines = [(line, json.loads(line)) for line in whole]
+        for _, content in lines:
+            content["step"] + 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise bad(f"{path}", f"a damaged line ({first_line(error)})", "one JSON object a line") from error
+    return lines
+
+
+def _best_kept(path: Path, first: int) -> float:
+    """Return the mIoU of the network in ``best.safetensors``, below all where it is of a step from ``first`` on."""
+    best = [content for _, content in (_lines(path) if path.is_file() else ()) if content.get("best")]
+    return best[-1]["miou"] if best and best[-1]["step"] < first else -1.0

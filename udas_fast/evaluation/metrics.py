@@ -35,6 +35,7 @@ class Protocol:
     scales: tuple[float, ...] = (1.0,)
     align_corners: bool = False  # of that upsampling, from the model's output
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    selected: str | None = None  # how the model was chosen among those of its run; None: it is the last
 
     def __str__(self) -> str:
         size = "native size" if self.input_size is None else "{}x{}".format(*self.input_size)
@@ -43,6 +44,7 @@ class Protocol:
         return (
             f"{self.dataset} {self.split}, {self.images} images, {self.num_classes} classes, input {size}, "
             f"labels {self.label_size}, {views}, corners {corners}, {self.precision}"
+            f"{f', selected: {self.selected}' if self.selected else ''}"
         )
 
 

@@ -20,6 +20,8 @@ from udas_fast.evaluation.metrics import Protocol, Scores
 from udas_fast.models import normalization_of, normalize, to_output
 
 Precision = Literal["fp32", "bf16", "fp16"]
+PIXELS = 2**21
+"""Pixels of the images that go through the network of a GPU at once, if one image has not more: 1024x2048."""
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -67,17 +69,25 @@ def evaluate_dataset(
     size: tuple[int, int] | None = None,
     *,
     precision: Precision = "fp32",
+    workers: int = 0,
+    selected: str | None = None,
 ) -> Scores:
     """Score ``model`` on a whole ``dataset`` (:func:`evaluate`), its images resized to ``size`` (H, W).
 
-    Labels keep their size. The image sizes of a user's own loader are determined by the loader.
+    Labels keep their size. ``workers`` processes decode ahead; on a GPU as many images go through the network at once
+    as have two megapixels together. ``selected`` is :attr:`Protocol.selected`. Batches and image sizes of a user's own
+    loader are determined by the loader.
     """
     batches: Iterable[Batch]
     if isinstance(dataset, UserLoader):
         batches = islice(dataset.epoch(), distributed.get_rank(), None, distributed.get_world_size())
         images, size = None, None
     else:
-        batches, images = evaluation_batches(dataset, size), len(dataset)
+        # On the CPU one by one, which is as fast: rounding then does not depend on the number of processes.
+        together = (
+            1 if size is None or device_of(model).type == "cpu" else max(1, PIXELS // (size[0] * size[1]))
+        )
+        batches, images = evaluation_batches(dataset, size, workers, together), len(dataset)
     protocol = Protocol(
         dataset=dataset.name,
         split=split,
@@ -85,6 +95,7 @@ def evaluate_dataset(
         input_size=size,
         num_classes=len(dataset.classes),
         precision=precision,
+        selected=selected,
     )
     return evaluate(model, batches, dataset.classes, protocol)
 

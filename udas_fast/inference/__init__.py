@@ -2,9 +2,10 @@
 
 from udas_fast.inference.export import Agreement, export_model
 from udas_fast.inference.files import PICTURES, PredictedFiles, media_files, predict_files
-from udas_fast.inference.model import MODEL_FILE, TrainedModel, check_state
+from udas_fast.inference.model import BEST_FILE, MODEL_FILE, TrainedModel, check_state
 
 __all__ = [
+    "BEST_FILE",
     "MODEL_FILE",
     "PICTURES",
     "Agreement",

@@ -30,6 +30,8 @@ from udas_fast.models.weights import SUFFIX, read_tensors
 
 MODEL_FILE = f"model{SUFFIX}"
 """File name in a run folder; it is written last, so a run that has it is complete."""
+BEST_FILE = f"best{SUFFIX}"
+"""File name in a run folder of the network with the highest scores on the val split (``keep_best``)."""
 KEY = "udas_fast"  # of the header's metadata, JSON; the only one, as safetensors writes several in any order
 
 ImageInput: TypeAlias = np.ndarray | Image.Image | str | os.PathLike[str] | Regions
@@ -73,6 +75,11 @@ class TrainedModel:
     size: tuple[int, int]
     protocol: Protocol | None = None
     bit_depth: int | None = None
+
+    @property
+    def selected(self) -> str | None:
+        """How the model was chosen in its run, such as ``best on val at step 500``; None: it is the last."""
+        return None if self.protocol is None else self.protocol.selected
 
     def save(self, path: Path) -> None:
         """Write to ``path`` atomically. Raises InputError as :func:`check_state` does."""

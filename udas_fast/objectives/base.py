@@ -190,6 +190,10 @@ class Objective(nn.Module):
     def after_step(self, model: nn.Module) -> None:
         """Follow the network after the optimiser has stepped, as a mean teacher does; not called for skipped steps."""
 
+    def result(self, model: nn.Module) -> nn.Module:
+        """Return the network that a round which ended now would give: the trained ``model``, or its teacher."""
+        return model
+
     def scored(self) -> Mapping[str, nn.Module]:
         """Return networks beside the trained one that are scored at the end of a round, by name."""
         return {}

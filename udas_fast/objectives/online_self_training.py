@@ -157,10 +157,9 @@ class OnlineSelfTraining(Objective):
         """Let the teacher follow the student."""
         self.teacher.follow(model)
 
-    def on_round_end(self, model: nn.Module) -> None:
-        """Give the student the teacher's weights where these are the round's result."""
-        if self.config.result == "teacher":
-            model.load_state_dict(self.teacher.network.state_dict())
+    def result(self, model: nn.Module) -> nn.Module:
+        """Return the teacher's network where it is the round's result."""
+        return self.teacher.network if self.config.result == "teacher" else model
 
     def prepare_batch(self, batch: Batches, ctx: PrepareContext) -> OnlineSelfTrainingBatch:
         """Draw boxes, classes, photometric changes and patches."""

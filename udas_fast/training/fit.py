@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,8 +215,15 @@ def start_step(
     return step
 
 
-def train_phase(run: Run, attempt: Attempt, phase: Phase, step: TrainStep, loaders: Loaders) -> None:
-    """Take the steps that are left of ``phase``.
+def train_phase(
+    run: Run,
+    attempt: Attempt,
+    phase: Phase,
+    step: TrainStep,
+    loaders: Loaders,
+    before_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Take the steps that are left of ``phase``; ``before_step`` is called before each, after any checkpoint.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
@@ -227,8 +234,9 @@ def train_phase(run: Run, attempt: Attempt, phase: Phase, step: TrainStep, loade
     first = step.done
     batches = {name: loader.batches(step.done, run.amp.device) for name, loader in loaders.items()}
     step.model.train()
-    recorder.begin_phase()
+    recorder.start_clock()
     while step.done < phase.steps:
+        before_step()
         asked = time.perf_counter()
         try:
             with run.bad_files.synchronized():

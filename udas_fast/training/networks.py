@@ -53,6 +53,7 @@ class Networks(dict[str, nn.Module]):
     Attributes:
         trained: the network that is trained now; before the first stage the one that the last stage trains.
         memory: checkpointing and micro-batches that save memory.
+        selected: how the model of ``config.start`` was chosen among those of its run; None: it is the last.
         weights_report: what was loaded of ``config.weights`` or ``model.hf``, of the last network that was built; None
             where none were given, or none are needed.
 
@@ -86,6 +87,7 @@ class Networks(dict[str, nn.Module]):
         if self._own and any(stage.model for stage in recipe.stages):
             raise bad("model of a stage", "one beside a network of the user's own", "null")
         self.weights_report: WeightsReport | None = None
+        self.selected: str | None = None
         last = recipe.stages[-1].network
         base = next((stage.network for stage in reversed(recipe.stages) if stage.model is None), last)
         model = self.build(base, "model", 0) if model is None else self._take(model)
@@ -189,6 +191,7 @@ class Networks(dict[str, nn.Module]):
         """Take over the model of a finished run; normalisation and dropout may differ, the rest may not."""
         model, expected = self.trained, None if self._own else self._recipe.model
         trained = TrainedModel.load(path, self.amp.device, model if expected is None else None)
+        self.selected = trained.selected
         if trained.classes.names != self._classes.names:
             there, here = (
                 f"{len(classes)} ({', '.join(classes.names):.60})"

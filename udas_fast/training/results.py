@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -12,14 +12,14 @@ from udas_fast import evaluation
 from udas_fast.atomic import atomic_write
 from udas_fast.data import ClassSet, SegmentationDataset, UserLoader
 from udas_fast.errors import InputError
-from udas_fast.inference import MODEL_FILE, TrainedModel
+from udas_fast.inference import BEST_FILE, MODEL_FILE, TrainedModel
 from udas_fast.models import ModelConfig
 from udas_fast.recipes import Recipe
 
 
 @dataclass
 class Results:
-    """``scores.json``, ``pictures/val.png`` and ``model.safetensors`` in the folder of a run.
+    """``scores.json``, ``pictures/val.png``, ``model.safetensors`` and ``best.safetensors`` in the folder of a run.
 
     Attributes:
         run_dir: the run's folder.
@@ -27,6 +27,7 @@ class Results:
         classes: classes of the data.
         val: what is scored; None: nothing.
         bit_depth: of the data's 16-bit images.
+        workers: processes that decode the val split.
         scores: scores by phase; those of a phase's further networks as ``PHASE.NETWORK``.
     """
 
@@ -36,6 +37,7 @@ class Results:
     classes: ClassSet
     val: SegmentationDataset | UserLoader | None
     bit_depth: int | None
+    workers: int
     scores: dict[str, evaluation.Scores]
 
     @property
@@ -56,7 +58,7 @@ class Results:
         """
         if self.val is None:
             raise InputError("evaluate: found no val dataset, expected a target domain with one")
-        return evaluation.evaluate_dataset(network, self.val, "val", self.size)
+        return evaluation.evaluate_dataset(network, self.val, "val", self.size, workers=self.workers)
 
     def read_scores(self) -> None:
         """Take over the scores in ``scores.json``, which a run without a val split does not have."""
@@ -78,7 +80,18 @@ class Results:
         ``config``: how to build it from its file; None: the user's own network.
         """
         scores = list(self.scores.values())
-        protocol = scores[-1].protocol if scores else None
+        return self._trained(model, config, scores[-1].protocol if scores else None)
+
+    def keep_best(
+        self, model: nn.Module, config: ModelConfig | None, step: int, protocol: evaluation.Protocol
+    ) -> None:
+        """Write the ``model`` after ``step`` steps, scored by ``protocol``, to ``best.safetensors``."""
+        chosen = replace(protocol, selected=f"best on {protocol.split} at step {step}")
+        self._trained(model, config, chosen).save(self.run_dir / BEST_FILE)
+
+    def _trained(
+        self, model: nn.Module, config: ModelConfig | None, protocol: evaluation.Protocol | None
+    ) -> TrainedModel:
         return TrainedModel(model, config, self.classes, self.size, protocol, self.bit_depth)
 
     @property

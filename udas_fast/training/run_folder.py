@@ -67,6 +67,14 @@ class RunConfig:
     log_every: int = Field(default=20, ge=1)  # steps between two reads of the losses
     checkpoint_every: int = Field(default=500, ge=1)
     max_bad_steps: int = Field(default=0, ge=0)  # skipped steps with losses or gradients that are not finite
+    evaluate_every: int | None = Field(
+        default=None, ge=1
+    )  # steps between two scores; None: after each round only
+    keep_best: bool = False  # keep the network of the highest of these scores too
+
+    def __post_init__(self) -> None:
+        if self.keep_best and self.evaluate_every is None:
+            raise bad("keep_best", "no evaluate_every", "the steps between two scores (--evaluate-every N)")
 
 
 Settings = TypeVar("Settings", bound=RunSettings)

@@ -20,7 +20,7 @@ from udas_fast.data.identity import existing_path
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.optim import MakeOptimizer, apex_sgd
 from udas_fast.engine.precision import build_amp, memory_format
-from udas_fast.engine.step import start_objective
+from udas_fast.engine.step import TrainStep, start_objective
 from udas_fast.errors import bad
 from udas_fast.evaluation import Scores
 from udas_fast.inference import TrainedModel
@@ -72,6 +72,8 @@ class Trainer:
         checkpoint_every: steps between two checkpoints.
         optimizer: returns the optimiser of each network that is trained, with any parameter groups; None: the
             recipe's. The recipe's schedule scales the rates of its groups.
+        evaluate_every: steps between two scores of the network on the target's val split; None: after each round only.
+        keep_best: keep the network of the highest of these scores too, as ``best.safetensors``.
         max_bad_steps: steps with a loss or gradient that is not finite which are skipped and counted; one more ends
             the run. Above 0 the host waits for every step.
         callbacks: called for steps, pictures and phases in the main process, see :class:`udas_fast.Callback`.
@@ -101,6 +103,8 @@ class Trainer:
         log_every: int = 20,
         checkpoint_every: int = 500,
         max_bad_steps: int = 0,
+        evaluate_every: int | None = None,
+        keep_best: bool = False,
         optimizer: MakeOptimizer | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -123,6 +127,8 @@ class Trainer:
             "log_every": log_every,
             "checkpoint_every": checkpoint_every,
             "max_bad_steps": max_bad_steps,
+            "evaluate_every": evaluate_every,
+            "keep_best": keep_best,
         }
         config = from_dict(RunConfig, settings, "Trainer")
         self._set_up(recipe, domains, model, Path(run_dir), config, optimizer, callbacks)
@@ -208,6 +214,10 @@ class Trainer:
         self.recipe, self.config, self.run_dir, self.domains = recipe, config, run_dir, domains
         amp = build_amp(recipe.precision, self.device)
         check_data(recipe, domains)
+        if config.evaluate_every is not None and domains.val is None:
+            raise bad(
+                "evaluate_every", "no val split with labels", "a target that has one, or no evaluate_every"
+            )
         self.classes = domains.classes()
         self.callbacks = tuple(callbacks) if distributed.is_main() else ()
         networks: dict[str, nn.Module] = {}
@@ -229,6 +239,7 @@ class Trainer:
             self.classes,
             domains.val,
             domains.bit_depth,
+            domains.workers,
             self._run.scores,
         )
 
@@ -263,6 +274,8 @@ class Trainer:
         if (weights := self.config.class_weights) is not None:
             named = zip(self.classes.names, weights, strict=True)
             lines.append(f"class weights {', '.join(f'{name} {weight:.2f}' for name, weight in named)}")
+        if networks.selected is not None:
+            lines.append(f"starts from {self.config.start}, selected: {networks.selected}")
         report = networks.weights_report
         return "\n".join(lines if report is None else [*lines, report.summary()])
 
@@ -340,8 +353,17 @@ class Trainer:
         )
         step = start_step(run, phase, objective, loaders, saved)
 
-        train_phase(run, attempt, phase, step, loaders)
+        train_phase(
+            run,
+            attempt,
+            phase,
+            step,
+            loaders,
+            before_step=lambda: self._score_during(phase, objective, step, attempt),
+        )
 
+        if (result := objective.result(step.model)) is not step.model:
+            networks.trained.load_state_dict(result.state_dict())
         objective.on_round_end(networks.trained)
         end = phase.first_step + phase.steps
         if labelled_round is not None and labeller is not None:
@@ -388,6 +410,33 @@ class Trainer:
             check_stop=attempt.check_stop,
         )
 
+    def _score_during(self, phase: Phase, objective: Objective, step: TrainStep, attempt: Attempt) -> None:
+        """Score the network that ``phase`` would give now, every ``evaluate_every`` steps of the run."""
+        every, done = self.config.evaluate_every, phase.first_step + step.done
+        if every is None or step.done == 0 or done % every:
+            return
+        attempt.recorder.flush()  # first: it says which loss is not finite
+        network = objective.result(step.model)
+        if network is step.model and step.average is not None:
+            network = step.average.network
+        self._take_scores(phase, done, network, self._results.score(network), attempt)
+        attempt.recorder.start_clock()
+
+    def _take_scores(
+        self, phase: Phase, step: int, network: nn.Module, scores: Scores, attempt: Attempt
+    ) -> None:
+        """Record the ``scores`` of ``network`` after ``step`` steps, and keep it where it is the best."""
+        if self.config.evaluate_every is not None:
+            is_final = phase.stage.network == self.recipe.stages[-1].network  # and not another's teacher
+            keep = partial(
+                self._results.keep_best, network, self.networks.model_config, step, scores.protocol
+            )
+            kept = keep if self.config.keep_best and is_final else None
+            # All wait: torchrun ends the others where one has ended, and that must not be while a file is written.
+            distributed.on_main(lambda: attempt.recorder.evaluated(phase.name, step, scores, kept))
+        for callback in self.callbacks:
+            callback.on_scores(phase.name, step, scores)
+
     def _score(self, phase: Phase, objective: Objective, step: int, attempt: Attempt) -> None:
         """Score the networks of a phase after ``step`` steps of the run; write, draw and report the scores."""
         networks = {f"{phase.name}.{name}": network for name, network in objective.scored().items()}
@@ -397,6 +446,7 @@ class Trainer:
             scores = {name: self._results.score(network) for name, network in networks.items()}
             self.scores.update(scores)
             attempt.recorder.scores(step, {f"{phase.name}/miou": scores[phase.name].miou})
+            self._take_scores(phase, step, self.networks.trained, scores[phase.name], attempt)
             distributed.on_main(self._results.write_scores)
             distributed.on_main(lambda: self._results.draw(phase.name, self.networks.trained))
             attempt.recorder.picture("validation", step, self._results.picture)

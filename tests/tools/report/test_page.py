@@ -103,6 +103,19 @@ def _pseudo_labels(run: Path, name: str, classes: list[str], **change: object) -
     (folder / "report.json").write_text(json.dumps({**content, **change}))
 
 
+def test_scores_during_the_run_are_a_curve(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    one, other, plain = (make_run(name) for name in ("one", "other", "plain"))
+    for run, best in ((one, 6), (other, 0)):
+        lines = [{"step": i, "phase": "adapt", "miou": i / 20, "best": i == best} for i in (3, 6, 9)]
+        (run / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(write_report([one, other, plain], tmp_path / "page.html"))
+    assert "miou-by-step" in page.sections
+    assert "one: last 45" in page.texts
+    (kept,) = (text for text in page.texts if "best.safetensors" in text)
+    assert kept.startswith("one, best.safetensors: 30.0 % at step 6, selected on these images")
+    assert "miou-by-step" not in Page(write_report([plain], tmp_path / "plain.html")).sections
+
+
 def test_the_page_of_one_run(trained: Path) -> None:
     page = Page(write_report([trained], trained.parent / "first.html"))
     scores = json.loads((trained / "scores.json").read_text())["phases"]

@@ -51,6 +51,19 @@ def test_where_a_run_is_and_how_long_it_takes(
         assert text in shown
 
 
+def test_scores_during_the_run(make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run("run")
+    lines = [{"step": 2 * i, "phase": "adapt", "miou": i / 10, "best": i == 3} for i in range(1, 7)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run / "scores.jsonl").write_text(text + '{"step": 14, "mi')
+    watch_run(run, once=True)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4: 20.0, 6: 30.0, 8: 40.0, 10: 50.0, 12: 60.0; best.safetensors 30.0 at step 6" in shown
+    (run / "scores.jsonl").write_text('{"step": -1, "phase": "adapt", "miou": 0.5}\n')
+    with pytest.raises(InputError, match=r"scores.jsonl: damaged \(step"):
+        watch_run(run, once=True)
+
+
 def test_the_view_ends_with_the_run(
     make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

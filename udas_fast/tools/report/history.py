@@ -43,7 +43,9 @@ def curves(runs: dict[str, RunRecord]) -> list[Element]:
     if not names:
         return []
     shown = sorted(names, key=lambda name: name == "lr")  # the losses first
-    charts = [_chart(name, found, _bounds(runs), "learning rate" if name == "lr" else name) for name in shown]
+    charts = [
+        _chart(name, found, phase_bounds(runs), "learning rate" if name == "lr" else name) for name in shown
+    ]
     spans = {s.span for run in runs.values() for phases in run.curves.values() for s in phases.values()}
     points = "each step" if spans == {1} else f"means over up to {max(spans):,} steps"
     text = f"By optimisation step ({points}). Dashed lines mark where a phase begins."
@@ -101,7 +103,7 @@ def _chart(name: str, curves: dict[str, Curves], bounds: dict[float, str], title
     return line_chart(title, lines, bounds=bounds, end=max(end, 1))
 
 
-def _bounds(runs: dict[str, RunRecord]) -> dict[float, str]:
+def phase_bounds(runs: dict[str, RunRecord]) -> dict[float, str]:
     """Return where phases begin, except the first of each run."""
     starts: dict[float, str] = {}
     for run in runs.values():

@@ -18,6 +18,7 @@ SECTIONS: dict[str, Callable[[dict[str, RunRecord]], list[Element]]] = {
     "Summary": history.summary,
     "Protocol": scores.protocols,
     "Curves": history.curves,
+    "mIoU by step": scores.by_step,
     "mIoU by phase": scores.by_phase,
     "IoU by class": scores.by_class,
     "Confusion": scores.confusions,

@@ -137,6 +137,16 @@ class LabelReport:
         return self
 
 
+@checked_dataclass(frozen=True, config=LENIENT)
+class ScoredStep:
+    """One line of scores.jsonl: fractions of 1 after ``step`` steps; ``best`` if the network was kept as the best."""
+
+    step: NonNegativeInt
+    phase: str
+    miou: Fraction
+    best: bool = False
+
+
 class Series:
     """Values by step as means over spans of ``span`` steps, at most :data:`POINTS` of them.
 
@@ -197,8 +207,8 @@ class RunRecord:
     """Content of one run folder.
 
     ``curves`` holds ``lr`` and the losses. ``timing`` holds the seconds of each step (``seconds``, ``data_wait``);
-    lines without a phase are under "". ``scores`` are by phase in the order of training. ``notes`` list what is
-    missing.
+    lines without a phase are under "". ``scores`` are by phase in the order of training, ``scored`` are those during
+    the run. ``notes`` list what is missing.
     """
 
     run_dir: Path
@@ -208,6 +218,7 @@ class RunRecord:
     curves: Curves
     timing: Curves
     scores: dict[str, Scores]
+    scored: list[ScoredStep]
     label_reports: list[LabelReport]
     pictures: list[Path]
     environment: dict[str, Any]
@@ -267,6 +278,7 @@ def read_run(run_dir: Path) -> RunRecord:
         curves=curves,
         timing=timing,
         scores=scores,
+        scored=read_scored(run_dir),
         label_reports=_read_label_reports(run_dir / "pseudo_labels"),
         pictures=pictures,
         environment=environment,
@@ -330,6 +342,20 @@ def _read_curves(path: Path) -> tuple[Curves, bool]:
     for each in series:
         each.coarsen(max(other.span for other in series))
     return curves, incomplete
+
+
+def read_scored(run_dir: Path) -> list[ScoredStep]:
+    """Return the whole lines of ``scores.jsonl``; none where the run is scored after its rounds only."""
+    path = run_dir / "scores.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    try:
+        return [
+            TypeAdapter(ScoredStep).validate_python(_parse(line, f"{path} line {number}"))
+            for number, line in enumerate(lines, 1)
+            if line.endswith(b"\n")
+        ]
+    except ValidationError as error:
+        raise InputError(f"{path}: damaged ({first_problem(error)})") from None
 
 
 def is_finished(run_dir: Path, images: Manifest | None) -> bool:

@@ -6,8 +6,27 @@ from collections.abc import Iterator, Mapping
 
 from udas_fast.evaluation import Scores, mean_notes
 from udas_fast.tools.report.charts import Line, bar_chart, confusion, line_chart
+from udas_fast.tools.report.history import phase_bounds
 from udas_fast.tools.report.markup import Element, element, legend, percent, table
 from udas_fast.tools.report.read import RunRecord
+
+
+def by_step(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show mIoU over the steps of the runs that were scored during training, and the best that was kept."""
+    lines, parts = [], []
+    for index, (name, run) in enumerate(runs.items()):
+        points = [(float(s.step), 100 * s.miou) for s in run.scored if s.miou is not None]
+        if points:
+            lines.append(Line(name, index, points))
+        if best := [s for s in run.scored if s.best]:
+            text = f"best.safetensors: {percent(best[-1].miou)} % at step {best[-1].step:,}, selected on these images; "
+            text += "model.safetensors is the last."
+            parts.append(element("p", f"{name}, {text}" if len(runs) > 1 else text, class_="soft"))
+    if not lines:
+        return []
+    keys = [legend(runs)] if len(runs) > 1 else []
+    chart = line_chart("mIoU by optimisation step, %", lines, bounds=phase_bounds(runs))
+    return [*parts, *keys, element("div", chart, class_="charts")]
 
 
 def by_phase(runs: dict[str, RunRecord]) -> list[Element]:

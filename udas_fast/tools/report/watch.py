@@ -20,11 +20,21 @@ from rich.text import Text
 from udas_fast.data.translated import Manifest, image_path, manifest_file, read_manifest
 from udas_fast.evaluation import Scores, read_scores
 from udas_fast.tools.report.markup import percent
-from udas_fast.tools.report.read import RecordedRecipe, StepLine, is_finished, parse_step, read_run_yaml
+from udas_fast.tools.report.read import (
+    RecordedRecipe,
+    ScoredStep,
+    StepLine,
+    is_finished,
+    parse_step,
+    read_run_yaml,
+    read_scored,
+)
 
 REFRESH = 1.0  # seconds
 TAIL = 1 << 16
 """Bytes read from the end of a file, so that runs of any length cost the same."""
+LATEST = 5
+"""Number of last scores during the run that are shown."""
 RECENT = 100
 """Number of last steps, or translated images, over which rates are averaged."""
 
@@ -59,6 +69,7 @@ class RunStatus:
     data_wait: float | None
     age: float | None
     scores: dict[str, Scores]
+    scored: list[ScoredStep]
     images: TranslatedImages | None
     finished: bool
 
@@ -97,6 +108,7 @@ def read_status(run_dir: Path) -> RunStatus:
         data_wait=_mean(times, "data_wait"),
         age=None if newest is None else max(0.0, time.time() - newest),
         scores=read_scores(run_dir / "scores.json"),
+        scored=read_scored(run_dir),
         images=None if manifest is None else _images(run_dir, manifest),
         finished=is_finished(run_dir, manifest),
     )
@@ -151,6 +163,11 @@ def _lines(status: RunStatus) -> Iterator[tuple[str, str | ProgressBar]]:
         yield "rate", f"{1 / status.seconds:.2f} steps per second, {wait:.1%} waiting for data"
     if status.seconds_left is not None and not status.finished:
         yield "time left", f"{timedelta(seconds=round(status.seconds_left))} at this rate"
+    if status.scored:
+        latest = ", ".join(f"{s.step:,}: {percent(s.miou)}" for s in status.scored[-LATEST:])
+        best = [s for s in status.scored if s.best]
+        kept = f"; best.safetensors {percent(best[-1].miou)} at step {best[-1].step:,}" if best else ""
+        yield "mIoU by step, %", latest + kept
     if status.scores:
         yield "mIoU, %", ", ".join(f"{phase} {percent(score.miou)}" for phase, score in status.scores.items())
         yield "", list(status.scores.values())[-1].mean_note
