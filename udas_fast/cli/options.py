@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -18,6 +19,7 @@ from udas_fast.atomic import atomic_write
 from udas_fast.errors import bad, unknown
 
 if TYPE_CHECKING:
+    from udas_fast.models import NetworkFunction
     from udas_fast.recipes import Changes, Recipe, StreamBatchSize
 
 Value = TypeVar("Value")
@@ -111,6 +113,14 @@ MethodFiles = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(metavar="FILE", rich_help_panel=RECIPE, help="torchvision ResNet or AdaptSegNet checkpoint"),
+]
+Network = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:FUNCTION",
+        rich_help_panel=RECIPE,
+        help="a network of your own: build(num_classes, **options), imported also from the working folder",
+    ),
 ]
 ResetHead = Annotated[
     bool,
@@ -349,6 +359,26 @@ def read_recipe(
     else:
         raise bad(command, "both of them" if name else "neither", "a recipe's name or --recipe FILE")
     return override(changes.apply(recipe), settings or ())
+
+
+def read_network(
+    name: str | None, settings: Sequence[str] | None = None
+) -> tuple[NetworkFunction | None, list[str]]:
+    """Return the function of --network with its options, ``--set network.KEY=VALUE``, and the other settings."""
+    from udas_fast.models import import_network
+    from udas_fast.recipes.settings import read_assignment
+
+    options: dict[str, object] = {}
+    others = []
+    for setting in settings or ():
+        if setting.startswith("network."):
+            key, value = read_assignment(setting)
+            options[key.removeprefix("network.")] = value
+        else:
+            others.append(setting)
+    if name is None and options:
+        raise bad("--set network", "no --network", "the function whose options they are")
+    return None if name is None else partial(import_network(name), **options), others
 
 
 def refuse_beside_resume(context: typer.Context, *allowed: str) -> None:

@@ -16,10 +16,12 @@ from udas_fast.cli.options import (
     Device,
     Json,
     Model,
+    Network,
     Split,
     TaskFile,
     Workers,
     parse_size,
+    read_network,
     write_json,
 )
 from udas_fast.errors import InputError, bad
@@ -36,6 +38,7 @@ def evaluate(
     split: Split = "val",
     bit_depth: BitDepth = None,
     classes: TaskFile = None,
+    network: Network = None,
     workers: Workers = 0,
     json_file: Json = None,
     device: Device = "auto",
@@ -49,7 +52,7 @@ def evaluate(
     from udas_fast.distributed import join, leave
     from udas_fast.evaluation import evaluate_dataset, scores_table
 
-    trained = _load(model, join(device))
+    trained = _load(model, network, join(device))
     depth = bit_depth or trained.bit_depth
     task = None if classes is None else read_task(classes)
     dataset = open_dataset(data, split, size=trained.size, bit_depth=depth, classes=task)
@@ -97,6 +100,7 @@ def predict(
         ),
     ] = None,
     bit_depth: BitDepth = None,
+    network: Network = None,
     device: Device = "auto",
 ) -> None:
     """Label images, folders and videos.
@@ -107,7 +111,7 @@ def predict(
     from udas_fast.inference import media_files, predict_files
 
     files, parts = media_files(images), None if tile is None else parse_size(tile, "--tile")
-    trained = _load(model, resolve_device(device))
+    trained = _load(model, network, resolve_device(device))
     trained.bit_depth = bit_depth or trained.bit_depth
     done = predict_files(
         trained, files, out, pictures=write.split(","), native=native, tile=parts, max_pixels=max_pixels
@@ -128,6 +132,7 @@ def export(
             *OUT, metavar="FILE", help="the file, NAME.pt2 or NAME.onnx; NAME.….json beside it describes it"
         ),
     ],
+    network: Network = None,
 ) -> None:
     """Write a trained model for use without udas_fast.
 
@@ -135,15 +140,15 @@ def export(
     """
     from udas_fast.inference import export_model
 
-    print(f"{out}: {export_model(_load(model), out, form)}")
+    print(f"{out}: {export_model(_load(model, network), out, form)}")
 
 
-def _load(path: Path, device: torch.device | str = "cpu") -> TrainedModel:
-    """Read a model, and say on stderr where it is not the last one of its run."""
+def _load(path: Path, network: str | None, device: torch.device | str = "cpu") -> TrainedModel:
+    """Read a model, built by the function of --network, and say on stderr where it is not the last of its run."""
     from udas_fast import distributed
     from udas_fast.inference import TrainedModel
 
-    trained = TrainedModel.load(path, device)
+    trained = TrainedModel.load(path, device, read_network(network)[0])
     if trained.selected is not None and distributed.is_main():
         print(f"NOTICE: {path} is not the last model of its run: {trained.selected}", file=sys.stderr)
     return trained

@@ -28,6 +28,7 @@ from udas_fast.cli.options import (
     LearningRate,
     LogEvery,
     MethodFiles,
+    Network,
     NumLabels,
     RecipeFile,
     RecipeName,
@@ -51,6 +52,7 @@ from udas_fast.cli.options import (
     parse_num_labels,
     parse_size,
     read_changes,
+    read_network,
     read_recipe,
     refuse_beside_resume,
     write_json,
@@ -79,6 +81,7 @@ def train(
     lr: LearningRate = None,
     translate: Translate = None,
     settings: Settings = None,
+    network: Network = None,
     weights: Weights = None,
     reset_head: ResetHead = False,
     stages: Annotated[
@@ -146,16 +149,23 @@ def train(
     from udas_fast.training.trainer import Trainer
 
     if resume is not None:
-        refuse_beside_resume(context, "max_bad_files", "allow_other_data", "method_files", "device")
+        refuse_beside_resume(
+            context, "max_bad_files", "allow_other_data", "method_files", "network", "device"
+        )
     elif allow_other_data:
         raise bad("--allow-other-data", "no --resume", "the run that goes on with other files")
     load_methods(method_files)
+    model, settings = read_network(network, settings)
     join(device)
     if restarted() and out is not None and (out / "run.yaml").is_file():
         resume = out
     if resume is not None:
         trainer = Trainer.resume(
-            resume, max_bad_files=max_bad_files, allow_other_data=allow_other_data, device=device
+            resume,
+            model=model,
+            max_bad_files=max_bad_files,
+            allow_other_data=allow_other_data,
+            device=device,
         )
     else:
         changes = read_changes(small, size, steps, batch_size, lr, translate)
@@ -179,6 +189,7 @@ def train(
         trainer = Trainer(
             chosen,
             data,
+            model,
             run_dir=out,
             weights=weights,
             reset_head=reset_head,

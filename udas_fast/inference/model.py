@@ -24,7 +24,16 @@ from udas_fast.data import ClassSet, read_image
 from udas_fast.data.regions import Regions, open_regions
 from udas_fast.errors import InputError, bad, first_line, first_problem
 from udas_fast.evaluation import Protocol, predict
-from udas_fast.models import ModelConfig, Normalization, build_model, normalization_of, require_finite
+from udas_fast.models import (
+    ModelConfig,
+    NetworkFunction,
+    Normalization,
+    OwnNetwork,
+    build_model,
+    build_network,
+    normalization_of,
+    require_finite,
+)
 from udas_fast.models.names import fit_names
 from udas_fast.models.weights import SUFFIX, read_tensors
 
@@ -50,6 +59,7 @@ class Header:
     protocol: Protocol | None
     normalisation: Normalization = Normalization()
     bit_depth: BitDepth = None
+    network: OwnNetwork | None = None
     checksum: str = ""
 
 
@@ -67,6 +77,7 @@ class TrainedModel:
         size: (height, width) that images are resized to for the network.
         protocol: of the run's scores; None if the model was not scored.
         bit_depth: bits of the sensor whose images are files of 16 bits; None: all 16.
+        network: name and options of the function that built a user's own network, where it was one.
     """
 
     model: nn.Module
@@ -75,6 +86,7 @@ class TrainedModel:
     size: tuple[int, int]
     protocol: Protocol | None = None
     bit_depth: int | None = None
+    network: OwnNetwork | None = None
 
     @property
     def selected(self) -> str | None:
@@ -96,6 +108,7 @@ class TrainedModel:
             self.protocol,
             normalization_of(self.model),
             self.bit_depth,
+            self.network,
         )
         header = replace(header, checksum=_checksum(header, tensors))
         atomic_write(safetensors.torch.save(tensors, {KEY: HEADER.dump_json(header).decode()}), path)
@@ -105,14 +118,15 @@ class TrainedModel:
         cls,
         path: str | os.PathLike[str],
         device: torch.device | str = "cpu",
-        model: nn.Module | None = None,
+        model: nn.Module | NetworkFunction | None = None,
     ) -> TrainedModel:
         """Read a model file.
 
         Args:
             path: of the file, or of the run folder with a ``model.safetensors``.
             device: of the network.
-            model: the user's own network, if the run trained one.
+            model: the user's own network, if the run trained one, or the function ``build(num_classes, **options)``
+                that makes it; the options are those of the run.
 
         Raises:
             InputError: no such file, a run that is not finished, not a model file or a damaged one, or a user's own
@@ -120,8 +134,9 @@ class TrainedModel:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise bad("model", type(path).__name__, "the path of a run's folder or of a model.safetensors")
-        if model is not None and not isinstance(model, nn.Module):
-            raise bad("TrainedModel.load: model", type(model).__name__, "a torch.nn.Module")
+        if model is not None and not callable(model):
+            expected = "a torch.nn.Module, or the function that builds one"
+            raise bad("TrainedModel.load: model", type(model).__name__, expected)
         path = Path(path)
         if path.is_dir():
             run, path = path, path / MODEL_FILE
@@ -133,16 +148,32 @@ class TrainedModel:
         if _checksum(header, tensors) != header.checksum:
             raise bad(f"model {path}", "damage (another checksum)", "the unchanged file")
         require_finite(f"model {path}", tensors)
+        if model is not None and not isinstance(model, nn.Module):
+            model = build_network(
+                model, len(header.classes), header.network.options if header.network else {}
+            )
         if model is not None:
             _fill(model, tensors, path)
         elif header.config is None:
-            raise InputError(f"{path}: the run trained a network of your own; pass it as `model`")
+            own = f", {header.network}" if header.network else ""
+            name = header.network.function if header.network else "MODULE:FUNCTION"
+            raise InputError(
+                f"{path}: the run trained a network of your own{own}; pass it as `model`, or `--network {name}`"
+            )
         else:
             model = _build(header.config, len(header.classes), tensors, path)
         if header.normalisation != normalization_of(model):
             raise bad(f"normalisation of {path}", header.normalisation, normalization_of(model))
         model = model.to(device).eval()
-        return cls(model, header.config, header.classes, header.size, header.protocol, header.bit_depth)
+        return cls(
+            model,
+            header.config,
+            header.classes,
+            header.size,
+            header.protocol,
+            header.bit_depth,
+            header.network,
+        )
 
     def predict(
         self, image: ImageInput, *, native: bool = False, tile: tuple[int, int] | None = None

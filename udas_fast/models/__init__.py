@@ -48,6 +48,7 @@ from udas_fast.models.normalization import (
     normalize,
     normalize_signed,
 )
+from udas_fast.models.own import NetworkFunction, OwnNetwork, build_network, import_network
 from udas_fast.models.pspnet import PSPNet
 from udas_fast.models.weights import WeightsReport, load_weights, require_finite
 
@@ -75,7 +76,9 @@ __all__ = [
     "MixTransformer",
     "ModelConfig",
     "MultiScaleDiscriminator",
+    "NetworkFunction",
     "Normalization",
+    "OwnNetwork",
     "PSPNet",
     "PatchDiscriminator",
     "PixelDiscriminator",
@@ -85,7 +88,9 @@ __all__ = [
     "WeightsReport",
     "build_backbone",
     "build_model",
+    "build_network",
     "has_dropout",
+    "import_network",
     "keep_statistics",
     "load_pretrained",
     "load_weights",

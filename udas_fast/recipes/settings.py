@@ -37,18 +37,23 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
     """
     data, keys = recipe.to_dict(), set[str]()
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise bad("--set", repr(assignment), "KEY=VALUE")
-        try:
-            value = load_yaml(text)
-        except ValueError as error:
-            raise bad(f"--set {key}", repr(text), "a value in YAML") from error
+        key, value = read_assignment(assignment)
         _assign(data, key, value)
         keys.add(key)
     if "model" not in keys and _kind(data["model"]) != _kind(asdict(recipe.model)):
         data["model"] |= {name: None for name in ("width", "output_stride") if f"model.{name}" not in keys}
     return recipe_from_dict(data, "--set")
+
+
+def read_assignment(assignment: str) -> tuple[str, Any]:
+    """Read ``KEY=VALUE``; raise InputError for another form, or a value that is not YAML."""
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise bad("--set", repr(assignment), "KEY=VALUE")
+    try:
+        return key, load_yaml(text)
+    except ValueError as error:
+        raise bad(f"--set {key}", repr(text), "a value in YAML") from error
 
 
 def _kind(model: dict[str, Any]) -> tuple[object, object]:

@@ -13,7 +13,7 @@ from udas_fast.atomic import atomic_write
 from udas_fast.data import ClassSet, SegmentationDataset, UserLoader
 from udas_fast.errors import InputError
 from udas_fast.inference import BEST_FILE, MODEL_FILE, TrainedModel
-from udas_fast.models import ModelConfig
+from udas_fast.models import ModelConfig, OwnNetwork
 from udas_fast.recipes import Recipe
 
 
@@ -25,6 +25,7 @@ class Results:
         run_dir: the run's folder.
         recipe, seed: what was trained.
         classes: classes of the data.
+        network: the function that built the user's own network; None: it was given, or is the recipe's.
         val: what is scored; None: nothing.
         bit_depth: of the data's 16-bit images.
         workers: processes that decode the val split.
@@ -35,6 +36,7 @@ class Results:
     recipe: Recipe
     seed: int
     classes: ClassSet
+    network: OwnNetwork | None
     val: SegmentationDataset | UserLoader | None
     bit_depth: int | None
     workers: int
@@ -92,7 +94,7 @@ class Results:
     def _trained(
         self, model: nn.Module, config: ModelConfig | None, protocol: evaluation.Protocol | None
     ) -> TrainedModel:
-        return TrainedModel(model, config, self.classes, self.size, protocol, self.bit_depth)
+        return TrainedModel(model, config, self.classes, self.size, protocol, self.bit_depth, self.network)
 
     @property
     def picture(self) -> Path:

@@ -20,6 +20,7 @@ from udas_fast.data.loader import Engine
 from udas_fast.engine.checkpoint import CheckpointFolder
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import MODEL_FILE
+from udas_fast.models import OwnNetwork
 from udas_fast.recipes import Recipe, methods, recipe_from_dict
 
 
@@ -58,6 +59,9 @@ class RunConfig:
     data: DataConfig | None = None  # None: the datasets were given as objects
     labelled: tuple[str, ...] | None = None  # ids of the labelled images that were chosen of ``data``
     class_weights: tuple[float, ...] | None = None  # the recipe's, counted where they are "balanced"
+    network: OwnNetwork | None = (
+        None  # function that built a network of the user's own; never imported from here
+    )
     given: tuple[Literal["model", "optimizer"], ...] = ()  # given as objects too
     engine: Engine = "torch"  # the choice of "auto"
     weights: str | None = None  # checkpoint of a network to start from
@@ -212,6 +216,11 @@ def require_objects(run_dir: Path, run_config: RunConfig, **objects: object) -> 
     """Raise InputError unless those parts are given that were objects when the run began, and no others."""
     began = {*run_config.given, *(("data",) if run_config.data is None else ())}
     missing = sorted(name for name in began if objects[name] is None)
+    if run_config.network is not None and "model" in missing:
+        found = f"no network to go on with, which began as {run_config.network}"
+        raise bad(
+            f"run {run_dir}", found, f"--network {run_config.network.function} (Trainer.resume: model=)"
+        )
     if missing:
         names = " and ".join(missing)
         raise InputError(f"run {run_dir}: its {names} began as objects; give them to Trainer.resume again")

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 from torch import nn
@@ -24,7 +25,13 @@ from udas_fast.engine.step import TrainStep, start_objective
 from udas_fast.errors import bad
 from udas_fast.evaluation import Scores
 from udas_fast.inference import TrainedModel
-from udas_fast.models import normalization_of, normalize
+from udas_fast.models import (
+    NetworkFunction,
+    OwnNetwork,
+    build_network,
+    normalization_of,
+    normalize,
+)
 from udas_fast.objectives import Objective
 from udas_fast.recipes import Phase, Recipe, get_recipe
 from udas_fast.seeding import seed_step
@@ -60,7 +67,9 @@ class Trainer:
     Args:
         recipe: the recipe, or its name (:func:`udas_fast.get_recipe`).
         data: datasets by name, or datasets and loaders as objects.
-        model: any network that :func:`udas_fast.models.to_output` understands; None builds the recipe's own.
+        model: any network that :func:`udas_fast.models.to_output` understands, or the function
+            ``build(num_classes, **options)`` that makes it, whose name the run's files have; options are the keywords
+            of a ``functools.partial``. None builds the recipe's own.
         run_dir: the run's folder; it must be new, or hold the same run (:meth:`resume`).
         weights: checkpoint to start from, see :func:`udas_fast.models.load_weights`.
         reset_head: leave out the head of ``weights``, which is of other classes.
@@ -92,7 +101,7 @@ class Trainer:
         self,
         recipe: Recipe | str,
         data: DataConfig | Domains,
-        model: nn.Module | None = None,
+        model: nn.Module | NetworkFunction | None = None,
         *,
         run_dir: str | os.PathLike[str],
         weights: str | None = None,
@@ -118,6 +127,7 @@ class Trainer:
         settings = {
             "data": data if isinstance(data, DataConfig) else None,
             "labelled": domains.labelled_ids() if isinstance(data, DataConfig) else None,
+            "network": OwnNetwork.of(model) if _is_function(model) else None,
             "given": tuple(name for name, given in objects.items() if given is not None),
             "engine": domains.chosen_engine,
             "weights": weights and existing_path(weights),
@@ -143,7 +153,7 @@ class Trainer:
         cls,
         run_dir: str | os.PathLike[str],
         *,
-        model: nn.Module | None = None,
+        model: nn.Module | NetworkFunction | None = None,
         data: Domains | None = None,
         max_bad_files: int = 0,
         allow_other_data: bool = False,
@@ -192,7 +202,7 @@ class Trainer:
         self,
         recipe: Recipe,
         domains: Domains,
-        model: nn.Module | None,
+        model: nn.Module | NetworkFunction | None,
         run_dir: Path,
         config: RunConfig,
         optimizer: MakeOptimizer | None,
@@ -220,6 +230,10 @@ class Trainer:
             )
         self.classes = domains.classes()
         self.callbacks = tuple(callbacks) if distributed.is_main() else ()
+        if model is not None and not isinstance(model, nn.Module):
+            seed_step(config.seed, "model", 0)
+            options = OwnNetwork.of(model) if config.network is None else config.network
+            model = build_network(model, len(self.classes), options.options)
         networks: dict[str, nn.Module] = {}
         self._run = Run(run_dir, recipe, config, domains, networks, amp, optimizer, self.callbacks)
         self.networks = Networks(
@@ -237,6 +251,7 @@ class Trainer:
             recipe,
             config.seed,
             self.classes,
+            config.network,
             domains.val,
             domains.bit_depth,
             domains.workers,
@@ -489,5 +504,11 @@ def _check_types(recipe: object, data: object, model: object) -> None:
         )
     if not isinstance(data, (DataConfig, Domains)):
         raise bad("Trainer: data", type(data).__name__, "a DataConfig, or Domains with datasets as objects")
-    if model is not None and not isinstance(model, nn.Module):
-        raise bad("Trainer: model", type(model).__name__, "a torch.nn.Module")
+    if model is not None and not isinstance(model, nn.Module) and not _is_function(model):
+        raise bad(
+            "Trainer: model", type(model).__name__, "a torch.nn.Module, or the function that builds one"
+        )
+
+
+def _is_function(model: object) -> TypeGuard[NetworkFunction]:
+    return callable(model) and not isinstance(model, nn.Module)
