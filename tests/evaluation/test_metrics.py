@@ -30,10 +30,21 @@ def test_scores_equal_those_of_pixel_sets(seed, classes):
     label[rng.random(60) < 0.3] = 255
     prediction = rng.integers(0, classes, 60)
     scores = scores_of(oracle.confusion(prediction, label, classes))
+    valid = label != 255
     expected = oracle.iou(prediction, label, classes)
     np.testing.assert_allclose(scores.iou.numpy(), expected, rtol=1e-12)
-    valid = label != 255
     assert scores.miou == pytest.approx(np.nanmean(expected), rel=1e-12)
+    for c in range(classes):
+        truth, guess = (label == c) & valid, (prediction == c) & valid
+        hits = (truth & guess).sum()
+        for name, count in (("recall", truth.sum()), ("precision", guess.sum())):
+            value = getattr(scores, name)[c].item()
+            assert math.isnan(value) if count == 0 else value == pytest.approx(hits / count)
+        if truth.any() and guess.any() and hits:
+            both = 2 / (1 / scores.precision[c].item() + 1 / scores.recall[c].item())
+            assert scores.f1[c].item() == pytest.approx(both)  # the harmonic mean
+    shares = [(prediction == c)[label == c].mean() for c in range(classes) if (label == c).any()]
+    assert scores.accuracy_mean == pytest.approx(np.mean(shares))
     assert scores.pixel_accuracy == pytest.approx((prediction == label)[valid].mean(), rel=1e-6)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pixel_oracle as oracle
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from udas_fast.data import Batch
@@ -35,6 +36,62 @@ def test_matrix_is_exact_at_the_labels_own_sizes(model, batches, classes, protoc
     assert scores.matrix.sum() == sum(int((b.label != 255).sum()) for b in batches)
     assert scores.protocol == protocol(align_corners=align_corners)
     assert scores.classes == classes.names
+
+
+def expected_mean(models, batch, scales, flips) -> np.ndarray:
+    """Return the mean of the softmaxes of all views at the label's size, float64 [C, H, W]."""
+    image, size = normalize(batch.image), batch.label.shape[1:]
+    found = []
+    for model in models:
+        model = copy.deepcopy(model).eval()
+        for scale in scales:
+            shape = [round(side * scale) for side in image.shape[-2:]]
+            scaled = F.interpolate(image, shape, mode="bilinear", antialias=True) if scale != 1 else image
+            for mirrored in (False, True)[: 1 + flips]:
+                with torch.no_grad():
+                    logits = model(scaled.flip(-1) if mirrored else scaled).primary[0].double().numpy()
+                full = oracle.upsample(logits, size, False)
+                full = np.exp(full - full.max(0))
+                full /= full.sum(0)
+                found.append(full[..., ::-1] if mirrored else full)
+    return np.mean(found, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "scales", "flips"),
+    [(1, (1.0,), True), (1, (1.0, 0.75, 1.25), True), (1, (1.5,), True), (2, (1.0,), False)],
+)
+def test_the_mean_of_views_and_models_is_scored(make_model, batches, classes, protocol, count, scales, flips):
+    models = [make_model() for _ in range(count)]
+    for model in models[1:]:
+        torch.nn.init.normal_(model.conv.weight, std=0.1)
+    scores = evaluate(models, batches, classes, protocol(models=count, scales=scales, flips=flips))
+    differing = 0
+    for batch in batches:
+        label = batch.label[0].numpy()
+        differing -= oracle.confusion(expected_mean(models, batch, scales, flips).argmax(0), label, 5)
+    differing += scores.matrix.numpy()
+    assert np.abs(differing).sum() <= 4  # ties within rounding
+    one = evaluate(models[0], batches, classes, protocol())
+    assert not torch.equal(scores.matrix, one.matrix)
+    assert (scores.protocol.models, scores.protocol.flips) == (count, flips)
+
+
+def test_models_of_other_corners_have_no_mean(make_model, batches, classes, protocol):
+    models = [make_model(), make_model()]
+    models[1].align_corners = True
+    with pytest.raises(InputError, match="models: found logits with aligned corners and without"):
+        evaluate(models, batches, classes, protocol(models=2))
+
+
+def test_each_image_alone(model, batches, classes, protocol):
+    by_image = {}
+    scores = evaluate(model, batches, classes, protocol(), by_image=by_image)
+    assert list(by_image) == ["scene0", "scene1", "scene2"]
+    assert torch.equal(sum(by_image.values()), scores.matrix)
+    for batch in batches:
+        alone = evaluate(model, [batch], classes, protocol(images=1))
+        assert torch.equal(by_image[batch.ids[0]], alone.matrix)
 
 
 def test_corners_matter(model, batches, classes, protocol):
@@ -139,8 +196,9 @@ def test_one_unlabelled_image_among_others_counts_nothing(model, batches, classe
         ({"images": 4}, "tiny val: found 3 images, expected 4 as in the protocol"),
         ({"input_size": (16, 32)}, r"image of tiny val scene0: found \(16, 24\), expected \(16, 32\)"),
         ({"num_classes": 4}, "protocol.num_classes: found 4, expected 5 as in tiny"),
-        ({"flips": True}, "protocol: found flips True"),
-        ({"scales": (1.0, 1.25)}, "protocol: found flips False, scales"),
+        ({"models": 2}, "protocol.models: found 2, expected 1, the number given"),
+        ({"scales": ()}, "views of an image: found 0 of 1 models, expected 1 to 16"),
+        ({"flips": True, "scales": tuple(range(1, 10))}, "views of an image: found 18 of 1 models"),
     ],
 )
 def test_batches_that_break_the_protocol_are_refused(model, batches, classes, protocol, changes, message):

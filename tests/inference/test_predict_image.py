@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,3 +138,14 @@ def test_a_tile_of_a_wrong_type_is_refused_in_a_sentence(
 def test_a_model_of_a_wrong_type_is_refused_in_a_sentence(path: object) -> None:
     with pytest.raises(InputError, match="^model: found .*, expected the path of a run's folder"):
         TrainedModel.load(path)
+
+
+def test_a_prediction_needs_neither_matplotlib_nor_tensorboard(make_trained: Make, tmp_path: Path) -> None:
+    make_trained().save(tmp_path / "model.safetensors")
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('matplotlib', 'tensorboard'))\n"  # an import of them fails
+        "import numpy as np, udas_fast as uf\n"
+        "label, _ = uf.load(sys.argv[1]).predict(np.zeros((8, 9, 3), np.uint8))\n"
+        "assert label.shape == (8, 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "model.safetensors"], check=True)

@@ -264,6 +264,24 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def parse_views(text: str | None) -> tuple[bool, tuple[float, ...]]:
+    """Read ``"flip,0.75,1.25"`` as (mirrored, scales); the image's own scale is always among them."""
+    flips, scales = False, [1.0]
+    for part in () if text is None else text.split(","):
+        if part.strip() == "flip":
+            flips = True
+            continue
+        try:
+            scale = float(part)
+        except ValueError:
+            scale = 0.0
+        if not 0.1 <= scale <= 10:
+            raise bad("--views", repr(part), "flip or a scale from 0.1 to 10, with commas between several")
+        if scale not in scales:
+            scales.append(scale)
+    return flips, tuple(scales)
+
+
 def parse_numbers(text: str, option: str) -> list[int]:
     """Read ``"100,50,0"`` as numbers."""
     parts = text.split(",")

@@ -219,7 +219,7 @@ class _Files:
             keep()  # before its line: where there is a line, the file is whole
             self._best = scores.miou
         line = {"step": step, "phase": phase, "best": is_best, **scores.to_dict()}
-        del line["confusion_matrix"]
+        del line["confusion_matrix"], line["reliability"]
         with self._scores.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         by_class = {f"iou/{name}": value for name, value in line["iou"].items() if value is not None}

@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 from torch import nn
 
@@ -21,6 +17,9 @@ from udas_fast.data import IGNORE, ClassSet, SegmentationDataset
 from udas_fast.data.geometry import resize
 from udas_fast.errors import bad
 from udas_fast.evaluation.prediction import predict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Array: TypeAlias = np.ndarray | torch.Tensor
 
@@ -73,7 +72,7 @@ def comparison_figure(
     panels = [("image", image), *pictures[:-1], ("confidence", np.asarray(confidence)), pictures[-1]]
     if image.ndim == 3:
         panels = [(title, values[None]) for title, values in panels]
-    save_figure(_draw(panels, classes), path)
+    save_figure(draw_panels(panels, classes), path)
 
 
 def pseudo_label_figure(
@@ -97,7 +96,7 @@ def pseudo_label_figure(
     panels.append(("pseudo-labels", colorize(pseudo_label, classes)))
     if label is not None:
         panels.append(("ground truth", colorize(label, classes)))
-    save_figure(_draw(panels, classes), path)
+    save_figure(draw_panels(panels, classes), path)
 
 
 def validation_figure(
@@ -146,8 +145,14 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = DPI) ->
         figure.savefig(file, format="png", dpi=dpi)
 
 
-def _draw(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figure:
+def draw_panels(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figure:
     """Draw one column per (title, [N, H, W, 3] colours or [N, H, W] confidences), with key and colour bar below."""
+    # Here, as a prediction draws nothing and matplotlib is large.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     count, height, width = panels[0][1].shape[:3]
     tall = PANEL * height / width
     lefts = [MARGIN + i * (PANEL + GAP) for i in range(len(panels))]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from udas_fast.data import CITYSCAPES
 from udas_fast.errors import InputError, bad, first_line
+from udas_fast.evaluation.calibration import Reliability
 
 # SYNTHIA lacks terrain, truck and train; its 13-class scores also leave out wall, fence and pole.
 SYNTHIA_LACKS = {"synthia16": (9, 14, 16), "synthia13": (3, 4, 5, 9, 14, 16)}
@@ -35,6 +36,8 @@ class Protocol:
     scales: tuple[float, ...] = (1.0,)
     align_corners: bool = False  # of that upsampling, from the model's output
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    models: PositiveInt = 1  # whose softmaxes' mean is scored, as that of the views is
+    temperature: float = 1.0  # of the softmax, for confidences
     selected: str | None = None  # how the model was chosen among those of its run; None: it is the last
 
     def __str__(self) -> str:
@@ -44,6 +47,8 @@ class Protocol:
         return (
             f"{self.dataset} {self.split}, {self.images} images, {self.num_classes} classes, input {size}, "
             f"labels {self.label_size}, {views}, corners {corners}, {self.precision}"
+            f"{f', mean of {self.models} models' if self.models > 1 else ''}"
+            f"{f', temperature {self.temperature:.3g}' if self.temperature != 1 else ''}"
             f"{f', selected: {self.selected}' if self.selected else ''}"
         )
 
@@ -56,6 +61,7 @@ class Scores:
         matrix: int64 [C, C] on the CPU, pixels of true class i (row) that were predicted as class j (column).
         classes: names of the C classes.
         protocol: how the matrix was measured.
+        reliability: right and wrong pixels by confidence; None where they were not counted.
 
     Raises:
         InputError: matrix, classes and protocol differ in the number of classes.
@@ -64,6 +70,7 @@ class Scores:
     matrix: Tensor
     classes: tuple[str, ...]
     protocol: Protocol
+    reliability: Reliability | None = None
 
     def __post_init__(self) -> None:
         classes = len(self.classes)
@@ -84,6 +91,36 @@ class Scores:
     def miou(self) -> float:
         """Mean IoU over the classes that occur, in the labels or in the predictions (:attr:`mean_note`)."""
         return self.iou.nanmean().item()
+
+    @property
+    def recall(self) -> Tensor:
+        """TP / (TP + FN) per class, which is its accuracy, float64 [C]; NaN for a class without labelled pixels."""
+        return self.matrix.diagonal().double() / self.matrix.sum(1)
+
+    @property
+    def precision(self) -> Tensor:
+        """TP / (TP + FP) per class, float64 [C]; NaN for a class that is never predicted."""
+        return self.matrix.diagonal().double() / self.matrix.sum(0)
+
+    @property
+    def f1(self) -> Tensor:
+        """2·TP / (2·TP + FP + FN) per class, float64 [C]; NaN for a class neither labelled nor predicted."""
+        return 2 * self.matrix.diagonal().double() / (self.matrix.sum(0) + self.matrix.sum(1))
+
+    @property
+    def accuracy_mean(self) -> float:
+        """Mean of :attr:`recall` over the classes with labelled pixels."""
+        return self.recall.nanmean().item()
+
+    @property
+    def f1_mean(self) -> float:
+        """Mean of :attr:`f1` over the classes of :attr:`miou`."""
+        return self.f1.nanmean().item()
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error (:attr:`Reliability.ece`); NaN where it was not measured."""
+        return math.nan if self.reliability is None else self.reliability.ece
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -132,10 +169,14 @@ class Scores:
             "miou_classes": len(self.classes) - len(self.absent),
             "absent": list(self.absent),
             "pixel_accuracy": _or_none(self.pixel_accuracy),
+            "accuracy_mean": _or_none(self.accuracy_mean),
+            "f1_mean": _or_none(self.f1_mean),
+            "ece": _or_none(self.ece),
             "subset_means": {name: _or_none(value) for name, value in self.subset_means.items()},
             "iou": {name: _or_none(v) for name, v in zip(self.classes, self.iou.tolist(), strict=True)},
             "protocol": dataclasses.asdict(self.protocol),
             "confusion_matrix": self.matrix.tolist(),
+            "reliability": None if self.reliability is None else self.reliability.to_dict(),
         }
 
     @staticmethod
@@ -144,7 +185,13 @@ class Scores:
         try:
             names = tuple(str(name) for name in content["iou"])
             matrix = torch.tensor(content["confusion_matrix"], dtype=torch.int64)
-            return Scores(matrix, names, Protocol(**content["protocol"]))
+            reliability = content.get("reliability")
+            return Scores(
+                matrix,
+                names,
+                Protocol(**content["protocol"]),
+                None if reliability is None else Reliability.from_dict(reliability),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise bad("scores", f"other content ({first_line(error)})", "that of Scores.to_dict") from error
 

@@ -22,6 +22,8 @@ def predict(
     size: tuple[int, int],
     out_size: tuple[int, int] | None = None,
     tile: tuple[int, int] | None = None,
+    *,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return (label uint8, confidence float32), both ``out_size`` (H, W), on the model's device.
 
@@ -36,6 +38,7 @@ def predict(
         out_size: (H, W) of the result; None: the image's own size.
         tile: (H, W) of the parts of the resized image that go through the network one by one
             (:mod:`udas_fast.evaluation.tiles`); None: all of it at once.
+        temperature: of the softmax of the confidence.
 
     Raises:
         InputError: an image of another dtype or shape, or tiles that are too small for the network.
@@ -53,7 +56,11 @@ def predict(
             logits = tiled_logits(forward, whole, tile, multiple=getattr(model, "multiple", 1))
     height, width = own_size if out_size is None else out_size
     result = ops.pseudo_label(
-        [logits.primary], (height, width), threshold=0.0, align_corners=logits.align_corners
+        [logits.primary],
+        (height, width),
+        threshold=0.0,
+        temperature=temperature,
+        align_corners=logits.align_corners,
     )
     return result.label[0], result.confidence[0]
 

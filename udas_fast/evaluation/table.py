@@ -56,7 +56,11 @@ def _cells(rows: Mapping[str, Scores], classes: ClassSet) -> list[list[str]]:
     table.append(["mIoU", *(_percent(s.miou) for s in all_scores)])
     for name in all_scores[0].subset_means:
         table.append([f"mIoU {name}", *(_percent(s.subset_means[name]) for s in all_scores)])
+    table.append(["mean accuracy", *(_percent(s.accuracy_mean) for s in all_scores)])
+    table.append(["mean F1", *(_percent(s.f1_mean) for s in all_scores)])
     table.append(["pixel accuracy", *(_percent(s.pixel_accuracy) for s in all_scores)])
+    if any(s.reliability is not None for s in all_scores):
+        table.append(["calibration error", *(_percent(s.ece) for s in all_scores)])
     return table
 
 

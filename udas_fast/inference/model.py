@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
-from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor, nn
 
@@ -60,6 +60,7 @@ class Header:
     normalisation: Normalization = Normalization()
     bit_depth: BitDepth = None
     network: OwnNetwork | None = None
+    temperature: PositiveFloat = 1.0
     checksum: str = ""
 
 
@@ -78,6 +79,7 @@ class TrainedModel:
         protocol: of the run's scores; None if the model was not scored.
         bit_depth: bits of the sensor whose images are files of 16 bits; None: all 16.
         network: name and options of the function that built a user's own network, where it was one.
+        temperature: of the softmax of confidences (:func:`udas_fast.evaluation.fit_temperature`).
     """
 
     model: nn.Module
@@ -87,6 +89,7 @@ class TrainedModel:
     protocol: Protocol | None = None
     bit_depth: int | None = None
     network: OwnNetwork | None = None
+    temperature: float = 1.0
 
     @property
     def selected(self) -> str | None:
@@ -109,6 +112,7 @@ class TrainedModel:
             normalization_of(self.model),
             self.bit_depth,
             self.network,
+            self.temperature,
         )
         header = replace(header, checksum=_checksum(header, tensors))
         atomic_write(safetensors.torch.save(tensors, {KEY: HEADER.dump_json(header).decode()}), path)
@@ -173,6 +177,7 @@ class TrainedModel:
             header.protocol,
             header.bit_depth,
             header.network,
+            header.temperature,
         )
 
     def predict(
@@ -196,11 +201,12 @@ class TrainedModel:
             image = open_regions(image, self.bit_depth) or image
         if isinstance(image, Regions):
             own_size = image.height, image.width
-            label, confidence = predict(self.model, image, own_size, tile=tile)
+            label, confidence = predict(self.model, image, own_size, tile=tile, temperature=self.temperature)
             return label.cpu().numpy(), confidence.cpu().numpy()
         pixels = read_pixels(image, self.bit_depth)
         size = (pixels.shape[0], pixels.shape[1]) if native else self.size
-        label, confidence = predict(self.model, torch.from_numpy(pixels).permute(2, 0, 1), size, tile=tile)
+        planes = torch.from_numpy(pixels).permute(2, 0, 1)
+        label, confidence = predict(self.model, planes, size, tile=tile, temperature=self.temperature)
         return label.cpu().numpy(), confidence.cpu().numpy()
 
 

@@ -36,7 +36,7 @@ class OwnNetwork:
         """Return the record of a function, or of a :func:`functools.partial` of one with its options as keywords."""
         options: Mapping[str, Any] = {}
         if isinstance(function, functools.partial):
-            function, options = function.func, function.keywords
+            options, function = function.keywords, function.func
         name = f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"
         return cls(name, dict(options))
 

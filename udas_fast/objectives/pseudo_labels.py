@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from udas_fast.config import config_dataclass
 from udas_fast.data import Batch
 from udas_fast.data.augment import ViewKind
 from udas_fast.errors import bad
+from udas_fast.evaluation.views import geometric_views
 from udas_fast.models import SegmentationOutput, to_output
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -168,30 +168,3 @@ class PseudoLabeller(nn.Module):
         pseudo = self.label(views, flips, size, self.thresholds())
         self.histogram += distributed.all_reduce_sum(pseudo.histogram)
         return pseudo.label
-
-
-def geometric_views(
-    image: Tensor, scales: Sequence[float], flip: bool, *, antialias: bool = True
-) -> list[tuple[Tensor, bool]]:
-    """Return ``image`` at each of ``scales`` and, with ``flip``, mirrored at its own scale and at each of them.
-
-    Args:
-        image: normalised, floating ``[N, 3, H, W]``; it is not among the result itself.
-        scales: factors of height and width; the size is rounded, at least 1.
-        flip: whether there is a mirrored version of every scale (MRNet's four forwards: scales (1.25,), flip).
-        antialias: of the resizing, which matters below scale 1.
-
-    Returns:
-        (view, whether it is mirrored). Logits of a scaled view cover the same image, so upsampling them to its
-        size is the inverse; :func:`udas_fast.ops.pseudo_label` undoes the mirroring (``flips``).
-    """
-    views = []
-    for scale in (1.0, *scales):
-        size = [max(1, round(side * scale)) for side in image.shape[-2:]]
-        scaled = image
-        if scale != 1.0:
-            scaled = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=antialias)
-            views.append((scaled, False))
-        if flip:
-            views.append((scaled.flip(-1), True))
-    return views

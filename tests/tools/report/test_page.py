@@ -136,6 +136,7 @@ def test_the_page_of_one_run(trained: Path) -> None:
         "miou-by-phase",
         "iou-by-class",
         "confusion",
+        "reliability",
         "samples",
         "pseudo-labels",
         "speed",

@@ -149,6 +149,40 @@ def histogram(title: str, kept: Sequence[int], dropped: Sequence[int], threshold
     return _figure(title, width, height, parts)
 
 
+def reliability(title: str, right: Sequence[int], wrong: Sequence[int], index: int) -> Element:
+    """Draw the share of right pixels by confidence in equal bins of 0 to 1; confidences are right on the diagonal.
+
+    Bars of more pixels are darker. ``index`` is the number of the colour.
+    """
+    side, left, top = 200.0, 34.0, 8.0
+    count = len(right)
+    most = max(max(r + w for r, w in zip(right, wrong, strict=True)), 1)
+    step = side / count
+    parts = [
+        element("line", x1=left, x2=left + side, y1=top + side, y2=top, class_="bound"),
+        *(_text(left - 5, top + side * (1 - v / 100) + 3.5, f"{v}", "end") for v in (0, 50, 100)),
+        *(_text(left + side * v / 100, top + side + 14, f"{v}", "middle") for v in (0, 50, 100)),
+    ]
+    for i, (hits, misses) in enumerate(zip(right, wrong, strict=True)):
+        if hits + misses == 0:
+            continue
+        share = hits / (hits + misses)
+        low, high = 100 * i / count, 100 * (i + 1) / count
+        tip = f"confidence {low:.0f} to {high:.0f} %: {percent(share)} % right of {hits + misses:,} pixels"
+        bar = element(
+            "rect",
+            element("title", tip),
+            x=left + i * step,
+            y=top + side * (1 - share),
+            width=step - 1,
+            height=side * share,
+            fill_opacity=0.25 + 0.75 * (hits + misses) / most,
+            class_=f"bar {colour(index)}",
+        )
+        parts.append(bar)
+    return _figure(title, left + side + RIGHT, top + side + 20, parts)
+
+
 def _figure(
     title: str, width: float, height: float, parts: Sequence[Element], **attributes: object
 ) -> Element:

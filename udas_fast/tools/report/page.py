@@ -22,6 +22,7 @@ SECTIONS: dict[str, Callable[[dict[str, RunRecord]], list[Element]]] = {
     "mIoU by phase": scores.by_phase,
     "IoU by class": scores.by_class,
     "Confusion": scores.confusions,
+    "Reliability": scores.calibration,
     "Samples": pictures.validation,
     "Pseudo-labels": pictures.pseudo_labels,
     "Translation": pictures.translation,

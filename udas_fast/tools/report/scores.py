@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from udas_fast.evaluation import Scores, mean_notes
-from udas_fast.tools.report.charts import Line, bar_chart, confusion, line_chart
+from udas_fast.tools.report.charts import Line, bar_chart, confusion, line_chart, reliability
 from udas_fast.tools.report.history import phase_bounds
 from udas_fast.tools.report.markup import Element, element, legend, percent, table
 from udas_fast.tools.report.read import RunRecord
+
+SHOWN_BINS = 16  # of confidence
 
 
 def by_step(runs: dict[str, RunRecord]) -> list[Element]:
@@ -83,6 +85,8 @@ def _class_table(classes: tuple[str, ...], columns: Mapping[str, Scores]) -> Ele
     rows.append(["mIoU", *(percent(score.miou) for score in all_scores)])
     for subset in all_scores[0].subset_means:
         rows.append([f"mIoU {subset}", *(percent(score.subset_means[subset]) for score in all_scores)])
+    rows.append(["mean accuracy", *(percent(score.accuracy_mean) for score in all_scores)])
+    rows.append(["mean F1", *(percent(score.f1_mean) for score in all_scores)])
     rows.append(["pixel accuracy", *(percent(score.pixel_accuracy) for score in all_scores)])
     return table(("IoU, %", *columns), rows)
 
@@ -98,6 +102,22 @@ def confusions(runs: dict[str, RunRecord]) -> list[Element]:
         return []
     text = "Rows are true classes, columns are predictions; numbers are percent of the row's pixels."
     return [element("p", text, class_="soft"), element("div", *drawings)]
+
+
+def calibration(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show how often a confidence is right after the last phase of each run."""
+    drawings = []
+    for index, (name, run) in enumerate(runs.items()):
+        found = None if run.final is None else run.final.reliability
+        if found is not None:
+            parts = (counts.view(SHOWN_BINS, -1).sum(1).tolist() for counts in (found.right, found.wrong))
+            drawings.append(reliability(f"{name}: calibration error {percent(found.ece)} %", *parts, index))
+    if not drawings:
+        return []
+    text = (
+        "Share of right pixels, %, by the confidence of the prediction, %; on the dashed line both are equal."
+    )
+    return [element("p", text, class_="soft"), element("div", *drawings, class_="charts")]
 
 
 def protocols(runs: dict[str, RunRecord]) -> list[Element]:
