@@ -26,7 +26,7 @@ from udas_fast.data import (
 )
 from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.errors import InputError
-from udas_fast.inference import predict_files
+from udas_fast.inference import Pictures, media_files, predict_files
 from udas_fast.models import ModelConfig, build_model
 from udas_fast.recipes import InputConfig
 
@@ -231,7 +231,8 @@ def test_a_run_tells_its_bit_depth_and_its_model_keeps_it(
     dark = root / "images/val/0.png"  # 9 bits would hold it
     expected = trained.predict(np.repeat((ramp(300) >> 3).astype(np.uint8)[..., None], 3, 2))
     assert np.array_equal(trained.predict(dark)[1], expected[1])
-    predict_files(trained, [dark], tmp_path / "out", pictures=["confidence"])
+    pictures = Pictures(tmp_path / "out", ["confidence"], trained.classes)
+    predict_files(trained, media_files([dark]), [pictures])
     assert "NOTICE: 16-bit images are read as 11-bit, white is 2047" in capsys.readouterr().err
     written = np.asarray(Image.open(tmp_path / "out/0_confidence.png"))
     assert np.array_equal(written, np.rint(255 * expected[1]).astype(np.uint8))

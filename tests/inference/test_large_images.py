@@ -132,7 +132,7 @@ def test_a_damaged_strip_is_named(
     tiles = deflated(NOISE, 64)
     tiles[5] = b"nonsense"
     path = tiled_tiff(tmp_path / "a.tif", SIZE, tiles, 64)
-    done = predict_files(make_trained(), [path], tmp_path / "out", native=True, tile=(96, 96))
+    done = predict_files(make_trained(), {path: "a"}, [], native=True, tile=(96, 96))
     assert done.images == 0
     (problem,) = done.problems
     assert problem.startswith(f"image {path}, rows 64 to 128: found ")

@@ -172,10 +172,14 @@ def _show_images(
 
 def predict(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="images, folders of images, videos")],
-    out: Annotated[
-        Path, typer.Option(*OUT, metavar="FOLDER", help="folder for NAME_ids.png, NAME_colour.png and so on")
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGES", help="images, folders of images, which are walked into, videos"),
     ],
+    out: Annotated[
+        Path | None,
+        typer.Option(*OUT, metavar="FOLDER", help="folder for NAME_ids.png, NAME_colour.png and so on"),
+    ] = None,
     write: Annotated[
         str,
         typer.Option(
@@ -183,6 +187,27 @@ def predict(
             help="pictures of each image: ids, cityscapes_ids, colour, overlay, confidence",
         ),
     ] = "ids,colour",
+    films: Annotated[
+        bool, typer.Option("--film", help="a film of each picture of a video, in place of its frames")
+    ] = False,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            "--as-dataset",
+            metavar="FOLDER",
+            help="images and labels as a dataset, which folder:FOLDER reads and labelling tools do",
+        ),
+    ] = None,
+    min_confidence: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="P", help="with --as-dataset: pixels below are 255, not labelled"),
+    ] = 0.0,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="confidence, entropy and share of each class of every image, as CSV"
+        ),
+    ] = None,
     native: Annotated[
         bool, typer.Option("--native", help="show images at their own size, not at the one of training")
     ] = False,
@@ -204,18 +229,31 @@ def predict(
 ) -> None:
     """Label images, folders and videos.
 
-    Train ids, colours and more as PNG files, at each image's own size.
+    Train ids, colours and more as PNG files, at each image's own size; films, a dataset or a table.
     """
     from udas_fast.distributed import resolve_device
-    from udas_fast.inference import media_files, predict_files
+    from udas_fast.inference import DatasetFolder, Output, Pictures, Table, media_files, predict_files
 
-    files, parts = media_files(images), None if tile is None else parse_size(tile, "--tile")
+    if out is None and dataset is None and table is None:
+        raise bad("predict", "none of them", "--out, --as-dataset or --table")
+    if films and out is None:
+        raise bad("--film", "no --out", "the folder of the films")
+    if min_confidence and dataset is None:
+        raise bad("--min-confidence", "no --as-dataset", "the dataset whose labels it drops")
+    files = media_files(images, out, dataset)
+    parts = None if tile is None else parse_size(tile, "--tile")
     trained = _load(model, network, resolve_device(device))
     trained.bit_depth = bit_depth or trained.bit_depth
-    done = predict_files(
-        trained, files, out, pictures=write.split(","), native=native, tile=parts, max_pixels=max_pixels
-    )
-    print(f"{done.images} image{'s' * (done.images != 1)} labelled in {out}")
+    outputs: list[Output] = []
+    if out is not None:
+        outputs.append(Pictures(out, write.split(","), trained.classes, films=films))
+    if dataset is not None:
+        outputs.append(DatasetFolder(dataset, trained.classes, min_confidence))
+    if table is not None:
+        outputs.append(Table(table, trained.classes))
+    done = predict_files(trained, files, outputs, native=native, tile=parts, max_pixels=max_pixels)
+    places = ", ".join(str(place) for place in (out, dataset, table) if place is not None)
+    print(f"{done.images} image{'s' * (done.images != 1)} labelled in {places}")
     if done.problems:
         raise InputError(
             f"predict: {len(done.problems)} of {len(files)} files cannot be read, the others are labelled"

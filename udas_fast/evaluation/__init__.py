@@ -10,7 +10,7 @@ from udas_fast.evaluation.figure import (
     validation_figure,
 )
 from udas_fast.evaluation.metrics import Protocol, Scores, read_scores
-from udas_fast.evaluation.prediction import predict
+from udas_fast.evaluation.prediction import image_logits, label_and_confidence, predict
 from udas_fast.evaluation.scoring import evaluate, evaluate_dataset, evaluating
 from udas_fast.evaluation.table import aligned_table, mean_notes, scores_table
 from udas_fast.evaluation.temperature import fit_temperature
@@ -27,7 +27,9 @@ __all__ = [
     "evaluate_dataset",
     "evaluating",
     "fit_temperature",
+    "image_logits",
     "image_scores",
+    "label_and_confidence",
     "mean_notes",
     "predict",
     "pseudo_label_figure",

@@ -15,30 +15,36 @@ from udas_fast.evaluation.tiles import Slices, tiled_logits
 from udas_fast.models import SegmentationOutput, normalization_of, normalize, to_output
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     image: Tensor | Regions,
     size: tuple[int, int],
     out_size: tuple[int, int] | None = None,
     tile: tuple[int, int] | None = None,
-    *,
-    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return (label uint8, confidence float32), both ``out_size`` (H, W), on the model's device.
 
-    The label is the arg-max of the primary head, the confidence its softmax; nothing of C channels exists at
-    ``out_size``. The model runs in evaluation mode, and its own mode is restored.
+    ``out_size``: None is the image's own size. The other arguments and errors are those of :func:`image_logits`.
+    """
+    logits, own_size = image_logits(model, image, size, tile)
+    return label_and_confidence(logits, own_size if out_size is None else out_size)
+
+
+@torch.no_grad()
+def image_logits(
+    model: nn.Module, image: Tensor | Regions, size: tuple[int, int], tile: tuple[int, int] | None = None
+) -> tuple[SegmentationOutput, tuple[int, int]]:
+    """Return the model's output for one image, as small as the network gives it, and the image's own (H, W).
+
+    The model runs in evaluation mode, and its own mode is restored.
 
     Args:
         model: a segmentation model (:func:`udas_fast.models.to_output`).
         image: uint8 RGB [3, H, W], or a file of which regions are read, with ``tile`` and ``size`` its own size.
         size: (H, W) that the image is resized to for the network, as :func:`udas_fast.evaluation.evaluate_dataset`
             does, so that both use the same pixels.
-        out_size: (H, W) of the result; None: the image's own size.
         tile: (H, W) of the parts of the resized image that go through the network one by one
             (:mod:`udas_fast.evaluation.tiles`); None: all of it at once.
-        temperature: of the softmax of the confidence.
 
     Raises:
         InputError: an image of another dtype or shape, or tiles that are too small for the network.
@@ -51,16 +57,23 @@ def predict(
 
     with evaluating(model):
         if tile is None:
-            logits = forward(whole[...])
-        else:
-            logits = tiled_logits(forward, whole, tile, multiple=getattr(model, "multiple", 1))
-    height, width = own_size if out_size is None else out_size
+            return forward(whole[...]), own_size
+        return tiled_logits(forward, whole, tile, multiple=getattr(model, "multiple", 1)), own_size
+
+
+def label_and_confidence(
+    output: SegmentationOutput, size: tuple[int, int], temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return the arg-max of the primary head, uint8, and its softmax(logits / T), float32, both ``size`` (H, W).
+
+    Nothing of C channels exists at ``size``.
+    """
     result = ops.pseudo_label(
-        [logits.primary],
-        (height, width),
+        [output.primary],
+        size,
         threshold=0.0,
         temperature=temperature,
-        align_corners=logits.align_corners,
+        align_corners=output.align_corners,
     )
     return result.label[0], result.confidence[0]
 

@@ -2,85 +2,70 @@
 
 from __future__ import annotations
 
-import io
+import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from udas_fast.atomic import atomic_write, make_folder
-from udas_fast.data import IMAGE_SUFFIXES, ClassSet, find_bit_depth
+from udas_fast import ops
+from udas_fast.data import IMAGE_SUFFIXES, find_bit_depth
 from udas_fast.data.bit_depth import rule
-from udas_fast.data.classes import CITYSCAPES
 from udas_fast.data.regions import Regions, allowing, open_regions
-from udas_fast.data.specs import DATASETS
-from udas_fast.errors import InputError, bad, unknown
-from udas_fast.evaluation import colorize
+from udas_fast.errors import InputError, bad
+from udas_fast.evaluation import label_and_confidence
 from udas_fast.inference.model import TrainedModel, read_pixels
+from udas_fast.inference.outputs import Frame, Labelled, Output
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 
 
-def _overlay(image: np.ndarray | Regions, label: np.ndarray, classes: ClassSet) -> np.ndarray:
-    """Blend image and colours, half and half."""
-    image = image.whole() if isinstance(image, Regions) else image
-    return ((image.astype(np.uint16) + colorize(label, classes)) // 2).astype(np.uint8)
+def media_files(paths: Iterable[Path], *leave_out: Path | None) -> dict[Path, str]:
+    """Return the images and videos among ``paths``, and the images in the folders among them, in order.
 
+    Folders are walked into, but for hidden ones and those of ``leave_out``.
 
-def cityscapes_ids(classes: ClassSet) -> np.ndarray:
-    """Return Cityscapes' label id of each of ``classes``, uint8 ``[C]``, as its test server expects them in images.
-
-    Raises:
-        InputError: a class that Cityscapes does not score.
-    """
-    ids = {train_id: label_id for label_id, train_id in DATASETS["cityscapes"].id_to_train_id.items()}
-    by_name = {name: ids[train_id] for train_id, name in enumerate(CITYSCAPES.names)}
-    for name in classes.names:
-        if name not in by_name:
-            raise bad("--write cityscapes_ids", f"a model with class {name!r}", "one of Cityscapes' classes")
-    return np.array([by_name[name] for name in classes.names], np.uint8)
-
-
-Picture = Callable[[np.ndarray | Regions, np.ndarray, np.ndarray, ClassSet], np.ndarray]
-PICTURES: dict[str, Picture] = {
-    "ids": lambda image, label, confidence, classes: label,
-    "cityscapes_ids": lambda image, label, confidence, classes: cityscapes_ids(classes)[label],
-    "colour": lambda image, label, confidence, classes: colorize(label, classes),
-    "overlay": lambda image, label, confidence, classes: _overlay(image, label, classes),
-    "confidence": lambda image, label, confidence, classes: np.rint(255 * confidence).astype(np.uint8),
-}
-"""Results that can be written for an image: train ids, Cityscapes' label ids, colours, colours over the image, and
-confidence (255 is 1)."""
-
-
-def media_files(paths: Iterable[Path]) -> list[Path]:
-    """List the images and videos among ``paths``, and the images in the folders among them, in order.
+    Returns:
+        The name of the results of each file: its path below the folder that was given, without suffix.
 
     Raises:
         InputError: a path that does not exist, a folder without images, or two files of the same name.
     """
-    files: list[Path] = []
+    files: dict[Path, str] = {}
+    names: set[str] = set()
+    left_out = {path.resolve() for path in leave_out if path is not None}
     for path in paths:
-        found = [path]
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not path.exists():
             raise bad(f"image {path}", "no such path", "an image, a video or a folder of images")
+        found = list(_walk(path, left_out)) if path.is_dir() else [path]
         if not found:
-            others = sorted(p.name for p in path.iterdir() if p.is_file())
+            others = sorted(p.name for p in path.rglob("*") if p.is_file())
             instead = f", but {len(others)} files such as {others[0]}" if others else ""
             raise bad(f"folder {path}", f"no image{instead}", f"files {', '.join(IMAGE_SUFFIXES)}")
-        files += found
-    stems = [file.stem for file in files]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise bad(
-            "images", f"two of the name {twice[0]!r}", "different names, which the results are named by"
-        )
+        for file in found:
+            name = (file.relative_to(path) if path.is_dir() else Path(file.name)).with_suffix("").as_posix()
+            if name in names:
+                raise bad(
+                    "images", f"two of the name {name!r}", "different names, which the results are named by"
+                )
+            names.add(name)
+            files[file] = name
     return files
+
+
+def _walk(folder: Path, left_out: Collection[Path]) -> Iterator[Path]:
+    """Yield the images below ``folder``, those of a folder before those of its folders."""
+    for place, below, names in os.walk(folder):
+        below[:] = sorted(
+            n for n in below if not n.startswith(".") and Path(place, n).resolve() not in left_out
+        )
+        for name in sorted(names):
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield Path(place, name)
 
 
 @dataclass(frozen=True)
@@ -93,32 +78,24 @@ class PredictedFiles:
 
 def predict_files(
     trained: TrainedModel,
-    files: Sequence[Path],
-    out: Path,
+    files: Mapping[Path, str],
+    outputs: Sequence[Output],
     *,
-    pictures: Collection[str] = ("ids", "colour"),
     native: bool = False,
     tile: tuple[int, int] | None = None,
     max_pixels: int | None = None,
 ) -> PredictedFiles:
-    """Write ``NAME_PICTURE.png`` for each image or frame and each of ``pictures``, at its size.
+    """Label each of ``files`` (:func:`media_files`), an image or the frames of a video, and add it to ``outputs``.
 
     Photos are turned upright by their EXIF orientation, and so are the results. ``native`` and ``tile``: see
     :meth:`TrainedModel.predict`. Images of 16 bits are scaled from the model's bit depth, or where it has none from the
     least that holds the pixels of some of ``files``; stderr says which. The frames of video NAME are NAME_000000 and so
     on. Files of more than ``max_pixels`` are not decoded whole; None: Pillow's limit. A file that cannot be read is
-    reported on stderr, and the others are written.
+    reported on stderr, and the others are labelled.
 
     Raises:
-        InputError: an unknown picture, classes that Cityscapes does not have for its ids, or a folder that cannot be
-            written.
+        InputError: a folder or file that cannot be written.
     """
-    for name in pictures:
-        if name not in PICTURES:
-            raise unknown("--write", name, PICTURES)
-    if "cityscapes_ids" in pictures:
-        cityscapes_ids(trained.classes)  # before any work
-    make_folder(out)
     found = find_bit_depth([file for file in files if file.suffix.lower() in IMAGE_SUFFIXES])
     bit_depth = trained.bit_depth or found
     if found is not None:
@@ -126,21 +103,30 @@ def predict_files(
     count = 0
     problems: list[str] = []
     with allowing(max_pixels), tqdm(unit="image", disable=None) as bar:
-        for file in files:
-            for stem, image in _readable(file, bit_depth, native and tile is not None, problems):
+        for file, name in files.items():
+            for frame in _readable(file, name, bit_depth, native and tile is not None, problems):
                 try:
-                    label, confidence = trained.predict(image, native=native, tile=tile)
+                    item = _labelled(trained, frame, native, tile)
                 except InputError as error:
-                    if not isinstance(image, Regions):  # the file has been read
+                    if not isinstance(frame.image, Regions):  # the file has been read
                         raise
                     _skip(error, problems)
                     continue
-                for name in pictures:
-                    picture = PICTURES[name](image, label, confidence, trained.classes)
-                    atomic_write(_png(picture), out / f"{stem}_{name}.png")
+                for output in outputs:
+                    output.add(item)
                 count += 1
                 bar.update()
+    for output in outputs:
+        output.close()
     return PredictedFiles(count, tuple(problems))
+
+
+def _labelled(trained: TrainedModel, frame: Frame, native: bool, tile: tuple[int, int] | None) -> Labelled:
+    output, size = trained.logits(frame.image, native=native, tile=tile)
+    label, confidence = label_and_confidence(output, size, trained.temperature)
+    logits = output.primary / trained.temperature
+    entropy = ops.entropy(logits, size, align_corners=output.align_corners)
+    return Labelled(frame, label.cpu().numpy(), confidence.cpu().numpy(), entropy.item())
 
 
 def _skip(error: InputError, problems: list[str]) -> None:
@@ -149,10 +135,10 @@ def _skip(error: InputError, problems: list[str]) -> None:
 
 
 def _readable(
-    file: Path, bit_depth: int | None, by_region: bool, problems: list[str]
-) -> Iterator[tuple[str, np.ndarray | Regions]]:
+    file: Path, name: str, bit_depth: int | None, by_region: bool, problems: list[str]
+) -> Iterator[Frame]:
     """Yield the frames of ``file`` up to the first that cannot be read, which is reported and added to ``problems``."""
-    frames = _frames(file, bit_depth, by_region)
+    frames = _frames(file, name, bit_depth, by_region)
     while True:
         try:
             frame = next(frames, None)
@@ -164,17 +150,18 @@ def _readable(
         yield frame
 
 
-def _frames(file: Path, bit_depth: int | None, by_region: bool) -> Iterator[tuple[str, np.ndarray | Regions]]:
-    """Yield (name, uint8 RGB [H, W, 3]) of an image or of each frame of a video; ``by_region``: parts of files."""
+def _frames(file: Path, name: str, bit_depth: int | None, by_region: bool) -> Iterator[Frame]:
+    """Yield an image, or each frame of a video; ``by_region``: parts of files."""
     if file.suffix.lower() in VIDEO_SUFFIXES:
-        for number, image in enumerate(_video(file)):
-            yield f"{file.stem}_{number:06d}", image
+        for number, (image, rate) in enumerate(_video(file)):
+            yield Frame(f"{name}_{number:06d}", file, image, rate)
     else:
         regions = open_regions(file, bit_depth) if by_region else None
-        yield file.stem, regions or read_pixels(file, bit_depth)
+        yield Frame(name, file, regions or read_pixels(file, bit_depth))
 
 
-def _video(file: Path) -> Iterator[np.ndarray]:
+def _video(file: Path) -> Iterator[tuple[np.ndarray, Fraction]]:
+    """Yield each frame, uint8 RGB ``[H, W, 3]``, and the frames in a second."""
     try:
         import av
     except ModuleNotFoundError:
@@ -184,14 +171,9 @@ def _video(file: Path) -> Iterator[np.ndarray]:
         with av.open(str(file)) as container:
             if not container.streams.video:
                 raise bad(f"video {file}", "no frames in it", "a video")
+            rate = container.streams.video[0].average_rate or Fraction(25)
             for frame in container.decode(video=0):
-                yield frame.to_ndarray(format="rgb24")
+                yield frame.to_ndarray(format="rgb24"), rate
     except av.FFmpegError as error:
         reason = (error.strerror or str(error)).lower()
         raise bad(f"video {file}", f"unreadable data ({reason})", "a complete video") from error
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()

@@ -23,12 +23,13 @@ from udas_fast.atomic import atomic_write
 from udas_fast.data import ClassSet, read_image
 from udas_fast.data.regions import Regions, open_regions
 from udas_fast.errors import InputError, bad, first_line, first_problem
-from udas_fast.evaluation import Protocol, predict
+from udas_fast.evaluation import Protocol, image_logits, label_and_confidence
 from udas_fast.models import (
     ModelConfig,
     NetworkFunction,
     Normalization,
     OwnNetwork,
+    SegmentationOutput,
     build_model,
     build_network,
     normalization_of,
@@ -196,18 +197,25 @@ class TrainedModel:
         Raises:
             InputError: another type, dtype or shape, or a file that cannot be read.
         """
+        output, size = self.logits(image, native=native, tile=tile)
+        label, confidence = label_and_confidence(output, size, self.temperature)
+        return label.cpu().numpy(), confidence.cpu().numpy()
+
+    def logits(
+        self, image: ImageInput, *, native: bool = False, tile: tuple[int, int] | None = None
+    ) -> tuple[SegmentationOutput, tuple[int, int]]:
+        """Return the network's output for an image, as small as the network gives it, and the image's own (H, W).
+
+        Arguments and errors are those of :meth:`predict`.
+        """
         _check_tile(tile)
         if native and tile is not None and isinstance(image, (str, os.PathLike)):
             image = open_regions(image, self.bit_depth) or image
         if isinstance(image, Regions):
-            own_size = image.height, image.width
-            label, confidence = predict(self.model, image, own_size, tile=tile, temperature=self.temperature)
-            return label.cpu().numpy(), confidence.cpu().numpy()
+            return image_logits(self.model, image, (image.height, image.width), tile)
         pixels = read_pixels(image, self.bit_depth)
         size = (pixels.shape[0], pixels.shape[1]) if native else self.size
-        planes = torch.from_numpy(pixels).permute(2, 0, 1)
-        label, confidence = predict(self.model, planes, size, tile=tile, temperature=self.temperature)
-        return label.cpu().numpy(), confidence.cpu().numpy()
+        return image_logits(self.model, torch.from_numpy(pixels).permute(2, 0, 1), size, tile)
 
 
 def read_pixels(image: ImageInput, bit_depth: int | None = None) -> np.ndarray:

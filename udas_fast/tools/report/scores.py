@@ -110,8 +110,9 @@ def calibration(runs: dict[str, RunRecord]) -> list[Element]:
     for index, (name, run) in enumerate(runs.items()):
         found = None if run.final is None else run.final.reliability
         if found is not None:
-            parts = (counts.view(SHOWN_BINS, -1).sum(1).tolist() for counts in (found.right, found.wrong))
-            drawings.append(reliability(f"{name}: calibration error {percent(found.ece)} %", *parts, index))
+            right, wrong = (n.view(SHOWN_BINS, -1).sum(1).tolist() for n in (found.right, found.wrong))
+            title = f"{name}: calibration error {percent(found.ece)} %"
+            drawings.append(reliability(title, right, wrong, index))
     if not drawings:
         return []
     text = (

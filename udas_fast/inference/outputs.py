@@ -1,0 +1,266 @@
+"""What `predict` writes for each image: pictures, films, a dataset, a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from udas_fast.atomic import atomic_write, make_folder, writing
+from udas_fast.data import IGNORE, ClassSet
+from udas_fast.data.classes import CITYSCAPES
+from udas_fast.data.regions import Regions
+from udas_fast.data.specs import DATASETS
+from udas_fast.errors import bad, unknown
+from udas_fast.evaluation import colorize
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image, or one frame of a video.
+
+    Attributes:
+        name: of its results: the path below the folder that was given, without suffix; of a frame with its number.
+        file: that it is read from.
+        image: uint8 RGB ``[H, W, 3]``, or a file of which regions are read.
+        rate: frames in a second of its video; None: an image.
+    """
+
+    name: str
+    file: Path
+    image: np.ndarray | Regions
+    rate: Fraction | None = None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A frame with train ids uint8 ``[H, W]``, confidence float32 ``[H, W]`` and its mean entropy, 0 to 1."""
+
+    frame: Frame
+    label: np.ndarray
+    confidence: np.ndarray
+    entropy: float
+
+
+class Output(Protocol):
+    """Something that is written of every labelled frame."""
+
+    def add(self, item: Labelled) -> None:
+        """Write ``item``."""
+
+    def close(self) -> None:
+        """Finish after the last frame."""
+
+
+Picture = Callable[[Labelled, ClassSet], np.ndarray]
+
+
+def _overlay(item: Labelled, classes: ClassSet) -> np.ndarray:
+    """Blend image and colours, half and half."""
+    image = item.frame.image
+    image = image.whole() if isinstance(image, Regions) else image
+    return ((image.astype(np.uint16) + colorize(item.label, classes)) // 2).astype(np.uint8)
+
+
+def cityscapes_ids(classes: ClassSet) -> np.ndarray:
+    """Return Cityscapes' label id of each of ``classes``, uint8 ``[C]``, as its test server expects them in images.
+
+    Raises:
+        InputError: a class that Cityscapes does not score.
+    """
+    ids = {train_id: label_id for label_id, train_id in DATASETS["cityscapes"].id_to_train_id.items()}
+    by_name = {name: ids[train_id] for train_id, name in enumerate(CITYSCAPES.names)}
+    for name in classes.names:
+        if name not in by_name:
+            raise bad("--write cityscapes_ids", f"a model with class {name!r}", "one of Cityscapes' classes")
+    return np.array([by_name[name] for name in classes.names], np.uint8)
+
+
+PICTURES: dict[str, Picture] = {
+    "ids": lambda item, classes: item.label,
+    "cityscapes_ids": lambda item, classes: cityscapes_ids(classes)[item.label],
+    "colour": lambda item, classes: colorize(item.label, classes),
+    "overlay": _overlay,
+    "confidence": lambda item, classes: np.rint(255 * item.confidence).astype(np.uint8),
+}
+"""Results that can be drawn for an image: train ids, Cityscapes' label ids, colours, colours over the image, and
+confidence (255 is 1)."""
+
+
+class Pictures:
+    """``NAME_PICTURE.png`` for each of ``names`` of :data:`PICTURES`, in ``folder``.
+
+    With ``films`` a video gives one ``NAME_PICTURE.mp4`` in the place of its frames' files.
+
+    Raises:
+        InputError: an unknown picture, classes that Cityscapes does not have for its ids, or ids in a film, which
+            changes them.
+    """
+
+    def __init__(
+        self, folder: Path, names: Collection[str], classes: ClassSet, *, films: bool = False
+    ) -> None:
+        for name in names:
+            if name not in PICTURES:
+                raise unknown("--write", name, PICTURES)
+        if "cityscapes_ids" in names:
+            cityscapes_ids(classes)  # before any work
+        if films and (ids := {"ids", "cityscapes_ids"} & {*names}):
+            found = f"--write {ids.pop()}"
+            raise bad("--film", found, "colour, overlay or confidence, as a film does not keep ids")
+        make_folder(folder)
+        self.folder, self.names, self.classes, self.films = folder, names, classes, films
+        self._open: dict[str, _Film] = {}
+        self._video: Path | None = None
+
+    def add(self, item: Labelled) -> None:
+        """Write a file of each picture, or the next frame of each film."""
+        frame = item.frame
+        if frame.file != self._video:
+            self.close()
+        for name in self.names:
+            pixels = PICTURES[name](item, self.classes)
+            if self.films and frame.rate is not None:
+                self._video = frame.file
+                if name not in self._open:
+                    stem = frame.name.rpartition("_")[0]
+                    self._open[name] = _Film(self.folder / f"{stem}_{name}.mp4", frame.rate, pixels)
+                self._open[name].add(pixels)
+            else:
+                _write(self.folder / f"{frame.name}_{name}.png", png(pixels))
+
+    def close(self) -> None:
+        """Finish the films."""
+        for film in self._open.values():
+            film.close()
+        self._open.clear()
+
+
+class _Film:
+    """An H.264 film of the frames that are added, in its place once it is whole."""
+
+    def __init__(self, path: Path, rate: Fraction, first: np.ndarray) -> None:
+        import av
+
+        make_folder(path.parent)
+        self.path, self._temporary = path, path.with_name(path.name + ".tmp")
+        # The format takes sides of even length only.
+        self.height, self.width = (side - side % 2 for side in first.shape[:2])
+        with writing(path):
+            self._container = av.open(str(self._temporary), "w", format="mp4")
+        self._stream: Any = self._container.add_stream("libx264", rate=rate)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "yuv420p"
+
+    def add(self, pixels: np.ndarray) -> None:
+        import av
+
+        pixels = np.ascontiguousarray(pixels[: self.height, : self.width])
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24" if pixels.ndim == 3 else "gray")
+        with writing(self.path):
+            self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        with writing(self.path):
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            self._temporary.replace(self.path)
+
+
+class DatasetFolder:
+    """A dataset that ``folder:ROOT`` reads: images and ids of split ``train``, and ``classes.txt``.
+
+    Labels are PNG files with the classes' palette. Image files are linked, or copied where they cannot be; frames of a
+    video are written. Names of folders become a part of the image's name.
+
+    Args:
+        root: of the dataset.
+        classes: names in the order of the ids.
+        min_confidence: pixels below it are 255, which no loss counts.
+    """
+
+    def __init__(self, root: Path, classes: ClassSet, min_confidence: float = 0.0) -> None:
+        self.images, self.labels = (root / kind / "train" for kind in ("images", "labels"))
+        for folder in (self.images, self.labels):
+            make_folder(folder)
+        self.min_confidence = min_confidence
+        self._palette = palette(classes)
+        atomic_write("".join(f"{name}\n" for name in classes.names), root / "classes.txt")
+
+    def add(self, item: Labelled) -> None:
+        """Write the label, and link the image."""
+        name, file = item.frame.name.replace("/", "_"), item.frame.file
+        label = np.where(item.confidence >= self.min_confidence, item.label, np.uint8(IGNORE))
+        picture = Image.fromarray(label)
+        picture.putpalette(self._palette)
+        _write(self.labels / f"{name}.png", _encoded(picture))
+        if item.frame.rate is None:
+            _link(file, self.images / f"{name}{file.suffix.lower()}")
+        else:
+            assert isinstance(item.frame.image, np.ndarray)
+            _write(self.images / f"{name}.png", png(item.frame.image))
+
+    def close(self) -> None:
+        """Do nothing: every file is whole."""
+
+
+class Table:
+    """A CSV file with a line for each image: mean confidence and entropy, and the share of each class, 0 to 1."""
+
+    def __init__(self, path: Path, classes: ClassSet) -> None:
+        self.path, self.count = path, len(classes)
+        self.rows: list[list[object]] = [["image", "confidence", "entropy", *classes.names]]
+
+    def add(self, item: Labelled) -> None:
+        """Add a line."""
+        shares = np.bincount(item.label.ravel(), minlength=self.count)[: self.count] / item.label.size
+        values = (item.confidence.mean(), item.entropy, *shares)
+        self.rows.append([item.frame.name, *(f"{value:.4f}" for value in values)])
+
+    def close(self) -> None:
+        """Write the file."""
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows(self.rows)
+        make_folder(self.path.parent)
+        atomic_write(text.getvalue(), self.path)
+
+
+def palette(classes: ClassSet) -> bytes:
+    """Return the colours of the classes as a palette of 256; ids that are none are white."""
+    table = np.full((256, 3), 255, np.uint8)
+    table[: len(classes)] = classes.palette
+    return table.tobytes()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Encode uint8 ``[H, W]`` or ``[H, W, 3]``."""
+    return _encoded(Image.fromarray(pixels))
+
+
+def _encoded(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return file.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    make_folder(path.parent)
+    atomic_write(content, path)
+
+
+def _link(file: Path, path: Path) -> None:
+    """Make ``path`` another name of ``file``, or a copy where the file system has no such names."""
+    with writing(path):
+        path.unlink(missing_ok=True)
+        try:
+            os.link(file.resolve(), path)
+        except OSError:
+            shutil.copyfile(file, path)
