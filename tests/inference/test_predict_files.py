@@ -236,8 +236,9 @@ def test_a_dataset_that_is_read_as_it_was_labelled(
     Image.fromarray(image).save(tmp_path / "photos/b.jpg", exif=exif)
     trained, root, limit = make_trained(), tmp_path / "auto", 0.12
     files = media_files([tmp_path / "photos", _video(tmp_path / "drive.mkv", 2)])
-    for _ in range(2):  # again in its place
-        predict_files(trained, files, [DatasetFolder(root, CAMVID, limit)])
+    predict_files(trained, files, [DatasetFolder(root, CAMVID, limit)])
+    with pytest.raises(InputError, match="--as-dataset .*auto: found a folder with files, expected a new or"):
+        DatasetFolder(root, CAMVID)
     dataset = open_dataset(f"folder:{root}", "train")
     assert dataset.classes.names == CAMVID.names
     assert [dataset.id(i) for i in range(len(dataset))] == ["b", "day_a", "drive_000000", "drive_000001"]
@@ -254,6 +255,17 @@ def test_a_dataset_that_is_read_as_it_was_labelled(
     sure = confidence >= limit
     np.testing.assert_array_equal(colours[sure], colorize(label, CAMVID)[sure])
     assert (root / "images/train/day_a.png").samefile(tmp_path / "photos/day/a.png")
+
+
+def test_two_images_of_one_name_do_not_replace_each_other(
+    make_trained: Make, tmp_path: Path, image: np.ndarray
+) -> None:
+    for name in ("photos/day/a.png", "photos/day_a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / name)
+    files, output = media_files([tmp_path / "photos"]), DatasetFolder(tmp_path / "auto", CAMVID)
+    with pytest.raises(InputError, match="image day/a: found another one of the name 'day_a'"):
+        predict_files(make_trained(), files, [output])
 
 
 def test_images_are_copied_where_they_cannot_be_linked(

@@ -182,12 +182,19 @@ class DatasetFolder:
     video are written. Names of folders become a part of the image's name.
 
     Args:
-        root: of the dataset.
+        root: of the dataset, new or empty: nobody's labels are replaced.
         classes: names in the order of the ids.
         min_confidence: pixels below it are 255, which no loss counts.
+
+    Raises:
+        InputError: the folder has files, or two images have one name.
     """
 
     def __init__(self, root: Path, classes: ClassSet, min_confidence: float = 0.0) -> None:
+        make_folder(root)
+        if any(root.iterdir()):
+            raise bad(f"--as-dataset {root}", "a folder with files", "a new or an empty one")
+        self._names: set[str] = set()
         self.images, self.labels = (root / kind / "train" for kind in ("images", "labels"))
         for folder in (self.images, self.labels):
             make_folder(folder)
@@ -198,6 +205,9 @@ class DatasetFolder:
     def add(self, item: Labelled) -> None:
         """Write the label, and link the image."""
         name, file = item.frame.name.replace("/", "_"), item.frame.file
+        if name in self._names:
+            raise bad(f"image {item.frame.name}", f"another one of the name {name!r}", "different names")
+        self._names.add(name)
         label = np.where(item.confidence >= self.min_confidence, item.label, np.uint8(IGNORE))
         picture = Image.fromarray(label)
         picture.putpalette(self._palette)
@@ -259,7 +269,6 @@ def _write(path: Path, content: bytes) -> None:
 def _link(file: Path, path: Path) -> None:
     """Make ``path`` another name of ``file``, or a copy where the file system has no such names."""
     with writing(path):
-        path.unlink(missing_ok=True)
         try:
             os.link(file.resolve(), path)
         except OSError:
