@@ -154,15 +154,11 @@ def reliability(title: str, right: Sequence[int], wrong: Sequence[int], index: i
 
     Bars of more pixels are darker. ``index`` is the number of the colour.
     """
-    side, left, top = 200.0, 34.0, 8.0
-    count = len(right)
+    width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    count, bottom = len(right), HEIGHT - BOTTOM
     most = max(max(r + w for r, w in zip(right, wrong, strict=True)), 1)
-    step = side / count
-    parts = [
-        element("line", x1=left, x2=left + side, y1=top + side, y2=top, class_="bound"),
-        *(_text(left - 5, top + side * (1 - v / 100) + 3.5, f"{v}", "end") for v in (0, 50, 100)),
-        *(_text(left + side * v / 100, top + side + 14, f"{v}", "middle") for v in (0, 50, 100)),
-    ]
+    parts = [_grid(bottom - height * v / 100, f"{v}") for v in (0, 25, 50, 75, 100)]
+    parts += [_text(LEFT + width * v / 100, HEIGHT - 8, f"{v}", "middle") for v in (0, 25, 50, 75, 100)]
     for i, (hits, misses) in enumerate(zip(right, wrong, strict=True)):
         if hits + misses == 0:
             continue
@@ -172,15 +168,16 @@ def reliability(title: str, right: Sequence[int], wrong: Sequence[int], index: i
         bar = element(
             "rect",
             element("title", tip),
-            x=left + i * step,
-            y=top + side * (1 - share),
-            width=step - 1,
-            height=side * share,
+            x=LEFT + i * width / count,
+            y=bottom - height * share,
+            width=width / count - 1,
+            height=height * share,
             fill_opacity=0.25 + 0.75 * (hits + misses) / most,
             class_=f"bar {colour(index)}",
         )
         parts.append(bar)
-    return _figure(title, left + side + RIGHT, top + side + 20, parts)
+    parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=TOP, class_="bound"))
+    return _figure(title, WIDTH, HEIGHT, parts)
 
 
 def _figure(
