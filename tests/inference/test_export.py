@@ -101,6 +101,8 @@ def test_impossible_exports_are_refused(
     make_trained: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = make_trained(head="fcn")
+    with pytest.raises(InputError, match="--output: found 'label', expected one of .*did you mean 'labels'"):
+        export_model(trained, tmp_path / "model.onnx", "onnx", output="label")
     odd = TrainedModel(Branching(), None, CAMVID, (8, 8))
     for model, name, form, words in (
         (trained, "model.pt2", "tensorrt", "--format: found 'tensorrt', expected one of onnx, torch"),
@@ -121,10 +123,10 @@ def test_a_file_that_disagrees_is_not_written(
 ) -> None:
     trained = make_trained(head="fcn")
     whole = export.Exported(trained.model)
-    monkeypatch.setattr(export, "_trace", lambda *_: None)
+    monkeypatch.setattr(export, "_trace", lambda *_, **__: None)
     for wrong in (1.001, float("nan")):
         monkeypatch.setattr(
-            export, "_torch", lambda _, wrong=wrong: (b"x", lambda image: whole(image) * wrong)
+            export, "_torch", lambda _, wrong=wrong: (b"x", lambda image: (whole(image) * wrong,))
         )
         with pytest.raises(InputError, match="one that disagrees with the model: largest difference"):
             export_model(trained, tmp_path / "model.pt2", "torch")
@@ -135,3 +137,72 @@ def test_the_folder_of_the_file_is_made(make_trained: Make, tmp_path: Path) -> N
     path = tmp_path / "new/folder/model.pt2"
     export_model(make_trained(), str(path), "torch")
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.pt2", "model.pt2.json"]
+
+
+def _onnx(path: Path) -> Callable[[Tensor], list[np.ndarray]]:
+    session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"image": image.numpy()})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_labels_and_confidence_of_any_size(make_trained: Make, tmp_path: Path, form: str) -> None:
+    pytest.importorskip("onnxscript")
+    trained, path = make_trained(align_corners=True), tmp_path / f"model{export.SUFFIXES[form]}"
+    trained.temperature = 1.7
+    agreement = export_model(trained, path, form, output="labels,confidence")
+    assert agreement.equal_classes > 0.999
+    run = _onnx(path) if form == "onnx" else torch.export.load(path).module()
+    image = _images(2, 3, 41, 56)
+    labels, confidence = (torch.as_tensor(value).detach() for value in run(image))
+    chance = (_expected(trained, image) / 1.7).softmax(1)
+    assert (labels.dtype, confidence.dtype) == (torch.uint8, torch.float16)
+    assert (labels == chance.argmax(1)).double().mean() > 0.999
+    np.testing.assert_allclose(confidence.double(), chance.amax(1), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_fixed_size_and_small_logits(make_trained: Make, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    trained, path = make_trained(head="fcn"), tmp_path / "model.onnx"
+    export_model(trained, path, "onnx", output="logits-small", size=(64, 96))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, 64, 96]
+    image = _images(1, 3, 64, 96)
+    (small,) = session.run(["logits"], {"image": image.numpy()})
+    assert small.shape[-2] < 64
+    full = F.interpolate(torch.from_numpy(small).double(), (64, 96), mode="bilinear")
+    np.testing.assert_allclose(full, _expected(trained, image), rtol=1e-4, atol=1e-4)
+    card = json.loads((tmp_path / "model.onnx.json").read_text())
+    assert (card["output"], card["size"], card["size_is_fixed"]) == ("logits-small", [64, 96], True)
+    assert "64x96 to which images must be resized before" in card["input"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_half_precision(make_trained: Make, tmp_path: Path, form: str) -> None:
+    pytest.importorskip("onnxscript")
+    trained = make_trained(head="fcn")
+    sizes = {}
+    for half in (False, True):
+        path = tmp_path / f"{half}{export.SUFFIXES[form]}"
+        agreement = export_model(trained, path, form, output="labels", half=half)
+        sizes[half] = path.stat().st_size
+        assert agreement.equal_classes > 0.97
+    weights = sum(4 * parameter.numel() for parameter in trained.model.parameters())
+    assert sizes[False] - sizes[True] > 0.4 * weights
+    assert next(trained.model.parameters()).dtype == torch.float32
+    assert json.loads(path.with_name(f"{path.name}.json").read_text())["precision"] == "fp16"
+
+
+def test_labels_that_are_no_ties_are_refused(
+    make_trained: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = make_trained(head="fcn")
+    whole = export.Exported(trained.model, "labels").eval()
+    monkeypatch.setattr(export, "_trace", lambda *_, **__: None)
+    monkeypatch.setattr(export, "_torch", lambda _: (b"x", lambda image: ((whole(image) + 1) % 11,)))
+    with pytest.raises(InputError, match="one that disagrees with the model"):
+        export_model(trained, tmp_path / "model.pt2", "torch", output="labels")
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ itself belongs to ``cli/__init__.py:begin``.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -19,6 +20,9 @@ from udas_fast.atomic import atomic_write
 from udas_fast.errors import bad, unknown
 
 if TYPE_CHECKING:
+    import torch
+
+    from udas_fast.inference import TrainedModel
     from udas_fast.models import NetworkFunction
     from udas_fast.recipes import Changes, Recipe, StreamBatchSize
 
@@ -250,7 +254,9 @@ LogEvery = Annotated[
 Device = Annotated[str, typer.Option(metavar="NAME", rich_help_panel=RUN, help="auto, cpu, cuda or cuda:N")]
 
 # Trained models and results.
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="a run's folder or a model.safetensors")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="a run's folder, a model.safetensors or an exported .onnx")
+]
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="also write the figures to this file")
 ]
@@ -397,6 +403,28 @@ def read_network(
     if name is None and options:
         raise bad("--set network", "no --network", "the function whose options they are")
     return None if name is None else partial(import_network(name), **options), others
+
+
+def load_model(path: Path, network: str | None, device: torch.device | str = "cpu") -> TrainedModel:
+    """Read a model, built by the function of --network, and say on stderr where it is not the last of its run."""
+    from udas_fast import distributed
+    from udas_fast.inference import TrainedModel, load_onnx
+
+    function, _ = read_network(network)
+    trained = load_onnx(path) if path.suffix == ".onnx" else TrainedModel.load(path, device, function)
+    if trained.selected is not None and distributed.is_main():
+        print(f"NOTICE: {path} is not the last model of its run: {trained.selected}", file=sys.stderr)
+    return trained
+
+
+def require_alike(paths: list[Path], loaded: list[TrainedModel]) -> None:
+    """Raise InputError for models whose softmaxes have no mean: of other classes, or for images of another size."""
+    first = loaded[0]
+    for path, other in zip(paths, loaded, strict=True):
+        if difference := other.classes.first_difference(first.classes):
+            raise bad(f"classes of {path}", difference, f"those of {paths[0]}")
+        if other.size != first.size:
+            raise bad(f"size of {path}", other.size, f"{first.size}, that of {paths[0]}")
 
 
 def refuse_beside_resume(context: typer.Context, *allowed: str) -> None:

@@ -1,15 +1,13 @@
-"""Commands on runs and trained models: ``evaluate``, ``predict``, ``export``, ``report``, ``watch`` and ``compare``."""
+"""Commands on runs and trained models: ``predict``, ``export``, ``report``, ``watch`` and ``compare``."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from udas_fast.cli.options import (
-    KINDS,
     OUT,
     SIZE,
     BitDepth,
@@ -17,157 +15,11 @@ from udas_fast.cli.options import (
     Json,
     Model,
     Network,
-    Split,
-    TaskFile,
-    Workers,
+    load_model,
     parse_size,
-    parse_views,
-    read_network,
     write_json,
 )
 from udas_fast.errors import InputError, bad
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from udas_fast.data import SegmentationDataset
-    from udas_fast.evaluation import Scores
-    from udas_fast.inference import TrainedModel
-
-
-def evaluate(
-    models: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="MODEL", help="a run's folder or a model.safetensors; of several the mean is scored"
-        ),
-    ],
-    data: Annotated[str, typer.Option(metavar="KIND:ROOT", help=f"KIND is one of {KINDS}")],
-    split: Split = "val",
-    bit_depth: BitDepth = None,
-    classes: TaskFile = None,
-    network: Network = None,
-    views: Annotated[
-        str | None,
-        typer.Option(
-            metavar="flip|SCALE[,...]",
-            help="also show the image mirrored and at these scales, such as flip,0.75,1.25; the mean is scored",
-        ),
-    ] = None,
-    per_image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="write the scores of each image as CSV")
-    ] = None,
-    worst: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="draw the 12 images of the lowest mIoU as PNG, in one view"),
-    ] = None,
-    is_calibrated: Annotated[
-        bool,
-        typer.Option(
-            "--calibrate",
-            help="keep in the model's file the temperature of the softmax that fits these labels best",
-        ),
-    ] = False,
-    workers: Workers = 0,
-    json_file: Json = None,
-    device: Device = "auto",
-) -> None:
-    """Score trained models on a labelled dataset.
-
-    Labels are compared at their own size.
-    """
-    from udas_fast import distributed
-    from udas_fast.data import open_dataset, read_task
-    from udas_fast.distributed import join, leave
-    from udas_fast.evaluation import evaluate_dataset, scores_table
-
-    flips, scales = parse_views(views)
-    place = join(device)
-    loaded = [_load(model, network, place) for model in models]
-    trained = loaded[0]
-    _require_alike(models, loaded)
-    depth = bit_depth or trained.bit_depth
-    task = None if classes is None else read_task(classes)
-    dataset = open_dataset(data, split, size=trained.size, bit_depth=depth, classes=task)
-    if difference := dataset.classes.first_difference(trained.classes):
-        raise bad(
-            f"dataset {data}",
-            f"{len(dataset.classes)} classes for the model's {len(trained.classes)}, {difference}",
-            "the model's classes; --classes FILE makes them of others",
-        )
-    if is_calibrated:
-        if len(models) > 1:
-            raise bad("--calibrate", f"{len(models)} models", "one, in whose file the temperature is kept")
-        _calibrate(models[0], trained, dataset, workers)
-    by_image: dict[str, Tensor] | None = None if per_image is None and worst is None else {}
-    scores = evaluate_dataset(
-        [one.model for one in loaded],
-        dataset,
-        split,
-        trained.size,
-        workers=workers,
-        scales=scales,
-        flips=flips,
-        temperature=trained.temperature if len(loaded) == 1 else 1.0,
-        selected="; ".join(dict.fromkeys(one.selected for one in loaded if one.selected)) or None,
-        by_image=by_image,
-    )
-    if distributed.is_main():
-        print(scores_table({split: scores}, trained.classes))
-        write_json(scores.to_dict(), json_file)
-        if by_image is not None:
-            _show_images(
-                by_image, scores, dict(zip(map(str, models), loaded, strict=True)), dataset, per_image, worst
-            )
-    leave()
-
-
-def _require_alike(paths: list[Path], loaded: list[TrainedModel]) -> None:
-    """Raise InputError for models whose softmaxes have no mean: of other classes, or for images of another size."""
-    first = loaded[0]
-    for path, other in zip(paths, loaded, strict=True):
-        if difference := other.classes.first_difference(first.classes):
-            raise bad(f"classes of {path}", difference, f"those of {paths[0]}")
-        if other.size != first.size:
-            raise bad(f"size of {path}", other.size, f"{first.size}, that of {paths[0]}")
-
-
-def _calibrate(path: Path, trained: TrainedModel, dataset: SegmentationDataset, workers: int) -> None:
-    """Find the temperature that fits the labels of ``dataset`` best, and keep it in the model's file."""
-    from udas_fast import distributed
-    from udas_fast.data import evaluation_batches
-    from udas_fast.evaluation import fit_temperature
-    from udas_fast.inference import MODEL_FILE
-
-    trained.temperature = fit_temperature(trained.model, evaluation_batches(dataset, trained.size, workers))
-    file = path / MODEL_FILE if path.is_dir() else path
-    distributed.on_main(lambda: trained.save(file))
-    if distributed.is_main():
-        print(f"temperature {trained.temperature:.3f} is kept in {file}; it was fitted to these labels")
-
-
-def _show_images(
-    by_image: dict[str, Tensor],
-    scores: Scores,
-    models: dict[str, TrainedModel],
-    dataset: SegmentationDataset,
-    per_image: Path | None,
-    worst: Path | None,
-) -> None:
-    """Write the scores of each image, and draw the worst."""
-    from udas_fast.evaluation import draw_images, image_scores, worst_images, write_image_scores
-
-    single = image_scores(by_image, dataset.classes, scores.protocol)
-    if per_image is not None:
-        write_image_scores(single, per_image)
-        print(f"scores of {len(single)} images: {per_image}")
-    if worst is not None:
-        ids = worst_images(single)
-        size = next(iter(models.values())).size
-        draw_images({name: one.model for name, one in models.items()}, dataset, ids, size, worst)
-        rows = ", ".join(f"{name} {100 * single[name].miou:.1f}" for name in ids)
-        print(f"images of the lowest mIoU, %: {rows}; drawn in this order in {worst}")
 
 
 def predict(
@@ -242,7 +94,7 @@ def predict(
         raise bad("--min-confidence", "no --as-dataset", "the dataset whose labels it drops")
     files = media_files(images, out, dataset)
     parts = None if tile is None else parse_size(tile, "--tile")
-    trained = _load(model, network, resolve_device(device))
+    trained = load_model(model, network, resolve_device(device))
     trained.bit_depth = bit_depth or trained.bit_depth
     outputs: list[Output] = []
     if out is not None:
@@ -269,26 +121,30 @@ def export(
             *OUT, metavar="FILE", help="the file, NAME.pt2 or NAME.onnx; NAME.….json beside it describes it"
         ),
     ],
+    output: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="logits, logits-small (as the network gives them), labels or labels,confidence",
+        ),
+    ] = "logits",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar=SIZE, help="size of all images, for runtimes that need one; any unless given"),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="compute in 16 bits")] = False,
     network: Network = None,
 ) -> None:
     """Write a trained model for use without udas_fast.
 
-    It takes uint8 images of any size and returns logits, which are compared with the original model's.
+    It takes uint8 images and returns logits or labels, which are compared with the original model's. `evaluate` scores
+    an ONNX file too.
     """
     from udas_fast.inference import export_model
 
-    print(f"{out}: {export_model(_load(model, network), out, form)}")
-
-
-def _load(path: Path, network: str | None, device: torch.device | str = "cpu") -> TrainedModel:
-    """Read a model, built by the function of --network, and say on stderr where it is not the last of its run."""
-    from udas_fast import distributed
-    from udas_fast.inference import TrainedModel
-
-    trained = TrainedModel.load(path, device, read_network(network)[0])
-    if trained.selected is not None and distributed.is_main():
-        print(f"NOTICE: {path} is not the last model of its run: {trained.selected}", file=sys.stderr)
-    return trained
+    fixed = None if size is None else parse_size(size, "--size")
+    agreement = export_model(load_model(model, network), out, form, output=output, size=fixed, half=half)
+    print(f"{out}: {agreement}")
 
 
 def report(

@@ -81,7 +81,9 @@ def evaluate(
     if not matrix.any():
         raise bad(name, "no labelled pixel", "labels to score against")
     measured = replace(protocol, images=images, align_corners=bool(corners))
-    return Scores(matrix, classes.names, measured, Reliability.of_histogram(histogram))
+    confident = all(getattr(model, "gives_confidence", True) for model in models)
+    reliability = Reliability.of_histogram(histogram) if confident else None
+    return Scores(matrix, classes.names, measured, reliability)
 
 
 def evaluate_dataset(

@@ -3,6 +3,7 @@
 from udas_fast.inference.export import Agreement, export_model
 from udas_fast.inference.files import PredictedFiles, media_files, predict_files
 from udas_fast.inference.model import BEST_FILE, MODEL_FILE, TrainedModel, check_state
+from udas_fast.inference.onnx_file import load_onnx
 from udas_fast.inference.outputs import PICTURES, DatasetFolder, Output, Pictures, Table
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "check_state",
     "export_model",
     "load",
+    "load_onnx",
     "media_files",
     "predict_files",
 ]
