@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from udas_fast import __version__
-from udas_fast.cli import data, evaluate, runs, studies, train
+from udas_fast.cli import data, evaluate, rank, runs, studies, train
 from udas_fast.cli.help import SectionedCommand, SectionedGroup
 from udas_fast.errors import InputError, bad
 
@@ -24,7 +24,7 @@ SHARED = ("train", "translate", "evaluate")  # what the processes of torchrun do
 #: The commands in the sections of the help.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Training": (train.train, train.plan, train.translate),
-    "Trained models": (evaluate.evaluate, runs.predict, runs.export),
+    "Trained models": (evaluate.evaluate, runs.predict, rank.rank, runs.export),
     "Runs": (runs.watch, runs.report, runs.compare),
     "Studies of many runs": (studies.study, studies.demo),
     "Data and installation": (data.check_data, data.kinds, studies.doctor),

@@ -69,9 +69,10 @@ def draw_images(
     """Draw the images ``ids`` of ``dataset``, a row each: image, labels, each model's prediction, its confidence.
 
     All are drawn at ``size`` (H, W), which is also the models' input size; the confidence is that of the last model.
+    Labels are left out unless all these images have them.
 
     Raises:
-        InputError: an id that the dataset does not have, an image without label, or a file that cannot be written.
+        InputError: an id that the dataset does not have, or a file that cannot be written.
     """
     index = {dataset.id(i): i for i in range(len(dataset))}
     images, labels, confidences = [], [], []
@@ -80,16 +81,16 @@ def draw_images(
         if name not in index:
             raise bad(dataset.name, f"no image {name}", "one of its ids")
         sample = dataset[index[name]]
-        if sample.label is None:
-            raise bad(f"{dataset.name} {name}", "no label", "ground truth to draw")
         images.append(resize(sample.image, size, Image.Resampling.BILINEAR))
-        labels.append(resize(sample.label, size, Image.Resampling.NEAREST))
+        if sample.label is not None:
+            labels.append(resize(sample.label, size, Image.Resampling.NEAREST))
         pixels = torch.from_numpy(np.ascontiguousarray(sample.image)).permute(2, 0, 1)
         for title, model in models.items():
             label, confidence = predict(model, pixels, size, size)
             predictions[title].append(label.cpu().numpy())
         confidences.append(confidence.cpu().numpy())
-    labelled = {"ground truth": labels, **predictions}
+    labelled = {"ground truth": labels} if len(labels) == len(images) else {}
+    labelled |= predictions
     panels = [("image", np.stack(images))]
     panels += [(title, colorize(np.stack(maps), dataset.classes)) for title, maps in labelled.items()]
     panels.append(("confidence", np.stack(confidences)))
