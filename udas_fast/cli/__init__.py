@@ -25,7 +25,7 @@ SHARED = ("train", "translate", "evaluate")  # what the processes of torchrun do
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Training": (train.train, train.plan, train.translate),
     "Trained models": (evaluate.evaluate, runs.predict, rank.rank, runs.export),
-    "Runs": (runs.watch, runs.report, runs.compare),
+    "Runs": (runs.watch, runs.report, runs.compare, runs.card),
     "Studies of many runs": (studies.study, studies.demo),
     "Data and installation": (data.check_data, data.kinds, studies.doctor),
 }

@@ -1,4 +1,4 @@
-"""Commands on runs and trained models: ``predict``, ``export``, ``report``, ``watch`` and ``compare``."""
+"""Commands on runs and trained models: ``predict``, ``export``, ``report``, ``card``, ``watch`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -161,6 +161,16 @@ def report(
     from udas_fast.tools.report import write_report
 
     print(write_report(runs, out))
+
+
+def card(run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")]) -> None:
+    """Write a model card into a run, RUN/README.md.
+
+    Scores, protocol, classes and the lines that load the model, with the front matter of Hugging Face's hub.
+    """
+    from udas_fast.tools.card import write_card
+
+    print(write_card(run))
 
 
 def watch(

@@ -87,6 +87,7 @@ class RecordedConfig:
 
     data: RecordedData | None = None
     labelled: tuple[str, ...] | None = None
+    given: tuple[str, ...] = ()  # what began as an object or a function
     engine: str = "not recorded"
     seed: int = 0
 
