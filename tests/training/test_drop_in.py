@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -192,6 +193,10 @@ class Listener(Callback):
     def __init__(self) -> None:
         self.heard: list[tuple] = []
 
+    def on_run_begin(self, run_dir: Path, document: dict) -> None:
+        assert document == yaml.safe_load((run_dir / "run.yaml").read_text())
+        self.heard.append(("begin", run_dir))
+
     def on_step(self, record: dict) -> None:
         self.heard.append(("step", record["step"], record["seg"]))
 
@@ -215,6 +220,7 @@ def test_callbacks_hear_every_step_in_order_and_the_scores(tmp_path: Path) -> No
         callbacks=[listener],
     )
     scores = trainer.fit()
+    assert listener.heard.pop(0) == ("begin", tmp_path)
     steps, phase, end = listener.heard[:3], listener.heard[3], listener.heard[4]
     assert [(kind, number) for kind, number, _ in steps] == [("step", 0), ("step", 1), ("step", 2)]
     assert all(loss > 0 for *_, loss in steps)

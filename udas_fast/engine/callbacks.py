@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from udas_fast.evaluation import Scores
@@ -16,6 +16,9 @@ class Callback:
     A callback changes nothing of a run, and an exception in one ends it. A resumed run calls again for the steps and
     phases after its checkpoint.
     """
+
+    def on_run_begin(self, run_dir: Path, document: Mapping[str, Any]) -> None:
+        """Act on the begin of an attempt at a run: ``document`` is the content of ``run.yaml``, as plain values."""
 
     def on_step(self, record: Mapping[str, float | str]) -> None:
         """Act on an optimisation step: a line of ``metrics.jsonl``, with step, phase, lr and losses by name.

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from udas_fast import distributed
-from udas_fast.config import from_dict
+from udas_fast.config import from_dict, load_yaml
 from udas_fast.data import UserLoader
 from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.data.identity import existing_path
@@ -315,8 +315,7 @@ class Trainer:
         with ExitStack() as stack:
             distributed.on_main(lambda: stack.enter_context(locked(self.run_dir)))
             require_same_run(self.run_dir, self.recipe, self.config)
-            precision = self.networks.amp.name
-            distributed.on_main(lambda: write_environment(self.run_dir, self._processes(), precision))
+            distributed.on_main(self._begin)
             if self.recipe.translation is not None:
                 self._run.use(self._with_translated_source(self.recipe.translation))
                 self.domains = self._run.domains
@@ -467,6 +466,12 @@ class Trainer:
             attempt.recorder.picture("validation", step, self._results.picture)
         for callback in self.callbacks:
             callback.on_phase_end(phase.name, step, {name: score.miou for name, score in scores.items()})
+
+    def _begin(self) -> None:
+        write_environment(self.run_dir, self._processes(), self.networks.amp.name)
+        document = load_yaml((self.run_dir / "run.yaml").read_text(encoding="utf-8"))
+        for callback in self.callbacks:
+            callback.on_run_begin(self.run_dir, document)
 
     def _finish(self) -> None:
         self._results.finish(self.model, self.networks.model_config)
