@@ -131,3 +131,11 @@ def test_labels_that_no_temperature_fits(classes):
         batches[0].label = Table(1.0)(normalize(batches[0].image)).argmax(1).to(torch.uint8)
     with pytest.raises(InputError, match="temperature: found no least loss from 1/4 to 8"):
         fit_temperature(Table(1.0), batches)
+
+
+def test_counts_below_zero_are_refused():
+    zero, negative = torch.zeros(BINS, dtype=torch.int64), torch.full((BINS,), -1)
+    with pytest.raises(InputError, match="reliability.wrong: found a number below 0"):
+        Reliability(zero, negative, torch.zeros(BINS, dtype=torch.float64))
+    with pytest.raises(InputError, match="reliability.confidence: found a number below 0"):
+        Reliability(zero, zero, torch.full((BINS,), math.nan, dtype=torch.float64))

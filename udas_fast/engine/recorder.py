@@ -296,5 +296,7 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 def _best_kept(path: Path, first: int) -> float:
     """Return the mIoU of the network in ``best.safetensors``, below all where it is of a step from ``first`` on."""
-    best = [content for _, content in (_lines(path) if path.is_file() else ()) if content.get("best")]
-    return best[-1]["miou"] if best and best[-1]["step"] < first else -1.0
+    lines = _lines(path) if path.is_file() else ()
+    best = [(content["step"], content.get("miou")) for _, content in lines if content.get("best")]
+    step, miou = best[-1] if best else (first, None)
+    return miou if step < first and isinstance(miou, float) else -1.0

@@ -26,7 +26,7 @@ class Reliability:
         confidence: their mean confidence, float64 ``[64]``; 0 where there are none.
 
     Raises:
-        InputError: other shapes or dtypes.
+        InputError: other shapes or dtypes, or negative numbers.
     """
 
     right: Tensor
@@ -38,6 +38,8 @@ class Reliability:
             value = getattr(self, name)
             if value.shape != (BINS,) or value.dtype != dtype:
                 raise bad(f"reliability.{name}", f"{value.dtype} {list(value.shape)}", f"{dtype} [{BINS}]")
+            if not (value >= 0).all():
+                raise bad(f"reliability.{name}", "a number below 0, or none", "counts and confidences")
 
     @classmethod
     def of_histogram(cls, histogram: Tensor) -> Reliability:

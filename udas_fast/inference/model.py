@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor, nn
 
@@ -61,7 +61,7 @@ class Header:
     normalisation: Normalization = Normalization()
     bit_depth: BitDepth = None
     network: OwnNetwork | None = None
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     checksum: str = ""
 
 
