@@ -36,6 +36,20 @@ def five() -> Batches:
     return Batches(Batch(source, label, ids), Batch(labelled, label, ids), Batch(unlabelled, None, ids))
 
 
+@pytest.mark.parametrize("size", [2, 1])
+def test_maps_in_parts_are_those_of_the_whole_and_have_its_gradients(size: int) -> None:
+    whole, parts = (network(norm="frozen") for _ in range(2))
+    set_micro_batch_size(parts, size)
+    x = torch.randn(5, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    for model in (whole, parts):
+        maps = model.encode(x)
+        sum(m.square().mean() for m in maps).backward()
+        torch.testing.assert_close(torch.stack(model.decode(maps)), torch.stack([*model(x)]))
+    for a, b in zip(whole.backbone.parameters(), parts.backbone.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("recipe", ["udas", "seg_uncertainty"])
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_step_in_parts_has_the_losses_and_gradients_of_the_whole(

@@ -283,9 +283,15 @@ def test_labelled_target_images_have_the_targets_size() -> None:
     assert geometries["labelled"] == geometries["unlabelled"] == recipe.input.target
 
 
-@pytest.mark.parametrize("name", ["dacs", "mic", "fixmatch", "online_self_training"])
-def test_recipes_resume_and_skip_steps_with_labels_that_count(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, []) for name in ("dacs", "mic", "fixmatch", "online_self_training")),
+        ("daformer", ["stages.mixed.objective.feature_distance={weight: 1}"]),
+    ],
+)
+def test_recipes_resume_and_skip_steps_with_labels_that_count(name: str, settings: list[str]) -> None:
     # On random images no teacher is as sure as the recipe asks.
-    recipe = override(tiny(get_recipe(name)), ["stages.*.objective.threshold=0.21"])
+    recipe = override(tiny(get_recipe(name)), ["stages.*.objective.threshold=0.21", *settings])
     assert_resumes(recipe)
     assert_rolls_back(recipe)

@@ -36,6 +36,7 @@ def start_objective(
     num_classes: int,
     memory: MemoryConfig,
     class_weights: Sequence[float] | None = None,
+    class_names: Sequence[str] = (),
     images: Mapping[StreamName, int] = MappingProxyType({}),
     device: torch.device | None = None,
 ) -> Objective:
@@ -48,11 +49,12 @@ def start_objective(
         num_classes: classes of the data.
         memory: activation checkpointing and micro-batches of its parts.
         class_weights: factors of the classes in the cross-entropy of labelled images; None: all count alike.
+        class_names: names of the classes, where there is data.
         images: number of images of each stream whose number is known.
         device: where it goes; None: it stays where it was built.
     """
     objective = build_objective(config, num_classes)
-    objective.networks, objective.images = networks, images
+    objective.networks, objective.images, objective.class_names = networks, images, class_names
     if class_weights is not None:
         objective.class_weights = torch.tensor(class_weights, dtype=torch.float32, device=device)
     objective.on_round_start(model)

@@ -50,6 +50,7 @@ from udas_fast.models.normalization import (
 )
 from udas_fast.models.own import NetworkFunction, OwnNetwork, build_network, import_network
 from udas_fast.models.pspnet import PSPNet
+from udas_fast.models.segmentation import BackboneNetwork, require_backbone
 from udas_fast.models.weights import WeightsReport, load_weights, require_finite
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "SHORTEST_PATCH",
     "STD",
     "Backbone",
+    "BackboneNetwork",
     "CycleGenerators",
     "DeepLabV2",
     "DeepLabV3Plus",
@@ -98,6 +100,7 @@ __all__ = [
     "normalize",
     "normalize_signed",
     "parameter_groups",
+    "require_backbone",
     "require_finite",
     "set_checkpointing",
     "set_domain",

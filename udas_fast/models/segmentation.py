@@ -88,6 +88,16 @@ class BackboneNetwork(SegmentationNetwork):
         """Map a normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""
         return self.decode(self.backbone(x))
 
+    def encode(self, x: Tensor) -> Maps:
+        """Map a normalised image, float [N, 3, H, W], to the backbone's maps, in micro-batches where these are set."""
+        size = self.micro_batch_size
+        if size is None or len(x) <= size:
+            return self.backbone(x)
+        first, second, third, fourth = map(
+            torch.cat, zip(*run_micro_batches(self.backbone, x, size), strict=True)
+        )
+        return first, second, third, fourth
+
     @abstractmethod
     def decode(self, maps: Maps) -> tuple[Tensor, Tensor | None]:
         """Map the backbone's maps to (primary, auxiliary) logits."""
@@ -95,6 +105,17 @@ class BackboneNetwork(SegmentationNetwork):
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of the heads."""
         return (p for name, p in self.named_parameters() if not name.startswith("backbone."))
+
+
+def require_backbone(model: nn.Module, purpose: str) -> BackboneNetwork:
+    """Return ``model``, whose backbone and head run apart for ``purpose``.
+
+    Raises:
+        InputError: it is no network of a backbone and a head of this package.
+    """
+    if not isinstance(model, BackboneNetwork):
+        raise bad(f"network for {purpose}", type(model).__name__, "a backbone with a head of udas_fast")
+    return model
 
 
 class HeadNetwork(BackboneNetwork):

@@ -16,7 +16,8 @@ from udas_fast.data import Batch
 from udas_fast.data.augment import ViewKind, apply_each, apply_to_pairs, draw_each, draw_whole
 from udas_fast.data.types import StreamName
 from udas_fast.errors import InputError, bad
-from udas_fast.models import SegmentationOutput, set_domain, to_output
+from udas_fast.models import BackboneNetwork, SegmentationOutput, set_domain, to_output
+from udas_fast.models.backbones import Maps
 from udas_fast.objectives.pseudo_labels import PseudoLabeller
 
 Rows = TypeVar("Rows", Tensor, list)
@@ -99,6 +100,18 @@ class StepContext:
             x = x * visible
         return to_output(model(x if added is None else x + added))
 
+    def encode(self, model: BackboneNetwork, images: Tensor, *, domain: Domain = "target") -> Maps:
+        """Return the maps of the backbone of ``model`` on uint8 ``images``; :meth:`decode` makes the output of them.
+
+        ``domain``: as in :meth:`forward`.
+        """
+        set_domain(model, domain)
+        return model.encode(self.normalize(images))
+
+    def decode(self, model: BackboneNetwork, maps: Maps) -> SegmentationOutput:
+        """Return the output of the heads of ``model`` on ``maps`` of :meth:`encode`."""
+        return SegmentationOutput(*model.decode(maps), model.align_corners)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareContext(StepContext):
@@ -155,6 +168,8 @@ class Objective(nn.Module):
     images: Mapping[StreamName, int] = MappingProxyType({})
     #: Factors of the classes in the cross-entropy of labelled images, float32 ``[C]``; None: all count alike.
     class_weights: Tensor | None = None
+    #: Names of the classes, where there is data.
+    class_names: Sequence[str] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,6 +233,10 @@ class Requirements:
         equal_sizes: streams whose images must have one (H, W), as they are mixed.
         min_size: shortest side of the images, in pixels.
         auxiliary_head: reason for a network with an auxiliary head; None: one head is enough.
+        backbone: option of the method for which backbone and head of the network run apart
+            (:class:`udas_fast.models.BackboneNetwork`); None: any network will do.
+        pretrained: option of the method that keeps near the first weights, so that these may not be random.
+        any_class: names of classes of which the data has one at least; empty: any classes do.
         networks: networks of the run that the method reads, by name.
         views: kinds of the augmented views of each unlabelled image that the loader makes.
         whole_images: whether unlabelled images are read one by one before a round, which needs a dataset.
@@ -234,6 +253,9 @@ class Requirements:
     equal_sizes: tuple[StreamName, ...] = ()
     min_size: int = 1
     auxiliary_head: str | None = None
+    backbone: str | None = None
+    pretrained: str | None = None
+    any_class: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     views: tuple[ViewKind, ...] = ()
     whole_images: bool = False

@@ -20,7 +20,7 @@ from udas_fast.data import Batch
 from udas_fast.data.augment import ViewKind
 from udas_fast.data.strong_view import StrongConfig, apply_strong, draw_strong
 from udas_fast.errors import bad
-from udas_fast.models import MeanTeacher, keep_statistics
+from udas_fast.models import MeanTeacher, keep_statistics, require_backbone
 from udas_fast.objectives.base import (
     Batches,
     Losses,
@@ -31,6 +31,7 @@ from udas_fast.objectives.base import (
     StepContext,
     StreamName,
 )
+from udas_fast.objectives.feature_distance import FeatureDistance, FeatureDistanceConfig
 from udas_fast.objectives.losses import segmentation_loss
 from udas_fast.objectives.mixing import image_size
 from udas_fast.objectives.pseudo_labels import MAX_VIEWS, loader_views, photometric_views
@@ -74,6 +75,7 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
     class_mix: ClassMixConfig | None = None
     weight: Weight = 1.0  # λ
     masked: MaskConfig | None = None
+    feature_distance: FeatureDistanceConfig | None = None  # of source images
     auxiliary_weight: Weight = 0.1
     result: Literal["student", "teacher"] = "student"  # the network that a round ends with
 
@@ -81,6 +83,10 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
         partner = None if self.class_mix is None else self.class_mix.partner
         if partner is not None and self.domain not in ("both", partner):
             raise bad("class_mix.partner", partner, f"{self.domain}, the labelled images of domain")
+        if self.feature_distance is not None and self.domain == "labelled":
+            raise bad(
+                "feature_distance", "domain labelled", "domain source or both, as it is of source images"
+            )
 
     @property
     def requirements(self) -> Requirements:
@@ -91,12 +97,17 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
             "both": ("source", "labelled", "unlabelled"),
         }
         mixed = () if self.class_mix is None else partners[self.class_mix.partner]
+        distance = self.feature_distance
+        reason = None if distance is None else "feature_distance"
         return Requirements(
             streams=("labelled" if self.domain == "labelled" else "source", "unlabelled"),
             optional_streams=("labelled",) if self.domain == "both" else (),
             paired=mixed,
             equal_sizes=mixed,
             source_sized=(),
+            backbone=reason,
+            pretrained=reason,
+            any_class=() if distance is None else distance.classes,
             views=loader_views(self.views),
         )
 
@@ -105,8 +116,16 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
         return OnlineSelfTraining(self, num_classes)
 
     def small(self) -> OnlineSelfTrainingConfig:
-        """Return this configuration for short runs: a teacher that follows soon and is sure of fewer pixels."""
-        return replace(self, decay=min(self.decay, 0.99), threshold=min(self.threshold, 0.9))
+        """Return this configuration for short runs: a teacher that follows soon and is sure of fewer pixels.
+
+        Without feature distance, as the networks of such runs begin with random weights.
+        """
+        return replace(
+            self,
+            decay=min(self.decay, 0.99),
+            threshold=min(self.threshold, 0.9),
+            feature_distance=None,
+        )
 
 
 @dataclass
@@ -150,8 +169,11 @@ class OnlineSelfTraining(Objective):
         self.config, self.num_classes = config, num_classes
 
     def on_round_start(self, model: nn.Module) -> None:
-        """Start the teacher from the network."""
+        """Start the teacher from the network, and keep the backbone that features stay near."""
         self.teacher = MeanTeacher(model, self.config.decay)
+        if (distance := self.config.feature_distance) is not None:
+            backbone = require_backbone(model, "feature_distance").backbone
+            self.feature_distance = FeatureDistance(distance, backbone, self.class_names)
 
     def after_step(self, model: nn.Module) -> None:
         """Let the teacher follow the student."""
@@ -203,14 +225,23 @@ class OnlineSelfTraining(Objective):
         target = self._labelled_by_teacher(batch, ctx)
         losses = {"sure": target.weight.mean()}
 
-        # Labelled images.
+        # Labelled images; those of the source keep the features of things near the pretrained ones.
         for name, images in batch.labelled.items():
-            of_source = name == "seg" and config.domain != "labelled"
-            output = ctx.forward(model, images.image, domain="source" if of_source else "target")
-            losses[name] = segmentation_loss(
-                output, images.required_label, config.auxiliary_weight, class_weights=self.class_weights
+            of_source, label = name == "seg" and config.domain != "labelled", images.required_label
+            distance, features = config.feature_distance if of_source else None, None
+            if distance is None:
+                output = ctx.forward(model, images.image, domain="source" if of_source else "target")
+            else:
+                network = require_backbone(model, "feature_distance")
+                *_, features = maps = ctx.encode(network, images.image, domain="source")
+                output = ctx.decode(network, maps)
+            loss = losses[name] = segmentation_loss(
+                output, label, config.auxiliary_weight, class_weights=self.class_weights
             )
-            ctx.backward(losses[name])
+            if distance is not None and features is not None:
+                losses["features"] = self.feature_distance(features, ctx.normalize(images.image), label)
+                loss = loss + distance.weight * losses["features"]
+            ctx.backward(loss)
 
         # Student: a box of another target image, classes of a labelled image, then photometric changes.
         view = target

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from udas_fast import distributed
 from udas_fast.data import Batch
+from udas_fast.data.classes import CITYSCAPES
 from udas_fast.data.types import StreamName
 from udas_fast.engine.faults import BadSteps
 from udas_fast.engine.graph import Capture
@@ -23,6 +24,7 @@ from udas_fast.objectives import Batches, Losses
 from udas_fast.recipes import Recipe, Stage, small
 
 CLASSES, BATCH, SIZE = 5, 2, (64, 96)
+NAMES = CITYSCAPES.names[-CLASSES:]
 STEPS = 12
 
 
@@ -141,7 +143,13 @@ def random_phase(
     recipe.memory.apply(model)
     torch.manual_seed(0)
     objective = start_objective(
-        stage.objective, model, networks, num_classes=CLASSES, memory=recipe.memory, device=device
+        stage.objective,
+        model,
+        networks,
+        num_classes=CLASSES,
+        memory=recipe.memory,
+        class_names=NAMES,
+        device=device,
     )
     loaders = {
         name: RandomLoader(recipe, stage, name, seed, device)

@@ -26,6 +26,7 @@ from udas_fast.models import (
     build_model,
     load_pretrained,
     load_weights,
+    require_backbone,
     to_output,
 )
 from udas_fast.objectives.base import build_objective
@@ -86,6 +87,7 @@ class Networks(dict[str, nn.Module]):
         self._needs_weights, self._own = bool(built_anew) or not begun, model is not None
         if self._own and any(stage.model for stage in recipe.stages):
             raise bad("model of a stage", "one beside a network of the user's own", "null")
+        self._random = not (self._own or begun or config.weights or recipe.model.hf or config.start)
         self.weights_report: WeightsReport | None = None
         self.selected: str | None = None
         last = recipe.stages[-1].network
@@ -207,10 +209,18 @@ class Networks(dict[str, nn.Module]):
             model.load_state_dict({k: v for k, v in trained.model.state_dict().items() if k in weights})
 
     def _check_methods(self) -> None:
-        """Raise InputError where a method cannot be built, or asks for a network that no stage trains."""
+        """Raise InputError where a method cannot be built, or asks for another network than there is."""
         for stage in self._recipe.stages:
             build_objective(stage.objective, len(self._classes))
-            for name in stage.objective.requirements.networks:
+            requirements = stage.objective.requirements
+            if requirements.backbone is not None:
+                require_backbone(self.trained, f"{requirements.backbone} of stage {stage.name}")
+            if requirements.pretrained is not None and self._random:
+                expected = f"--weights FILE, or stages.{stage.name}.objective.{requirements.pretrained}=null"
+                raise bad(
+                    f"{requirements.pretrained} of stage {stage.name}", "random first weights", expected
+                )
+            for name in requirements.networks:
                 if name not in self:
                     found = f"no network {name!r} to learn from"
                     raise bad(f"stage {stage.name}", found, "a stage that trains it")

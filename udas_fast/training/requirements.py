@@ -113,6 +113,11 @@ def check_batch_sizes(recipe: Recipe, domains: Domains) -> None:
 
 def _check_stage(recipe: Recipe, stage: Stage, domains: Domains) -> None:
     requirements = stage.objective.requirements
+    names = domains.classes().names
+    if requirements.any_class and not set(requirements.any_class) & set(names):
+        raise bad(
+            f"classes of stage {stage.name}", ", ".join(requirements.any_class), f"some of {', '.join(names)}"
+        )
     if requirements.whole_images and isinstance(domains.unlabelled, UserLoader):
         raise bad(f"unlabelled images of stage {stage.name}", "a UserLoader", "a dataset, or labels: online")
     geometries = recipe.geometries(stage)

@@ -397,6 +397,7 @@ class Trainer:
             num_classes=len(self.classes),
             memory=networks.memory,
             class_weights=self.config.class_weights,
+            class_names=self.classes.names,
             images=self.domains.image_counts(),
             device=self.device,
         )
