@@ -91,7 +91,9 @@ def test_dacs_is_its_formula(share: str, batches: Batches, tiny_net: TinyNetwork
     confidence, label = _teach(teacher, target)
     weight = _weights(confidence, 0.4, share)
     assert 0.02 < weight.mean() < 0.98
-    chosen = [row.nonzero().flatten().tolist() for row in sample_classes(source.label, prepared.chance)]
+    chosen = [
+        row.nonzero().flatten().tolist() for row in sample_classes(source.label, prepared.student[0].chance)
+    ]
     inside = torch.stack([torch.isin(y, torch.tensor(c)) for y, c in zip(source.label, chosen, strict=True)])
     assert 0.2 < inside.float().mean() < 0.8
     image = torch.where(inside[:, None], source.image, target)
@@ -114,14 +116,14 @@ def test_fixmatch_is_its_formula(batches: Batches, tiny_net: TinyNetwork) -> Non
     objective, teacher = _started(config, tiny_net)
     reference = copy.deepcopy(tiny_net).double()
     target = batches.unlabelled.image
-    boxes = objective.prepare_batch(batches, make_context(seed=5)).boxes
+    (view,) = objective.prepare_batch(batches, make_context(seed=5)).student
     passes = backward_passes(objective, tiny_net, batches, make_context(seed=5))
 
     confidence, label = _teach(teacher, target)
     weight = _weights(confidence, 0.3, "pixel")
     image, label, weight = (torch.stack([*x]) for x in (target, label, weight))
     mixed = image.clone(), label.clone(), weight.clone()
-    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+    for i, (x0, y0, x1, y1) in enumerate(view.boxes.tolist()):
         assert x1 > x0
         for whole, other in zip(mixed, (image, label, weight), strict=True):
             whole[i, ..., y0:y1, x0:x1] = other[1 - i, ..., y0:y1, x0:x1]
@@ -286,7 +288,7 @@ def test_labelled_target_images_have_the_targets_size() -> None:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        *((name, []) for name in ("dacs", "mic", "fixmatch", "online_self_training")),
+        *((name, []) for name in ("dacs", "mic", "fixmatch", "unimatch_v2", "online_self_training")),
         ("daformer", ["stages.mixed.objective.feature_distance={weight: 1}"]),
     ],
 )

@@ -76,7 +76,8 @@ class FeatureDistance(nn.Module):
 
     def cells(self, label: Tensor, size: Sequence[int]) -> Tensor:
         """Return Ω, bool ``[N, h, w]`` of ``size`` (h, w), of labels uint8 ``[N, H, W]``."""
-        counted = label.new_zeros((len(label), *size), dtype=torch.bool)
+        height, width = size
+        counted = label.new_zeros((len(label), height, width), dtype=torch.bool)
         for number in self.things:
-            counted |= F.adaptive_avg_pool2d((label == number).float(), list(size)) >= self.share
+            counted |= F.adaptive_avg_pool2d((label == number).float(), (height, width)) >= self.share
         return counted

@@ -1,7 +1,8 @@
 """Online self-training: a mean teacher labels target images, the student learns from mixed, strong and masked views.
 
-DACS (Tranheden et al., WACV 2021, arXiv 2007.08702), DAFormer's self-training (Hoyer et al., CVPR 2022, arXiv
-2111.14887), MIC (CVPR 2023, arXiv 2212.01322) and FixMatch in the form of UniMatch's code are configurations of it.
+DACS (Tranheden et al., WACV 2021, arXiv 2007.08702), DAFormer (Hoyer et al., CVPR 2022, arXiv 2111.14887), MIC (CVPR
+2023, arXiv 2212.01322), FixMatch in the form of UniMatch's code and UniMatch V2 (arXiv 2410.10777) are configurations
+of it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from udas_fast.objectives.base import (
     StepContext,
     StreamName,
 )
+from udas_fast.objectives.channel_dropout import ChannelDropoutConfig, draw_factors, scale_channels
 from udas_fast.objectives.feature_distance import FeatureDistance, FeatureDistanceConfig
 from udas_fast.objectives.losses import segmentation_loss
 from udas_fast.objectives.mixing import image_size
@@ -73,6 +75,7 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
     strong: StrongConfig = field(default_factory=StrongConfig)
     cut_mix: CutMixConfig | None = None
     class_mix: ClassMixConfig | None = None
+    channel_dropout: ChannelDropoutConfig | None = None  # two student's views; their loss is the mean of both
     weight: Weight = 1.0  # λ
     masked: MaskConfig | None = None
     feature_distance: FeatureDistanceConfig | None = None  # of source images
@@ -97,16 +100,16 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
             "both": ("source", "labelled", "unlabelled"),
         }
         mixed = () if self.class_mix is None else partners[self.class_mix.partner]
-        distance = self.feature_distance
-        reason = None if distance is None else "feature_distance"
+        distance, dropout = self.feature_distance, self.channel_dropout
+        parts = "feature_distance" if distance else "channel_dropout" if dropout else None
         return Requirements(
             streams=("labelled" if self.domain == "labelled" else "source", "unlabelled"),
             optional_streams=("labelled",) if self.domain == "both" else (),
             paired=mixed,
             equal_sizes=mixed,
             source_sized=(),
-            backbone=reason,
-            pretrained=reason,
+            backbone=parts,
+            pretrained=None if distance is None else "feature_distance",
             any_class=() if distance is None else distance.classes,
             views=loader_views(self.views),
         )
@@ -129,6 +132,23 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
 
 
 @dataclass
+class StudentView:
+    """Numbers that were drawn for a view of the student.
+
+    Attributes:
+        strong: of its photometric changes.
+        boxes: int32 ``[N, 4]``, of the next image in it.
+        chance: uniform ``[N, C]``, which choose the classes that are pasted.
+        factors: of the channels of its features, float ``[N, channels]``.
+    """
+
+    strong: Tensor
+    boxes: Tensor | None = None
+    chance: Tensor | None = None
+    factors: Tensor | None = None
+
+
+@dataclass
 class OnlineSelfTrainingBatch:
     """Images of one step, and the numbers that were drawn for them.
 
@@ -136,20 +156,16 @@ class OnlineSelfTrainingBatch:
         labelled: labelled images by the loss's name.
         target: unlabelled target images, uint8 ``[N, 3, H, W]``.
         views: photometric views of them for the teacher.
-        boxes: int32 ``[N, 4]``, of the next image in the student's view.
+        student: the student's views, one or two.
         partner: labelled images whose classes are pasted.
-        chance: uniform numbers ``[N, C]``, which choose the classes.
-        strong: numbers of the student's photometric changes.
         masked: numbers of the masked view's changes, and its patches, bool ``[N, 1, rows, columns]``.
     """
 
     labelled: dict[str, Batch]
     target: Tensor
     views: list[Tensor]
-    strong: Tensor
-    boxes: Tensor | None = None
+    student: list[StudentView]
     partner: Batch | None = None
-    chance: Tensor | None = None
     masked: tuple[Tensor, Tensor] | None = None
 
 
@@ -174,6 +190,8 @@ class OnlineSelfTraining(Objective):
         if (distance := self.config.feature_distance) is not None:
             backbone = require_backbone(model, "feature_distance").backbone
             self.feature_distance = FeatureDistance(distance, backbone, self.class_names)
+        if self.config.channel_dropout is not None:
+            self.channels = sum(set(require_backbone(model, "channel_dropout").backbone.channels))
 
     def after_step(self, model: nn.Module) -> None:
         """Let the teacher follow the student."""
@@ -196,23 +214,30 @@ class OnlineSelfTraining(Objective):
         def draw_changes(images: Tensor = target.image) -> Tensor:
             return draw(lambda n: draw_strong(n, config.strong, ctx.generator), images)
 
+        def draw_view() -> StudentView:
+            view = StudentView(draw_changes())
+            if (mix := config.cut_mix) is not None:
+                view.boxes = draw(lambda n: draw_boxes(n, size, mix, ctx.generator))
+            if config.class_mix is not None:
+                view.chance = draw(lambda n: torch.rand(n, classes, generator=ctx.generator))
+            return view
+
         labelled = labelled_images(batch, config.domain)
         if config.augment_labelled:
             for name, images in labelled.items():
                 changed = apply_strong(images.image, draw_changes(images.image))
                 labelled[name] = replace(images, image=changed)
         views = photometric_views(target, config.views, ctx.augment)
-        made = OnlineSelfTrainingBatch(labelled, target.image, views, draw_changes())
-        if (mix := config.cut_mix) is not None:
-            if (found := len(target.image) * distributed.get_world_size()) < 2:
-                raise bad(
-                    "batch size of unlabelled images", found, "2 or more, as cut_mix mixes different ones"
-                )
-            made.boxes = draw(lambda n: draw_boxes(n, size, mix, ctx.generator))
+        if config.cut_mix is not None and (found := len(target.image) * distributed.get_world_size()) < 2:
+            raise bad("batch size of unlabelled images", found, "2 or more, as cut_mix mixes different ones")
+        made = OnlineSelfTrainingBatch(labelled, target.image, views, [draw_view()])
         if config.class_mix is not None:
-            made.chance = draw(lambda n: torch.rand(n, classes, generator=ctx.generator))
             even = draw(lambda n: torch.rand(n, generator=ctx.generator) < 0.5)
             made.partner = choose_partner(batch, config.class_mix.partner, even)
+        if (dropout := config.channel_dropout) is not None:
+            factors = draw(lambda n: draw_factors(n, self.channels, dropout, ctx.generator))
+            (first,) = made.student
+            made.student = [replace(first, factors=factors), replace(draw_view(), factors=2 - factors)]
         if (mask := config.masked) is not None:
             made.masked = draw_changes(), draw(lambda n: draw_visible(n, size, mask, ctx.generator))
         return made
@@ -243,26 +268,28 @@ class OnlineSelfTraining(Objective):
                 loss = loss + distance.weight * losses["features"]
             ctx.backward(loss)
 
-        # Student: a box of another target image, classes of a labelled image, then photometric changes.
-        view = target
-        if batch.boxes is not None:
-            view = mixed(View(*map(of_the_next, target)), target, batch.boxes)
-        if config.class_mix is not None and batch.partner is not None and batch.chance is not None:
-            label = batch.partner.required_label
-            pasted = View(batch.partner.image, label, torch.ones_like(target.weight))
-            view = mixed(pasted, view, sample_classes(label, batch.chance, config.class_mix.share))
-        output = ctx.forward(model, apply_strong(view.image, batch.strong), domain="target")
-        losses["strong"] = segmentation_loss(
-            output, view.label, config.auxiliary_weight, pixel_weight=view.weight
-        )
-        ctx.backward(config.weight * losses["strong"])
+        # Student: one or two views with strong changes, two of them with complementary halves of the channels.
+        strong = []
+        for drawn in batch.student:
+            view = self._student_view(target, batch.partner, drawn)
+            image = apply_strong(view.image, drawn.strong)
+            if drawn.factors is None:
+                output = ctx.forward(model, image, domain="target")
+            else:
+                network = require_backbone(model, "channel_dropout")
+                maps = scale_channels(ctx.encode(network, image, domain="target"), drawn.factors)
+                output = ctx.decode(network, maps)
+            loss = segmentation_loss(output, view.label, config.auxiliary_weight, pixel_weight=view.weight)
+            ctx.backward(config.weight / len(batch.student) * loss)
+            strong.append(loss.detach())
+        losses["strong"] = torch.stack(strong).mean()
 
         # Masked view: all pixels of the target image, the hidden ones from their surroundings.
         if config.masked is not None and batch.masked is not None:
-            drawn, patches = batch.masked
+            changes, patches = batch.masked
             image, visible = (
-                apply_strong(target.image, drawn),
-                patches_to_pixels(patches, view.label.shape[1:]),
+                apply_strong(target.image, changes),
+                patches_to_pixels(patches, target.label.shape[1:]),
             )
             with keep_statistics(model):  # evaluation sees no masked images
                 output = ctx.forward(model, image, domain="target", visible=visible)
@@ -271,6 +298,17 @@ class OnlineSelfTraining(Objective):
             )
             ctx.backward(config.masked.weight * losses["masked"])
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _student_view(self, target: View, partner: Batch | None, drawn: StudentView) -> View:
+        """Return the target images with a box of another one, then with classes of a labelled image."""
+        view, mix = target, self.config.class_mix
+        if drawn.boxes is not None:
+            view = mixed(View(*map(of_the_next, target)), target, drawn.boxes)
+        if mix is not None and partner is not None and drawn.chance is not None:
+            label = partner.required_label
+            pasted = View(partner.image, label, torch.ones_like(target.weight))
+            view = mixed(pasted, view, sample_classes(label, drawn.chance, mix.share))
+        return view
 
     @torch.no_grad()
     def _labelled_by_teacher(self, batch: OnlineSelfTrainingBatch, ctx: StepContext) -> View:

@@ -127,6 +127,7 @@ def test_rows_are_those_of_the_committed_tables(path: Path) -> None:
         "vat",
         "uda_xie",
         "mixmatch",
+        "unimatch_v2",
         "online_self_training",
     }
     assert {row.recipe for row in plan.rows} & {*rows_module.ORDER} - measured <= younger

@@ -31,12 +31,12 @@ ORDER = (
         "fda",
     ),
     *("cycada", "uda", "dacs", "daformer", "mic", "supervised", "joint"),
-    *("noisy_student", "meta_pseudo_labels", "vat", "uda_xie", "mixmatch", "fixmatch"),
+    *("noisy_student", "meta_pseudo_labels", "vat", "uda_xie", "mixmatch", "fixmatch", "unimatch_v2"),
     *("udas", "udas_mrnet", "udas_tuned", "ddm", "online_self_training"),
 )
 # Groups of the methods study's table of costs, in its order; online methods of recent years are a group of their own.
 GROUPS = ("source only", "UDA", "SSL", "SSDA", "front line")
-FRONT_LINE = frozenset({"dacs", "daformer", "mic", "fixmatch", "online_self_training"})
+FRONT_LINE = frozenset({"dacs", "daformer", "mic", "fixmatch", "unimatch_v2", "online_self_training"})
 # Recipes whose source is translated as the task says (True) or not at all (False), as in the other studies. All other
 # recipes keep their own translation.
 TRANSLATED = {
