@@ -212,6 +212,11 @@ def test_dinov2_is_transformers(name: str, size: tuple[int, int]) -> None:
     for ours, block in zip(maps, (3, 6, 9, 12), strict=True):
         tokens = reference.layernorm(hidden[block])[:, -height * width :]
         agree(ours, tokens.transpose(1, 2).unflatten(2, (height, width)), rtol)
+    patches = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(0)) < 0.7
+    with torch.no_grad():
+        tokens = reference(x, bool_masked_pos=patches.flatten(1)).last_hidden_state[:, -height * width :]
+        ours = model(x, patches)[-1]
+    agree(ours, tokens.transpose(1, 2).unflatten(2, (height, width)), rtol)
 
 
 # DINOv3
@@ -255,6 +260,11 @@ def test_dinov3_is_transformers(size: tuple[int, int]) -> None:
         tokens = reference.norm(hidden[block][:, -height * width :])
         # transformers has the places in float32
         agree(ours, tokens.transpose(1, 2).unflatten(2, (height, width)), 1e-6)
+    patches = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(0)) < 0.7
+    with torch.no_grad():
+        tokens = reference(x, bool_masked_pos=patches.flatten(1)).last_hidden_state[:, -height * width :]
+        ours = model(x, patches)[-1]
+    agree(ours, tokens.transpose(1, 2).unflatten(2, (height, width)), 1e-6)
 
 
 def test_images_between_patches_are_resized_to_the_nearest_multiple() -> None:

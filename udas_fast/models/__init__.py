@@ -50,7 +50,7 @@ from udas_fast.models.normalization import (
 )
 from udas_fast.models.own import NetworkFunction, OwnNetwork, build_network, import_network
 from udas_fast.models.pspnet import PSPNet
-from udas_fast.models.segmentation import BackboneNetwork, require_backbone
+from udas_fast.models.segmentation import BackboneNetwork, require_backbone, require_tokens
 from udas_fast.models.weights import WeightsReport, load_weights, require_finite
 
 __all__ = [
@@ -102,6 +102,7 @@ __all__ = [
     "parameter_groups",
     "require_backbone",
     "require_finite",
+    "require_tokens",
     "set_checkpointing",
     "set_domain",
     "set_micro_batch_size",

@@ -53,10 +53,10 @@ def set_micro_batch_size(module: nn.Module, size: int | None) -> int:
     return len(parts)
 
 
-def run_micro_batches(module: nn.Module, x: Tensor, size: int) -> list[Any]:
-    """Return the outputs of ``module`` for each ``size`` images of ``x``, checkpointed if gradients are enabled."""
+def run_micro_batches(module: nn.Module, size: int, *inputs: Tensor) -> list[Any]:
+    """Return the outputs of ``module`` for each ``size`` images of ``inputs``, checkpointed if there are gradients."""
     run = partial(_checkpointed, module) if torch.is_grad_enabled() else module
-    return [run(part) for part in x.split(size)]
+    return [run(*parts) for parts in zip(*(x.split(size) for x in inputs), strict=True)]
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *others: Tensor, checkpointed: bool) -> Tensor:

@@ -283,6 +283,7 @@ def _vit(backbone: VisionTransformer, names: ViTNames) -> Iterator[tuple[Names, 
         "cls_token": "cls_token",
         "pos_embed": "position_embeddings",
         "register_tokens": "register_tokens",
+        "mask_token": "mask_token",
     }
     for name, file in tokens.items():
         if name in own:

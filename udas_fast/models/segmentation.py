@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from udas_fast.errors import bad
 from udas_fast.models.adapter import SegmentationOutput
-from udas_fast.models.backbones import Backbone, Maps, build_backbone
+from udas_fast.models.backbones import Backbone, Maps, VisionTransformer, build_backbone
 from udas_fast.models.checkpointing import run_micro_batches
 from udas_fast.models.normalization import Normalization
 
@@ -42,7 +42,7 @@ class SegmentationNetwork(nn.Module, ABC):
         size = self.micro_batch_size
         if size is None or len(x) <= size:
             return SegmentationOutput(*self.logits(x), self.align_corners)
-        parts = run_micro_batches(self, x, size)
+        parts = run_micro_batches(self, size, x)
         auxiliary = [part.auxiliary for part in parts if part.auxiliary is not None]
         return SegmentationOutput(
             torch.cat([part.primary for part in parts]),
@@ -88,14 +88,18 @@ class BackboneNetwork(SegmentationNetwork):
         """Map a normalised image, float [N, 3, H, W], to (primary, auxiliary) logits."""
         return self.decode(self.backbone(x))
 
-    def encode(self, x: Tensor) -> Maps:
-        """Map a normalised image, float [N, 3, H, W], to the backbone's maps, in micro-batches where these are set."""
+    def encode(self, x: Tensor, hidden: Tensor | None = None) -> Maps:
+        """Map a normalised image, float [N, 3, H, W], to the backbone's maps, in micro-batches where these are set.
+
+        hidden: bool [N, 1, h, w] of a vision transformer's patches that are hidden
+        (:class:`udas_fast.models.VisionTransformer`).
+        """
+        inputs = (x,) if hidden is None else (x, hidden)
         size = self.micro_batch_size
         if size is None or len(x) <= size:
-            return self.backbone(x)
-        first, second, third, fourth = map(
-            torch.cat, zip(*run_micro_batches(self.backbone, x, size), strict=True)
-        )
+            return self.backbone(*inputs)
+        parts = run_micro_batches(self.backbone, size, *inputs)
+        first, second, third, fourth = map(torch.cat, zip(*parts, strict=True))
         return first, second, third, fourth
 
     @abstractmethod
@@ -116,6 +120,18 @@ def require_backbone(model: nn.Module, purpose: str) -> BackboneNetwork:
     if not isinstance(model, BackboneNetwork):
         raise bad(f"network for {purpose}", type(model).__name__, "a backbone with a head of udas_fast")
     return model
+
+
+def require_tokens(model: nn.Module, purpose: str) -> VisionTransformer:
+    """Return the backbone of ``model``, which hides patches for ``purpose``.
+
+    Raises:
+        InputError: it is no vision transformer of this package.
+    """
+    backbone = require_backbone(model, purpose).backbone
+    if not isinstance(backbone, VisionTransformer):
+        raise bad(f"backbone for {purpose}", type(backbone).__name__, "one of DINOv2 or DINOv3")
+    return backbone
 
 
 class HeadNetwork(BackboneNetwork):

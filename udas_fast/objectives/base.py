@@ -100,13 +100,21 @@ class StepContext:
             x = x * visible
         return to_output(model(x if added is None else x + added))
 
-    def encode(self, model: BackboneNetwork, images: Tensor, *, domain: Domain = "target") -> Maps:
+    def encode(
+        self,
+        model: BackboneNetwork,
+        images: Tensor,
+        *,
+        domain: Domain = "target",
+        hidden: Tensor | None = None,
+    ) -> Maps:
         """Return the maps of the backbone of ``model`` on uint8 ``images``; :meth:`decode` makes the output of them.
 
-        ``domain``: as in :meth:`forward`.
+        ``domain``: as in :meth:`forward`. ``hidden``: bool ``[N, 1, h, w]``, patches of a vision transformer in whose
+        place it sees its mask token.
         """
         set_domain(model, domain)
-        return model.encode(self.normalize(images))
+        return model.encode(self.normalize(images), hidden)
 
     def decode(self, model: BackboneNetwork, maps: Maps) -> SegmentationOutput:
         """Return the output of the heads of ``model`` on ``maps`` of :meth:`encode`."""
@@ -235,6 +243,7 @@ class Requirements:
         auxiliary_head: reason for a network with an auxiliary head; None: one head is enough.
         backbone: option of the method for which backbone and head of the network run apart
             (:class:`udas_fast.models.BackboneNetwork`); None: any network will do.
+        tokens: option of the method that hides tokens of a vision transformer.
         pretrained: option of the method that keeps near the first weights, so that these may not be random.
         any_class: names of classes of which the data has one at least; empty: any classes do.
         networks: networks of the run that the method reads, by name.
@@ -254,6 +263,7 @@ class Requirements:
     min_size: int = 1
     auxiliary_head: str | None = None
     backbone: str | None = None
+    tokens: str | None = None
     pretrained: str | None = None
     any_class: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()

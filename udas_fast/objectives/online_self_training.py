@@ -1,8 +1,8 @@
 """Online self-training: a mean teacher labels target images, the student learns from mixed, strong and masked views.
 
 DACS (Tranheden et al., WACV 2021, arXiv 2007.08702), DAFormer (Hoyer et al., CVPR 2022, arXiv 2111.14887), MIC (CVPR
-2023, arXiv 2212.01322), FixMatch in the form of UniMatch's code and UniMatch V2 (arXiv 2410.10777) are configurations
-of it.
+2023, arXiv 2212.01322), VFM-UDA (Englert et al., CVPRW 2024, arXiv 2406.09896), FixMatch in the form of UniMatch's code
+and UniMatch V2 (arXiv 2410.10777) are configurations of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from udas_fast.data import Batch
 from udas_fast.data.augment import ViewKind
 from udas_fast.data.strong_view import StrongConfig, apply_strong, draw_strong
 from udas_fast.errors import bad
-from udas_fast.models import MeanTeacher, keep_statistics, require_backbone
+from udas_fast.models import MeanTeacher, keep_statistics, require_backbone, require_tokens
 from udas_fast.objectives.base import (
     Batches,
     Losses,
@@ -64,10 +64,12 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
 
     # Labelled images: the source's, the target's, or the source's and the target's where there are some.
     domain: Literal["source", "labelled", "both"] = "source"
-    augment_labelled: bool = False  # the strong photometric changes on them as well
+    augment_labelled: StrongConfig | None = None  # photometric changes of them
     decay: Share = 0.999  # α of the teacher; 0.99 in DACS, 0.996 in UniMatch V2
-    # Photometric views for the teacher, by kind; the surest one labels.
+    # Photometric views for the teacher, by kind.
     views: Annotated[tuple[ViewKind, ...], Field(min_length=1, max_length=MAX_VIEWS)] = ("identity",)
+    flip_view: bool = False  # a mirrored view of the first one as well
+    reduce: Literal["max", "mean"] = "max"  # "mean": the mean probabilities of the views label (VFM-UDA)
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.968  # confidence from which the teacher is sure
     # The weight of a pixel: the share of sure pixels of its image, that of the batch (DACS, DAFormer), or whether
     # the teacher is sure of the pixel itself (FixMatch).
@@ -86,6 +88,8 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
         partner = None if self.class_mix is None else self.class_mix.partner
         if partner is not None and self.domain not in ("both", partner):
             raise bad("class_mix.partner", partner, f"{self.domain}, the labelled images of domain")
+        if (count := len(self.views) + self.flip_view) > MAX_VIEWS:
+            raise bad("views", f"{count} with the mirrored one", f"at most {MAX_VIEWS}")
         if self.feature_distance is not None and self.domain == "labelled":
             raise bad(
                 "feature_distance", "domain labelled", "domain source or both, as it is of source images"
@@ -100,19 +104,27 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
             "both": ("source", "labelled", "unlabelled"),
         }
         mixed = () if self.class_mix is None else partners[self.class_mix.partner]
-        distance, dropout = self.feature_distance, self.channel_dropout
-        parts = "feature_distance" if distance else "channel_dropout" if dropout else None
+        distance = self.feature_distance
+        parts = {
+            "feature_distance": distance is not None,
+            "channel_dropout": self.channel_dropout is not None,
+        }
         return Requirements(
             streams=("labelled" if self.domain == "labelled" else "source", "unlabelled"),
             optional_streams=("labelled",) if self.domain == "both" else (),
             paired=mixed,
             equal_sizes=mixed,
             source_sized=(),
-            backbone=parts,
+            backbone=next((part for part, there in parts.items() if there), None),
+            tokens="masked.patch token" if self._hides_tokens else None,
             pretrained=None if distance is None else "feature_distance",
             any_class=() if distance is None else distance.classes,
             views=loader_views(self.views),
         )
+
+    @property
+    def _hides_tokens(self) -> bool:
+        return self.masked is not None and self.masked.patch == "token"
 
     def build(self, num_classes: int) -> OnlineSelfTraining:
         """Return the objective."""
@@ -121,13 +133,17 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
     def small(self) -> OnlineSelfTrainingConfig:
         """Return this configuration for short runs: a teacher that follows soon and is sure of fewer pixels.
 
-        Without feature distance, as the networks of such runs begin with random weights.
+        Without feature distance, and with hidden pixels in place of tokens: it has a ResNet of random weights.
         """
+        masked = self.masked
+        if masked is not None and masked.patch == "token":
+            masked = replace(masked, patch=MaskConfig.patch)
         return replace(
             self,
             decay=min(self.decay, 0.99),
             threshold=min(self.threshold, 0.9),
             feature_distance=None,
+            masked=masked,
         )
 
 
@@ -183,6 +199,7 @@ class OnlineSelfTraining(Objective):
     def __init__(self, config: OnlineSelfTrainingConfig, num_classes: int) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
+        self.token = 0  # side of the backbone's patches, where tokens are hidden
 
     def on_round_start(self, model: nn.Module) -> None:
         """Start the teacher from the network, and keep the backbone that features stay near."""
@@ -192,6 +209,8 @@ class OnlineSelfTraining(Objective):
             self.feature_distance = FeatureDistance(distance, backbone, self.class_names)
         if self.config.channel_dropout is not None:
             self.channels = sum(set(require_backbone(model, "channel_dropout").backbone.channels))
+        if (mask := self.config.masked) is not None and mask.patch == "token":
+            self.token = require_tokens(model, "masked.patch token").patch
 
     def after_step(self, model: nn.Module) -> None:
         """Let the teacher follow the student."""
@@ -211,11 +230,11 @@ class OnlineSelfTraining(Objective):
             """Draw on the CPU, where the generator is."""
             return ctx.draw(numbers, len(images)).to(device, non_blocking=True)
 
-        def draw_changes(images: Tensor = target.image) -> Tensor:
-            return draw(lambda n: draw_strong(n, config.strong, ctx.generator), images)
+        def draw_changes(strong: StrongConfig, images: Tensor = target.image) -> Tensor:
+            return draw(lambda n: draw_strong(n, strong, ctx.generator), images)
 
         def draw_view() -> StudentView:
-            view = StudentView(draw_changes())
+            view = StudentView(draw_changes(config.strong))
             if (mix := config.cut_mix) is not None:
                 view.boxes = draw(lambda n: draw_boxes(n, size, mix, ctx.generator))
             if config.class_mix is not None:
@@ -223,9 +242,9 @@ class OnlineSelfTraining(Objective):
             return view
 
         labelled = labelled_images(batch, config.domain)
-        if config.augment_labelled:
+        if (strong := config.augment_labelled) is not None:
             for name, images in labelled.items():
-                changed = apply_strong(images.image, draw_changes(images.image))
+                changed = apply_strong(images.image, draw_changes(strong, images.image))
                 labelled[name] = replace(images, image=changed)
         views = photometric_views(target, config.views, ctx.augment)
         if config.cut_mix is not None and (found := len(target.image) * distributed.get_world_size()) < 2:
@@ -239,14 +258,15 @@ class OnlineSelfTraining(Objective):
             (first,) = made.student
             made.student = [replace(first, factors=factors), replace(draw_view(), factors=2 - factors)]
         if (mask := config.masked) is not None:
-            made.masked = draw_changes(), draw(lambda n: draw_visible(n, size, mask, ctx.generator))
+            changes = draw_changes(config.strong)
+            made.masked = changes, draw(lambda n: draw_visible(n, size, mask, ctx.generator, self.token))
         return made
 
     def training_step(self, model: nn.Module, batch: OnlineSelfTrainingBatch, ctx: StepContext) -> Losses:
         """Label by the teacher, then minimise the losses of labelled images, of the student's and the masked view."""
         config = self.config
 
-        # Teacher: the surest of its views labels every pixel, and the labels have weights.
+        # Teacher: the surest or the mean of its views labels every pixel, and the labels have weights.
         target = self._labelled_by_teacher(batch, ctx)
         losses = {"sure": target.weight.mean()}
 
@@ -287,12 +307,14 @@ class OnlineSelfTraining(Objective):
         # Masked view: all pixels of the target image, the hidden ones from their surroundings.
         if config.masked is not None and batch.masked is not None:
             changes, patches = batch.masked
-            image, visible = (
-                apply_strong(target.image, changes),
-                patches_to_pixels(patches, target.label.shape[1:]),
-            )
+            image = apply_strong(target.image, changes)
             with keep_statistics(model):  # evaluation sees no masked images
-                output = ctx.forward(model, image, domain="target", visible=visible)
+                if self.token:
+                    network = require_backbone(model, "masked.patch token")
+                    output = ctx.decode(network, ctx.encode(network, image, domain="target", hidden=~patches))
+                else:
+                    visible = patches_to_pixels(patches, target.label.shape[1:])
+                    output = ctx.forward(model, image, domain="target", visible=visible)
             losses["masked"] = segmentation_loss(
                 output, target.label, config.auxiliary_weight, pixel_weight=target.weight
             )
@@ -312,16 +334,20 @@ class OnlineSelfTraining(Objective):
 
     @torch.no_grad()
     def _labelled_by_teacher(self, batch: OnlineSelfTrainingBatch, ctx: StepContext) -> View:
-        """Return the target images with the labels of the teacher's surest view and the weights of their pixels."""
-        outputs = [ctx.forward(self.teacher, view, domain="target") for view in batch.views]
+        """Return the target images with the labels of the teacher's views and the weights of their pixels."""
+        config = self.config
+        views = [*batch.views, *([batch.views[0].flip(-1)] if config.flip_view else [])]
+        outputs = [ctx.forward(self.teacher, view, domain="target") for view in views]
         height, width = batch.target.shape[-2:]
         pseudo = ops.pseudo_label(
             [output.primary for output in outputs],
             (height, width),
             threshold=0.0,
+            flips=[view >= len(batch.views) for view in range(len(views))] if config.flip_view else None,
+            reduce=config.reduce,
             align_corners=outputs[0].align_corners,
         )
-        weight = pixel_weights(pseudo.confidence, self.config.threshold, self.config.share)
+        weight = pixel_weights(pseudo.confidence, config.threshold, config.share)
         return View(batch.target, pseudo.label, weight)
 
 

@@ -53,8 +53,9 @@ class MaskConfig:
     """Hidden patches of a target image, all of whose pixels the student labels (MIC)."""
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.7  # share of the patches that are hidden
-    # Side of a patch as a share of the image's shorter side: 64 of 1024 pixels and 32 of 512.
-    patch: Part = 1 / 16
+    # Side of a patch as a share of the image's shorter side: 64 of 1024 pixels and 32 of 512. "token": the tokens of a
+    # vision transformer, which sees its mask token in their place (VFM-UDA).
+    patch: Part | Literal["token"] = 1 / 16
     weight: Weight = 1.0  # of the term
 
 
@@ -97,12 +98,15 @@ def draw_boxes(n: int, size: tuple[int, int], config: CutMixConfig, generator: t
     return torch.where(u[:, 4:] < config.probability, box, 0).int()
 
 
-def draw_visible(n: int, size: tuple[int, int], config: MaskConfig, generator: torch.Generator) -> Tensor:
+def draw_visible(
+    n: int, size: tuple[int, int], config: MaskConfig, generator: torch.Generator, token: int = 0
+) -> Tensor:
     """Draw which patches of ``n`` images of ``size`` (H, W) are visible: bool ``[n, 1, rows, columns]`` on the CPU.
 
-    There are ⌊H/b⌉ × ⌊W/b⌉ patches, b their side; each is visible by its own chance, 1 − ratio.
+    There are ⌊H/b⌉ × ⌊W/b⌉ patches, b their side; each is visible by its own chance, 1 − ratio. ``token``: the side of
+    a vision transformer's patches, for ``patch`` "token".
     """
-    side = config.patch * min(size)
+    side = token if config.patch == "token" else config.patch * min(size)
     rows, columns = (max(1, math.floor(length / side + 0.5)) for length in size)
     return torch.rand(n, 1, rows, columns, generator=generator) > config.ratio
 

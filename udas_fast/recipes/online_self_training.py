@@ -2,6 +2,7 @@
 
 from udas_fast.data import Geometry
 from udas_fast.data.inputs import InputConfig, RareClassConfig
+from udas_fast.data.strong_view import StrongConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.models import ModelConfig
 from udas_fast.objectives.online_self_training import OnlineSelfTrainingConfig
@@ -30,7 +31,7 @@ ONLINE_SELF_TRAINING = Recipe(
             "online",
             OnlineSelfTrainingConfig(
                 domain="both",
-                augment_labelled=True,
+                augment_labelled=StrongConfig(),
                 threshold=0.9,
                 share="pixel",
                 cut_mix=CutMixConfig(),

@@ -27,6 +27,7 @@ from udas_fast.models import (
     load_pretrained,
     load_weights,
     require_backbone,
+    require_tokens,
     to_output,
 )
 from udas_fast.objectives.base import build_objective
@@ -215,6 +216,8 @@ class Networks(dict[str, nn.Module]):
             requirements = stage.objective.requirements
             if requirements.backbone is not None:
                 require_backbone(self.trained, f"{requirements.backbone} of stage {stage.name}")
+            if requirements.tokens is not None:
+                require_tokens(self.trained, f"{requirements.tokens} of stage {stage.name}")
             if requirements.pretrained is not None and self._random:
                 expected = f"--weights FILE, or stages.{stage.name}.objective.{requirements.pretrained}=null"
                 raise bad(

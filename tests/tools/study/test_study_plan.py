@@ -120,6 +120,7 @@ def test_rows_are_those_of_the_committed_tables(path: Path) -> None:
         "dacs",
         "daformer",
         "mic",
+        "vfm_uda",
         "fixmatch",
         "mrnet",
         "noisy_student",

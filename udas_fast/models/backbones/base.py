@@ -44,9 +44,9 @@ class Backbone(nn.Module, ABC):
     def stages(self, x: Tensor) -> Maps:
         """Return the maps [N, channels, h, w] of a normalised image, float [N, 3, H, W]."""
 
-    def forward(self, x: Tensor) -> Maps:
-        """Return :meth:`stages`."""
-        return self.stages(x)
+    def forward(self, x: Tensor, *hidden: Tensor) -> Maps:
+        """Return :meth:`stages`; ``hidden``: of backbones that can hide patches."""
+        return self.stages(x, *hidden)
 
     @property
     @abstractmethod

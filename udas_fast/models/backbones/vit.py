@@ -45,12 +45,16 @@ class VisionTransformer(Backbone):
 
     DINOv3's positions are rotary: they turn queries and keys, and training does not draw them anew.
 
+    The mask token, which stands for hidden patches, is that of the pretraining and is not trained; zero where the
+    weights have none.
+
     name: dinov2_s, dinov2_b or dinov2_l, with ``_reg`` the form with registers, or dinov3_s, dinov3_b, dinov3_l;
     width: channels of the tokens; drop_path: rate of the last block. Raises InputError for unknown names and numbers
     outside their range.
     """
 
-    not_needed = ("head.", "classifier.", "mask_token", "embeddings.mask_token")
+    not_needed = ("head.", "classifier.")
+    mask_token: Tensor
 
     def __init__(self, name: str = "dinov2_s", *, width: int | None = None, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -75,6 +79,7 @@ class VisionTransformer(Backbone):
         self.register_tokens = (
             nn.Parameter(torch.zeros(1, shape.registers, width)) if shape.registers else None
         )
+        self.register_buffer("mask_token", torch.zeros(1, width))
         eps = 1e-5 if rotary else 1e-6
         self.blocks = nn.ModuleList(
             Block(width, shape.heads, rate, eps=eps, key_bias=not rotary)
@@ -90,9 +95,14 @@ class VisionTransformer(Backbone):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
 
-    def stages(self, x: Tensor) -> Maps:
-        """Return the four maps, all at the stride of the patch."""
+    def stages(self, x: Tensor, hidden: Tensor | None = None) -> Maps:
+        """Return the four maps, all at the stride of the patch.
+
+        hidden: bool [N, 1, h, w], patches whose embedding is the mask token; their positions stay.
+        """
         x = self.patch_embed["proj"](fit_to_multiple(x, self.patch))
+        if hidden is not None:
+            x = torch.where(hidden, self.mask_token[..., None, None].to(x.dtype), x)
         height, width = x.shape[-2:]
         tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
         rotation: tuple[Tensor, ...] = ()

@@ -20,23 +20,16 @@ STUDIES: tuple[Study, ...] = get_args(Study)
 
 # Rows of the methods study, from the simplest to the whole; recipes that are not named here come last.
 ORDER = (
-    *(
-        "no_adaptation",
-        "adaptsegnet_single",
-        "adaptsegnet",
-        "minent",
-        "advent",
-        "mrnet",
-        "seg_uncertainty",
-        "fda",
-    ),
-    *("cycada", "uda", "dacs", "daformer", "mic", "supervised", "joint"),
+    *("no_adaptation", "adaptsegnet_single", "adaptsegnet", "minent", "advent", "mrnet", "seg_uncertainty"),
+    *("fda", "cycada", "uda", "dacs", "daformer", "mic", "vfm_uda", "supervised", "joint"),
     *("noisy_student", "meta_pseudo_labels", "vat", "uda_xie", "mixmatch", "fixmatch", "unimatch_v2"),
     *("udas", "udas_mrnet", "udas_tuned", "ddm", "online_self_training"),
 )
 # Groups of the methods study's table of costs, in its order; online methods of recent years are a group of their own.
 GROUPS = ("source only", "UDA", "SSL", "SSDA", "front line")
-FRONT_LINE = frozenset({"dacs", "daformer", "mic", "fixmatch", "unimatch_v2", "online_self_training"})
+FRONT_LINE = frozenset(
+    {"dacs", "daformer", "mic", "vfm_uda", "fixmatch", "unimatch_v2", "online_self_training"}
+)
 # Recipes whose source is translated as the task says (True) or not at all (False), as in the other studies. All other
 # recipes keep their own translation.
 TRANSLATED = {
