@@ -106,3 +106,18 @@ def test_a_stream_that_is_not_there_has_no_batch_size(camvid_root: Path) -> None
         check_data(recipe, _domains(camvid_root, recipe))
     without = replace(_domains(camvid_root, recipe), labelled=None)
     check_data(recipe, without)
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "unimatch_v2", "online_self_training", "dacs"])
+def test_a_single_image_that_a_step_mixes_with_another_is_refused(name: str, camvid_root: Path) -> None:
+    one = _recipe(name, "input.stream_batch_size.unlabelled=1", "input.stream_batch_size.source=1")
+    one = override(one, ["input.stream_batch_size.labelled=1"])
+    domains = _domains(camvid_root, one)
+    if name == "dacs":  # it mixes with the source
+        check_data(one, domains)
+        return
+    stage = one.stages[-1].name
+    match = f"batch size of stage {stage}: found 1 of unlabelled images, expected 2 or more"
+    with pytest.raises(InputError, match=match):
+        check_data(one, domains)
+    check_data(override(one, ["stages.*.objective.cut_mix=null"]), domains)

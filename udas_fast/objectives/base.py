@@ -239,6 +239,7 @@ class Requirements:
         optional_streams: streams that are used where they are given.
         paired: streams whose images are combined one by one, so that their batches are of one size.
         equal_sizes: streams whose images must have one (H, W), as they are mixed.
+        several: streams whose images of one batch are mixed, so that it has two or more over all processes.
         min_size: shortest side of the images, in pixels.
         auxiliary_head: reason for a network with an auxiliary head; None: one head is enough.
         backbone: option of the method for which backbone and head of the network run apart
@@ -260,6 +261,7 @@ class Requirements:
     optional_streams: tuple[StreamName, ...] = ()
     paired: tuple[StreamName, ...] = ()
     equal_sizes: tuple[StreamName, ...] = ()
+    several: tuple[StreamName, ...] = ()
     min_size: int = 1
     auxiliary_head: str | None = None
     backbone: str | None = None
@@ -274,7 +276,7 @@ class Requirements:
     model: Literal["segmentation", "translation"] = "segmentation"
 
     def __post_init__(self) -> None:
-        for name in (*self.streams, *self.optional_streams, *self.paired, *self.equal_sizes):
+        for name in (*self.streams, *self.optional_streams, *self.paired, *self.equal_sizes, *self.several):
             if name not in STREAMS:
                 raise bad("stream in a method's requirements", repr(name), f"one of {', '.join(STREAMS)}")
 

@@ -114,6 +114,7 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
             optional_streams=("labelled",) if self.domain == "both" else (),
             paired=mixed,
             equal_sizes=mixed,
+            several=() if self.cut_mix is None else ("unlabelled",),
             source_sized=(),
             backbone=next((part for part, there in parts.items() if there), None),
             tokens="masked.patch token" if self._hides_tokens else None,

@@ -101,6 +101,10 @@ def check_batch_sizes(recipe: Recipe, domains: Domains) -> None:
     for name in sizes:
         batch_size_per_process(recipe.input, name)
     for stage in recipe.stages:
+        for name in stage.objective.requirements.several:
+            if sizes.get(name) == 1:
+                found, expected = f"1 of {name} images", "2 or more, as it mixes different ones"
+                raise bad(f"batch size of stage {stage.name}", found, expected)
         paired = {name: sizes[name] for name in stage.objective.requirements.paired if name in sizes}
         if len(set(paired.values())) > 1:
             found = ", ".join(f"{name} {size}" for name, size in paired.items())
