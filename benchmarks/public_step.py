@@ -1,7 +1,9 @@
-"""UDAS's two steps written as the public code of AdaptSegNet and Seg-Uncertainty writes them.
+"""Steps written as public code writes them: UDAS's two as AdaptSegNet and Seg-Uncertainty, MIC's as DACS and MIC.
 
 A re-statement, not their text: logits are upsampled first, every loss and pseudo-label works on maps of the image's
-size with a softmax of its own. What the network is shown is made by the package, so that both are given the same.
+size with a softmax of its own. What the network is shown in UDAS's steps is made by the package, so that both are given
+the same. In MIC's step the chosen classes are, and these are mixed image by image; colours are changed one after
+another in floating point, the hue in HSV, as kornia does, so that they are not the package's.
 """
 
 from __future__ import annotations
@@ -14,12 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
-from udas_fast.models import SegmentationOutput
+from udas_fast.data.strong_view import StrongConfig
+from udas_fast.models import SegmentationOutput, keep_statistics, set_domain, to_output
 from udas_fast.objectives import Losses, StepContext
 from udas_fast.objectives.adaptation import Adaptation, AdaptationBatch
 from udas_fast.objectives.base import Domain
 from udas_fast.objectives.losses import Agreement
+from udas_fast.objectives.online_self_training import (
+    OnlineSelfTraining,
+    OnlineSelfTrainingBatch,
+    StudentView,
+    View,
+)
 from udas_fast.objectives.self_training import SelfTraining, SelfTrainingBatch
+from udas_fast.objectives.student_view import sample_classes
 
 Heads = tuple[Tensor, Tensor]
 
@@ -134,3 +144,132 @@ class PublicSelfTraining(SelfTraining):
         loss = segmentation_loss(maps, images.label, self.config.auxiliary_weight)
         ctx.backward(loss)
         return loss.detach()
+
+
+class PublicOnlineSelfTraining(OnlineSelfTraining):
+    """DACS's training loop with MIC's masked images and FixMatch's boxes."""
+
+    def training_step(self, model: nn.Module, batch: OnlineSelfTrainingBatch, ctx: StepContext) -> Losses:
+        """Label by the teacher, then minimise the losses of labelled images, of the mixed and of the masked view."""
+        config, size, losses = self.config, batch.target.shape[-2:], {}
+        with torch.no_grad():
+            maps = F.softmax(self._maps(ctx.forward(self.teacher, batch.target), size)[0].float(), dim=1)
+            confidence, label = maps.max(1)
+            sure = (confidence >= config.threshold).float()
+            if config.share != "pixel":
+                part = sure.mean((1, 2), keepdim=True) if config.share == "image" else sure.mean()
+                sure = part * torch.ones_like(sure)
+        target = View(batch.target, label, sure)
+        losses["sure"] = sure.mean()
+
+        for name, images in batch.labelled.items():
+            output = ctx.forward(model, images.image, domain="source")
+            losses[name] = self._loss(output, images.required_label, None)
+            ctx.backward(losses[name])
+
+        (drawn,) = batch.student
+        view = self._student_view(target, batch.partner, drawn)
+        output = self._forward(model, changed(view.image, config.strong), ctx)
+        losses["strong"] = self._loss(output, view.label, view.weight)
+        ctx.backward(config.weight * losses["strong"])
+
+        if config.masked is not None and batch.masked is not None:
+            _, visible = batch.masked
+            image = changed(target.image, config.strong)
+            with keep_statistics(model):
+                output = self._forward(model, image, ctx, F.interpolate(visible.float(), size))
+            losses["masked"] = self._loss(output, target.label, target.weight)
+            ctx.backward(config.masked.weight * losses["masked"])
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _student_view(self, target: View, partner: Batch | None, drawn: StudentView) -> View:
+        """Return images, labels and weights mixed one after another, image by image."""
+        image, label, weight = (tensor.clone() for tensor in target)
+        if drawn.boxes is not None:
+            for i, (x0, y0, x1, y1) in enumerate(drawn.boxes.tolist()):
+                other = (i + 1) % len(image)
+                for mixed, whole in zip((image, label, weight), target, strict=True):
+                    mixed[i, ..., y0:y1, x0:x1] = whole[other, ..., y0:y1, x0:x1]
+        mix = self.config.class_mix
+        if mix is not None and partner is not None and drawn.chance is not None:
+            chosen = sample_classes(partner.required_label, drawn.chance, mix.share)
+            for i in range(len(image)):
+                classes = chosen[i].nonzero()[:, 0]
+                mask = (partner.required_label[i][None] == classes[:, None, None]).sum(0)
+                image[i] = (mask * partner.image[i] + (1 - mask) * image[i]).to(image.dtype)
+                label[i] = mask * partner.required_label[i] + (1 - mask) * label[i]
+                weight[i] = mask + (1 - mask) * weight[i]
+        return View(image, label, weight)
+
+    def _forward(
+        self, model: nn.Module, image: Tensor, ctx: StepContext, visible: Tensor | None = None
+    ) -> SegmentationOutput:
+        """Return the output on images of [0, 1], which are normalised, then masked."""
+        set_domain(model, "target")
+        zero = ctx.normalize(torch.zeros(1, 3, 1, 1, dtype=torch.uint8, device=image.device))
+        one = ctx.normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8, device=image.device))
+        x = image * (one - zero) + zero
+        return to_output(model(x if visible is None else x * visible))
+
+    def _maps(self, output: SegmentationOutput, size: torch.Size) -> list[Tensor]:
+        """Return the logits of the heads that count, at ``size``."""
+        heads = [output.primary, *([output.auxiliary] if self.config.auxiliary_weight else [])]
+        corners = output.align_corners
+        return [F.interpolate(logits, size, mode="bilinear", align_corners=corners) for logits in heads]
+
+    def _loss(self, output: SegmentationOutput, label: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the weighted mean over the pixels that have a label, of the heads that count."""
+        counted = (label != 255).sum()
+        losses = []
+        for logits in self._maps(output, label.shape[-2:]):
+            each = F.cross_entropy(logits.float(), label.long(), ignore_index=255, reduction="none")
+            losses.append((each if weight is None else each * weight).sum() / counted)
+        return losses[0] + self.config.auxiliary_weight * sum(losses[1:])
+
+
+def changed(image: Tensor, strong: StrongConfig) -> Tensor:
+    """Return uint8 ``[N, 3, H, W]`` under a jitter of colours and a blur, image by image, in [0, 1]."""
+    return torch.stack([_blurred(_jittered(one, strong), strong) for one in image.float() / 255])
+
+
+def _jittered(image: Tensor, strong: StrongConfig) -> Tensor:
+    """Change brightness, contrast, saturation and hue of ``[3, H, W]`` one after another."""
+    if torch.rand(()) >= strong.jitter_probability:
+        return image
+    brightness, contrast, saturation, hue = ((2 * torch.rand(()).item() - 1) * s for s in strong.jitter)
+    image = (image * (1 + brightness)).clamp(0, 1)
+    grey = _grey(image).mean()
+    image = (grey + (1 + contrast) * (image - grey)).clamp(0, 1)
+    grey = _grey(image)
+    image = (grey + (1 + saturation) * (image - grey)).clamp(0, 1)
+    return _turned(image, hue)
+
+
+def _grey(image: Tensor) -> Tensor:
+    red, green, blue = image
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def _turned(image: Tensor, hue: float) -> Tensor:
+    """Turn the hue of ``[3, H, W]`` by a share of the circle, through HSV."""
+    value, first = image.max(0)
+    chroma = value - image.min(0).values
+    red, green, blue = image
+    sides = torch.stack([green - blue, blue - red, red - green]) / chroma.clamp_min(1e-8)
+    angle = (sides.gather(0, first[None])[0] + 2 * first) / 6 + hue
+    place = torch.stack([(n + 6 * angle) % 6 for n in (5, 3, 1)])
+    return value - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
+
+
+def _blurred(image: Tensor, strong: StrongConfig) -> Tensor:
+    """Blur ``[3, H, W]`` by a Gaussian kernel of a tenth of the shorter side, as DACS's code has it."""
+    if torch.rand(()) >= strong.blur_probability:
+        return image
+    low, high = strong.blur
+    sigma = low + torch.rand(()).item() * (high - low)
+    radius = min(image.shape[-2:]) // 20
+    place = torch.arange(-radius, radius + 1, device=image.device)
+    taps = (-place.square() / (2 * sigma**2)).exp()
+    taps = (taps / taps.sum()).expand(3, 1, 1, -1)
+    x = F.pad(image[None], (radius,) * 4, "reflect")
+    return F.conv2d(F.conv2d(x, taps, groups=3), taps.mT, groups=3)[0]

@@ -1,4 +1,4 @@
-"""The training steps of UDAS: ours, and as the public code writes them, in fp32 and with AMP and channels_last.
+"""The training steps of UDAS and MIC: ours, and as public code writes them, in fp32 and with AMP and channels_last.
 
     python benchmarks/step.py                                    # CPU: a small network and small images
     python benchmarks/step.py --device cuda                      # DeepLabV2-ResNet101 at the published sizes
@@ -40,13 +40,18 @@ from udas_fast.errors import InputError
 from udas_fast.memory import POLICIES, predict
 from udas_fast.memory.tracker import MemoryTracker
 from udas_fast.models import build_model
-from udas_fast.objectives import Batches
+from udas_fast.objectives import Batches, online_self_training
+from udas_fast.objectives.online_self_training import OnlineSelfTraining
 from udas_fast.recipes import Recipe, get_recipe, override
 
 CLASSES = 19
-PUBLIC = {"adaptation": public_step.PublicAdaptation, "self_training": public_step.PublicSelfTraining}
+PUBLIC = {
+    "adaptation": public_step.PublicAdaptation,
+    "self_training": public_step.PublicSelfTraining,
+    "mixed": public_step.PublicOnlineSelfTraining,
+}
 PARTS = ("data", "forward", "backward", "losses", "optimiser", "graph")
-SMALL = ("model.backbone=resnet18", "model.width=16", "stages.adaptation.objective.adversary.width=16")
+SMALL = ("model.backbone=resnet18", "model.width=16")
 # (source, target), height × width: published, and both as large as the source.
 SIZES = {
     "cuda": (((720, 1280), (512, 1024)), ((720, 1280), (720, 1280))),
@@ -157,6 +162,9 @@ def build_phase(recipe: Recipe, stage_name: str, device: str, form: Form) -> Pha
 def split(step: TrainStep, clock: Clock) -> Iterator[None]:
     """While active, the parts of ``step`` go to ``clock``; what is left are losses, or the whole graph."""
     parts = [("data", step.objective, "prepare_batch")]
+    if step.graph is None and isinstance(step.objective, OnlineSelfTraining):
+        parts += [("data", step.objective, "_student_view"), ("data", public_step, "changed")]
+        parts += [("data", online_self_training, "apply_strong")]
     parts += [("optimiser", optimizer, "step") for optimizer in step.optimizers.values()]
     if step.graph is None:
         networks = [step.model, getattr(step.objective, "teacher", None)]
@@ -225,10 +233,11 @@ def forms(device: str) -> dict[str, Form]:
 
 def cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row for each size, batch size, stage and form; caps add ours under the first policy that they hold."""
-    for source, target in SIZES[arguments.device]:
+    for own_source, target in SIZES[arguments.device]:
         for batch_size in arguments.batches:
-            recipe = recipe_of(arguments.device, source, target, batch_size)
             for stage in PUBLIC:
+                source = target if stage == "mixed" else own_source  # images of one size
+                recipe = recipe_of(arguments.device, stage, source, target, batch_size)
                 where = {"source": source, "target": target, "batch_size": batch_size, "stage": stage}
                 for name, form in forms(arguments.device).items():
                     memory = replace(recipe.memory, checkpointing="none")
@@ -255,7 +264,7 @@ def attempt(recipe: Recipe, stage: str, arguments: argparse.Namespace, form: For
 
 def add_prediction(row: dict[str, Any], device: str) -> None:
     """Put MiB of tensors at the stage's peak into a row of ours; without labelled target images, as here."""
-    recipe = recipe_of(device, row["source"], row["target"], row["batch_size"])
+    recipe = recipe_of(device, row["stage"], row["source"], row["target"], row["batch_size"])
     memory = replace(recipe.memory, checkpointing=row["checkpointing"])
     peaks = _peaks(replace(recipe, precision=row["precision"], memory=memory))
     row["predicted_mib"] = round(peaks[row["stage"]] / harness.MIB, 1)
@@ -266,15 +275,24 @@ def _peaks(recipe: Recipe) -> dict[str, int]:
     return {p.stage: p.tensors for p in predict(recipe, num_classes=CLASSES, labelled=False)}
 
 
-def recipe_of(device: str, source: tuple[int, int], target: tuple[int, int], batch_size: int) -> Recipe:
-    """UDAS at these sizes, on a small network for a CPU, with the terms that the public code has."""
-    settings = [
+def recipe_of(
+    device: str, stage: str, source: tuple[int, int], target: tuple[int, int], batch_size: int
+) -> Recipe:
+    """UDAS, or MIC on UDAS's network, at these sizes, on a small network for a CPU, with the public code's terms."""
+    udas = get_recipe("udas_tuned")
+    recipe, settings = udas, ["stages.self_training.objective.pseudo_labels.threshold=0.6"]
+    if device == "cpu":
+        settings.append("stages.adaptation.objective.adversary.width=16")
+    if stage == "mixed":
+        recipe = replace(get_recipe("mic"), model=udas.model, input=udas.input)
+        settings = ["stages.mixed.objective.feature_distance=null"]  # MIC's on a host of vision transformers
+    settings += [
         *(SMALL if device == "cpu" else ()),
         f"input.source.size={list(source)}",
         f"input.target.size={list(target)}",
         f"input.batch_size={batch_size}",
     ]
-    return override(get_recipe("udas_tuned"), settings)
+    return override(recipe, settings)
 
 
 def capped(recipe: Recipe, stage: str, arguments: argparse.Namespace, cap: float) -> dict[str, Any]:

@@ -14,24 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
+from udas_fast.data.strong_view import StrongConfig
 from udas_fast.engine.memory import MemoryConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.engine.precision import Amp
 from udas_fast.engine.step import TrainStep
 from udas_fast.errors import InputError
 from udas_fast.models import ModelConfig, build_model, normalize
-from udas_fast.objectives import Batches, Losses, Objective, PrepareContext
+from udas_fast.objectives import Batches, Losses, Objective, ObjectiveConfig, PrepareContext
 from udas_fast.objectives.adaptation import AdaptationConfig, AgreementConfig
 from udas_fast.objectives.adversary import AdversaryConfig
 from udas_fast.objectives.mixing import MixingConfig
+from udas_fast.objectives.online_self_training import OnlineSelfTrainingConfig
 from udas_fast.objectives.pseudo_labels import PseudoLabelConfig
 from udas_fast.objectives.self_training import SelfTrainingConfig
+from udas_fast.objectives.student_view import ClassMixConfig, CutMixConfig, MaskConfig
 from udas_fast.seeding import seed_step
 from udas_fast.testing import take_step
 from udas_fast.training.networks import compile_backbones
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from public_step import PublicAdaptation, PublicSelfTraining
+from public_step import PublicAdaptation, PublicOnlineSelfTraining, PublicSelfTraining, changed
 
 CLASSES = 4
 CPU = torch.device("cpu")
@@ -46,13 +49,21 @@ LABELS = PseudoLabelConfig(threshold=0.3)
 ONLY_LABELS = SelfTrainingConfig(pseudo_labels=LABELS, consistency=None, label_consistency_weight=0.0)
 SELF_TRAINING = replace(ONLY_LABELS, translate="lab", mixing=MixingConfig())
 CONFIGS = {"adaptation": UDAS, "self_training": SELF_TRAINING}
-PUBLIC = {AdaptationConfig: PublicAdaptation, SelfTrainingConfig: PublicSelfTraining}
+PUBLIC = {
+    AdaptationConfig: PublicAdaptation,
+    SelfTrainingConfig: PublicSelfTraining,
+    OnlineSelfTrainingConfig: PublicOnlineSelfTraining,
+}
+# Colours are changed in another order and colour space than the package's.
+ONLINE = OnlineSelfTrainingConfig(
+    threshold=0.3, strong=StrongConfig(jitter_probability=0.0, blur_probability=0.0)
+)
 STAGES = pytest.mark.parametrize("stage", CONFIGS)
 Found = tuple[Losses, list[Tensor]]
 """Losses by name, and gradients."""
 
 
-def pair(config: AdaptationConfig | SelfTrainingConfig) -> tuple[Objective, Objective]:
+def pair(config: ObjectiveConfig) -> tuple[Objective, Objective]:
     """The package's objective and the public one, with the same weights."""
     torch.manual_seed(0)
     ours = config.build(CLASSES)
@@ -103,6 +114,13 @@ TERMS = {
         ),
     ),
     "no mixing": ONLY_LABELS,
+    "MIC": replace(
+        ONLINE, share="batch", class_mix=ClassMixConfig(), masked=MaskConfig(), auxiliary_weight=0.0
+    ),
+    "boxes, sure pixels": replace(ONLINE, share="pixel", cut_mix=CutMixConfig(probability=1.0)),
+    "boxes, then classes, shares of images": replace(
+        ONLINE, cut_mix=CutMixConfig(probability=1.0), class_mix=ClassMixConfig(), weight=0.5
+    ),
 }
 
 
@@ -124,6 +142,39 @@ def test_every_term_and_view(
         losses = take_step(objective, tiny_net, batches, make_step(seed=3))
         found.append((losses, gradients(tiny_net, objective)))
     assert_same(*found)
+
+
+@pytest.mark.parametrize("kind", range(4), ids=["brightness", "contrast", "saturation", "hue"])
+def test_single_changes_of_colours_are_the_packages(kind: int) -> None:
+    """All but the hue, which turns otherwise in HSV, as far as the values stay in their range."""
+    strength = [0.0] * 4
+    strength[kind] = 0.2
+    strong = StrongConfig(jitter=tuple(strength), jitter_probability=1.0, blur_probability=0.0)
+    image = torch.randint(60, 180, (2, 3, 16, 24), dtype=torch.uint8)
+    torch.manual_seed(1)
+    found = 255 * changed(image, strong)
+    torch.manual_seed(1)
+    factors = []
+    for _ in image:
+        torch.rand(())
+        drawn = [2 * torch.rand(()).item() - 1 for _ in range(4)]
+        torch.rand(())
+        factors.append(0.2 * drawn[kind])
+    grey = (torch.tensor([0.299, 0.587, 0.114])[:, None, None] * image).sum(1, keepdim=True)
+    change = torch.tensor(factors)[:, None, None, None]
+    expected = [
+        image * (1 + change),
+        image + change * (image - grey.mean((2, 3), keepdim=True)),
+        image + change * (image - grey),
+    ]
+    if kind < 3:
+        torch.testing.assert_close(found, expected[kind], rtol=1e-4, atol=1e-2)
+    else:  # value and chroma stay
+        for values in ("amax", "amin"):
+            torch.testing.assert_close(
+                getattr(found, values)(1), getattr(image.float(), values)(1), atol=1e-2, rtol=0
+            )
+        assert (found - image).abs().mean() > 3
 
 
 def network(norm: str = "batch", **options: Any) -> nn.Module:
