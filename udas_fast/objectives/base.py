@@ -16,7 +16,7 @@ from udas_fast.data import Batch
 from udas_fast.data.augment import ViewKind, apply_each, apply_to_pairs, draw_each, draw_whole
 from udas_fast.data.types import StreamName
 from udas_fast.errors import InputError, bad
-from udas_fast.models import BackboneNetwork, SegmentationOutput, set_domain, to_output
+from udas_fast.models import SegmentationOutput, require_backbone, set_domain, to_output
 from udas_fast.models.backbones import Maps
 from udas_fast.objectives.pseudo_labels import PseudoLabeller
 
@@ -102,7 +102,7 @@ class StepContext:
 
     def encode(
         self,
-        model: BackboneNetwork,
+        model: nn.Module,
         images: Tensor,
         *,
         domain: Domain = "target",
@@ -111,14 +111,15 @@ class StepContext:
         """Return the maps of the backbone of ``model`` on uint8 ``images``; :meth:`decode` makes the output of them.
 
         ``domain``: as in :meth:`forward`. ``hidden``: bool ``[N, 1, h, w]``, patches of a vision transformer in whose
-        place it sees its mask token.
+        place it sees its mask token. Raises InputError for a network whose backbone and head do not run apart.
         """
         set_domain(model, domain)
-        return model.encode(self.normalize(images), hidden)
+        return require_backbone(model, "ctx.encode").encode(self.normalize(images), hidden)
 
-    def decode(self, model: BackboneNetwork, maps: Maps) -> SegmentationOutput:
+    def decode(self, model: nn.Module, maps: Maps) -> SegmentationOutput:
         """Return the output of the heads of ``model`` on ``maps`` of :meth:`encode`."""
-        return SegmentationOutput(*model.decode(maps), model.align_corners)
+        network = require_backbone(model, "ctx.decode")
+        return SegmentationOutput(*network.decode(maps), network.align_corners)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,11 +104,9 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
             "both": ("source", "labelled", "unlabelled"),
         }
         mixed = () if self.class_mix is None else partners[self.class_mix.partner]
-        distance = self.feature_distance
-        parts = {
-            "feature_distance": distance is not None,
-            "channel_dropout": self.channel_dropout is not None,
-        }
+        distance = None if self.feature_distance is None else "feature_distance"
+        dropout = None if self.channel_dropout is None else "channel_dropout"
+        tokens = self.masked is not None and self.masked.patch == "token"
         return Requirements(
             streams=("labelled" if self.domain == "labelled" else "source", "unlabelled"),
             optional_streams=("labelled",) if self.domain == "both" else (),
@@ -116,16 +114,12 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
             equal_sizes=mixed,
             several=() if self.cut_mix is None else ("unlabelled",),
             source_sized=(),
-            backbone=next((part for part, there in parts.items() if there), None),
-            tokens="masked.patch token" if self._hides_tokens else None,
-            pretrained=None if distance is None else "feature_distance",
-            any_class=() if distance is None else distance.classes,
+            backbone=distance or dropout,
+            tokens="masked.patch token" if tokens else None,
+            pretrained=distance,
+            any_class=() if self.feature_distance is None else self.feature_distance.classes,
             views=loader_views(self.views),
         )
-
-    @property
-    def _hides_tokens(self) -> bool:
-        return self.masked is not None and self.masked.patch == "token"
 
     def build(self, num_classes: int) -> OnlineSelfTraining:
         """Return the objective."""
@@ -274,20 +268,18 @@ class OnlineSelfTraining(Objective):
         # Labelled images; those of the source keep the features of things near the pretrained ones.
         for name, images in batch.labelled.items():
             of_source, label = name == "seg" and config.domain != "labelled", images.required_label
-            distance, features = config.feature_distance if of_source else None, None
-            if distance is None:
-                output = ctx.forward(model, images.image, domain="source" if of_source else "target")
+            distance: Tensor | float = 0.0
+            if of_source and config.feature_distance is not None:
+                maps = ctx.encode(model, images.image, domain="source")
+                output = ctx.decode(model, maps)
+                losses["features"] = self.feature_distance(maps[-1], ctx.normalize(images.image), label)
+                distance = config.feature_distance.weight * losses["features"]
             else:
-                network = require_backbone(model, "feature_distance")
-                *_, features = maps = ctx.encode(network, images.image, domain="source")
-                output = ctx.decode(network, maps)
-            loss = losses[name] = segmentation_loss(
+                output = ctx.forward(model, images.image, domain="source" if of_source else "target")
+            losses[name] = segmentation_loss(
                 output, label, config.auxiliary_weight, class_weights=self.class_weights
             )
-            if distance is not None and features is not None:
-                losses["features"] = self.feature_distance(features, ctx.normalize(images.image), label)
-                loss = loss + distance.weight * losses["features"]
-            ctx.backward(loss)
+            ctx.backward(losses[name] + distance)
 
         # Student: one or two views with strong changes, two of them with complementary halves of the channels.
         strong = []
@@ -297,9 +289,8 @@ class OnlineSelfTraining(Objective):
             if drawn.factors is None:
                 output = ctx.forward(model, image, domain="target")
             else:
-                network = require_backbone(model, "channel_dropout")
-                maps = scale_channels(ctx.encode(network, image, domain="target"), drawn.factors)
-                output = ctx.decode(network, maps)
+                maps = ctx.encode(model, image, domain="target")
+                output = ctx.decode(model, scale_channels(maps, drawn.factors))
             loss = segmentation_loss(output, view.label, config.auxiliary_weight, pixel_weight=view.weight)
             ctx.backward(config.weight / len(batch.student) * loss)
             strong.append(loss.detach())
@@ -311,8 +302,7 @@ class OnlineSelfTraining(Objective):
             image = apply_strong(target.image, changes)
             with keep_statistics(model):  # evaluation sees no masked images
                 if self.token:
-                    network = require_backbone(model, "masked.patch token")
-                    output = ctx.decode(network, ctx.encode(network, image, domain="target", hidden=~patches))
+                    output = ctx.decode(model, ctx.encode(model, image, domain="target", hidden=~patches))
                 else:
                     visible = patches_to_pixels(patches, target.label.shape[1:])
                     output = ctx.forward(model, image, domain="target", visible=visible)
@@ -344,7 +334,7 @@ class OnlineSelfTraining(Objective):
             [output.primary for output in outputs],
             (height, width),
             threshold=0.0,
-            flips=[view >= len(batch.views) for view in range(len(views))] if config.flip_view else None,
+            flips=[*[False] * len(batch.views), True] if config.flip_view else None,
             reduce=config.reduce,
             align_corners=outputs[0].align_corners,
         )
