@@ -1,4 +1,4 @@
-"""Write the tables of README.md and benchmarks/README.md, and the charts, from results/.
+"""Write the tables of README.md, benchmarks/README.md and docs/methods.md, and the charts, from results/.
 
 Each table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else is changed.
 `python benchmarks/tables.py --check` only compares.
@@ -34,7 +34,7 @@ from udas_fast.tools.study.figures import methods_figure
 from udas_fast.tools.study.tables import note, parts_table, study_tables
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE / "README.md")
+PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE.parent / "docs" / "methods.md")
 CHART = HERE / "results" / "ops-cpu.png"
 
 
@@ -121,7 +121,7 @@ def plan(name: str) -> str:
     needs: dict[tuple[int, str], list[float]] = {}
     for row in (rows := load(name)["rows"]):
         way = row["batch_size"], policy(row["checkpointing"], row["micro_batch_size"])
-        needs[way] = [stage["needed"] / GIB for stage in row["stages"].values()]
+        needs[way] = _gigabytes(row)
     sizes = sorted({size for size, _ in needs})
     lines = []
     for card in (4, 6, 8, 11):
@@ -147,6 +147,27 @@ def vit(name: str) -> str:
         f"{protocol['dataset']} {protocol['split']} at {size}, seed 0; {env['cpu']}, torch {env['torch']}; "
         f"`{document['command']}` → `benchmarks/results/{name}.json`."
     )
+
+
+def presets(cards: Sequence[int]) -> str:
+    """Return the network, images and memory of online self-training's preset for each card, in GB."""
+    lines = []
+    for card in cards:
+        document = load(f"plan-online-{card}gb")
+        recipe = document["recipe"]
+        fit = [row for row in document["rows"] if max(_gigabytes(row)) <= card]
+        way = policy(fit[0]["checkpointing"], fit[0]["micro_batch_size"])
+        stages = " / ".join(f"{gb:.1f}" for gb in _gigabytes(fit[0]))
+        size, crop = ("×".join(map(str, recipe["input"]["target"][key])) for key in ("size", "crop"))
+        row = [f"{card} GB", f"`{recipe['model']['backbone']}`", f"{crop} of {size}", fit[0]["batch_size"]]
+        lines.append([*row, f"`{way}`", stages])
+    header = ["card", "backbone", "crops (height × width)", "batch", "checkpointing", "GB of source / online"]
+    return harness.table(header, lines)
+
+
+def _gigabytes(row: dict[str, Any]) -> list[float]:
+    """Return what each stage of a row of `udas-fast plan` needs, in GB."""
+    return [stage["needed"] / GIB for stage in row["stages"].values()]
 
 
 def tried(name: str) -> str:
@@ -220,6 +241,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision-day-dusk": partial(precision, "precision-day-dusk"),
     "vit-rendered-camvid": partial(vit, "vit-rendered-camvid"),
     "plan": partial(plan, "plan"),
+    "presets": partial(presets, (6, 11, 24)),
     "data-cpu": partial(benchmark, "data-cpu", data.table),
     "step-cpu": partial(benchmark, "step-cpu", step.table),
     **{name: partial(benchmark, name, ops.table) for name in OPERATORS},
