@@ -15,6 +15,7 @@ from udas_fast.data.augment import (
     GEOMETRIC,
     PHOTOMETRIC,
     POLICY,
+    apply_each,
     apply_to_pairs,
     auto_augment,
     draw_each,
@@ -62,7 +63,7 @@ def test_operations_equal_pillow(name, level):
     for picture in pictures():
         wanted = np.asarray(ORACLES[name](Image.fromarray(picture), level)).astype(int)
         for image in (tensor(picture), tensor(picture).contiguous()):
-            found = augment.apply(name, image, level)
+            found = apply_each(image[None], [((name, level),)])[0]
             assert found.dtype == torch.uint8
             assert found.shape == image.shape
             difference = np.abs(found.permute(1, 2, 0).numpy() - wanted)
@@ -90,25 +91,9 @@ def test_policy_is_the_table_of_its_docstring_without_brackets():
         )
 
 
-def recorded_draws(monkeypatch: pytest.MonkeyPatch, n: int) -> list[list[tuple[str, int]]]:
-    """Return the operations that were applied to each of ``n`` images."""
-    calls: list[list[tuple[str, int]]] = [[] for _ in range(n)]
-
-    def record(name: str, image: torch.Tensor, level: int) -> torch.Tensor:
-        number = image.flatten().tolist()
-        calls[number[0] + 256 * number[1]].append((name, level))
-        return image
-
-    monkeypatch.setattr(augment, "apply", record)
-    i = torch.arange(n)
-    numbered = torch.stack([i % 256, i // 256, i * 0], 1).to(torch.uint8).view(n, 3, 1, 1)
-    auto_augment(numbered, torch.Generator().manual_seed(0))
-    return calls
-
-
-def test_operations_have_the_frequencies_of_the_policy(monkeypatch):
+def test_operations_have_the_frequencies_of_the_policy():
     n = 20000
-    found = Counter(call for calls in recorded_draws(monkeypatch, n) for call in calls)
+    found = Counter(each for one in draw_each(n, torch.Generator().manual_seed(0)) for each in one)
     expected: Counter[tuple[str, int]] = Counter()
     for sub in PHOTOMETRIC:
         for name, probability, level in sub:
@@ -118,9 +103,9 @@ def test_operations_have_the_frequencies_of_the_policy(monkeypatch):
         assert abs(found[key] - count) <= 4 * np.sqrt(count) + 1, key
 
 
-def test_draws_are_independent(monkeypatch):
+def test_draws_are_independent():
     n = 20000
-    draws = recorded_draws(monkeypatch, n)
+    draws = draw_each(n, torch.Generator().manual_seed(0))
     # Within a sub-policy: only colour at level 8 is followed by solarize with probability 0.8.
     coloured = [calls for calls in draws if ("color", 8) in calls]
     both = sum(("solarize", 7) in calls for calls in coloured) / len(coloured)
@@ -215,6 +200,6 @@ def test_weak_views_change_colour_and_contrast_by_a_tenth() -> None:
     assert found == {("color", 4), ("color", 5), ("contrast", 4), ("contrast", 5)}
     grey = torch.full((1, 3, 8, 8), 90, dtype=torch.uint8)
     grey[..., :4] = 110
-    spread = augment.apply("contrast", grey[0], 5).float().std() / grey[0].float().std()
+    spread = apply_each(grey, [(("contrast", 5),)]).float().std() / grey.float().std()
     assert spread == pytest.approx(1.1, abs=0.06)
     assert draw_each(2, torch.Generator(), "identity") == [(), ()]

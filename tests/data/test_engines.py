@@ -224,7 +224,8 @@ def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset
     image = torch.from_numpy(picture).permute(2, 0, 1)
 
     chances = outcomes()
-    marks = torch.stack([augment.apply_all(image, operations) for operations in chances]).flatten(1).float()
+    marks = augment.apply_each(image.expand(len(chances), -1, -1, -1), list(chances))
+    marks = marks.flatten(1).float()
     # Outcomes that look alike count as one: equalising twice is equalising once.
     alike = (torch.cdist(marks, marks, p=1) < 6 * image.numel()).numpy()
     for _ in chances:

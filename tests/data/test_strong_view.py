@@ -75,6 +75,13 @@ def test_values_are_clipped() -> None:
     assert factors.max() > 1.1
 
 
+@pytest.mark.parametrize("value", [0, 255])
+def test_blur_leaves_black_and_white_images_alone(value: int) -> None:
+    images = torch.full((64, 3, 20, 30), value, dtype=torch.uint8)
+    drawn = draw_strong(64, StrongConfig(jitter=(0, 0, 0, 0), blur=(0.1, 2.0), blur_probability=1), _generator())
+    assert torch.equal(apply_strong(images, drawn), images)
+
+
 def test_blur_is_a_gaussian_of_the_drawn_width() -> None:
     config = StrongConfig(blur=(0.3, 1.15), **{**OFF, "blur_probability": 1.0})
     image = torch.zeros(6, 3, 15, 17, dtype=torch.uint8)

@@ -6,7 +6,7 @@ import importlib.util
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -208,7 +208,7 @@ class _LoadedSample:
     sample: Sample | None
     messages: list[str]
     geometry: SampledGeometry | None = None
-    views: list[torch.Tensor] = field(default_factory=list)
+    views: torch.Tensor | None = None
 
 
 class _DrawsOfSteps:
@@ -241,9 +241,12 @@ class _AugmentedSamples(Dataset):
             return _LoadedSample(None, messages)
         geometry = sampler.sample_geometry(loader.geometry, draw, sample.label)
         sample = Sample(*geometry.apply(sample.image, sample.label), sample.id)
-        rng, image = sampler.generator("views", draw), _to_tensor(sample.image)
-        views = [augment.apply_all(image, augment.draw(rng, kind)) for kind in loader.views]
-        return _LoadedSample(sample, messages, geometry, views)
+        if not loader.views:
+            return _LoadedSample(sample, messages, geometry)
+        rng = sampler.generator("views", draw)
+        operations = [augment.draw(rng, kind) for kind in loader.views]
+        images = _to_tensor(sample.image).expand(len(operations), -1, -1, -1)
+        return _LoadedSample(sample, messages, geometry, augment.apply_each(images, operations))
 
 
 class _ResizedSamples(Dataset):
@@ -278,9 +281,11 @@ def _collate(loaded: list[_LoadedSample]) -> LoadResult:
     label = None
     if len(labels) == len(samples):
         label = torch.stack([torch.from_numpy(np.ascontiguousarray(one)) for one in labels])
-    views = torch.stack([torch.stack(one.views) for one in loaded]) if loaded[0].views else None
+    views = [one.views for one in loaded if one.views is not None]
     geometries = [one.geometry for one in loaded if one.geometry is not None]
-    return Batch(image, label, [sample.id for sample in samples], views, geometries), messages
+    return Batch(
+        image, label, [sample.id for sample in samples], torch.stack(views) if views else None, geometries
+    ), messages
 
 
 def _load(samples: Dataset, batches: Iterable[list[int]], workers: int) -> Iterator[LoadResult]:

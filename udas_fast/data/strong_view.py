@@ -109,6 +109,7 @@ def apply_strong(images: Tensor, drawn: Tensor) -> Tensor:
         x = pixels.view(1, 3 * n, height, width)
         radius = taps.shape[1] // 2
         weight = taps[:, None].expand(n, 3, -1).reshape(3 * n, 1, 1, -1)
-        x = F.conv2d(F.pad(x, (radius, radius, 0, 0), "replicate"), weight, groups=3 * n)
-        x = F.conv2d(F.pad(x, (0, 0, radius, radius), "replicate"), weight.mT, groups=3 * n)
-        return x.round_().clamp_(0, 255).to(torch.uint8).view(n, 3, height, width)
+        x = F.conv2d(F.pad(x, [radius] * 4, "replicate"), weight, groups=3 * n)
+        x = F.conv2d(x, weight.mT, groups=3 * n)
+        # The weights add up to 1 but for rounding, so that whole values stay within 0 and 255.
+        return x.round_().to(torch.uint8).view(n, 3, height, width)
