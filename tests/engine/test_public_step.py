@@ -20,7 +20,7 @@ from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.engine.precision import Amp
 from udas_fast.engine.step import TrainStep
 from udas_fast.errors import InputError
-from udas_fast.models import ModelConfig, build_model, normalize
+from udas_fast.models import ModelConfig, NetworkInput, build_model
 from udas_fast.objectives import Batches, Losses, Objective, ObjectiveConfig, PrepareContext
 from udas_fast.objectives.adaptation import AdaptationConfig, AgreementConfig
 from udas_fast.objectives.adversary import AdversaryConfig
@@ -229,7 +229,7 @@ def half_way(backward: Callable[[Tensor], None], layout: torch.memory_format) ->
         lr=0.1,
         generator=torch.Generator().manual_seed(3),
         backward=backward,
-        normalize=lambda image: normalize(image).contiguous(memory_format=layout),
+        input=NetworkInput(channels_last=layout is torch.channels_last),
     )
 
 
@@ -355,7 +355,7 @@ def public_loop(stage: str, name: str, first: int = 0) -> Found:
             lr=optimizers[0].param_groups[0]["lr"],
             generator=seed_step(0, stage, i),
             backward=Tensor.backward,
-            normalize=normalize,
+            input=NetworkInput(),
         )
         losses = take_step(objective, model, three(), context)
         for optimizer in optimizers:
@@ -385,7 +385,9 @@ def our_loop(stage: str, name: str, precision: str, scaled: bool, first: int = 0
 def test_fused_optimisers_and_loss_scaling_end_at_the_same_weights(
     name: str, scaled: bool, stage: str
 ) -> None:
-    assert_same(our_loop(stage, name, "fp32", scaled), public_loop(stage, name))
+    # Adam divides each gradient by its own size, and so keeps the rounding of those that cancel.
+    tolerance = 1e-4 if name == "sgd" else 5e-4
+    assert_same(our_loop(stage, name, "fp32", scaled), public_loop(stage, name), tolerance)
 
 
 @STAGES

@@ -53,7 +53,6 @@ def test_normalisation_is_imagenets():
     expected = (image.numpy() / 255 - mean[:, None, None]) / std[:, None, None]
     np.testing.assert_allclose(normalize(image).numpy(), expected, rtol=1e-5, atol=1e-6)
     assert normalize(image).dtype == torch.float32
-    assert normalize(image[0]).shape == (3, 4, 5)
 
 
 @pytest.mark.parametrize(
@@ -61,5 +60,5 @@ def test_normalisation_is_imagenets():
     [torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8)],
 )
 def test_normalisation_refuses_anything_but_images(image):
-    with pytest.raises(InputError, match=r"image: found .*expected torch.uint8 \[..., 3, H, W\]"):
+    with pytest.raises(InputError, match=r"image: found .*expected torch.uint8 \[N, 3, H, W\]"):
         normalize(image)

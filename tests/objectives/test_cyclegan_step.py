@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udas_fast.models import CycleGenerators, normalize, to_output
+from udas_fast.models import CycleGenerators, NetworkInput, normalize, to_output
 from udas_fast.objectives import Batches, PrepareContext
 from udas_fast.objectives.adversary import least_squares
 from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig, ImagePool
@@ -117,7 +117,7 @@ def test_semantic_consistency_is_the_cross_entropy_with_what_the_frozen_network_
     objective = CycleGAN(CycleGANConfig(**TINY), tiny_net)
     before = {k: v.clone() for k, v in tiny_net.state_dict().items()}
     plain = make_step()
-    step = replace(plain, normalize=normalize)
+    step = replace(plain, input=NetworkInput())
     losses = take_step(objective, networks, batches, step)
     assert not tiny_net.inputs  # never in training mode
     assert all(torch.equal(v, before[k]) for k, v in tiny_net.state_dict().items())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from udas_fast.data import Batch
 from udas_fast.data.style import match_fda, match_lab
-from udas_fast.models import CycleGenerators, DomainBatchNorm2d, normalize
+from udas_fast.models import CycleGenerators, DomainBatchNorm2d, NetworkInput
 from udas_fast.objectives import Batches, ObjectiveConfig, PrepareContext
 from udas_fast.objectives.adaptation import AdaptationConfig
 from udas_fast.objectives.cyclegan import CycleGAN, CycleGANConfig
@@ -40,7 +40,7 @@ def _segmentation(output: tuple[Tensor, Tensor], label: Tensor, auxiliary: float
 
 
 def _image(images: Tensor) -> Tensor:
-    return images.double() / 255
+    return images.double() if images.is_floating_point() else images.double() / 255
 
 
 @dataclass(frozen=True)
@@ -376,7 +376,7 @@ def test_cyclegan(
         old = Older()(real[domain], []).double()
         loss = (discriminator(real[domain]) - 1).square().mean() / 2 + discriminator(old).square().mean() / 2
         expected.append(gradients(loss, {f"objective.discriminators.{domain}": discriminator}))
-    context = replace(make_step(), normalize=normalize)
+    context = replace(make_step(), input=NetworkInput())
     assert_same_gradients(backward_passes(objective, networks, batches, context), expected)
 
 

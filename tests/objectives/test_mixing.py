@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from udas_fast.data import Batch
 from udas_fast.data.style import match_fda, match_lab
@@ -31,6 +32,11 @@ def _labelled(
     return labelled_batches(source, batches.get("labelled"), mixing, ctx)
 
 
+def _pixels(images: Tensor) -> Tensor:
+    """The values from 0 to 255 of the input of a network that takes images in [0, 1]."""
+    return (255 * images).round().to(torch.uint8)
+
+
 def _coded(value: int, n: int = 8) -> Batch:
     """Images whose every pixel holds its label's value."""
     label = torch.full((n, 20, 30), value, dtype=torch.uint8)
@@ -44,7 +50,7 @@ def test_labels_follow_pixels_and_the_box_holds_the_pasted_domain(
     config = replace(PLAIN, paste=paste, fit=True)
     mixed = domain_cutmix(_coded(3), _coded(255), config, make_step())
     for channel in range(3):
-        assert torch.equal(mixed.image[:, channel], mixed.label)
+        assert torch.equal(_pixels(mixed.image)[:, channel], mixed.label)
     assert mixed.label.unique().tolist() == [3, 255]
     for label in mixed.label:
         inside = label == (3 if paste == "source" else 255)
@@ -107,14 +113,14 @@ def test_augmentation_and_translation_leave_labels_alone(
     for name in plain:
         assert torch.equal(plain[name].label, full[name].label)
         assert full[name].image.dtype == torch.uint8
-        assert not torch.equal(plain[name].image, full[name].image)
+        assert not torch.equal(_pixels(plain[name].image), full[name].image)
 
 
 def test_what_is_mixed_or_augmented_is_the_translated_source(
     batches: Batches, make_step: Callable[..., PrepareContext]
 ) -> None:
     lab = match_lab(batches.source.image, batches.unlabelled.image)
-    mixed = _labelled(batches, PLAIN, make_step(), "lab")["seg_mixed"].image
+    mixed = _pixels(_labelled(batches, PLAIN, make_step(), "lab")["seg_mixed"].image)
     here, there = ((mixed == image).all(1) for image in (lab, batches.labelled.image))
     assert (here | there).all()
     assert 0 < here.float().mean() < 1

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from udas_fast.data import Batch
 from udas_fast.data.strong_view import StrongConfig, apply_strong, draw_strong
 from udas_fast.errors import InputError
+from udas_fast.models import NetworkInput, Normalization
 from udas_fast.objectives import Batches
 from udas_fast.objectives.online_self_training import (
     OnlineSelfTraining,
@@ -138,8 +139,9 @@ def test_mic_hides_patches_and_labels_all_pixels(batches: Batches, tiny_net: Tin
     reference = copy.deepcopy(tiny_net).double()
     target = batches.unlabelled.image.clamp(min=1)
     batches.unlabelled.image.copy_(target)
-    mean = torch.tensor([0.4, 0.5, 0.6])[:, None, None]
-    context = replace(make_context(seed=2), normalize=lambda image: image.float() / 255 - mean)
+    mean = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)[:, None, None]
+    form = NetworkInput(Normalization((0.4, 0.5, 0.6), (1, 1, 1)))
+    context = replace(make_context(seed=2), input=form)
     passes = backward_passes(objective, tiny_net, batches, context)
 
     _, patches = objective.prepare_batch(batches, make_context(seed=2)).masked
@@ -189,15 +191,15 @@ def test_the_student_sees_changed_images_and_the_teacher_does_not(
     objective.teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     take_step(objective, tiny_net, batches, make_context(seed=4))
     target = batches.unlabelled.image
-    assert torch.equal(seen[0], target / 255)
-    again = make_context(seed=4).generator
+    context = make_context(seed=4)
+    assert torch.equal(seen[0], context.normalize(target))
     source, labelled, student = (
-        apply_strong(image, draw_strong(2, config.strong, again)) / 255
+        context.normalize(apply_strong(image, draw_strong(2, config.strong, context.generator)))
         for image in (batches.source.image, batches.labelled.image, target)
     )
     for found, expected in zip(tiny_net.inputs, (source, labelled, student), strict=False):
         assert torch.equal(found, expected)
-    assert not torch.equal(student, target / 255)
+    assert not torch.equal(student, seen[0])
     assert len(tiny_net.inputs) == 4
     hidden = tiny_net.inputs[3] == 0
     assert not torch.equal(tiny_net.inputs[3][~hidden], student[~hidden])  # changes of its own

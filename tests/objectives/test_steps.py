@@ -35,7 +35,7 @@ def test_no_adaptation_sees_source_images_only(
     assert config.requirements.optional_streams == ()
     take_step(config.build(4), tiny_net, batches, make_step())
     assert len(tiny_net.inputs) == 1
-    assert torch.equal(tiny_net.inputs[0], batches.source.image.float() / 255)
+    torch.testing.assert_close(tiny_net.inputs[0], batches.source.image.float() / 255)
 
 
 @pytest.mark.parametrize(("translate", "translated"), [("lab", match_lab), ("fda", match_fda)])
@@ -52,7 +52,7 @@ def test_supervised_on_translated_source_sees_it_in_the_targets_look(
     (seen,) = tiny_net.inputs  # the target itself is never trained on
     beta = (config.fda_beta,) if translate == "fda" else ()
     expected = translated(batches.source.image, batches.unlabelled.image, *beta)
-    assert torch.equal(seen, expected.float() / 255)
+    torch.testing.assert_close(seen, expected.float() / 255)
     expected_words = f'translate: found {translate}, expected "none", or domain "source" or "both"'
     with pytest.raises(ValueError, match=expected_words):
         SupervisedConfig(domain="labelled", translate=translate)
@@ -77,7 +77,7 @@ def test_baselines_see_augmented_images_where_that_is_asked_for(
     expected = [same.augment(batches.get(stream).image) for stream in streams]
     assert len(tiny_net.inputs) == len(expected)
     for seen, image in zip(tiny_net.inputs, expected, strict=True):
-        assert torch.equal(seen, image.float() / 255)
+        torch.testing.assert_close(seen, image.float() / 255)
 
 
 def test_ignored_pixels_teach_nothing(
@@ -102,7 +102,7 @@ def test_adaptation_updates_network_and_discriminators(
     }
     # Mixed and target, each forward on its own.
     assert [len(x) for x in tiny_net.inputs] == [2, 2]
-    assert torch.equal(tiny_net.inputs[1], batches.unlabelled.image.float() / 255)
+    torch.testing.assert_close(tiny_net.inputs[1], batches.unlabelled.image.float() / 255)
 
 
 @pytest.mark.parametrize(("stride", "seen"), [(1, (64, 97)), (2, (32, 49))])

@@ -65,6 +65,7 @@ def _describe(value: object) -> str:
 class Batch:
     """Images of one size, uint8 ``[N, 3, H, W]``; ``label`` is uint8 ``[N, H, W]`` train ids, or None.
 
+    Images that a method has mixed for a network may be its floating input.
     ``views`` are uint8 ``[N, K', 3, H, W]``: the same images under photometric augmentation, or None.
     ``geometries`` holds the geometry of each image if a :class:`~udas_fast.data.TrainLoader` made the batch.
     """

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from udas_fast.errors import InputError
+from udas_fast.models import NetworkInput, normalization_of
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,9 +27,14 @@ class Amp:
     skips: Tensor
     """Steps that the scaler has skipped because a gradient in fp16 was not finite; int64, on the device."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which convolutions compute."""
+        return _DTYPES[self.name]
+
     def autocast(self) -> AbstractContextManager:
         """Return the context of every forward."""
-        return torch.autocast(self.device.type, _DTYPES[self.name], enabled=self.name != "fp32")
+        return torch.autocast(self.device.type, self.dtype, enabled=self.name != "fp32")
 
     def clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
         """Scale the unscaled gradients of ``optimizer`` down to ``max_norm`` together; :meth:`step` comes after."""
@@ -73,6 +79,12 @@ def memory_format(amp: Amp, model: nn.Module) -> torch.memory_format:
     channels = {m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)} - {3}
     safe = amp.name == "bf16" and all(c % 16 == 0 for c in channels)
     return torch.channels_last if safe else torch.contiguous_format
+
+
+def network_input(amp: Amp, model: nn.Module) -> NetworkInput:
+    """Return the form in which ``model`` takes images: that to which its first convolution would convert them."""
+    channels_last = memory_format(amp, model) is torch.channels_last
+    return NetworkInput(normalization_of(model), amp.dtype, channels_last)
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -20,9 +20,9 @@ from udas_fast.engine.optim import (
     load_optimizer,
     set_learning_rates,
 )
-from udas_fast.engine.precision import Amp, memory_format
+from udas_fast.engine.precision import Amp, network_input
 from udas_fast.errors import InputError, bad
-from udas_fast.models import MeanTeacher, normalization_of, normalize
+from udas_fast.models import MeanTeacher
 from udas_fast.objectives import Batches, Losses, Objective, ObjectiveConfig, PrepareContext, StepContext
 from udas_fast.objectives.base import StreamName, build_objective
 from udas_fast.seeding import seed_step
@@ -103,7 +103,7 @@ class TrainStep:
     ) -> None:
         self.name, self.steps, self.model, self.objective = name, steps, model, objective
         self.config, self.amp, self.seed = optimizer, amp, seed
-        self.memory_format, self.normalization = memory_format(amp, model), normalization_of(model)
+        self.input = network_input(amp, model)
         distributed.same_everywhere(model)  # a user's network need not have been made with one seed
         distributed.same_everywhere(objective)
         self._networks = {"model": model, **objective.companions()}
@@ -133,7 +133,7 @@ class TrainStep:
             lr=self.lr,
             generator=self._seed_step(),
             backward=self._backward,
-            normalize=self._normalize,
+            input=self.input,
         )
         before = self._state_to_restore()
 
@@ -192,7 +192,7 @@ class TrainStep:
 
     def _step_context(self) -> StepContext:
         """Return a new context: one that is kept would hold the step in a cycle, and its graph's memory with it."""
-        return StepContext(backward=self._backward, normalize=self._normalize)
+        return StepContext(backward=self._backward, input=self.input)
 
     def _seed_step(self) -> torch.Generator:
         """Return the step's generator, the same in all processes; torch's own, of dropout, differs between them."""
@@ -215,9 +215,6 @@ class TrainStep:
         if self.amp.scaler.is_enabled():
             return []
         return [p.grad for p in self.parameters() if p.grad is not None]
-
-    def _normalize(self, image: Tensor) -> Tensor:
-        return normalize(image, self.normalization).contiguous(memory_format=self.memory_format)
 
     def _backward(self, loss: Tensor) -> None:
         if self._backwards is not None:

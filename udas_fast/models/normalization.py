@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from udas_fast import ops
 from udas_fast.config import config_dataclass
 from udas_fast.errors import bad
 
@@ -33,19 +36,55 @@ def normalization_of(model: nn.Module) -> Normalization:
     return found
 
 
-def normalize(image: Tensor, normalization: Normalization = IMAGENET) -> Tensor:
-    """Return (image / 255 - mean) / std per RGB channel, float32.
+@dataclass(frozen=True)
+class NetworkInput:
+    """The form in which a network takes images: their normalisation, floating dtype and memory layout.
 
-    image: uint8 [..., 3, H, W]; normalization: of the network, from :func:`normalization_of`.
+    Each method reads every pixel once and writes it once.
+    """
+
+    normalization: Normalization = IMAGENET
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Return (image / 255 - mean) / std per RGB channel of uint8 ``[N, 3, H, W]``, in this form.
+
+        Raises:
+            InputError: another dtype or shape.
+        """
+        if image.dtype != torch.uint8 or image.dim() != 4 or image.shape[1] != 3:
+            raise bad("image", f"{image.dtype} {list(image.shape)}", "torch.uint8 [N, 3, H, W]")
+        # A mix with itself in no pixel. The labels, which are mixed as well, are nobody's: a plane of the image.
+        nowhere = torch.zeros(len(image), 4, dtype=torch.int32, device=image.device)
+        return self.mix(image, image, image[:, 0], image[:, 0], nowhere)[0]
+
+    def mix(
+        self, inside: Tensor, outside: Tensor, inside_label: Tensor, outside_label: Tensor, region: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return image and label of :func:`udas_fast.ops.region_mix`, the image normalised and in this form."""
+        return ops.region_mix(
+            inside,
+            outside,
+            inside_label,
+            outside_label,
+            region,
+            mean=self.normalization.mean,
+            std=self.normalization.std,
+            out_dtype=self.dtype,
+            channels_last=self.channels_last,
+        )
+
+
+def normalize(image: Tensor, normalization: Normalization = IMAGENET) -> Tensor:
+    """Return (image / 255 - mean) / std per RGB channel of uint8 ``[N, 3, H, W]``, float32.
+
+    normalization: of the network, from :func:`normalization_of`.
 
     Raises:
         InputError: another dtype or shape.
     """
-    if image.dtype != torch.uint8 or image.dim() < 3 or image.shape[-3] != 3:
-        raise bad("image", f"{image.dtype} {list(image.shape)}", "torch.uint8 [..., 3, H, W]")
-    mean, std = _filled(normalization.mean, image), _filled(normalization.std, image)
-    # In place: no new memory. Not image / 255: torch divides bytes three times slower than floats.
-    return image.float().div_(255).sub_(mean).div_(std)
+    return NetworkInput(normalization).normalize(image)
 
 
 def normalize_signed(image: Tensor, normalization: Normalization = IMAGENET) -> Tensor:

@@ -16,7 +16,7 @@ from udas_fast.data import Batch
 from udas_fast.data.augment import ViewKind, apply_each, apply_to_pairs, draw_each, draw_whole
 from udas_fast.data.types import StreamName
 from udas_fast.errors import InputError, bad
-from udas_fast.models import SegmentationOutput, require_backbone, set_domain, to_output
+from udas_fast.models import NetworkInput, SegmentationOutput, require_backbone, set_domain, to_output
 from udas_fast.models.backbones import Maps
 from udas_fast.objectives.pseudo_labels import PseudoLabeller
 
@@ -75,8 +75,22 @@ class StepContext:
 
     backward: Callable[[Tensor], None]
     """Add the gradient of a loss (scaled in mixed precision); call it once a forward, so that activations are freed."""
-    normalize: Callable[[Tensor], Tensor]
-    """uint8 ``[N, 3, H, W]`` to the network's floating-point input."""
+    input: NetworkInput
+    """Form in which the network takes images."""
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return the network's input, floating ``[N, 3, H, W]``, of uint8 ``images`` of that shape."""
+        return self.input.normalize(images)
+
+    def mix(self, inside: Batch, outside: Batch, region: Tensor) -> tuple[Tensor, Tensor]:
+        """Return M⊙inside + (1−M)⊙outside of two labelled batches as the network's input and its label, in one pass.
+
+        ``region``: M, as in :func:`udas_fast.ops.region_mix`. Where the mixed images are augmented before the network
+        takes them, that operator gives uint8 ones.
+        """
+        return self.input.mix(
+            inside.image, outside.image, inside.required_label, outside.required_label, region
+        )
 
     def forward(
         self,
@@ -87,7 +101,7 @@ class StepContext:
         visible: Tensor | None = None,
         added: Tensor | None = None,
     ) -> SegmentationOutput:
-        """Return the output of ``model`` on uint8 ``images`` ``[N, 3, H, W]``, normalised first.
+        """Return the output of ``model`` on ``images`` ``[N, 3, H, W]``: uint8, or the network's input by :meth:`mix`.
 
         ``domain``: whose statistics domain-specific batch norms use and update while training; evaluation uses the
         target's. ``visible``: float ``[N, 1, H, W]``, 0 where the network

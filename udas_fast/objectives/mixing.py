@@ -51,6 +51,7 @@ def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, ctx: Prepa
 
     With ``paste="target"`` source and target change places. One box an image, from ``ctx.generator``.
     Labels stay dense and keep their 255: the paper's λ weighting of labels belongs to classification.
+    Images are uint8 where AutoAugment follows, else the network's input.
     """
     size = image_size(source)
 
@@ -60,11 +61,13 @@ def domain_cutmix(source: Batch, target: Batch, config: MixingConfig, ctx: Prepa
     # Drawn on the CPU, where the generator is.
     boxes = ctx.draw(sample, len(source.image)).to(source.image.device, non_blocking=True)
     inside, outside = (source, target) if config.paste == "source" else (target, source)
+    ids = [f"{s} + {t}" for s, t in zip(source.ids, target.ids, strict=True)]
+    if config.augment == "none":
+        return Batch(*ctx.mix(inside, outside, boxes), ids)
     image, label = ops.region_mix(
         inside.image, outside.image, inside.required_label, outside.required_label, boxes
     )
-    ids = [f"{s} + {t}" for s, t in zip(source.ids, target.ids, strict=True)]
-    return _augmented(Batch(image=image, label=label, ids=ids), config, ctx)
+    return _augmented(Batch(image, label, ids), config, ctx)
 
 
 def _augmented(images: Batch, config: MixingConfig, ctx: PrepareContext) -> Batch:

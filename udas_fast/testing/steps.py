@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from udas_fast.data import Batch
+from udas_fast.models import NetworkInput, Normalization
 from udas_fast.objectives import Batches, Losses, Objective, PrepareContext
 
+#: Images of values from 0 to 1.
+UNIT = NetworkInput(Normalization((0, 0, 0), (1, 1, 1)))
 #: Gradients of one backward pass by parameter name.
 Gradients = dict[str, Tensor]
 
@@ -62,14 +65,14 @@ def random_batches(
 
 
 def make_context(progress: float = 0.5, seed: int = 0, steps: int = 1000) -> PrepareContext:
-    """Return a context of learning rate 0.1, ``backward`` ``loss.backward()`` and ``normalize`` that divides by 255."""
+    """Return a context of learning rate 0.1, ``backward`` ``loss.backward()`` and a network of images in [0, 1]."""
     return PrepareContext(
         step=round(progress * steps),
         steps=steps,
         lr=0.1,
         generator=torch.Generator().manual_seed(seed),
         backward=lambda loss: loss.backward(),
-        normalize=lambda image: image.float() / 255,
+        input=UNIT,
     )
 
 

@@ -20,18 +20,12 @@ from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.data.identity import existing_path
 from udas_fast.engine.callbacks import Callback
 from udas_fast.engine.optim import MakeOptimizer, apex_sgd
-from udas_fast.engine.precision import build_amp, memory_format
+from udas_fast.engine.precision import build_amp, network_input
 from udas_fast.engine.step import TrainStep, start_objective
 from udas_fast.errors import bad
 from udas_fast.evaluation import Scores
 from udas_fast.inference import TrainedModel
-from udas_fast.models import (
-    NetworkFunction,
-    OwnNetwork,
-    build_network,
-    normalization_of,
-    normalize,
-)
+from udas_fast.models import NetworkFunction, OwnNetwork, build_network
 from udas_fast.objectives import Objective
 from udas_fast.recipes import Phase, Recipe, get_recipe
 from udas_fast.seeding import seed_step
@@ -412,8 +406,6 @@ class Trainer:
         images = self.domains.unlabelled
         if objective.labeller is None or images is None or isinstance(images, UserLoader):
             return None
-        layout = memory_format(self.networks.amp, self.networks.trained)
-        expected = normalization_of(self.networks.trained)
         return LabelledRound(
             name=phase.name,
             images=images,
@@ -421,7 +413,7 @@ class Trainer:
             folder=self.run_dir / "pseudo_labels" / phase.name,
             picture=self.run_dir / "pictures" / f"{phase.name}-pseudo.png",
             generator=partial(seed_step, self.config.seed, phase.name),
-            normalize=lambda image: normalize(image, expected).contiguous(memory_format=layout),
+            normalize=network_input(self.networks.amp, self.networks.trained).normalize,
             check_stop=attempt.check_stop,
         )
 
