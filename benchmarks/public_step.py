@@ -2,7 +2,7 @@
 
 A re-statement, not their text: logits are upsampled first, every loss and pseudo-label works on maps of the image's
 size with a softmax of its own. What the network is shown in UDAS's steps is made by the package, so that both are given
-the same. In MIC's step the chosen classes are, and these are mixed image by image; colours are changed one after
+the same; it is normalised by an operation for each sign of the formula. In MIC's step the chosen classes are, and these are mixed image by image; colours are changed one after
 another in floating point, the hue in HSV, as kornia does, so that they are not the package's.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from udas_fast.data import Batch
 from udas_fast.data.strong_view import StrongConfig
-from udas_fast.models import SegmentationOutput, keep_statistics, set_domain, to_output
+from udas_fast.models import NetworkInput, SegmentationOutput, keep_statistics, set_domain, to_output
 from udas_fast.objectives import Losses, StepContext
 from udas_fast.objectives.adaptation import Adaptation, AdaptationBatch
 from udas_fast.objectives.base import Domain
@@ -32,6 +32,19 @@ from udas_fast.objectives.self_training import SelfTraining, SelfTrainingBatch
 from udas_fast.objectives.student_view import sample_classes
 
 Heads = tuple[Tensor, Tensor]
+
+
+class PublicInput(NetworkInput):
+    """Images in float32, normalised step by step."""
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Return (image / 255 - mean) / std of uint8 ``[N, 3, H, W]``."""
+        mean, std = (
+            torch.tensor(values, device=image.device).view(3, 1, 1)
+            for values in (self.normalization.mean, self.normalization.std)
+        )
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return ((image.float() / 255 - mean) / std).contiguous(memory_format=layout)
 
 
 def upsampled(output: SegmentationOutput, size: torch.Size) -> Heads:

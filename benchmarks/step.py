@@ -5,12 +5,12 @@
     python benchmarks/step.py --device cuda --caps 11 8 6 4      # ours under hard caps of GB as well
 
 Images a second count source and target images of a step, not their views and mixtures. The split of a step's time is
-over its parts: data (colours, mixing, augmentation, normalisation; images are in memory already), forward of
-the segmentation networks, backward, losses (with the discriminators' forward) and optimiser; a CUDA graph holds all
-but colours, mixing, augmentation and the optimiser. Memory is the allocator's peak on a GPU, on a CPU the tracker's, of
-all tensors; "predicted" is `udas-fast plan`'s. Writes results/step-DEVICE.json after every row; --limit stops before
-the rows that are left. fp32 is fp32 in our steps; in the public code's torch's own choice holds, which is TF32 in
-convolutions where a GPU has it.
+over its parts: data (colours, mixing, augmentation, normalisation; images are in memory already; the table has its
+share of the step as well), forward of the segmentation networks, backward, losses (with the discriminators' forward)
+and optimiser; a CUDA graph holds all but colours, mixing, augmentation and the optimiser. Memory is the allocator's
+peak on a GPU, on a CPU the tracker's, of all tensors; "predicted" is `udas-fast plan`'s. Writes
+results/step-DEVICE.json after every row; --limit stops before the rows that are left. fp32 is fp32 in our steps; in the
+public code's torch's own choice holds, which is TF32 in convolutions where a GPU has it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from udas_fast.errors import InputError
 from udas_fast.memory import POLICIES, predict
 from udas_fast.memory.tracker import MemoryTracker
 from udas_fast.models import build_model
-from udas_fast.objectives import Batches, online_self_training
+from udas_fast.objectives import Batches, StepContext, online_self_training
 from udas_fast.objectives.online_self_training import OnlineSelfTraining
 from udas_fast.recipes import Recipe, get_recipe, override
 
@@ -154,7 +154,10 @@ def build_phase(recipe: Recipe, stage_name: str, device: str, form: Form) -> Pha
         unlabelled=random_batch(inputs.batch_size, inputs.target.size, device),
     )
     step = TrainStep(stage.name, stage.steps, model, objective, stage.optimizer, amp, seed=0, capture=capture)
-    step.memory_format = layout
+    if form.public:
+        step.input = public_step.PublicInput(
+            step.input.normalization, channels_last=layout is torch.channels_last
+        )
     return Phase(step, batches)
 
 
@@ -169,7 +172,7 @@ def split(step: TrainStep, clock: Clock) -> Iterator[None]:
     if step.graph is None:
         networks = [step.model, getattr(step.objective, "teacher", None)]
         parts += [("forward", network, "forward") for network in networks if network is not None]
-        parts += [("data", step, "_normalize"), ("backward", step, "_backward")]
+        parts += [("data", StepContext, "normalize"), ("backward", step, "_backward")]
     with contextlib.ExitStack() as stack:
         for part, owner, name in parts:
             timed = clock.timed(part, getattr(owner, name))
@@ -348,10 +351,10 @@ def main() -> None:
 
 
 def table(document: dict[str, Any]) -> str:
-    """A line for each row: images per second, milliseconds of each part, and the peak of the tensors."""
+    """A line for each row: images per second, milliseconds of each part, the data's share, and the tensors' peak."""
     rows = document["rows"]
     parts = [part for part in PARTS if any(part in row.get("parts_ms", ()) for row in rows)]
-    header = ("target", "batch", "stage", "form", "checkpointing", "images/s", *parts, "MiB")
+    header = ("target", "batch", "stage", "form", "checkpointing", "images/s", *parts, "data %", "MiB")
     return harness.table(header, [cells(row, parts) for row in rows])
 
 
@@ -361,9 +364,10 @@ def cells(row: dict[str, Any], parts: list[str]) -> list[object]:
     form = f"{row['form']}, {row['cap_gb']:g} GB" if "cap_gb" in row else row["form"]
     start = [f"{width}×{height}", row["batch_size"], row["stage"], form, row["checkpointing"]]
     if "images_per_s" not in row:
-        return [*start, row.get("error", "out of memory"), *[""] * (len(parts) + 1)]
+        return [*start, row.get("error", "out of memory"), *[""] * (len(parts) + 2)]
     memory = row.get("allocated_mib", row.get("tensors_mib"))
-    return [*start, row["images_per_s"], *(row["parts_ms"].get(part, "") for part in parts), memory]
+    share = round(100 * row["parts_ms"]["data"] / row["step_ms"], 1)
+    return [*start, row["images_per_s"], *(row["parts_ms"].get(part, "") for part in parts), share, memory]
 
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ def test_values_are_clipped() -> None:
 @pytest.mark.parametrize("value", [0, 255])
 def test_blur_leaves_black_and_white_images_alone(value: int) -> None:
     images = torch.full((64, 3, 20, 30), value, dtype=torch.uint8)
-    drawn = draw_strong(64, StrongConfig(jitter=(0, 0, 0, 0), blur=(0.1, 2.0), blur_probability=1), _generator())
+    drawn = draw_strong(
+        64, StrongConfig(jitter=(0, 0, 0, 0), blur=(0.1, 2.0), blur_probability=1), _generator()
+    )
     assert torch.equal(apply_strong(images, drawn), images)
 
 
