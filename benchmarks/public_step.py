@@ -2,8 +2,9 @@
 
 A re-statement, not their text: logits are upsampled first, every loss and pseudo-label works on maps of the image's
 size with a softmax of its own. What the network is shown in UDAS's steps is made by the package, so that both are given
-the same; it is normalised by an operation for each sign of the formula. In MIC's step the chosen classes are, and these are mixed image by image; colours are changed one after
-another in floating point, the hue in HSV, as kornia does, so that they are not the package's.
+the same; it is normalised by an operation for each sign of the formula. In MIC's step the chosen classes are, and these
+are mixed image by image; colours are changed one after another in floating point, the hue in HSV, as kornia does, so
+that they are not the package's.
 """
 
 from __future__ import annotations

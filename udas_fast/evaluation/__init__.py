@@ -5,6 +5,7 @@ from udas_fast.evaluation.calibration import Reliability
 from udas_fast.evaluation.figure import (
     colorize,
     comparison_figure,
+    mixed_figure,
     pseudo_label_figure,
     save_figure,
     validation_figure,
@@ -31,6 +32,7 @@ __all__ = [
     "image_scores",
     "label_and_confidence",
     "mean_notes",
+    "mixed_figure",
     "predict",
     "pseudo_label_figure",
     "read_scores",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -77,25 +77,49 @@ def comparison_figure(
 
 def pseudo_label_figure(
     image: np.ndarray,
+    views: Sequence[np.ndarray],
     confidence: np.ndarray,
     pseudo_label: np.ndarray,
     label: np.ndarray | None,
     classes: ClassSet,
     path: str | os.PathLike[str],
 ) -> None:
-    """Save image, maximum confidence, mask of kept pixels, pseudo-labels and ground truth to the PNG ``path``.
+    """Save how pseudo-labels come about to the PNG ``path`` (the figures of UDAS 4.2.5).
 
+    Image, confidence of each view and of all together, mask of kept pixels, pseudo-labels and ground truth.
     image: uint8 RGB [N, H, W, 3]; pseudo_label, label: train ids [N, H, W], 255 drawn grey, label None if unknown;
-    confidence: [N, H, W] in 0 to 1.
+    views, confidence: [N, H, W] in 0 to 1. A single view is the confidence, and not drawn.
 
     Raises:
         InputError: a label has an unknown id.
     """
     kept = np.repeat(np.where(pseudo_label != IGNORE, np.uint8(255), np.uint8(0))[..., None], 3, axis=-1)
-    panels = [("image", image), ("confidence", confidence), ("kept", kept)]
+    single = [(f"view {k}", view) for k, view in enumerate(views, 1) if len(views) > 1]
+    panels = [("image", image), *single, ("confidence", confidence), ("kept", kept)]
     panels.append(("pseudo-labels", colorize(pseudo_label, classes)))
     if label is not None:
         panels.append(("ground truth", colorize(label, classes)))
+    save_figure(draw_panels(panels, classes), path)
+
+
+def mixed_figure(
+    image: np.ndarray,
+    label: np.ndarray,
+    prediction: np.ndarray,
+    confidence: np.ndarray,
+    classes: ClassSet,
+    path: str | os.PathLike[str],
+) -> None:
+    """Save mixed images, their labels, predictions and confidence side by side to the PNG ``path`` (UDAS 4.2.4).
+
+    image: uint8 RGB [N, H, W, 3]; label, prediction: train ids [N, H, W], 255 drawn grey; confidence: [N, H, W] in
+    0 to 1.
+
+    Raises:
+        InputError: a label has an unknown id.
+    """
+    panels = [("mixed image", image), ("mixed label", colorize(label, classes))]
+    panels += [("prediction", colorize(prediction, classes)), ("confidence", confidence)]
     save_figure(draw_panels(panels, classes), path)
 
 
@@ -146,7 +170,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = DPI) ->
 
 
 def draw_panels(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figure:
-    """Draw one column per (title, [N, H, W, 3] colours or [N, H, W] confidences), with key and colour bar below."""
+    """Draw one column per (title, [N, H, W, 3] colours or [N, H, W] confidences), with key and colour bar below.
+
+    The bar is below the last column of confidences.
+    """
     # Here, as a prediction draws nothing and matplotlib is large.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
@@ -156,7 +183,7 @@ def draw_panels(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figu
     count, height, width = panels[0][1].shape[:3]
     tall = PANEL * height / width
     lefts = [MARGIN + i * (PANEL + GAP) for i in range(len(panels))]
-    bar = next(i for i, (_, pictures) in enumerate(panels) if pictures.ndim == 3)
+    bar = max(i for i, (_, pictures) in enumerate(panels) if pictures.ndim == 3)
     # The key is placed on the wider side of the bar.
     key, key_end = (
         (MARGIN, lefts[bar]) if bar >= len(panels) / 2 else (lefts[bar + 1] + 2 * GAP, lefts[-1] + PANEL)
@@ -168,7 +195,7 @@ def draw_panels(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figu
     figure = Figure(figsize=tuple(total), facecolor="white")
     FigureCanvasAgg(figure)
 
-    for left, (title, pictures) in zip(lefts, panels, strict=True):
+    for i, (left, (title, pictures)) in enumerate(zip(lefts, panels, strict=True)):
         for row, picture in enumerate(pictures):
             corner = np.array([left, below + (count - 1 - row) * (tall + GAP)])
             axes = figure.add_axes((*(corner / total), *((PANEL, tall) / total)))
@@ -176,7 +203,7 @@ def draw_panels(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figu
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(title, fontsize=10, pad=4)
-        if pictures.ndim == 3:
+        if i == bar:
             scale = figure.add_axes((*((left, below - GAP - BAR) / total), *((PANEL, BAR) / total)))
             figure.colorbar(ScalarMappable(cmap=CONFIDENCE_MAP), cax=scale, orientation="horizontal")
             scale.tick_params(labelsize=7, length=2, pad=1)

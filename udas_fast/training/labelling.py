@@ -30,6 +30,7 @@ from udas_fast.data.classes import IGNORE
 from udas_fast.data.pseudo_labels import read_summary, write_json
 from udas_fast.errors import InputError
 from udas_fast.evaluation.pseudo_labels import pseudo_label_quality
+from udas_fast.models import SegmentationOutput
 from udas_fast.objectives.pseudo_labels import PseudoLabeller
 
 REPORTED = 32  # images of a report where labels are made in every step
@@ -82,6 +83,17 @@ def label_image(
     labeller: PseudoLabeller, sample: Sample, index: int, round: LabelledRound, threshold: float | Tensor
 ) -> ops.PseudoLabel:
     """Return labels ``[1, H, W]`` of image ``index`` at its own size; the network sees it at the round's."""
+    views, flips = _views(labeller, sample, index, round)
+    if isinstance(threshold, Tensor):
+        threshold = threshold.to(labeller.histogram.device)
+    height, width = sample.image.shape[:2]
+    return labeller.label(views, flips, (height, width), threshold)
+
+
+def _views(
+    labeller: PseudoLabeller, sample: Sample, index: int, round: LabelledRound
+) -> tuple[list[SegmentationOutput], list[bool]]:
+    """Return the teacher's output for each view of image ``index``, and whether it is mirrored."""
     device = labeller.histogram.device
     pixels = resize(sample.image, round.size, Image.Resampling.BILINEAR)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
@@ -90,11 +102,17 @@ def label_image(
         Batch(image, None, [sample.id]),
         lambda images, kind: apply_each(images, draw_each(len(images), generator, kind)),
     )
-    views, flips = labeller.views(photometric, round.normalize)
-    if isinstance(threshold, Tensor):
-        threshold = threshold.to(device)
+    return labeller.views(photometric, round.normalize)
+
+
+def _view_confidences(
+    labeller: PseudoLabeller, sample: Sample, index: int, round: LabelledRound
+) -> list[np.ndarray]:
+    """Return the confidence of each view of image ``index`` alone, float32 ``[H, W]`` at its own size."""
     height, width = sample.image.shape[:2]
-    return labeller.label(views, flips, (height, width), threshold)
+    pairs = zip(*_views(labeller, sample, index, round), strict=True)
+    found = [labeller.label([view], [flip], (height, width), 0.0) for view, flip in pairs]
+    return [pseudo.confidence[0].cpu().numpy() for pseudo in found]
 
 
 def report_round(labeller: PseudoLabeller, round: LabelledRound) -> None:
@@ -161,13 +179,14 @@ def _draw(
     truth: SegmentationDataset | None,
     thresholds: Tensor,
 ) -> None:
-    """Draw images, the teacher's confidence, the labels that are kept, and the truth where it is there."""
+    """Draw images, the teacher's confidence by view and in all, the labels that are kept, and the truth if known."""
     # Late, as matplotlib takes its time to import.
     from udas_fast.evaluation import pseudo_label_figure
 
     pairs = [(index, _read(round.images, truth, index)) for index in indices]
     samples = [(index, sample) for index, sample in pairs if sample is not None]
     found = [label_image(labeller, sample, index, round, thresholds) for index, sample in samples]
+    by_image = [_view_confidences(labeller, sample, index, round) for index, sample in samples]
     labels = [sample.label for _, sample in samples if sample.label is not None]
 
     def stack(maps: Sequence[np.ndarray], method: Image.Resampling = Image.Resampling.NEAREST) -> np.ndarray:
@@ -175,6 +194,7 @@ def _draw(
 
     pseudo_label_figure(
         stack([sample.image for _, sample in samples], Image.Resampling.BILINEAR),
+        [stack(view) for view in zip(*by_image, strict=True)],
         stack([pseudo.confidence[0].cpu().numpy() for pseudo in found]),
         stack([pseudo.label[0].cpu().numpy() for pseudo in found]),
         stack(labels) if len(labels) == len(samples) else None,

@@ -120,7 +120,7 @@ def _study(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs be copies of this process, without pictures."""
+    """Let runs be copies of this process, without pictures of their own."""
     importlib.import_module("torch._dynamo")  # which every run would import for its optimiser
     monkeypatch.setattr(runner, "_start", _Fork)
     monkeypatch.setattr(runner, "POLL", 0.01)
@@ -154,6 +154,8 @@ def test_every_study_is_made_by_one_command(
     for study in STUDIES:
         table = json.loads((out / study / "table.json").read_text())
         assert all(row["miou"]["mean"] is not None for row in table["rows"])
+    for study in ("ablation", "labels", "methods", "parts"):
+        assert (out / study / "mixed.png").is_file()
     gap = json.loads((out / "gap/table.json").read_text())["rows"]
     assert len({row["miou"]["mean"] for row in gap}) == 3  # one network on three datasets
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
@@ -9,13 +10,21 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from udas_fast.data import open_dataset
-from udas_fast.evaluation import save_figure, validation_figure
+from udas_fast.data import Batch, open_dataset
+from udas_fast.evaluation import mixed_figure, predict, save_figure, validation_figure
 from udas_fast.inference import TrainedModel
+from udas_fast.models import NetworkInput, Normalization
+from udas_fast.objectives import Batches, PrepareContext
+from udas_fast.objectives.adaptation import AdaptationConfig
+from udas_fast.objectives.mixing import domain_cutmix, translated_source
+from udas_fast.seeding import seed_step
 from udas_fast.tools.study import paper
 from udas_fast.tools.study.collect import Spread, StudyTable
-from udas_fast.tools.study.plan import StudyPlan
+from udas_fast.tools.study.plan import StudyPlan, StudyRun
 from udas_fast.tools.study.tables import label_counts, methods
+from udas_fast.training.requirements import open_domains
+
+MIXED = 3  # images of the picture
 
 
 def labels_figure(table: StudyTable, path: Path) -> None:
@@ -85,3 +94,49 @@ def predictions_figure(plan: StudyPlan, runs: Path, path: Path) -> None:
         models[run.row.title] = trained.model
     val = open_dataset(plan.task.target, "val", size=trained.size)
     validation_figure(models, trained.model, val, trained.size, path)
+
+
+def mixed_images_figure(plan: StudyPlan, runs: Path, path: Path) -> None:
+    """Draw images that the first row with Domain CutMix was trained on, and what its network says of them.
+
+    Nothing is drawn where no row has both Domain CutMix and labelled target images.
+    """
+    for run in plan.runs[-len(plan.rows) :]:
+        mixed = mixed_images(run)
+        if mixed is not None:
+            trained = TrainedModel.load(runs / run.folder, torch.device("cpu"))
+            height, width = mixed.image.shape[2:]
+            found = [predict(trained.model, image, (height, width)) for image in mixed.image]
+            label, confidence = (torch.stack(maps).cpu().numpy() for maps in zip(*found, strict=True))
+            image = mixed.image.permute(0, 2, 3, 1).numpy()
+            mixed_figure(image, mixed.required_label.numpy(), label, confidence, trained.classes, path)
+            return
+
+
+def mixed_images(run: StudyRun) -> Batch | None:
+    """Return the first images that Domain CutMix made in ``run``, uint8 RGB; None where it has made none."""
+    recipe = run.recipe()
+    stage, config = next(
+        ((s, s.objective) for s in recipe.stages if isinstance(s.objective, AdaptationConfig)), (None, None)
+    )
+    if stage is None or config is None or config.mixing is None or not run.row.num_labels:
+        return None
+    domains = open_domains(replace(run.data, engine="torch"), recipe)
+    loaders = domains.loaders(recipe.geometries(stage), recipe.input, seed=run.seed, phase=stage.name)
+    streams = {name: loader.batches() for name, loader in loaders.items()}
+    made: list[Batch] = []
+    while sum(len(batch.image) for batch in made) < MIXED:
+        batches = Batches(**{name: next(batch) for name, batch in streams.items()})
+        context = PrepareContext(
+            step=len(made),
+            steps=stage.steps,
+            generator=seed_step(run.seed, stage.name, len(made)),
+            backward=torch.Tensor.backward,
+            input=NetworkInput(Normalization((0, 0, 0), (1, 1, 1))),
+        )
+        source = translated_source(batches, config.translate, config.fda_beta)
+        made.append(domain_cutmix(source, batches.labelled, config.mixing, context))
+    image, label = torch.cat([b.image for b in made]), torch.cat([b.required_label for b in made])
+    if image.is_floating_point():
+        image = (255 * image).round().to(torch.uint8)
+    return Batch(image[:MIXED], label[:MIXED], [name for batch in made for name in batch.ids][:MIXED])

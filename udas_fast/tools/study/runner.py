@@ -22,7 +22,12 @@ from udas_fast.errors import InputError, bad
 from udas_fast.inference import MODEL_FILE
 from udas_fast.recipes import Recipe
 from udas_fast.tools.study.collect import StudyTable, collect, with_costs
-from udas_fast.tools.study.figures import labels_figure, methods_figure, predictions_figure
+from udas_fast.tools.study.figures import (
+    labels_figure,
+    methods_figure,
+    mixed_images_figure,
+    predictions_figure,
+)
 from udas_fast.tools.study.plan import StudyPlan, StudyRun, TranslationRun
 from udas_fast.tools.study.tables import csv_text, markdown
 from udas_fast.training.requirements import open_domains
@@ -44,8 +49,9 @@ FIGURES = {"labels": labels_figure, "methods": methods_figure}
 def run_studies(plans: Sequence[StudyPlan], out: Path, *, command: str, jobs: int = 1) -> list[StudyTable]:
     """Make the missing runs of ``plans``, which have one task, under ``out/runs``, then write ``out/STUDY/`` of each.
 
-    The latter holds table.md, table.csv, table.json and sheet.png, and labels.png or methods.png for these studies;
-    there is no sheet of rows that are of several sizes or domains. Studies with the same ``out`` share their common
+    The latter holds table.md, table.csv, table.json and sheet.png, mixed.png where a row has Domain CutMix and labelled
+    target images, and labels.png or methods.png for these studies; there is no sheet of rows that are of several sizes
+    or domains. Studies with the same ``out`` share their common
     runs. Each table.json records ``command`` for its readers.
 
     Raises:
@@ -87,6 +93,7 @@ def write_tables(plan: StudyPlan, out: Path, command: str) -> StudyTable:
     atomic_write(json.dumps(table.to_dict(), indent=1) + "\n", folder / "table.json")
     if plan.study not in WITHOUT_SHEET:
         predictions_figure(plan, out / "runs", folder / "sheet.png")
+        mixed_images_figure(plan, out / "runs", folder / "mixed.png")
     if plan.study in FIGURES:
         FIGURES[plan.study](table, folder / f"{plan.study}.png")
     return table
