@@ -294,6 +294,7 @@ def recipe_of(
         f"input.source.size={list(source)}",
         f"input.target.size={list(target)}",
         f"input.batch_size={batch_size}",
+        "stages.self_training.objective.pseudo_labels.threshold=0.6",
     ]
     return override(recipe, settings)
 
