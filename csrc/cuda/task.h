@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../core/activation.h"
 #include "../core/region.h"
@@ -125,6 +126,12 @@ struct MixTask {
   bool channels_last;
   void* label;  // contiguous, of the type of the labels
 };
+
+// The kernels take these by value, in the 4 KB that every device has for parameters.
+template <class... Tasks>
+constexpr bool are_parameters = ((sizeof(Tasks) <= 4096 && std::is_trivially_copyable_v<Tasks>) && ...);
+static_assert(are_parameters<LossTask, FinishTask, UpsampleTask, PseudoLabelTask, ConfusionTask, MixTask>,
+              "a task must fit into a kernel's parameters");
 
 // Choose the tiles, by the sizes alone and before memory is allocated.
 void plan_loss(Tiling& tiling, int classes, int gradients, int teachers);

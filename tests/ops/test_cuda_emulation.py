@@ -2,7 +2,8 @@
 
 What a GPU would do differently is left out (its exp, its rounding, its timing), but every index, stride, flip, tile
 edge, patch and barrier of csrc/cuda is run: the entries in torch's terms, the launches, and the kernels with a block's
-threads as fibers that take turns in any order. Shared memory and new tensors start as NaN.
+threads as fibers that take turns in any order. Shared memory and new tensors start as NaN, and in every test a detector
+watches for races, accesses beyond shared memory, misaligned ones, and different barriers (emulation/races.cpp).
 """
 
 from __future__ import annotations
@@ -49,14 +50,16 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     sources = [
         ROOT / "csrc/ops.cpp",
         *sorted(ROOT.glob("csrc/cuda/*.c*")),
-        ROOT / "tests/ops/emulation/emulation.cpp",
+        *sorted(ROOT.glob("tests/ops/emulation/*.c*")),
     ]
     sources = [s for s in sources if s.suffix in (".cpp", ".cu")]
     system = [f"-isystem{path}" for path in cpp_extension.include_paths()]
 
     def compile_one(source: Path) -> str:
         to = str(folder / f"{source.name}.o")
-        subprocess.run(["g++", *FLAGS, *system, "-x", "c++", "-c", str(source), "-o", to], check=True)
+        watched = ["-fsanitize=thread"] if source.suffix == ".cu" else []
+        command = ["g++", *FLAGS, *watched, *system, "-x", "c++", "-c", str(source), "-o", to]
+        subprocess.run(command, check=True)
         return to
 
     with ThreadPoolExecutor(2) as pool:
@@ -79,12 +82,24 @@ def _new_tensors_are_nan() -> Iterator[None]:
 
 
 @pytest.fixture
-def ops(library: ctypes.CDLL) -> SimpleNamespace:
+def ops(library: ctypes.CDLL) -> Iterator[SimpleNamespace]:
     """``emulated`` and ``cpu``, with the same schemas, and ``order`` to change the turns."""
     library.emulated_order(0)
-    return SimpleNamespace(
+    yield SimpleNamespace(
         emulated=torch.ops.udas_emulated, cpu=torch.ops.udas_fast, order=library.emulated_order
     )
+    assert library.emulated_races() == 0
+    assert library.emulated_accesses() > 0
+
+
+FAULTS = ["none", "no barrier", "beyond shared memory", "misaligned", "two barriers", "two blocks"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_detector_finds_what_is_wrong(library: ctypes.CDLL, fault: str) -> None:
+    library.emulated_order(0)
+    library.emulated_fault(FAULTS.index(fault), (ctypes.c_int * 9)())
+    assert (library.emulated_races() > 0) == (fault != "none")
 
 
 class Draw:

@@ -1,8 +1,8 @@
 #pragma once
 // Enough of CUDA to run the kernels of csrc/cuda, unchanged, on a CPU: an include path puts this file in the
 // place of the toolkit's. A block's threads are fibers of one thread; __syncthreads switches to the next. The
-// order in which threads and blocks take turns can be changed, so that a race changes results. Shared memory
-// starts as NaN in every block.
+// order in which threads and blocks take turns can be changed, so that a race changes results, and races.cpp
+// sees every access. Shared memory starts as NaN in every block.
 #include <ucontext.h>
 
 #include <algorithm>
@@ -62,8 +62,28 @@ To emulated_bits(From from) {
 }
 inline float __uint_as_float(uint32_t raw) { return emulated_bits<float>(raw); }
 inline uint32_t __float_as_uint(float value) { return emulated_bits<uint32_t>(value); }
+
+namespace emulated {
+
+// Where the run is, for races.cpp. An interval lasts from one barrier of a block to the next.
+struct Place {
+  bool in_thread = false;
+  unsigned thread = 0, block = 0, interval = 0;
+  unsigned launches = 0, blocks = 0;  // begun so far
+  size_t shared = 0;                  // bytes that the launch asked for
+  const char* stack = nullptr;        // of the thread
+  const void* barrier = nullptr;      // the caller of this interval's barrier
+};
+inline Place place;
+
+void on_atomic(const void* at, size_t bytes);
+void on_barrier(const void* caller);
+
+}  // namespace emulated
+
 template <class T>
-T atomicAdd(T* to, T value) {
+__attribute__((no_sanitize("thread"), noinline)) T atomicAdd(T* to, T value) {
+  emulated::on_atomic(to, sizeof value);
   const T before = *to;
   *to += value;
   return before;
@@ -90,9 +110,8 @@ inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline unsigned current = 0;
 inline std::function<void()> body;
 inline int order = 0;  // 0: first to last, 1: last to first, others: a seed
-inline long launches = 0;
 
-inline void enter() {
+__attribute__((no_sanitize("thread"))) inline void enter() {
   body();
   fibers[current]->ended = true;
   swapcontext(&fibers[current]->context, &scheduler);
@@ -112,7 +131,7 @@ inline std::vector<unsigned> turns(unsigned count, unsigned round) {
 }
 
 // All threads of a block from barrier to barrier. All of them must reach each one.
-inline void run_block(unsigned threads) {
+__attribute__((no_sanitize("thread"))) inline void run_block(unsigned threads) {
   std::memset(udas::cuda::shared_bytes, 0xff, udas::cuda::kSharedBytes);
   while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>());
   for (unsigned t = 0; t < threads; ++t) {
@@ -126,10 +145,16 @@ inline void run_block(unsigned threads) {
   }
   unsigned ended = 0;
   for (unsigned round = 0; ended == 0; ++round) {
+    ++place.interval;
+    place.barrier = nullptr;
     for (const unsigned t : turns(threads, round)) {
       current = t;
       threadIdx = dim3(t);
+      place.thread = t;
+      place.stack = fibers[t]->stack.get();
+      place.in_thread = true;
       swapcontext(&scheduler, &fibers[t]->context);
+      place.in_thread = false;
       ended += fibers[t]->ended ? 1 : 0;
     }
   }
@@ -143,16 +168,21 @@ inline void run_grid(dim3 grid, unsigned threads) {
   gridDim = grid;
   blockDim = dim3(threads);
   const unsigned blocks = grid.x * grid.y * grid.z;
+  ++place.launches;
   for (const unsigned b : turns(blocks, 0)) {
     blockIdx = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
+    place.block = b;
+    ++place.blocks;
     run_block(threads);
   }
-  ++launches;
 }
 
 }  // namespace emulated
 
-inline void __syncthreads() { emulated::barrier(); }
+__attribute__((noinline)) inline void __syncthreads() {
+  emulated::on_barrier(__builtin_return_address(0));
+  emulated::barrier();
+}
 
 template <class Task>
 cudaError_t cudaLaunchKernel(void (*kernel)(Task), dim3 grid, dim3 block, void** arguments, size_t shared,
@@ -161,6 +191,7 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Task), dim3 grid, dim3 block, void**
                         block.x > 0 && block.x <= 1024 && shared <= udas::cuda::kSharedBytes &&
                         sizeof(Task) <= 4096;
   if (!possible) return cudaErrorInvalidConfiguration;
+  emulated::place.shared = shared;
   const Task& task = *static_cast<const Task*>(arguments[0]);
   emulated::body = [kernel, &task] { kernel(task); };
   emulated::run_grid(grid, block.x);

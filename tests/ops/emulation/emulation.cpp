@@ -12,7 +12,6 @@ int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
   return 0;
 }
-// The order of threads and blocks from now on, and how many kernels have run.
+// The order of threads and blocks from now on.
 void emulated_order(int order) { emulated::order = order; }
-long emulated_launches() { return emulated::launches; }
 }
