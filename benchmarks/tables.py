@@ -19,6 +19,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import accuracy
+import cuda_model
 import data
 import harness
 import matplotlib.pyplot as plt
@@ -209,6 +210,15 @@ def host(name: str, before: str) -> str:
     return benchmark(name, lambda _: made).replace(f"{name}.json`", f"{before}.json`, `{name}.json`")
 
 
+def model() -> str:
+    """Return the model of the CUDA kernels' time."""
+    document = load("cuda-model")
+    return (
+        f"{cuda_model.table(document)}\n\nA model, not measured: float32, 19×90×160 → 720×1280, "
+        f"nvcc {document['nvcc']}; `{document['command']}` → `benchmarks/results/cuda-model.json`."
+    )
+
+
 def chart(names: Sequence[str]) -> None:
     """Draw how many times longer eager takes than ours, 1280×720 float32, with a bar for each result in ``names``."""
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
@@ -250,6 +260,7 @@ TABLES: dict[str, Callable[[], str]] = {
         for simd in ("avx512", "avx2")
     },
     "host-cpu": partial(host, "host-cpu", "host-cpu-before"),
+    "cuda-model": model,
 }
 
 
