@@ -130,6 +130,7 @@ def mixed_images(run: StudyRun) -> Batch | None:
         context = PrepareContext(
             step=len(made),
             steps=stage.steps,
+            lr=stage.optimizer.lr,
             generator=seed_step(run.seed, stage.name, len(made)),
             backward=torch.Tensor.backward,
             input=NetworkInput(Normalization((0, 0, 0), (1, 1, 1))),
