@@ -115,7 +115,7 @@ class TrainedModel:
             self.network,
             self.temperature,
         )
-        header = replace(header, checksum=_checksum(header, tensors))
+        header = replace(header, checksum=_checksum(HEADER.dump_json(header), tensors))
         atomic_write(safetensors.torch.save(tensors, {KEY: HEADER.dump_json(header).decode()}), path)
 
     @classmethod
@@ -150,7 +150,9 @@ class TrainedModel:
                 raise bad(f"run {run}", f"no {MODEL_FILE}, as it is not finished", expected)
         tensors, metadata = read_tensors("model", path)
         header = _header(path, metadata)
-        if _checksum(header, tensors) != header.checksum:
+        # Of the header as it is written: an older file lacks what headers have been given since.
+        written = metadata[KEY].replace(f'"checksum":"{header.checksum}"', '"checksum":""')
+        if _checksum(written.encode(), tensors) != header.checksum:
             raise bad(f"model {path}", "damage (another checksum)", "the unchanged file")
         require_finite(f"model {path}", tensors)
         if model is not None and not isinstance(model, nn.Module):
@@ -285,9 +287,12 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path, assign: bool
         raise InputError(f"{path}: does not fit the network ({reason:.200})") from error
 
 
-def _checksum(header: Header, tensors: Mapping[str, Tensor]) -> str:
-    """Return the CRC-32 of the header, and of name, dtype, shape and values of every tensor, in order of the names."""
-    crc = zlib.crc32(HEADER.dump_json(replace(header, checksum="")))
+def _checksum(header: bytes, tensors: Mapping[str, Tensor]) -> str:
+    """Return the CRC-32 of a header with an empty checksum, and of name, dtype, shape and values of every tensor.
+
+    ``header`` is JSON; tensors come in the order of their names.
+    """
+    crc = zlib.crc32(header)
     for name in sorted(tensors):
         tensor = tensors[name]
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
