@@ -31,7 +31,7 @@ from udas_fast.models import (
     to_output,
 )
 from udas_fast.objectives.base import build_objective
-from udas_fast.recipes import Recipe
+from udas_fast.recipes import Recipe, Stage
 from udas_fast.seeding import seed_step
 from udas_fast.training.run_folder import RunConfig
 
@@ -213,17 +213,8 @@ class Networks(dict[str, nn.Module]):
         """Raise InputError where a method cannot be built, or asks for another network than there is."""
         for stage in self._recipe.stages:
             build_objective(stage.objective, len(self._classes))
-            requirements = stage.objective.requirements
-            if requirements.backbone is not None:
-                require_backbone(self.trained, f"{requirements.backbone} of stage {stage.name}")
-            if requirements.tokens is not None:
-                require_tokens(self.trained, f"{requirements.tokens} of stage {stage.name}")
-            if requirements.pretrained is not None and self._random:
-                expected = f"--weights FILE, or stages.{stage.name}.objective.{requirements.pretrained}=null"
-                raise bad(
-                    f"{requirements.pretrained} of stage {stage.name}", "random first weights", expected
-                )
-            for name in requirements.networks:
+            check_stage(stage, self.trained, random=self._random)
+            for name in stage.objective.requirements.networks:
                 if name not in self:
                     found = f"no network {name!r} to learn from"
                     raise bad(f"stage {stage.name}", found, "a stage that trains it")
@@ -235,6 +226,18 @@ class Networks(dict[str, nn.Module]):
             classes = len(self._classes)
             advise = advice(self._share, self.memory, num_classes=classes, labelled=self._labelled)
         return InputError(f"{phase} ran out of memory ({first_line(error)}): {advise}")
+
+
+def check_stage(stage: Stage, network: nn.Module, *, random: bool) -> None:
+    """Raise InputError where the method of ``stage`` cannot use ``network``; ``random``: it has no trained weights."""
+    requirements = stage.objective.requirements
+    if requirements.backbone is not None:
+        require_backbone(network, f"{requirements.backbone} of stage {stage.name}")
+    if requirements.tokens is not None:
+        require_tokens(network, f"{requirements.tokens} of stage {stage.name}")
+    if requirements.pretrained is not None and random:
+        expected = f"--weights FILE, or stages.{stage.name}.objective.{requirements.pretrained}=null"
+        raise bad(f"{requirements.pretrained} of stage {stage.name}", "random first weights", expected)
 
 
 def ran_out_of_memory(error: Exception) -> bool:

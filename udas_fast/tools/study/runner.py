@@ -14,12 +14,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from udas_fast.atomic import atomic_write, make_folder, writing
 from udas_fast.data.identity import existing_path
 from udas_fast.data.translated import read_manifest
 from udas_fast.engine.interrupt import Interrupted, StopSignal
 from udas_fast.errors import InputError, bad
 from udas_fast.inference import MODEL_FILE
+from udas_fast.models import build_model
 from udas_fast.recipes import Recipe
 from udas_fast.tools.study.collect import StudyTable, collect, with_costs
 from udas_fast.tools.study.figures import (
@@ -30,6 +33,7 @@ from udas_fast.tools.study.figures import (
 )
 from udas_fast.tools.study.plan import StudyPlan, StudyRun, TranslationRun
 from udas_fast.tools.study.tables import csv_text, markdown
+from udas_fast.training.networks import check_stage
 from udas_fast.training.requirements import open_domains
 from udas_fast.training.run_folder import RunConfig, lock, read_run_file
 from udas_fast.training.translation import TranslationConfig
@@ -58,7 +62,7 @@ def run_studies(plans: Sequence[StudyPlan], out: Path, *, command: str, jobs: in
         InputError: before the first run, a dataset that does not fit; later the reasons of :func:`make_runs`.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    check_data(plans)
+    check_rows(plans)
     for plan in plans:
         if plan.left_out:
             print(f"{plan.study}: {plan.left_out}", flush=True)
@@ -70,15 +74,33 @@ def run_studies(plans: Sequence[StudyPlan], out: Path, *, command: str, jobs: in
     return [write_tables(plan, out, command) for plan in plans]
 
 
-def check_data(plans: Sequence[StudyPlan]) -> None:
-    """Open the datasets of every row; raise InputError where one is missing or does not fit."""
+def check_rows(plans: Sequence[StudyPlan]) -> None:
+    """Open the datasets of every row and look at its network.
+
+    Raises:
+        InputError: a dataset is missing or does not fit, or a method cannot use the row's network.
+    """
     for plan in plans:
         task = plan.task
         for run in plan.runs[: len(plan.rows)]:
             data = run.data
             if task.makes_translation and data.source == task.translate:
                 data = replace(data, source=task.source)  # whose images are not translated yet
-            open_domains(data, run.recipe()).classes()
+            recipe = run.recipe()
+            _check_network(run, recipe, len(open_domains(data, recipe).classes()))
+
+
+def _check_network(run: StudyRun, recipe: Recipe, num_classes: int) -> None:
+    with torch.device("meta"):
+        network = build_model(recipe.model, num_classes)
+    random = not (run.task.weights or recipe.model.hf or run.start)
+    for stage in recipe.stages:
+        if stage.model is None:
+            try:
+                check_stage(stage, network, random=random)
+            except InputError as error:
+                setting = f"for this row alone `--set {recipe.name}:KEY=VALUE`"
+                raise InputError(f"row {run.row.title}: {error}; {setting}") from error
 
 
 def write_tables(plan: StudyPlan, out: Path, command: str) -> StudyTable:
