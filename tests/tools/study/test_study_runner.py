@@ -159,6 +159,18 @@ def test_missing_data_ends_before_the_first_run(camvid_root: Path, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_method_that_cannot_use_its_network_ends_the_study_before_the_first_run(
+    camvid_root: Path, tmp_path: Path
+) -> None:
+    distance = "daformer:stages.*.objective.feature_distance={}"
+    task = _plan(camvid_root).task
+    task = replace(task, settings=(*task.settings, distance), translate="none")
+    plan = plan_study("methods", task, seeds=(0,), num_labels=(0,))
+    with pytest.raises(InputError, match=r"row DAFormer: .*random first weights.*--set daformer:KEY=VALUE"):
+        run_studies([plan], tmp_path / "out", command="study")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_last_line_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     log.write_text("a\n 10%|█ \r 20%|██ \nudas-fast: label x: found 3, expected 2\n\n")
