@@ -241,6 +241,7 @@ def _settings() -> list[tuple[str, str]]:
     for page in pages:
         for quoted in re.findall(pattern, page.read_text(encoding="utf-8")):
             found.add((page.name, "".join(quoted)))
+    found = {(page, text) for page, text in found if not text.startswith("network.")}  # of a user's own
     return sorted((page, text) for page, text in found if "KEY" not in text and text.count("=") == 1)
 
 

@@ -98,7 +98,7 @@ def test_published_sizes_of_whole_networks() -> None:
         ),
         ({"backbone": "dinov2_s", "output_stride": 16}, "that of its patch, 14"),
         ({"backbone": "efficientnet_lite0", "output_stride": 4}, "found 4, expected 8, 16 or 32"),
-        ({"drop_path": 0.1}, "drop_path of resnet101: found 0.1, expected 0, as ResNets have none"),
+        ({"drop_path": 0.1}, "drop_path of resnet101: found 0.1, expected 0, as ResNets and DRNs have none"),
         ({"backbone": "mit_b0", "aspp_branches": 2}, "aspp_branches of segformer: found 2"),
         ({"hf": "folder"}, "model.hf: found folder, expected none without model.name hf"),
         ({"name": "hf"}, "model.name hf: found no model.hf"),

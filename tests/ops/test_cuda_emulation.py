@@ -324,7 +324,7 @@ def test_sixteen_views(ops: SimpleNamespace, classes: int) -> None:
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other, 2e-5)
     for mean in (False, True):
-        arguments = (views, [20, 150], 0.3, None, 1.5, None, mean, False, 255)
+        arguments = (views, [20, 150], 0.3, None, 1.5, None, 0, mean, False, 255)
         found, expected = ops.emulated.pseudo_label(*arguments), ops.cpu.pseudo_label(*arguments)
         assert_close(found[1], expected[1], 2e-5)
 
@@ -385,7 +385,9 @@ def test_empty_batches_and_pixels_that_do_not_count(ops: SimpleNamespace) -> Non
         assert float(factor) == scale
         assert gradient.shape == none.shape
     assert ops.emulated.confusion_matrix(none, target, 255, False).sum() == 0
-    assert ops.emulated.pseudo_label([none], [20, 30], 0.5, None, 1.0, None, False, False, 255)[2].sum() == 0
+    assert (
+        ops.emulated.pseudo_label([none], [20, 30], 0.5, None, 1.0, None, 0, False, False, 255)[2].sum() == 0
+    )
     assert ops.emulated.upsample(none, [20, 30], 1, False).shape == (0, 19, 20, 30)
     back = ops.emulated.upsample_backward(torch.zeros(0, 19, 20, 30), none, 1, False)
     assert back.shape == none.shape

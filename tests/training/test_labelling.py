@@ -226,5 +226,5 @@ def test_fresh_students_of_a_run_that_starts_from_another_begin_with_its_model(
         assert torch.equal(value, given[name]), name
     # Alone, the last stage has its teacher there, and a student of first weights.
     alone = trained(select_stages(whole, ["self_training"]), "alone")
-    first = alone.networks.build("self_training", "student").state_dict()
+    first = alone.networks.build("main", "self_training", "student").state_dict()
     assert torch.equal(alone.model.state_dict()["backbone.conv1.weight"], first["backbone.conv1.weight"])

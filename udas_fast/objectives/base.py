@@ -109,7 +109,7 @@ class StepContext:
         images.
         """
         set_domain(model, domain)
-        x = self.normalize(images)
+        x = self._taken(images)
         if visible is not None:
             x = x * visible
         return to_output(model(x if added is None else x + added))
@@ -122,13 +122,19 @@ class StepContext:
         domain: Domain = "target",
         hidden: Tensor | None = None,
     ) -> Maps:
-        """Return the maps of the backbone of ``model`` on uint8 ``images``; :meth:`decode` makes the output of them.
+        """Return the maps of the backbone of ``model`` on ``images``; :meth:`decode` makes the output of them.
 
-        ``domain``: as in :meth:`forward`. ``hidden``: bool ``[N, 1, h, w]``, patches of a vision transformer in whose
-        place it sees its mask token. Raises InputError for a network whose backbone and head do not run apart.
+        ``images``, ``domain``: as in :meth:`forward`. ``hidden``: bool ``[N, 1, h, w]``, patches of a vision transformer
+        in whose place it sees its mask token. Raises InputError for a network whose backbone and head do not run apart.
         """
         set_domain(model, domain)
-        return require_backbone(model, "ctx.encode").encode(self.normalize(images), hidden)
+        return require_backbone(model, "ctx.encode").encode(self._taken(images), hidden)
+
+    def _taken(self, images: Tensor) -> Tensor:
+        """Return ``images`` as the network takes them; :meth:`mix` has made such ones already."""
+        x = images if images.is_floating_point() else self.normalize(images)
+        # A method may leave autocast for a pass in float32, where weights are float32 too.
+        return x if torch.is_autocast_enabled(x.device.type) else x.float()
 
     def decode(self, model: nn.Module, maps: Maps) -> SegmentationOutput:
         """Return the output of the heads of ``model`` on ``maps`` of :meth:`encode`."""

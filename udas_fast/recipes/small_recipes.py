@@ -58,8 +58,15 @@ def _lengths(recipe: str, stages: Sequence[Stage], steps: int) -> dict[str, int]
     if len({stage.steps for stage in stages}) > 2:
         whole = sum(stage.steps * stage.rounds for stage in stages)
         lengths = {stage.name: max(1, steps * stage.steps // whole) for stage in stages}
-    first = steps - sum(lengths[stage.name] * stage.rounds for stage in stages[1:])
+        longest = max(stages[1:], key=lambda stage: lengths[stage.name]).name
+        lengths[longest] -= max(0, 1 - _rest(stages, lengths, steps))
+    first = _rest(stages, lengths, steps)
     return lengths | {stages[0].name: first}
+
+
+def _rest(stages: Sequence[Stage], lengths: dict[str, int], steps: int) -> int:
+    """Return what of ``steps`` the stages after the first leave."""
+    return steps - sum(lengths[stage.name] * stage.rounds for stage in stages[1:])
 
 
 def _small_stage(stage: Stage, steps: int) -> Stage:

@@ -108,10 +108,12 @@ def gradients(loss: Tensor, parts: Mapping[str, nn.Module]) -> Gradients:
     return {name: grad for name, grad in zip(names, found, strict=True) if grad is not None}
 
 
-def assert_same_gradients(found: Sequence[Gradients], expected: Sequence[Gradients]) -> None:
+def assert_same_gradients(
+    found: Sequence[Gradients], expected: Sequence[Gradients], *, rounding: float = 1e-5
+) -> None:
     """Assert that the passes of a float32 step equal those of a float64 computation.
 
-    Float32's rounding is small beside the largest gradient of a pass.
+    Float32's ``rounding`` is small beside the largest gradient of a pass.
     """
     assert len(found) == len(expected), f"{len(found)} backward passes, expected {len(expected)}"
     for got, want in zip(found, expected, strict=True):
@@ -119,7 +121,7 @@ def assert_same_gradients(found: Sequence[Gradients], expected: Sequence[Gradien
         most = max(grad.abs().max().item() for grad in want.values())
         assert most > 0, "the expected gradients are zero"
         for name, grad in want.items():
-            torch.testing.assert_close(got[name].double(), grad.double(), rtol=1e-3, atol=1e-5 * most)
+            torch.testing.assert_close(got[name].double(), grad.double(), rtol=1e-3, atol=rounding * most)
 
 
 def named_parameters(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:

@@ -72,7 +72,7 @@ def test_a_study_that_was_cut_goes_on_to_the_same_numbers(
         assert (first / name).read_text() == (tmp_path / "whole" / first.name / name).read_text()
 
     written = {path.name for path in (tmp_path / "out/labels").iterdir()}
-    assert written == {"table.md", "table.csv", "table.json", "sheet.png", "labels.png"}
+    assert written == {"table.md", "table.csv", "table.json", "sheet.png", "labels.png", "mixed.png"}
     document = json.loads((tmp_path / "out/labels/table.json").read_text())
     assert (document["command"], document["steps"], document["seeds"]) == ("study", 120, [0])
     assert document["protocol"]["images"] == 2
