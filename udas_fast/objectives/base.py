@@ -124,8 +124,9 @@ class StepContext:
     ) -> Maps:
         """Return the maps of the backbone of ``model`` on ``images``; :meth:`decode` makes the output of them.
 
-        ``images``, ``domain``: as in :meth:`forward`. ``hidden``: bool ``[N, 1, h, w]``, patches of a vision transformer
-        in whose place it sees its mask token. Raises InputError for a network whose backbone and head do not run apart.
+        ``images``, ``domain``: as in :meth:`forward`. ``hidden``: bool ``[N, 1, h, w]``, patches of a vision
+        transformer in whose place it sees its mask token. Raises InputError for a network whose backbone and head do
+        not run apart.
         """
         set_domain(model, domain)
         return require_backbone(model, "ctx.encode").encode(self._taken(images), hidden)
