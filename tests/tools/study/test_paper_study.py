@@ -150,7 +150,7 @@ def test_every_study_is_made_by_one_command(
     runs = [path.name for path in (out / "runs").iterdir()]
     for name in runs:
         assert (out / "runs" / name / MODEL_FILE).is_file()
-        assert made.count(f"{name}: started") == 1
+        assert made.splitlines().count(f"{name}: started") == 1
     for study in STUDIES:
         table = json.loads((out / study / "table.json").read_text())
         assert all(row["miou"]["mean"] is not None for row in table["rows"])
