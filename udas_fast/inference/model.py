@@ -94,7 +94,7 @@ class TrainedModel:
 
     @property
     def selected(self) -> str | None:
-        """How the model was chosen in its run, such as ``best on val at step 500``; None: it is the last."""
+        """Rule by which the model was chosen in its run, such as ``best on val at step 500``; None: it is the last."""
         return None if self.protocol is None else self.protocol.selected
 
     def save(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `predict` writes for each image: pictures, films, a dataset, a table."""
+"""Outputs of `predict` for each image: pictures, films, a dataset, a table."""
 
 from __future__ import annotations
 
