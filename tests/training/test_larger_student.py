@@ -91,5 +91,5 @@ def test_weights_are_for_the_recipes_own_architecture(camvid_root: Path, tmp_pat
         device="cpu",
         weights=str(tmp_path / "weights.pt"),
     )
-    given = torch.load(tmp_path / "weights.pt")
+    given = torch.load(tmp_path / "weights.pt", weights_only=True)
     assert all(torch.equal(v, given[k]) for k, v in trainer.networks["main"].state_dict().items())

@@ -137,7 +137,7 @@ class Scores:
 
     @property
     def mean_note(self) -> str:
-        """Which classes :attr:`miou` is a mean over, such as ``mean over 17 of 19 classes; absent: truck, train``."""
+        """Classes that :attr:`miou` is a mean over, such as ``mean over 17 of 19 classes; absent: truck, train``."""
         count, total = len(self.classes) - len(self.absent), len(self.classes)
         parts = [f"mean over {'all' if count == total else f'{count} of'} {total} classes"]
         if self.absent:
