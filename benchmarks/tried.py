@@ -24,7 +24,11 @@ RECIPE = "online_self_training"
 STAGE, OBJECTIVE = "stages.online", "stages.online.objective"
 # Settings by what is different; they follow those of all studies.
 VARIANTS: dict[str, tuple[str, ...]] = {
+    "the source alone": (f"{OBJECTIVE}.weight=0", f"{OBJECTIVE}.masked=null"),  # what more steps are worth
     "rate 3e-4": (f"{STAGE}.optimizer.lr=3e-4",),
+    "thresholds by class": (f"{OBJECTIVE}.threshold=balanced",),
+    "thresholds by class, no masked view": (f"{OBJECTIVE}.threshold=balanced", f"{OBJECTIVE}.masked=null"),
+    "thresholds by class, rate 3e-4": (f"{OBJECTIVE}.threshold=balanced", f"{STAGE}.optimizer.lr=3e-4"),
     "threshold 0.7": (f"{OBJECTIVE}.threshold=0.7",),
     "no masked view": (f"{OBJECTIVE}.masked=null",),
     "no CutMix": (f"{OBJECTIVE}.cut_mix=null",),

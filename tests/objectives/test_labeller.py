@@ -117,5 +117,6 @@ def test_balanced_thresholds_equal_sorting_all_confidences(portion: float, cap: 
         for part in (0, 1):
             histogram[c, part] = torch.from_numpy(np.bincount(bins[kept == part], minlength=64))
     torch.testing.assert_close(
-        balanced_thresholds(histogram, portion, cap), torch.tensor([*expected, cap], dtype=torch.float32)
+        balanced_thresholds(histogram.sum(1), portion, cap),
+        torch.tensor([*expected, cap], dtype=torch.float32),
     )

@@ -241,6 +241,32 @@ def test_shares_are_of_an_image_the_batch_or_a_pixel() -> None:
     assert pixel_weights(confidence, 0.5, "pixel").tolist() == [[[1, 1]], [[1, 0]]]
 
 
+def test_balanced_thresholds_keep_the_surer_part_of_each_class(
+    batches: Batches, tiny_net: TinyNetwork
+) -> None:
+    config = _config(threshold="balanced", portion=0.3, cap=0.8, share="pixel", decay=0.9)
+    objective, teacher = _started(config, tiny_net)
+    confidence, label = _teach(teacher, batches.unlabelled.image)
+    seen = torch.zeros(CLASSES, 64, dtype=torch.float64)
+    for step in range(2):  # the teacher's average goes on between them only by after_step
+        (made,) = [objective.prepare_batch(batches, make_context(seed=5))]
+        losses = objective.training_step(tiny_net, made, make_context(seed=5))
+        counted = [
+            torch.histc((confidence[label == c] * 64).floor().clamp(max=63), 64, 0, 64)
+            for c in range(CLASSES)
+        ]
+        seen = 0.9 * seen + torch.stack(counted)
+        thresholds = torch.full((CLASSES,), 0.8, dtype=torch.float64)
+        for c in range(CLASSES):
+            reached = [k / 64 for k in range(64) if seen[c, k:].sum() >= 0.3 * seen[c].sum()]
+            if seen[c].sum() > 0:
+                thresholds[c] = min(max(reached), 0.8)
+        sure = (confidence >= thresholds[label.long()]).double()
+        assert 0.3 <= sure.mean() < 0.6
+        assert len(set(thresholds.tolist())) > 1  # classes differ
+        assert losses["sure"].item() == pytest.approx(sure.mean().item(), abs=1e-3), step
+
+
 def test_labelled_target_images_are_a_term_and_partners_where_there_are_some(
     batches: Batches, tiny_net: TinyNetwork
 ) -> None:
@@ -302,6 +328,7 @@ TOKENS = ["model.backbone=dinov2_s", "model.width=12", "stages.mixed.objective.m
         ),
         ("daformer", ["stages.mixed.objective.feature_distance={weight: 1}"]),
         ("vfm_uda", TOKENS),
+        ("online_self_training", ["stages.*.objective.threshold=balanced"]),
     ],
 )
 def test_recipes_resume_and_skip_steps_with_labels_that_count(name: str, settings: list[str]) -> None:

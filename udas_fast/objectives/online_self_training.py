@@ -36,7 +36,7 @@ from udas_fast.objectives.channel_dropout import ChannelDropoutConfig, draw_fact
 from udas_fast.objectives.feature_distance import FeatureDistance, FeatureDistanceConfig
 from udas_fast.objectives.losses import segmentation_loss
 from udas_fast.objectives.mixing import image_size
-from udas_fast.objectives.pseudo_labels import MAX_VIEWS, loader_views, photometric_views
+from udas_fast.objectives.pseudo_labels import MAX_VIEWS, balanced_thresholds, loader_views, photometric_views
 from udas_fast.objectives.student_view import (
     ClassMixConfig,
     CutMixConfig,
@@ -70,7 +70,12 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
     views: Annotated[tuple[ViewKind, ...], Field(min_length=1, max_length=MAX_VIEWS)] = ("identity",)
     flip_view: bool = False  # a mirrored view of the first one as well
     reduce: Literal["max", "mean"] = "max"  # "mean": the mean probabilities of the views label (VFM-UDA)
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.968  # confidence from which the teacher is sure
+    # Confidence from which the teacher is sure; "balanced": a threshold for each class.
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["balanced"] = 0.968
+    portion: Annotated[float, Field(gt=0, le=1)] = (
+        0.5  # "balanced": the share of each class's pixels that is sure
+    )
+    cap: Annotated[float, Field(gt=0, le=1)] = 0.9  # "balanced": no class needs more confidence than this
     # The weight of a pixel: the share of sure pixels of its image, that of the batch (DACS, DAFormer), or whether
     # the teacher is sure of the pixel itself (FixMatch).
     share: Literal["image", "batch", "pixel"] = "image"
@@ -136,7 +141,7 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
         return replace(
             self,
             decay=min(self.decay, 0.99),
-            threshold=min(self.threshold, 0.9),
+            threshold=self.threshold if self.threshold == "balanced" else min(self.threshold, 0.9),
             feature_distance=None,
             masked=masked,
         )
@@ -191,10 +196,14 @@ class View(NamedTuple):
 class OnlineSelfTraining(Objective):
     """Teacher: the student's moving average labels weak views. Student: mixed, strong and masked views of them."""
 
+    histogram: Tensor
+
     def __init__(self, config: OnlineSelfTrainingConfig, num_classes: int) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.token = 0  # side of the backbone's patches, where tokens are hidden
+        # The teacher's confidences by class, [C, 64 bins], of about the steps that it is an average of.
+        self.register_buffer("histogram", torch.zeros(num_classes, 64))
 
     def on_round_start(self, model: nn.Module) -> None:
         """Start the teacher from the network, and keep the backbone that features stay near."""
@@ -338,15 +347,30 @@ class OnlineSelfTraining(Objective):
             reduce=config.reduce,
             align_corners=outputs[0].align_corners,
         )
-        weight = pixel_weights(pseudo.confidence, config.threshold, config.share)
+        weight = pixel_weights(pseudo.confidence, self._thresholds(pseudo), config.share)
         return View(batch.target, pseudo.label, weight)
 
+    def _thresholds(self, pseudo: ops.PseudoLabel) -> float | Tensor:
+        """Return the confidence from which a pixel is sure, float32 ``[N, H, W]`` where it depends on its class.
 
-def pixel_weights(confidence: Tensor, threshold: float, share: Literal["image", "batch", "pixel"]) -> Tensor:
+        The confidences of the step are counted first, so that its own classes have thresholds from the beginning.
+        """
+        if self.config.threshold != "balanced":
+            return self.config.threshold
+        counted = distributed.all_reduce_sum(pseudo.histogram).sum(1)
+        self.histogram.mul_(self.config.decay).add_(counted)
+        counts = self.histogram.long()  # whole numbers have the same sums in any order
+        return balanced_thresholds(counts, self.config.portion, self.config.cap)[pseudo.label.int()]
+
+
+def pixel_weights(
+    confidence: Tensor, threshold: float | Tensor, share: Literal["image", "batch", "pixel"]
+) -> Tensor:
     """Return the weights of the teacher's labels, float32 ``[N, H, W]``, from its float32 ``confidence``.
 
-    A pixel is sure where its confidence is at least ``threshold``. "pixel": 1 for sure pixels, 0 for the others;
-    "image": the share of sure pixels of the image; "batch": that of the batch of all processes (collective).
+    A pixel is sure where its confidence is at least ``threshold``, a number or its own, ``[N, H, W]``. "pixel": 1 for
+    sure pixels, 0 for the others; "image": the share of sure pixels of the image; "batch": that of the batch of all
+    processes (collective).
     """
     sure = (confidence >= threshold).float()
     if share == "pixel":

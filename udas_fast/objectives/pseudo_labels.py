@@ -68,17 +68,16 @@ def photometric_views(
     return [images.image if kind == "identity" else next(made) for kind in kinds]
 
 
-def balanced_thresholds(histogram: Tensor, portion: float = 0.5, cap: float = 0.9) -> Tensor:
+def balanced_thresholds(counts: Tensor, portion: float = 0.5, cap: float = 0.9) -> Tensor:
     """Return thresholds by class, float32 ``[C]``: the confidence that ``portion`` of its pixels reach, at most cap.
 
     A fixed threshold drops the classes that a teacher is never sure of; this keeps the surer half of each (DDM,
-    "portion 0.5, confidence 0.9"). ``histogram`` is :func:`udas_fast.ops.pseudo_label`'s, summed over images; a
-    class without pixels gets ``cap``.
+    "portion 0.5, confidence 0.9"). ``counts`` are those of :func:`udas_fast.ops.pseudo_label` by class and confidence,
+    ``[C, 64]``, kept and dropped, summed over images; a class without pixels gets ``cap``.
     """
-    counts = histogram.sum(1)
     reach = counts.flip(1).cumsum(1).flip(1)  # pixels of at least each bin's confidence
     bins = (reach >= portion * counts.sum(1, keepdim=True)).sum(1) - 1
-    return torch.where(counts.sum(1) > 0, (bins / histogram.shape[-1]).clamp(max=cap), cap).float()
+    return torch.where(counts.sum(1) > 0, (bins / counts.shape[-1]).clamp(max=cap), cap).float()
 
 
 class PseudoLabeller(nn.Module):
@@ -116,9 +115,8 @@ class PseudoLabeller(nn.Module):
         """
         config = self.config
         if config.threshold == "balanced":
-            return balanced_thresholds(
-                self.histogram if histogram is None else histogram, config.portion, config.cap
-            )
+            histogram = self.histogram if histogram is None else histogram
+            return balanced_thresholds(histogram.sum(1), config.portion, config.cap)
         return config.threshold
 
     def photometric_views(self, images: Batch, augment: Callable[[Tensor, ViewKind], Tensor]) -> list[Tensor]:
