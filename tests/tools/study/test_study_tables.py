@@ -186,6 +186,16 @@ def test_runs_under_different_protocols_make_no_table(table: StudyTable, tmp_pat
         collect(_plan(), tmp_path, "command")
 
 
+def test_a_protocol_that_names_its_defaults_is_the_same(table: StudyTable, tmp_path: Path) -> None:
+    run = _plan().runs[0]
+    same = PROTOCOL | {"scales": [1.0], "models": 1, "selected": None}
+    _write(tmp_path / run.folder, dict.fromkeys(["sky", "road", "car"], 0.5), same)
+    assert collect(_plan(), tmp_path, "command").protocol == table.protocol
+    _write(tmp_path / run.folder, dict.fromkeys(["sky", "road", "car"], 0.5), PROTOCOL | {"flop": 1})
+    with pytest.raises(InputError, match=r"scores.json: damaged \(1 validation error for Protocol"):
+        collect(_plan(), tmp_path, "command")
+
+
 @pytest.mark.parametrize("study", ["ablation", "labels"])
 def test_the_papers_figures_stand_beside_its_own_task_only(study: str, tmp_path: Path) -> None:
     plan = _plan(study, "cityscapes:b", "gta5:a")

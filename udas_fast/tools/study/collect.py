@@ -10,11 +10,12 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from udas_fast.config import STRICT
 from udas_fast.errors import InputError, bad, first_line
+from udas_fast.evaluation import Protocol
 from udas_fast.tools.study.cost import Cost, step_cost
 from udas_fast.tools.study.paper import is_synthia
 from udas_fast.tools.study.plan import StudyPlan, StudyRun
@@ -96,6 +97,7 @@ class StudyTable:
 
 
 _ADAPTER: TypeAdapter[StudyTable] = TypeAdapter(StudyTable)
+_PROTOCOL: TypeAdapter[Protocol] = TypeAdapter(Protocol)
 
 
 def collect(plan: StudyPlan, folder: Path, command: str) -> StudyTable:
@@ -143,7 +145,7 @@ def _protocols(plan: StudyPlan, folder: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for run in plan.runs:
         if run.row.scored_on is None:
-            protocol = _last(_scores(run, folder))["protocol"]
+            protocol = _protocol(run, folder)
             if any(
                 row.target for row in plan.rows
             ):  # and runs that have seen no target image are another one's
@@ -153,6 +155,14 @@ def _protocols(plan: StudyPlan, folder: Path) -> list[dict[str, Any]]:
             if protocol not in found:
                 found.append(protocol)
     return found
+
+
+def _protocol(run: StudyRun, folder: Path) -> dict[str, Any]:
+    """Return the protocol of a run's last scores, with the defaults of what its file lacks."""
+    try:
+        return _PROTOCOL.dump_python(Protocol(**_last(_scores(run, folder))["protocol"]), mode="json")
+    except (KeyError, TypeError, ValidationError) as error:
+        raise InputError(f"{folder / run.folder / run.scores_file}: damaged ({first_line(error)})") from error
 
 
 def _row(plan: StudyPlan, row: StudyRow, folder: Path) -> RowScores:
