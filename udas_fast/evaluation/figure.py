@@ -195,14 +195,22 @@ def draw_panels(panels: list[tuple[str, np.ndarray]], classes: ClassSet) -> Figu
     figure = Figure(figsize=tuple(total), facecolor="white")
     FigureCanvasAgg(figure)
 
+    # In inches, for all pictures: axes of its own cost several times what a picture does.
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, total[0]), ylim=(0, total[1]))
+    axes.set_axis_off()
     for i, (left, (title, pictures)) in enumerate(zip(lefts, panels, strict=True)):
         for row, picture in enumerate(pictures):
-            corner = np.array([left, below + (count - 1 - row) * (tall + GAP)])
-            axes = figure.add_axes((*(corner / total), *((PANEL, tall) / total)))
-            axes.imshow(picture, cmap=CONFIDENCE_MAP, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-            axes.set_axis_off()
-            if row == 0:
-                axes.set_title(title, fontsize=10, pad=4)
+            bottom = below + (count - 1 - row) * (tall + GAP)
+            axes.imshow(
+                picture,
+                cmap=CONFIDENCE_MAP,
+                vmin=0,
+                vmax=1,
+                interpolation="nearest",
+                aspect="auto",
+                extent=(left, left + PANEL, bottom, bottom + tall),
+            )
+        axes.text(left + PANEL / 2, total[1] - TITLE + GAP, title, fontsize=10, ha="center", va="baseline")
         if i == bar:
             scale = figure.add_axes((*((left, below - GAP - BAR) / total), *((PANEL, BAR) / total)))
             figure.colorbar(ScalarMappable(cmap=CONFIDENCE_MAP), cax=scale, orientation="horizontal")
