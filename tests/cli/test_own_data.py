@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 
 def train(source: Path, target: Path, out: Path, *more: object) -> tuple[object, ...]:
     data = ("--source", f"folder:{source}", "--target", f"folder:{target}", "--out", out)
-    return ("train", "udas", *data, *SMALL, *more)
+    return ("train", "online_self_training", *data, *SMALL, *more)
 
 
 def test_a_target_of_which_two_images_have_labels(
