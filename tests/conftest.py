@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from udas_fast.objectives import Batches, PrepareContext
 from udas_fast.objectives.base import KINDS
 from udas_fast.recipes import all_recipes, methods
 from udas_fast.testing import TinyNetwork, make_context, random_batches
+
+# What processes that tests fork have imported already.
+multiprocessing.set_forkserver_preload(["udas_fast.cli", "udas_fast.training.trainer", "torch._dynamo"])
 
 
 @pytest.fixture

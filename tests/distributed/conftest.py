@@ -22,7 +22,10 @@ def processes() -> Callable[..., list[int] | None]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        started = multiprocessing.spawn(enter, (world, port, function, args), nprocs=world, join=not codes)
+        # Forked from a process that has imported torch (tests/conftest.py), which takes longer than most functions.
+        started = multiprocessing.start_processes(
+            enter, (world, port, function, args), world, join=not codes, start_method="forkserver"
+        )
         if not codes:
             return None
         for process in started.processes:

@@ -28,9 +28,8 @@ from udas_fast.training.trainer import Trainer
 STEPS = 18  # adaptation 12, then two rounds of self-training of 3
 
 
-# Runs are forked from a process that has imported the package, as imports would take most of their time.
+# Runs are forked from a process that has imported the package (tests/conftest.py), which would take most of their time.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["udas_fast.cli", "udas_fast.training.trainer", "torch._dynamo"])
 
 
 def _command(root: Path, out: Path, engine: str, steps: int = STEPS, every: int = 2) -> list[str]:

@@ -22,6 +22,8 @@ from udas_fast.testing.checks import assert_equal
 from udas_fast.testing.phases import BATCH, random_phase
 
 PROCESSES, STEPS = 2, 4
+# Where a server forks them, importing torch is done once.
+START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 assert BATCH % PROCESSES == 0
 #: Allowed difference between one process and several, as a share of what the steps changed …
 DIFFERENCE = 0.01
@@ -58,7 +60,7 @@ def assert_processes_agree(recipe: Recipe) -> None:
     with TemporaryDirectory() as folder:
         arguments = (_free_port(), recipe.to_dict(), methods.origins(recipe), folder)
         try:
-            multiprocessing.spawn(_process, arguments, nprocs=PROCESSES)
+            multiprocessing.start_processes(_process, arguments, PROCESSES, start_method=START)
         except ProcessException as error:
             reason = str(error).strip().splitlines()[-1]
             raise AssertionError(f"{recipe.name}: one of {PROCESSES} processes failed: {reason}") from error
