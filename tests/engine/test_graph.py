@@ -8,6 +8,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,11 +32,11 @@ from udas_fast.recipes import Recipe, all_recipes, get_recipe, override, small
 from udas_fast.testing import TapeCapture, assert_equal, assert_replays, assert_resumes, random_phase, tiny
 from udas_fast.training import fit, networks
 
-STEPS = 12
+STEPS, FEW = 12, 7  # a few replays tell as much of each recipe
 
 
-def every_step(name: str) -> Recipe:
-    return tiny(get_recipe(name), STEPS)
+def every_step(name: str, steps: int = STEPS) -> Recipe:
+    return tiny(get_recipe(name), steps)
 
 
 # A delayed term is in all steps but the first ones.
@@ -56,10 +57,13 @@ LEFT_OUT = [
     ("name", "settings"), [*((name, []) for name in all_recipes() if name != "cyclegan"), *LEFT_OUT]
 )
 def test_every_recipe_runs_as_it_does_without(name: str, settings: list[str]) -> None:
-    recipe = override(every_step(name), settings)
-    replays = [STEPS - WARM_UP] * len(recipe.stages)
+    steps = STEPS if name in DELAYED else FEW
+    recipe = override(every_step(name, steps), settings)
+    if name == "ddm":  # its first two rounds have every kind of stage
+        recipe = replace(recipe, stages=recipe.stages[:6])
+    replays = [steps - WARM_UP] * len(recipe.stages)
     if name in DELAYED:
-        replays[0] -= min(WARM_UP, ceil(recipe.stages[0].objective.agreement.start * STEPS))
+        replays[0] -= min(WARM_UP, ceil(recipe.stages[0].objective.agreement.start * steps))
     assert_replays(recipe, *replays)
 
 
@@ -85,7 +89,7 @@ ADAPTATION, SELF_TRAINING = "stages.adaptation.objective", "stages.self_training
     ids=lambda settings: settings[0],
 )
 def test_options_run_as_they_do_without(settings: list[str]) -> None:
-    assert_replays(override(every_step("udas"), settings), STEPS - WARM_UP, STEPS - WARM_UP)
+    assert_replays(override(every_step("udas", FEW), settings), FEW - WARM_UP, FEW - WARM_UP)
 
 
 def test_dropout_that_runs_again_cannot_be_recorded() -> None:

@@ -162,7 +162,7 @@ def run_recipe(name: str, settings: list[str]) -> None:
         model = CycleGenerators(4, 1) if name == "cyclegan" else build_model(recipe.model, CLASSES)
         model.to(DEVICE, memory_format=memory_format(amp, model))
         networks = {stage.network: copy.deepcopy(model) for stage in recipe.stages}
-        for stage in recipe.stages:
+        for stage in recipe.stages[:6]:  # the first two rounds of DDM have every kind of stage
             optional = "labelled" in stage.objective.requirements.optional_streams
             for labelled in (True, False) if optional else (True,):
                 run(recipe, stage, networks, labelled)
