@@ -123,7 +123,18 @@ def test_weights_of_other_classes_and_a_bad_photo(
     assert code == 2
     assert "7 images labelled in" in stdout
     assert f"skipped: image {photos}/0002.png: found " in stderr
-    assert stderr.endswith("udas-fast: predict: 1 of 8 files cannot be read, the others are labelled\n")
+    assert stderr.endswith("udas-fast: predict: 1 of 8 files cannot be read; the others are labelled\n")
+    (photos / "0003.png").write_bytes(b"")
+    words = ("predict", run, photos, "--table", tmp_path / "table.csv", "--device", "cpu", "--max-bad-files")
+    code, stdout, stderr = run_cli(*words, 2)
+    assert (code, stdout, stderr.count("skipped: ")) == (
+        0,
+        f"6 images labelled in {tmp_path / 'table.csv'}\n",
+        2,
+    )
+    code, _, stderr = run_cli(*words, 1)
+    assert code == 2
+    assert stderr.endswith("2 of 8 files cannot be read, --max-bad-files allows 1; the others are labelled\n")
     assert len(list((tmp_path / "out").glob("*_ids.png"))) == 7
     (sim / "classes.txt").write_text("grass\nroad\ncar\nsky\n")
     weights = ("--weights", run / "model.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import threading
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ from udas_fast.data.classes import CITYSCAPES
 from udas_fast.errors import InputError
 from udas_fast.evaluation import colorize
 from udas_fast.inference import DatasetFolder, Pictures, PredictedFiles, Table, media_files, predict_files
+from udas_fast.inference import files as reading_files
 from udas_fast.inference.outputs import PICTURES, Frame, Labelled, cityscapes_ids
 
 Make = Callable[..., TrainedModel]
@@ -71,7 +73,7 @@ def test_cityscapes_ids_are_those_of_its_test_server(tmp_path: Path) -> None:
     some = ClassSet("some", ("car", "road", "bicycle"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
     assert cityscapes_ids(some).tolist() == [26, 7, 33]
     frame = Frame("photo", tmp_path / "photo.png", np.zeros((2, 2, 3), np.uint8))
-    labelled = Labelled(frame, np.array([[1, 0], [2, 1]], np.uint8), np.ones((2, 2), np.float32), 0.0)
+    labelled = Labelled(frame, np.array([[1, 0], [2, 1]], np.uint8), np.ones((2, 2), np.float32))
     picture = PICTURES["cityscapes_ids"](labelled, some)
     assert picture.tolist() == [[7, 26], [33, 7]]
     assert picture.dtype == np.uint8
@@ -162,6 +164,65 @@ def test_a_bad_file_is_named_and_the_others_are_written(
     assert done.problems[1].endswith("expected a complete JPEG, PNG, BMP, WebP, TIFF or JPEG 2000 file")
     errors = capsys.readouterr().err
     assert all(f"skipped: {problem}\n" in errors for problem in done.problems)
+
+
+class _Waits:
+    """Output that prepares its first frame only once the network has seen the second."""
+
+    needs_entropy = False
+
+    def __init__(self) -> None:
+        self.second_is_seen, self.written = threading.Event(), []
+
+    def prepare(self, item: Labelled) -> Callable[[], None]:
+        if item.frame.name == "0":
+            assert self.second_is_seen.wait(600), "the network waits for an output"
+        return lambda: self.written.append(item.frame.name)
+
+    def close(self) -> None:
+        self.written.append("end")
+
+
+def test_the_network_runs_while_results_are_encoded_and_they_are_written_in_order(
+    make_trained: Make, tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for number in range(4):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    trained, output, seen = make_trained(), _Waits(), []
+
+    def count(*_: object) -> None:
+        seen.append(1)
+        if len(seen) == 2:
+            output.second_is_seen.set()
+
+    trained.model.register_forward_pre_hook(count)
+    predict_files(trained, media_files([tmp_path]), [output])
+    assert output.written == ["0", "1", "2", "3", "end"]
+
+
+def test_images_are_read_while_the_network_runs(
+    make_trained: Make, tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for number in range(3):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    read, second_is_read = reading_files.read_image, threading.Event()
+
+    def reading(file: Path, **options: object) -> np.ndarray:
+        pixels = read(file, **options)
+        if file.stem == "1":
+            second_is_read.set()
+        return pixels
+
+    monkeypatch.setattr(reading_files, "read_image", reading)
+    trained = make_trained()
+
+    def wait(*_: object) -> None:
+        assert second_is_read.wait(600), "an image is read after the network has run"
+
+    trained.model.register_forward_pre_hook(wait)
+    assert predict_files(trained, media_files([tmp_path]), []) == PredictedFiles(3)
 
 
 def test_a_folder_without_images_lists_what_is_read(tmp_path: Path) -> None:
@@ -332,7 +393,7 @@ def test_a_film_of_odd_sides(make_trained: Make, tmp_path: Path) -> None:
     pictures = Pictures(tmp_path, ["colour"], CAMVID, films=True)
     for number in range(2):
         frame = Frame(f"day/a_{number:06d}", tmp_path / "a.mkv", np.zeros((41, 57, 3), np.uint8), Fraction(5))
-        pictures.add(Labelled(frame, np.zeros((41, 57), np.uint8), np.ones((41, 57), np.float32), 0.0))
+        pictures.prepare(Labelled(frame, np.zeros((41, 57), np.uint8), np.ones((41, 57), np.float32)))()
     pictures.close()
     with av.open(str(tmp_path / "day/a_colour.mp4")) as film:
         assert (film.streams.video[0].height, film.streams.video[0].width) == (40, 56)

@@ -75,6 +75,10 @@ def predict(
             help="decode images of up to N pixels whole; 178956970 unless given, as Pillow does",
         ),
     ] = None,
+    max_bad_files: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="files that may be unreadable without an error at the end"),
+    ] = 0,
     bit_depth: BitDepth = None,
     network: Network = None,
     device: Device = "auto",
@@ -106,9 +110,10 @@ def predict(
     done = predict_files(trained, files, outputs, native=native, tile=parts, max_pixels=max_pixels)
     places = ", ".join(str(place) for place in (out, dataset, table) if place is not None)
     print(f"{done.images} image{'s' * (done.images != 1)} labelled in {places}")
-    if done.problems:
+    if len(done.problems) > max_bad_files:
+        allowed = f", --max-bad-files allows {max_bad_files}" if max_bad_files else ""
         raise InputError(
-            f"predict: {len(done.problems)} of {len(files)} files cannot be read, the others are labelled"
+            f"predict: {len(done.problems)} of {len(files)} files cannot be read{allowed}; the others are labelled"
         )
 
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from udas_fast import ops
-from udas_fast.data import IMAGE_SUFFIXES, find_bit_depth
+from udas_fast.data import IMAGE_SUFFIXES, find_bit_depth, read_image
 from udas_fast.data.bit_depth import rule
 from udas_fast.data.regions import Regions, allowing, open_regions
 from udas_fast.errors import InputError, bad
 from udas_fast.evaluation import label_and_confidence
-from udas_fast.inference.model import TrainedModel, read_pixels
+from udas_fast.inference.model import TrainedModel
 from udas_fast.inference.outputs import Frame, Labelled, Output
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+MOST_THREADS = 8  # each holds an image in memory
 
 
 def media_files(paths: Iterable[Path], *leave_out: Path | None) -> dict[Path, str]:
@@ -85,13 +91,14 @@ def predict_files(
     tile: tuple[int, int] | None = None,
     max_pixels: int | None = None,
 ) -> PredictedFiles:
-    """Label each of ``files`` (:func:`media_files`), an image or the frames of a video, and add it to ``outputs``.
+    """Label each of ``files`` (:func:`media_files`), an image or the frames of a video, and write it to ``outputs``.
 
     Photos are turned upright by their EXIF orientation, and so are the results. ``native`` and ``tile``: see
     :meth:`TrainedModel.predict`. Images of 16 bits are scaled from the model's bit depth, or where it has none from the
     least that holds the pixels of some of ``files``; stderr says which. The frames of video NAME are NAME_000000 and so
     on. Files of more than ``max_pixels`` are not decoded whole; None: Pillow's limit. A file that cannot be read is
-    reported on stderr, and the others are labelled.
+    reported on stderr, and the others are labelled. Threads decode the next images and encode the results of the last
+    ones while the network runs.
 
     Raises:
         InputError: a folder or file that cannot be written.
@@ -100,54 +107,86 @@ def predict_files(
     bit_depth = trained.bit_depth or found
     if found is not None:
         print(f"NOTICE: 16-bit images are {rule(bit_depth)}", file=sys.stderr)
-    count = 0
-    problems: list[str] = []
-    with allowing(max_pixels), tqdm(unit="image", disable=None) as bar:
-        for file, name in files.items():
-            for frame in _readable(file, name, bit_depth, native and tile is not None, problems):
-                try:
-                    item = _labelled(trained, frame, native, tile)
-                except InputError as error:
-                    if not isinstance(frame.image, Regions):  # the file has been read
-                        raise
-                    _skip(error, problems)
-                    continue
-                for output in outputs:
-                    output.add(item)
-                count += 1
-                bar.update()
+    by_region = native and tile is not None
+    readers = (_frames(file, name, bit_depth, by_region) for file, name in files.items())
+    with_entropy = any(output.needs_entropy for output in outputs)
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    count, problems = 0, list[str]()
+    written: deque[Future[None]] = deque()
+    with (
+        allowing(max_pixels),
+        warnings.catch_warnings(),
+        tqdm(unit="image", disable=None) as bar,
+        ThreadPoolExecutor(threads) as pool,
+        ThreadPoolExecutor(1) as writer,  # one, so that frames are written in their order
+    ):
+        warnings.simplefilter("ignore")  # Pillow's, about sizes, palettes and metadata
+        for frame in _read_ahead(readers, pool, threads):
+            item = _label(trained, frame, native, tile, with_entropy) if isinstance(frame, Frame) else frame
+            if isinstance(item, InputError):
+                problems.append(str(item))
+                tqdm.write(f"skipped: {item}", file=sys.stderr)
+                continue
+            prepared = [pool.submit(output.prepare, item) for output in outputs]
+            written.append(writer.submit(_write_all, prepared))
+            if len(written) > threads:
+                written.popleft().result()
+            count += 1
+            bar.update()
+        for last in written:
+            last.result()
     for output in outputs:
         output.close()
     return PredictedFiles(count, tuple(problems))
 
 
-def _labelled(trained: TrainedModel, frame: Frame, native: bool, tile: tuple[int, int] | None) -> Labelled:
-    output, size = trained.logits(frame.image, native=native, tile=tile)
-    label, confidence = label_and_confidence(output, size, trained.temperature)
-    logits = output.primary / trained.temperature
-    entropy = ops.entropy(logits, size, align_corners=output.align_corners)
-    return Labelled(frame, label.cpu().numpy(), confidence.cpu().numpy(), entropy.item())
+def _read_ahead(
+    readers: Iterable[Iterator[Frame]], pool: Executor, ahead: int
+) -> Iterator[Frame | InputError]:
+    """Yield the frames of ``readers`` one after the other, while ``pool`` reads the next one of the ``ahead`` first.
 
-
-def _skip(error: InputError, problems: list[str]) -> None:
-    problems.append(str(error))
-    tqdm.write(f"skipped: {error}", file=sys.stderr)
-
-
-def _readable(
-    file: Path, name: str, bit_depth: int | None, by_region: bool, problems: list[str]
-) -> Iterator[Frame]:
-    """Yield the frames of ``file`` up to the first that cannot be read, which is reported and added to ``problems``."""
-    frames = _frames(file, name, bit_depth, by_region)
+    The error of a reader takes the place of its frame, and of those after it.
+    """
+    coming = iter(readers)
+    reading: deque[tuple[Iterator[Frame], Future[Frame | None]]] = deque()
     while True:
+        for reader in islice(coming, ahead - len(reading)):
+            reading.append((reader, pool.submit(next, reader, None)))
+        if not reading:
+            return
+        reader, future = reading.popleft()
         try:
-            frame = next(frames, None)
+            frame = future.result()
         except InputError as error:
-            _skip(error, problems)
-            return
-        if frame is None:
-            return
-        yield frame
+            yield error
+            continue
+        if frame is not None:
+            if frame.rate is not None:  # a video has more of them
+                reading.appendleft((reader, pool.submit(next, reader, None)))
+            yield frame
+
+
+def _label(
+    trained: TrainedModel, frame: Frame, native: bool, tile: tuple[int, int] | None, with_entropy: bool
+) -> Labelled | InputError:
+    """Return the labels of a frame, or the error of a file whose regions cannot be read."""
+    try:
+        output, size = trained.logits(frame.image, native=native, tile=tile)
+    except InputError as error:
+        if isinstance(frame.image, Regions):
+            return error
+        raise  # the file has been read
+    label, confidence = label_and_confidence(output, size, trained.temperature)
+    entropy = math.nan
+    if with_entropy:
+        logits = output.primary / trained.temperature
+        entropy = ops.entropy(logits, size, align_corners=output.align_corners).item()
+    return Labelled(frame, label.cpu().numpy(), confidence.cpu().numpy(), entropy)
+
+
+def _write_all(prepared: Sequence[Future[Callable[[], None]]]) -> None:
+    for one in prepared:
+        one.result()()
 
 
 def _frames(file: Path, name: str, bit_depth: int | None, by_region: bool) -> Iterator[Frame]:
@@ -157,7 +196,7 @@ def _frames(file: Path, name: str, bit_depth: int | None, by_region: bool) -> It
             yield Frame(f"{name}_{number:06d}", file, image, rate)
     else:
         regions = open_regions(file, bit_depth) if by_region else None
-        yield Frame(name, file, regions or read_pixels(file, bit_depth))
+        yield Frame(name, file, regions or read_image(file, bit_depth=bit_depth))
 
 
 def _video(file: Path) -> Iterator[tuple[np.ndarray, Fraction]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,19 +45,28 @@ class Frame:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A frame with train ids uint8 ``[H, W]``, confidence float32 ``[H, W]`` and its mean entropy, 0 to 1."""
+    """A frame with train ids uint8 ``[H, W]``, confidence float32 ``[H, W]`` and its mean entropy, 0 to 1.
+
+    The entropy is NaN where no output needs it.
+    """
 
     frame: Frame
     label: np.ndarray
     confidence: np.ndarray
-    entropy: float
+    entropy: float = math.nan
 
 
 class Output(Protocol):
-    """Something that is written of every labelled frame."""
+    """Something that is written of every labelled frame.
 
-    def add(self, item: Labelled) -> None:
-        """Write ``item``."""
+    Attributes:
+        needs_entropy: whether it writes :attr:`Labelled.entropy`.
+    """
+
+    needs_entropy: bool
+
+    def prepare(self, item: Labelled) -> Callable[[], None]:
+        """Encode ``item``, in any thread; return the function that writes it, which is called in the frames' order."""
 
     def close(self) -> None:
         """Finish after the last frame."""
@@ -106,6 +117,8 @@ class Pictures:
             changes them.
     """
 
+    needs_entropy = False
+
     def __init__(
         self, folder: Path, names: Collection[str], classes: ClassSet, *, films: bool = False
     ) -> None:
@@ -122,21 +135,25 @@ class Pictures:
         self._open: dict[str, _Film] = {}
         self._video: Path | None = None
 
-    def add(self, item: Labelled) -> None:
-        """Write a file of each picture, or the next frame of each film."""
+    def prepare(self, item: Labelled) -> Callable[[], None]:
+        """Draw each picture, and encode those that are files."""
         frame = item.frame
+        pictures = {name: PICTURES[name](item, self.classes) for name in self.names}
+        if self.films and frame.rate is not None:
+            return partial(self._add_to_films, frame, frame.rate, pictures)
+        files = {self.folder / f"{frame.name}_{name}.png": png(pixels) for name, pixels in pictures.items()}
+        return partial(_write_files, files)
+
+    def _add_to_films(self, frame: Frame, rate: Fraction, pictures: Mapping[str, np.ndarray]) -> None:
+        """Write the next frame of each film, the first of a new one where another video begins."""
         if frame.file != self._video:
             self.close()
-        for name in self.names:
-            pixels = PICTURES[name](item, self.classes)
-            if self.films and frame.rate is not None:
-                self._video = frame.file
-                if name not in self._open:
-                    stem = frame.name.rpartition("_")[0]
-                    self._open[name] = _Film(self.folder / f"{stem}_{name}.mp4", frame.rate, pixels)
-                self._open[name].add(pixels)
-            else:
-                _write(self.folder / f"{frame.name}_{name}.png", png(pixels))
+        self._video = frame.file
+        stem = frame.name.rpartition("_")[0]
+        for name, pixels in pictures.items():
+            if name not in self._open:
+                self._open[name] = _Film(self.folder / f"{stem}_{name}.mp4", rate, pixels)
+            self._open[name].add(pixels)
 
     def close(self) -> None:
         """Finish the films."""
@@ -190,6 +207,8 @@ class DatasetFolder:
         InputError: the folder has files, or two images have one name.
     """
 
+    needs_entropy = False
+
     def __init__(self, root: Path, classes: ClassSet, min_confidence: float = 0.0) -> None:
         make_folder(root)
         if any(root.iterdir()):
@@ -202,21 +221,26 @@ class DatasetFolder:
         self._palette = palette(classes)
         atomic_write("".join(f"{name}\n" for name in classes.names), root / "classes.txt")
 
-    def add(self, item: Labelled) -> None:
-        """Write the label, and link the image."""
-        name, file = item.frame.name.replace("/", "_"), item.frame.file
-        if name in self._names:
-            raise bad(f"image {item.frame.name}", f"another one of the name {name!r}", "different names")
-        self._names.add(name)
+    def prepare(self, item: Labelled) -> Callable[[], None]:
+        """Encode the label, and the image where it is a frame of a video."""
+        frame = item.frame
         label = np.where(item.confidence >= self.min_confidence, item.label, np.uint8(IGNORE))
         picture = Image.fromarray(label)
         picture.putpalette(self._palette)
-        _write(self.labels / f"{name}.png", _encoded(picture))
-        if item.frame.rate is None:
-            _link(file, self.images / f"{name}{file.suffix.lower()}")
+        image = png(frame.image) if frame.rate is not None and isinstance(frame.image, np.ndarray) else None
+        return partial(self._write, frame, _encoded(picture), image)
+
+    def _write(self, frame: Frame, label: bytes, image: bytes | None) -> None:
+        """Write the label, and write or link the image."""
+        name = frame.name.replace("/", "_")
+        if name in self._names:
+            raise bad(f"image {frame.name}", f"another one of the name {name!r}", "different names")
+        self._names.add(name)
+        atomic_write(label, self.labels / f"{name}.png")
+        if image is None:
+            _link(frame.file, self.images / f"{name}{frame.file.suffix.lower()}")
         else:
-            assert isinstance(item.frame.image, np.ndarray)
-            _write(self.images / f"{name}.png", png(item.frame.image))
+            atomic_write(image, self.images / f"{name}.png")
 
     def close(self) -> None:
         """Do nothing: every file is whole."""
@@ -225,15 +249,18 @@ class DatasetFolder:
 class Table:
     """A CSV file with a line for each image: mean confidence and entropy, and the share of each class, 0 to 1."""
 
+    needs_entropy = True
+
     def __init__(self, path: Path, classes: ClassSet) -> None:
         self.path, self.count = path, len(classes)
         self.rows: list[list[object]] = [["image", "confidence", "entropy", *classes.names]]
 
-    def add(self, item: Labelled) -> None:
-        """Add a line."""
+    def prepare(self, item: Labelled) -> Callable[[], None]:
+        """Count the pixels of each class."""
         shares = np.bincount(item.label.ravel(), minlength=self.count)[: self.count] / item.label.size
         values = (item.confidence.mean(), item.entropy, *shares)
-        self.rows.append([item.frame.name, *(f"{value:.4f}" for value in values)])
+        row: list[object] = [item.frame.name, *(f"{value:.4f}" for value in values)]
+        return partial(self.rows.append, row)
 
     def close(self) -> None:
         """Write the file."""
@@ -261,9 +288,10 @@ def _encoded(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _write(path: Path, content: bytes) -> None:
-    make_folder(path.parent)
-    atomic_write(content, path)
+def _write_files(files: Mapping[Path, bytes]) -> None:
+    for path, content in files.items():
+        make_folder(path.parent)
+        atomic_write(content, path)
 
 
 def _link(file: Path, path: Path) -> None:
