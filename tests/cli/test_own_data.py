@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -62,6 +63,35 @@ def test_a_target_of_which_two_images_have_labels(
     code, stdout, stderr = run_cli(*train(sim, real, tmp_path / "few", "--labelled", f"folder:{few}"))
     assert code == 0, stderr
     assert "target folder (4 labelled, 8 unlabelled)" in stdout
+
+
+def test_two_sources_with_shares(run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path) -> None:
+    first, second, real, run = folder("sim"), folder("game"), folder("real"), tmp_path / "run"
+    words = (*train(first, real, run), "--source", f"folder:{second}=3")
+    code, stdout, stderr = run_cli(*words)
+    assert code == 0, stderr
+    assert "data source folder + folder (16), target folder" in stdout
+    data = yaml.safe_load((run / "run.yaml").read_text())["run"]["data"]
+    assert data["source"] == [f"folder:{first}=1", f"folder:{second}=3"]
+    assert f"folder:{first}=1 + folder:{second}=3" in _page(run_cli, run)
+    (run / "model.safetensors").unlink()
+    max(run.glob("checkpoints/step-*.pt")).unlink()
+    for kind in ("images", "labels"):
+        (second / kind / "train/0003.png").unlink()
+    code, _, stderr = run_cli("train", "--resume", run, "--device", "cpu")
+    assert code == 2
+    assert "source: 1 (1/0003) gone, expected the files" in stderr
+    code, _, stderr = run_cli(*words[:-2], "--out", tmp_path / "new", "--source", words[3])
+    assert code == 2
+    assert "different datasets, each once" in stderr
+    code, _, stderr = run_cli(*words, "--out", tmp_path / "cyclegan", "--translate", "cyclegan")
+    assert code == 2
+    assert "--source: found 2 for recipe udas, whose source CycleGAN translates, expected one" in stderr
+
+
+def _page(run_cli: RunCli, run: Path) -> str:
+    assert run_cli("report", run)[0] == 0
+    return (run / "report.html").read_text()
 
 
 def test_check_data_tells_labels_that_cannot_be_right(run_cli: RunCli, folder: Callable[..., Path]) -> None:

@@ -136,8 +136,15 @@ ResetHead = Annotated[
 ]
 
 # Data.
-Source = Annotated[
-    str | None, typer.Option(metavar="KIND:ROOT", rich_help_panel=DATA, help="labelled source domain")
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--source",
+        metavar="KIND:ROOT[=SHARE]",
+        rich_help_panel=DATA,
+        help="labelled source domain; may be given again, and images are drawn in proportion to the shares, 1 unless "
+        "given",
+    ),
 ]
 Target = Annotated[str | None, typer.Option(metavar="KIND:ROOT", rich_help_panel=DATA, help="target domain")]
 NumLabels = Annotated[

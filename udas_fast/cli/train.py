@@ -39,7 +39,7 @@ from udas_fast.cli.options import (
     Settings,
     Size,
     Small,
-    Source,
+    Sources,
     Steps,
     Target,
     TaskFile,
@@ -68,7 +68,7 @@ def train(
     recipe: RecipeName = None,
     recipe_file: RecipeFile = None,
     method_files: MethodFiles = None,
-    source: Source = None,
+    sources: Sources = None,
     target: Target = None,
     num_labels: ChosenLabels = None,
     labelled: Labelled = None,
@@ -175,7 +175,7 @@ def train(
         if stages is not None:
             chosen = _select_stages(chosen, stages, has_start=bool(start or weights))
         data = DataConfig(
-            source,
+            sources[0] if sources and len(sources) == 1 else tuple(sources or ()) or None,
             target,
             parse_num_labels(num_labels),
             workers,

@@ -12,6 +12,7 @@ import numpy as np
 
 from udas_fast.data.bit_depth import rule
 from udas_fast.data.classes import IGNORE, ClassSet
+from udas_fast.data.datasets import Joined
 from udas_fast.data.files import ImageHeader, read_header
 from udas_fast.data.specs import DatasetSpec
 from udas_fast.data.types import SegmentationDataset, read_sample, require_dataset
@@ -218,6 +219,8 @@ class _Measured:
 
 
 def _measure(dataset: SegmentationDataset, index: int) -> _Measured:
+    if isinstance(dataset, Joined):
+        dataset, index = dataset.at(index)
     sample = read_sample(dataset, index)
     height, width = sample.image.shape[:2]
     header = ImageHeader() if dataset.spec is None else read_header(dataset.files(index).image)

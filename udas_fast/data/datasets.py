@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 from PIL import Image
@@ -145,6 +148,60 @@ class Unlabelled(SegmentationDataset):
     def files(self, index: int) -> SampleFiles:
         """Return the files of sample ``index`` without the label."""
         return replace(self.dataset.files(index), label=None)
+
+
+class Joined(SegmentationDataset):
+    """The images of several datasets of the same classes, of which training draws each in proportion to its share.
+
+    ``spec`` is None, as their files differ.
+
+    Raises:
+        InputError: other classes than those of the first, or a share that is not above 0.
+    """
+
+    def __init__(self, parts: Sequence[SegmentationDataset], shares: Sequence[float]) -> None:
+        for part, share in zip(parts, shares, strict=True):
+            require_dataset("Joined", part)
+            if difference := part.classes.first_difference(parts[0].classes):
+                expected = f"those of {parts[0].name}; --classes FILE makes them of both by name"
+                raise bad(f"classes of source {part.name}", difference, expected)
+            if not 0 < share < math.inf:
+                raise bad(f"share of source {part.name}", share, "a number above 0")
+        self.name = " + ".join(part.name for part in parts)
+        self.classes = parts[0].classes
+        self.on_disk = any(part.on_disk for part in parts)
+        self.parts, self.shares = tuple(parts), tuple(shares)
+        self._ends = list(accumulate(map(len, parts)))
+
+    @property
+    def lengths_and_shares(self) -> tuple[tuple[int, float], ...]:
+        """Number of images of each dataset, and its share."""
+        return tuple(zip(map(len, self.parts), self.shares, strict=True))
+
+    def at(self, index: int) -> tuple[SegmentationDataset, int]:
+        """Return the dataset of sample ``index``, and its index there."""
+        index = as_index(index, f"index of {self.name}")
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._ends, index)
+        return self.parts[number], index - (self._ends[number - 1] if number else 0)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        part, place = self.at(index)
+        return part[place]
+
+    def id(self, index: int) -> str:
+        """Return the id of sample ``index``, as its dataset has it."""
+        part, place = self.at(index)
+        return part.id(place)
+
+    def unlabelled(self, index: int) -> Sample:
+        """Return sample ``index`` without its label."""
+        part, place = self.at(index)
+        return part.unlabelled(place)
 
 
 def _checked_indices(dataset: SegmentationDataset, indices: Sequence[int]) -> list[int]:

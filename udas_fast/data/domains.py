@@ -17,7 +17,7 @@ from udas_fast.data.augment import ViewKind
 from udas_fast.data.bad_files import BadFiles
 from udas_fast.data.check import DatasetReport, check_dataset
 from udas_fast.data.classes import ClassSet
-from udas_fast.data.datasets import Subset, Unlabelled
+from udas_fast.data.datasets import Joined, Subset, Unlabelled
 from udas_fast.data.factory import LabelsNeeded, has_labels, open_dataset
 from udas_fast.data.geometry import Geometry
 from udas_fast.data.identity import FileList, absolute, absolute_path, list_files
@@ -35,7 +35,8 @@ from udas_fast.errors import bad
 class DataConfig:
     """Datasets by name, ``KIND:ROOT`` as :func:`udas_fast.data.open_dataset` reads it."""
 
-    source: str | None = None
+    # One source, or several: KIND:ROOT=SHARE, whose images are drawn in proportion to the shares; 1 unless given.
+    source: str | tuple[str, ...] | None = None
     target: str | None = None
     # Labelled target images: a number (a fixed, nested subset of those that have a label), "all", or a list of ids in a
     # file, one a line. None: all of ``labelled`` where that is given, else none.
@@ -55,9 +56,14 @@ class DataConfig:
 
     def absolute(self) -> DataConfig:
         """Return the configuration with absolute roots, so that it opens from any folder."""
-        source, target, labelled, unlabelled = (
-            name and absolute(name) for name in (self.source, self.target, self.labelled, self.unlabelled)
+        target, labelled, unlabelled = (
+            name and absolute(name) for name in (self.target, self.labelled, self.unlabelled)
         )
+        source = self.source
+        if isinstance(source, str):
+            source = absolute(source)
+        elif source is not None:
+            source = tuple(f"{absolute(name)}={share:g}" for name, share in self.sources.items())
         num_labels = self.num_labels
         if isinstance(num_labels, str) and num_labels != "all":
             num_labels = absolute_path(num_labels)
@@ -69,6 +75,22 @@ class DataConfig:
             unlabelled=unlabelled,
             num_labels=num_labels,
         )
+
+    @property
+    def sources(self) -> dict[str, float]:
+        """The name of each source, ``KIND:ROOT``, with its share.
+
+        Raises:
+            InputError: one is given twice.
+        """
+        if self.source is None:
+            return {}
+        if isinstance(self.source, str):
+            return {self.source: 1.0}
+        found = [_with_share(name) for name in self.source]
+        if len(dict(found)) < len(found):
+            raise bad("--source", ", ".join(self.source), "different datasets, each once")
+        return dict(found)
 
     @property
     def labels(self) -> NumLabels:
@@ -151,8 +173,9 @@ class Domains:
             own_classes.append(dataset.classes)
             return with_classes(dataset, config.classes)
 
-        if "source" in needed and config.source is not None:
-            source = opened(config.source, "train", size=inputs.source.size)
+        if "source" in needed and config.sources:
+            parts = [opened(name, "train", size=inputs.source.size) for name in config.sources]
+            source = parts[0] if len(parts) == 1 else Joined(parts, tuple(config.sources.values()))
         pool_of = config.unlabelled or config.target
         if "unlabelled" in needed and pool_of is not None:
             images, split = _with_split(pool_of)
@@ -388,7 +411,7 @@ class Domains:
 
 def _require_domains(config: DataConfig, needed: Set[str], uses: Set[str], recipe: str) -> None:
     """Raise InputError unless the domains that a recipe needs are given, and no labelled images that it ignores."""
-    if "source" in needed and config.source is None:
+    if "source" in needed and not config.source:
         raise bad("--source", "none", f"the labelled source domain of recipe {recipe}, as KIND:ROOT")
     target = config.target or (config.labelled if "unlabelled" not in needed else None)
     if needed & {"labelled", "unlabelled"} and target is None:
@@ -403,6 +426,15 @@ def _require_domains(config: DataConfig, needed: Set[str], uses: Set[str], recip
         if config.labelled is not None:
             expected = f"none: recipe {recipe} uses no labelled target images"
             raise bad("--labelled", config.labelled, expected)
+
+
+def _with_share(name: str) -> tuple[str, float]:
+    """Return the dataset and the share in ``KIND:ROOT=SHARE``; the share is 1 where none is given."""
+    dataset, equals, number = name.rpartition("=")
+    try:
+        return (dataset, float(number)) if equals else (name, 1.0)
+    except ValueError:  # a folder's name
+        return name, 1.0
 
 
 def _with_split(name: str) -> tuple[str, str]:

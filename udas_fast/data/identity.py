@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 from udas_fast.data.check import listed
+from udas_fast.data.datasets import Joined
 from udas_fast.data.types import SegmentationDataset
 
 FileList: TypeAlias = dict[str, str] | None
 """Names and sizes of the files of each image by its id, and a checksum of how they are read by :data:`FORMAT`.
+
+Where several datasets are one, names begin with the dataset's number and a slash.
 
 None for a dataset without files.
 """
@@ -38,6 +41,9 @@ def existing_path(path: str) -> str:
 
 def list_files(dataset: SegmentationDataset) -> FileList:
     """Return names and sizes in bytes of all files of ``dataset``, without reading them, and how they are read."""
+    if isinstance(dataset, Joined):
+        lists = {f"{number}/": list_files(part) or {} for number, part in enumerate(dataset.parts)}
+        return {place + name: files for place, part in lists.items() for name, files in part.items()}
     if (spec := dataset.spec) is None:
         return None
     meaning = (spec.classes.names, spec.id_to_train_id, spec.colour_to_train_id, spec.bit_depth)
@@ -47,6 +53,11 @@ def list_files(dataset: SegmentationDataset) -> FileList:
         paths = [files.image] if files.label is None else [files.image, files.label]
         found[files.id] = ", ".join(f"{path.name} {_size(path)}" for path in paths)
     return found
+
+
+def _is_format(name: str) -> bool:
+    """Return whether the entry ``name`` is :data:`FORMAT`, of a dataset or of one of several."""
+    return name == FORMAT or name.endswith("/")
 
 
 def _size(path: Path) -> str:
@@ -87,10 +98,10 @@ def compare_files(before: Mapping[str, FileList], now: Mapping[str, FileList]) -
         changed = [name for name in shared if old[name] != new[name]]
         difference = Difference(
             role,
-            gone=[name for name in old if name not in new and name != FORMAT],
-            new=[name for name in new if name not in old and name != FORMAT],
-            changed=[name for name in changed if name != FORMAT],
-            format=FORMAT in changed,
+            gone=[name for name in old if name not in new and not _is_format(name)],
+            new=[name for name in new if name not in old and not _is_format(name)],
+            changed=[name for name in changed if not _is_format(name)],
+            format=any(map(_is_format, changed)),
         )
         if difference != Difference(role, [], [], []):
             found.append(difference)

@@ -18,6 +18,7 @@ from torch.utils.data._utils import signal_handling
 from udas_fast import distributed
 from udas_fast.data import augment
 from udas_fast.data.bad_files import BadFile, BadFiles, LoaderStopped, read_or_replace
+from udas_fast.data.datasets import Joined
 from udas_fast.data.geometry import Geometry, SampledGeometry, resize
 from udas_fast.data.prefetch import prefetch
 from udas_fast.data.sampler import RareClasses, Sampler
@@ -100,7 +101,8 @@ class TrainLoader:
             raise bad("workers", workers, "0 or more")
         self.dataset = dataset
         self.geometry = geometry
-        self.sampler = Sampler(len(dataset), batch_size, seed, name, rank, world_size, rare_classes)
+        parts = dataset.lengths_and_shares if isinstance(dataset, Joined) else ()
+        self.sampler = Sampler(len(dataset), batch_size, seed, name, rank, world_size, rare_classes, parts)
         self.workers = workers
         self.engine = choose_engine(engine, [dataset])
         self.views = tuple(views)

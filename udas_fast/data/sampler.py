@@ -121,6 +121,8 @@ class Sampler:
     rank: int = 0
     world_size: int = 1
     rare_classes: RareClasses | None = None
+    parts: tuple[tuple[int, float], ...] = ()
+    """Number of images of each part that ``length`` consists of, and its share of the draws; empty: one part."""
 
     def __post_init__(self) -> None:
         if self.length == 0:
@@ -145,6 +147,8 @@ class Sampler:
         """Return the image of a draw: each once an epoch in an order of that epoch, or chosen by rare classes."""
         if self.rare_classes is not None:
             return self._rare_draw(self.rare_classes, draw)[1]
+        if self.parts:
+            return self._draw_of_parts(draw)
         epoch, place = divmod(draw, self.length)
         return int(_order(self.seed, self.name, epoch, self.length)[place])
 
@@ -172,6 +176,18 @@ class Sampler:
     def _rare_draw(self, rare_classes: RareClasses, draw: int) -> tuple[int, int]:
         return rare_classes.draw(self.generator("rare class", draw))
 
+    def _draw_of_parts(self, draw: int) -> int:
+        """Return the image of a draw: n draws hold n · share images of a part, and these take turns."""
+        first, left = 0, sum(share for _, share in self.parts)
+        for number, (length, share) in enumerate(self.parts):
+            is_last = number == len(self.parts) - 1
+            before = draw if is_last else math.floor(draw * (share / left))  # draws of this part
+            if is_last or math.floor((draw + 1) * (share / left)) > before:
+                epoch, place = divmod(before, length)
+                return first + int(_order(self.seed, f"{self.name}/{number}", epoch, length)[place])
+            first, left, draw = first + length, left - share, draw - before
+        raise AssertionError("the last part takes every draw that is left")
+
     def _crop_classes(self, geometry: Geometry) -> RareClasses | None:
         """Return the rare classes that crops must show, None if any crop will do."""
         if self.rare_classes is None or self.rare_classes.min_in_crop <= 0 or geometry.crop is None:
@@ -179,6 +195,6 @@ class Sampler:
         return self.rare_classes
 
 
-@lru_cache(maxsize=8)  # the loaders of a run, each in one or two epochs at a time
+@lru_cache(maxsize=32)  # the loaders of a run, each in one or two epochs of every part at a time
 def _order(seed: int, name: str, epoch: int, length: int) -> np.ndarray:
     return generator(seed, name, "order", epoch).permutation(length)

@@ -62,7 +62,8 @@ def _front_matter(name: str, run: RunRecord) -> dict[str, Any]:
 def _description(run: RunRecord) -> str:
     text = f"Semantic segmentation, trained for {run.recipe.steps:,} steps by the recipe `{run.recipe.name}`"
     if run.config.data is not None:
-        text += f" on {_named(run.config.data.source)} (source) and {_named(run.config.data.target)} (target)"
+        sources = " + ".join(map(_named, run.config.data.sources)) or "none"
+        text += f" on {sources} (source) and {_named(run.config.data.target)} (target)"
     if run.config.num_labels is not None:
         text += f", with {run.config.num_labels} labelled target images"
     return f"{text}, seed {run.config.seed}. `run.yaml` has every number."

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from udas_fast import distributed
 from udas_fast.data import SegmentationDataset, UserLoader, class_weights
+from udas_fast.data.datasets import Joined
 from udas_fast.data.domains import DataConfig, Domains
 from udas_fast.data.inputs import batch_size_per_process
 from udas_fast.errors import bad
@@ -56,6 +57,10 @@ def check_data(recipe: Recipe, domains: Domains) -> None:
             if isinstance(getattr(domains, role), UserLoader):
                 found = f"{role} images of a UserLoader"
                 raise bad("input.rare_classes", found, "none, or a dataset to draw from")
+        if isinstance(domains.source, Joined) and len(set(domains.source.shares)) > 1:
+            raise bad(
+                "--source", "shares beside input.rare_classes", "none, as the rare classes choose the images"
+            )
     _check_class_weights(recipe, domains)
     check_batch_sizes(recipe, domains)
     for stage in recipe.stages:

@@ -29,7 +29,7 @@ def summary(runs: dict[str, RunRecord]) -> list[Element]:
 
 def _summary_row(name: str, run: RunRecord) -> list[str]:
     data, done, total = run.config.data, run.recorded_steps, run.recipe.steps
-    names = ("as objects",) * 2 if data is None else (data.source, data.target)
+    names = ("as objects",) * 2 if data is None else (" + ".join(data.sources), data.target)
     labels = "–" if run.config.num_labels is None else str(run.config.num_labels)
     miou = "–" if run.final is None else percent(run.final.miou)
     steps = f"{done:,}" if run.finished and done == total else f"{done:,} of {total:,}"

@@ -76,9 +76,14 @@ class RecordedRecipe:
 class RecordedData:
     """Names of the datasets."""
 
-    source: str | None = None
+    source: str | tuple[str, ...] | None = None
     target: str | None = None
     num_labels: int | str | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources, with their shares where there are several."""
+        return (self.source,) if isinstance(self.source, str) else self.source or ()
 
 
 @checked_dataclass(frozen=True, config=LENIENT)

@@ -125,7 +125,7 @@ class StudyRun:
         words = ["udas-fast", "train", *recipe]
         for file in method_files(self.row.own_recipe):
             words += ["--method-file", file]
-        words += ["--source", data.source] if data.source else []
+        words += ["--source", data.source] if isinstance(data.source, str) else []
         words += ["--target", self.target, "--num-labels", str(data.num_labels), "--seed", str(self.seed)]
         words += [*self.changes.options(), "--engine", task.engine, "--device", task.device]
         words += ["--weights", task.weights] if task.weights else []

@@ -20,11 +20,13 @@ TRANSLATED = "translated:"
 
 def untranslated_twice(recipe: Recipe, data: DataConfig | Domains) -> Recipe:
     """Return ``recipe`` without a translation of its own where the source has been translated, with a notice."""
-    source = data.source if isinstance(data, DataConfig) else None
+    sources = list(data.sources) if isinstance(data, DataConfig) else []
     ways = translation_of(recipe)
-    if source is None or not source.startswith(TRANSLATED) or not ways:
+    if not sources or not all(source.startswith(TRANSLATED) for source in sources) or not ways:
         return recipe
-    show_notices([f"source {source} is translated: {', '.join(ways)} of recipe {recipe.name} is left out"])
+    show_notices(
+        [f"source {', '.join(sources)} is translated: {', '.join(ways)} of recipe {recipe.name} is left out"]
+    )
     return with_translation(recipe, "none")
 
 
@@ -36,6 +38,9 @@ def check_translation(recipe: Recipe, data: DataConfig | None) -> None:
             "datasets as objects",
             "a DataConfig, or another translation: udas_fast.recipes.with_translation(recipe, 'lab')",
         )
+    if recipe.translation is not None and data is not None and len(data.sources) > 1:
+        found = f"{len(data.sources)} for recipe {recipe.name}, whose source CycleGAN translates"
+        raise bad("--source", found, "one, or another translation: --translate lab")
 
 
 def translate_source(

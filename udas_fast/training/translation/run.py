@@ -69,8 +69,8 @@ def open_datasets(data: DataConfig) -> tuple[SegmentationDataset, SegmentationDa
     Raises:
         InputError: one is not given, or is not as it should be.
     """
-    if data.source is None:
-        raise bad("--source", "none", "the domain to translate, as KIND:ROOT")
+    if not isinstance(data.source, str):
+        raise bad("--source", "several" if data.source else "none", "the domain to translate, as KIND:ROOT")
     if data.target is None:
         raise bad("--target", "none", "the domain whose style the source gets, as KIND:ROOT")
     if data.source.startswith("translated:"):  # its manifest could not name the files that hold the labels
@@ -268,7 +268,7 @@ class Translation:
         """Return the list of images to write, none of which is there yet."""
         source = self.source
         height, width = source.unlabelled(0).image.shape[:2]
-        assert self.config.data.source is not None  # open_datasets
+        assert isinstance(self.config.data.source, str)  # open_datasets
         return Manifest(
             source=self.config.data.source,
             split=SPLIT,
