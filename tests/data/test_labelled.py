@@ -91,8 +91,8 @@ def test_all_a_number_and_a_list_choose_among_the_labels_that_are_there(
     assert choose_labelled(dataset, str(ids)) == ([9, 1], [])
     for content, sentence in (
         (
-            "0001\n0009.png\n",
-            r"id in .*ids\.txt: found '0009.png' \(1 of 2 are not there\).*did you mean '0009'",
+            "0001\n0009.bmp\n",
+            r"id in .*ids\.txt: found '0009.bmp' \(1 of 2 are not there\).*did you mean '0009'",
         ),
         ("0002\n0001\n", r"found '0002', which has no label \(1 of 2 have none\), expected ids of labelled"),
         ("0004\n", "found none, expected images with a label; labels without .* count as none: 1"),
@@ -228,3 +228,21 @@ def test_a_run_on_a_partly_labelled_target_trains_and_is_scored(
     report = tmp_path / "run/pseudo_labels/self_training.1/report.json"
     # Reports see the labels that are there; training sees the chosen ones.
     assert '"labelled": true' in report.read_text()
+
+
+def test_lists_of_unimatch_are_read_as_they_are(tmp_path: Path) -> None:
+    names = [("ulm", "ulm_000007_000019"), ("aachen", "aachen_000010_000019"), ("jena", "jena_000085_000019")]
+    lines = []
+    for city, name in names:
+        image = f"leftImg8bit/train/{city}/{name}_leftImg8bit.png"
+        for file in (image, f"gtFine/train/{city}/{name}_gtFine_labelIds.png"):
+            (tmp_path / file).parent.mkdir(parents=True)
+            Image.fromarray(np.full((4, 6), 7, np.uint8)).save(tmp_path / file)
+        lines.append(f"{image} gtFine/train/{city}/{name}_gtFine_labelTrainIds.png\n")
+    dataset = open_dataset(f"cityscapes:{tmp_path}", "train")
+    (tmp_path / "labeled.txt").write_text(lines[2] + lines[0])
+    chosen, _ = choose_labelled(dataset, str(tmp_path / "labeled.txt"))
+    assert [dataset.id(index) for index in chosen] == ["jena_000085_000019", "ulm_000007_000019"]
+    (tmp_path / "labeled.txt").write_text(lines[0].replace("ulm", "bonn"))
+    with pytest.raises(InputError, match=r"found 'leftImg8bit/train/bonn/.*\(1 of 1 are not there\)"):
+        choose_labelled(dataset, str(tmp_path / "labeled.txt"))

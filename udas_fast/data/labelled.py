@@ -87,7 +87,7 @@ def _is_void(dataset: SegmentationDataset, index: int) -> bool:
 
 
 def read_id_list(path: Path) -> list[str]:
-    """Read a list of ids, one a line; empty lines are left out.
+    """Read a list of ids or image files, one a line (:func:`find_ids`); empty lines are left out.
 
     Raises:
         InputError: the file cannot be read, or holds no id.
@@ -107,10 +107,16 @@ def read_id_list(path: Path) -> list[str]:
 def find_ids(dataset: SegmentationDataset, ids: Sequence[str], thing: str) -> list[int]:
     """Return the indices of the images ``ids`` of ``dataset``, in their order; ``thing`` names an id in messages.
 
+    An id may also be an image file, with a path before it and a label behind it as in the lists of UniMatch and ST++.
+
     Raises:
         InputError: there is no such image, or it has no label.
     """
     indices = {dataset.id(index): index for index in range(len(dataset))}
+    if dataset.spec is not None:
+        by_file = {dataset.files(index).image.name: name for name, index in indices.items()}
+        named = (name if name in indices else by_file.get(Path(name.split()[0]).name, name) for name in ids)
+        ids = list(dict.fromkeys(named))
     if unknown := [name for name in ids if name not in indices]:
         near = difflib.get_close_matches(unknown[0], indices, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
