@@ -258,6 +258,15 @@ LogEvery = Annotated[
         help="steps between two updates of the log, metrics.jsonl, which has every step",
     ),
 ]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="NAME",
+        rich_help_panel=RUN,
+        help="log to this tracker too: wandb or mlflow, which has to be installed; may be given again",
+    ),
+]
 Device = Annotated[str, typer.Option(metavar="NAME", rich_help_panel=RUN, help="auto, cpu, cuda or cuda:N")]
 
 # Trained models and results.

@@ -26,6 +26,7 @@ from udas_fast.cli.options import (
     KeepBest,
     Labelled,
     LearningRate,
+    Log,
     LogEvery,
     MethodFiles,
     Network,
@@ -132,6 +133,7 @@ def train(
     log_every: LogEvery = 20,
     evaluate_every: EvaluateEvery = None,
     keep_best: KeepBest = False,
+    log: Log = None,
     device: Device = "auto",
     resume: Resume = None,
     allow_other_data: AllowOtherData = False,
@@ -145,17 +147,19 @@ def train(
     from udas_fast.data import ENGINES, read_task
     from udas_fast.data.domains import DataConfig
     from udas_fast.distributed import join, leave, restarted
+    from udas_fast.engine.trackers import TRACKERS
     from udas_fast.evaluation import scores_table
     from udas_fast.training.trainer import Trainer
 
     if resume is not None:
         refuse_beside_resume(
-            context, "max_bad_files", "allow_other_data", "method_files", "network", "device"
+            context, "max_bad_files", "allow_other_data", "method_files", "network", "log", "device"
         )
     elif allow_other_data:
         raise bad("--allow-other-data", "no --resume", "the run that goes on with other files")
     load_methods(method_files)
     model, settings = read_network(network, settings)
+    callbacks = [TRACKERS[one_of("--log", name, TRACKERS)]() for name in dict.fromkeys(log or ())]
     join(device)
     if restarted() and out is not None and (out / "run.yaml").is_file():
         resume = out
@@ -166,6 +170,7 @@ def train(
             max_bad_files=max_bad_files,
             allow_other_data=allow_other_data,
             device=device,
+            callbacks=callbacks,
         )
     else:
         changes = read_changes(small, size, steps, batch_size, lr, translate)
@@ -201,6 +206,7 @@ def train(
             max_bad_steps=max_bad_steps,
             evaluate_every=evaluate_every,
             keep_best=keep_best,
+            callbacks=callbacks,
         )
     if distributed.is_main():
         print(f"already complete: {trainer.run_dir}" if trainer.complete else trainer.describe())
