@@ -277,13 +277,14 @@ def test_pseudo_labels_by_round(copy: Callable[[str], Path]) -> None:
         _pseudo_labels(run, name, classes)
     (run / "pseudo_labels/self_training.11").mkdir()  # not written yet
     shutil.copy(run / "pictures/val.png", run / "pictures/self_training.2-pseudo.png")
-    shutil.copy(run / "pictures/val.png", run / "pictures/translation-0.png")
+    for name in ("translation-0", "worst"):
+        shutil.copy(run / "pictures/val.png", run / f"pictures/{name}.png")
     assert [r.phase for r in read_run(run).label_reports] == ["self_training.2", "self_training.10"]
     page = Page(write_report([run]))
-    assert {"pseudo-labels", "translation"} <= set(page.sections)
+    assert {"pseudo-labels", "translation", "worst-images"} <= set(page.sections)
     assert page.texts.count("71.2") == page.texts.count("94.6") == 2
     assert "sky: 224 kept, 96 dropped, threshold 0.5" in page.texts
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 4
 
 
 def test_many_large_pictures_stay_small(copy: Callable[[str], Path], tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ SECTIONS: dict[str, Callable[[dict[str, RunRecord]], list[Element]]] = {
     "Confusion": scores.confusions,
     "Reliability": scores.calibration,
     "Samples": pictures.validation,
+    "Worst images": pictures.worst,
     "Pseudo-labels": pictures.pseudo_labels,
     "Translation": pictures.translation,
     "Speed": history.speed,

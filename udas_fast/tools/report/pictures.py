@@ -1,4 +1,4 @@
-"""Sections of the page with pictures: samples, translation, and the pseudo-labels of each round."""
+"""Sections of the page with pictures: samples, the worst images, translation, and the pseudo-labels of each round."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ QUALITY = 85
 def validation(runs: dict[str, RunRecord]) -> list[Element]:
     """Show predictions on validation images."""
     return _pictures(runs, "validation")
+
+
+def worst(runs: dict[str, RunRecord]) -> list[Element]:
+    """Show the images of the lowest mIoU, as `evaluate --worst` draws them."""
+    return _pictures(runs, "worst")
 
 
 def translation(runs: dict[str, RunRecord]) -> list[Element]:
@@ -91,6 +96,8 @@ def _kind(path: Path) -> str:
     """Return the section that a picture belongs to."""
     if path.name.startswith("translation-"):
         return "translation"
+    if path.stem == "worst":
+        return "worst"
     return "pseudo-labels" if path.stem.endswith("-pseudo") else "validation"
 
 
