@@ -162,6 +162,7 @@ def test_labels_and_confidence_of_any_size(make_trained: Make, tmp_path: Path, f
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error")  # none of torch or of onnx reaches the user
 def test_a_fixed_size_and_small_logits(make_trained: Make, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
