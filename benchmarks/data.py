@@ -47,7 +47,7 @@ WARM_UP = 5  # batches until memory is reused; before that, new pages take most 
 def write_files(root: Path, suffix: str, size: tuple[int, int], count: int) -> FileDataset:
     """Write ``count`` drawn street scenes in GTA5's layout: images of the given kind, palette labels."""
     scenes = open_dataset("streets:real", "train", size=size)
-    ids = np.array([i for i, train in DATASETS["gta5"].ids.items() if train != 255], np.uint8)
+    ids = np.array([i for i, train in DATASETS["gta5"].id_to_train_id.items() if train != 255], np.uint8)
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
     for i in range(count):
