@@ -1,4 +1,4 @@
-"""Write the tables of README.md, benchmarks/README.md and docs/methods.md, and the charts, from results/.
+"""Write the tables of README.md, benchmarks/README.md and pages of docs, and the charts, from results/.
 
 Each table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else is changed.
 `python benchmarks/tables.py --check` only compares.
@@ -22,8 +22,10 @@ import accuracy
 import cuda_model
 import data
 import harness
+import int8
 import matplotlib.pyplot as plt
 import ops
+import predict
 import step
 
 from udas_fast.atomic import atomic_write
@@ -35,7 +37,8 @@ from udas_fast.tools.study.figures import methods_figure
 from udas_fast.tools.study.tables import note, parts_table, study_tables
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE.parent / "docs" / "methods.md")
+DOCS = HERE.parent / "docs"
+PAGES = (HERE.parent / "README.md", HERE / "README.md", DOCS / "methods.md", DOCS / "deploy.md")
 CHART = HERE / "results" / "ops-cpu.png"
 
 
@@ -189,6 +192,8 @@ def _mean(values: list[float]) -> str:
 
 def benchmark(name: str, table: Callable[[dict[str, Any]], str]) -> str:
     """Return the ``table`` of one of a benchmark's results, with the machine below."""
+    if not (HERE / "results" / f"{name}.json").is_file():
+        return "Not measured."
     document = load(name)
     env = document["environment"]
     where = (
@@ -253,6 +258,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "plan": partial(plan, "plan"),
     "presets": partial(presets, (6, 11, 24)),
     "data-cpu": partial(benchmark, "data-cpu", data.table),
+    "predict-cpu": partial(benchmark, "predict-cpu", predict.table),
+    "int8": partial(benchmark, "int8", int8.table),
     "step-cpu": partial(benchmark, "step-cpu", step.table),
     **{name: partial(benchmark, name, ops.table) for name in OPERATORS},
     **{
