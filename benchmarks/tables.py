@@ -1,4 +1,4 @@
-"""Write the tables of README.md, benchmarks/README.md and pages of docs, and the charts, from results/.
+"""Write the tables of README.md, docs/ and benchmarks/README.md, and the charts, from results/.
 
 Each table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else is changed.
 `python benchmarks/tables.py --check` only compares.
@@ -38,13 +38,43 @@ from udas_fast.tools.study.tables import note, parts_table, study_tables
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-PAGES = (HERE.parent / "README.md", HERE / "README.md", DOCS / "methods.md", DOCS / "deploy.md")
-CHART = HERE / "results" / "ops-cpu.png"
+PAGES = (HERE.parent / "README.md", HERE / "README.md", *sorted(DOCS.glob("*.md")))
+CHARTS = DOCS / "images"
 
 
 def load(name: str) -> dict[str, Any]:
     """Load one committed result."""
     return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def conditions(text: str) -> str:
+    """Return what a table was measured under, in small print."""
+    return f"<small>{text}</small>"
+
+
+def headlines() -> str:
+    """Return README's two figures: what adaptation adds to a few labels, and what fusing saves."""
+    document = load("labels-rendered-camvid")
+    table = StudyTable.from_dict(document.get("study") or next(iter(document["tables"].values())))
+    few = min(row.labels for row in table.rows if row.labels)
+    udas, alone = (
+        next(row.miou for row in table.rows if (row.recipe, row.labels) == (recipe, few))
+        for recipe in ("udas", "supervised")
+    )
+    (row,) = (
+        row
+        for row in load("ops-cpu-avx512")["rows"]
+        if [row[key] for key in ("op", "pass", "dtype")] == ["cross_entropy", "forward+backward", "float32"]
+    )
+    ours, eager = row["ours"], row["eager"]
+    return (
+        f"- **{udas.mean:.0f} instead of {alone.mean:.0f} mIoU** from the same {few} labelled real images: UDAS and "
+        f"plain training, rendered → CamVid, {len(table.seeds)} seeds of a small network "
+        "([results](docs/results.md)).\n"
+        f"- **{eager['cpu_ms'] / ours['cpu_ms']:.0f} × less CPU time, {ours['extra_mib']:.0f} MiB instead of "
+        f"{eager['extra_mib']:.0f}**: cross-entropy and its gradient at 1280×720 with 19 classes, against eager "
+        "PyTorch ([speed](docs/memory-and-speed.md))."
+    )
 
 
 def demo(task: str) -> str:
@@ -64,9 +94,11 @@ def demo(task: str) -> str:
     size = "×".join(map(str, protocol["input_size"]))
     lines += [
         "",
-        f"{protocol['dataset']} {protocol['split']}, {protocol['images']} images at {size} (height × width), labels "
-        f"at their own size, one view; {env['cpu']}, {env['threads']} thread, torch {env['torch']}; "
-        f"`{document['command']}` → `benchmarks/results/{task}.json`.",
+        conditions(
+            f"{protocol['dataset']} {protocol['split']}, {protocol['images']} images at {size} (height × width), "
+            f"labels at their own size, one view; {env['cpu']}, {env['threads']} thread, torch {env['torch']}; "
+            f"`{document['command']}` → `benchmarks/results/{task}.json`."
+        ),
     ]
     return "\n".join(lines)
 
@@ -79,9 +111,9 @@ def study(name: str) -> str:
     if "study" in document:  # of networks from random weights
         table = StudyTable.from_dict(document["study"])
         made = "\n\n".join(study_tables(table))
-        conditions = note(table).removesuffix(f"; `{table.command}`")
+        measured = note(table).removesuffix(f"; `{table.command}`")
         command = f"`{document['command']}` at commit {document['environment']['commit']}"
-        return f"{made}\n\n{conditions}; {command} → `benchmarks/results/{name}.json`."
+        return f"{made}\n\n{conditions(f'{measured}; {command} → `benchmarks/results/{name}.json`.')}"
     found = {target: StudyTable.from_dict(table) for target, table in document["tables"].items()}
     random = found.pop(accuracy.RANDOM, None)
     made = []
@@ -92,8 +124,9 @@ def study(name: str) -> str:
         score = random.rows[0].miou
         made.append(f"From random weights, {random.rows[0].name.lower()} has {score}.")
     table = next(iter(found.values()))
-    conditions = note(table, STEPS).removesuffix(f"; `{table.command}`")  # the JSON has the whole command
-    return "\n\n".join([*made, f"{conditions}; `{document['command']}` → `benchmarks/results/{name}.json`."])
+    measured = note(table, STEPS).removesuffix(f"; `{table.command}`")  # the JSON has the whole command
+    where = f"{measured}; `{document['command']}` → `benchmarks/results/{name}.json`."
+    return "\n\n".join([*made, conditions(where)])
 
 
 def precision(name: str) -> str:
@@ -113,11 +146,12 @@ def precision(name: str) -> str:
     made = harness.table(["precision", "mIoU", "by seed", "− fp32", "by seed"], rows)
     table = tables["fp32"]
     seeds = ", ".join(map(str, table.seeds))
-    return (
-        f"{made}\n\n{table.rows[0].name}, {table.source} → {table.target}, {table.steps} steps, "
+    where = conditions(
+        f"{table.rows[0].name}, {table.source} → {table.target}, {table.steps} steps, "
         f"mean ± standard deviation over seeds {seeds}; {table.environment['cpu']}, "
         f"torch {table.environment['torch']}; `{document['command']}` → `benchmarks/results/{name}.json`."
     )
+    return f"{made}\n\n{where}"
 
 
 def plan(name: str) -> str:
@@ -145,12 +179,13 @@ def vit(name: str) -> str:
     resumed = "the same bits" if document["resumed_to_the_same_bits"] else "other bits"
     protocol, env = scores["fine-tuned"]["protocol"], document["environment"]
     size = "×".join(map(str, protocol["input_size"]))
-    return (
-        f"{made}\n\nSource alone, {document['steps']} steps; adapted: {document['adaptation_steps']} more with images "
+    where = conditions(
+        f"Source alone, {document['steps']} steps; adapted: {document['adaptation_steps']} more with images "
         f"of the target; stopped near step {document['stopped_after']} and resumed it ends with {resumed}. "
         f"{protocol['dataset']} {protocol['split']} at {size}, seed 0; {env['cpu']}, torch {env['torch']}; "
         f"`{document['command']}` → `benchmarks/results/{name}.json`."
     )
+    return f"{made}\n\n{where}"
 
 
 def presets(cards: Sequence[int]) -> str:
@@ -180,9 +215,9 @@ def tried(name: str) -> str:
         return "Not measured."
     document = load(name)
     table = StudyTable.from_dict(document["table"])
-    conditions = note(table, STEPS).removesuffix(f"; `{table.command}`")
-    where = f"`{document['command']}` → `benchmarks/results/{name}.json`"
-    return f"{parts_table(table)}\n\n{conditions}; {where}."
+    measured = note(table, STEPS).removesuffix(f"; `{table.command}`")
+    where = f"{measured}; `{document['command']}` → `benchmarks/results/{name}.json`."
+    return f"{parts_table(table)}\n\n{conditions(where)}"
 
 
 def _mean(values: list[float]) -> str:
@@ -238,7 +273,7 @@ def chart(names: Sequence[str]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("eager PyTorch ÷ ours, CPU time of one thread, 19 classes, 1280×720, float32")
     axes.legend()
-    save_figure(figure, CHART, dpi=120)
+    save_figure(figure, CHARTS / "ops-cpu.png", dpi=120)
     plt.close(figure)
 
 
@@ -250,6 +285,7 @@ STEPS = (
     f"{accuracy.LABELLED_STEPS} from ImageNet weights in the others"
 )
 TABLES: dict[str, Callable[[], str]] = {
+    "headlines": headlines,
     "streets": partial(demo, "streets"),
     **{name: partial(study, name) for name in accuracy.STUDIES},
     **{name: partial(tried, name) for name in (f"tried-{pair}-0-labels" for pair in accuracy.PAIRS)},
@@ -289,7 +325,7 @@ def main() -> None:
         for path in sorted((HERE / "results").glob("methods-*.json")):
             document = load(path.stem)
             table = document.get("study") or next(iter(document["tables"].values()))
-            methods_figure(StudyTable.from_dict(table), path.with_suffix(".png"))
+            methods_figure(StudyTable.from_dict(table), CHARTS / f"{path.stem}.png")
 
 
 if __name__ == "__main__":
