@@ -27,11 +27,12 @@ import udas_fast.recipes
 from udas_fast import TrainedModel, cli
 from udas_fast.data import CITYSCAPES, domains
 from udas_fast.inference import export_model
-from udas_fast.recipes import Recipe, get_recipe, has_key, override, small
+from udas_fast.recipes import Recipe, get_recipe, has_key, list_recipes, override, small
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 OTHER_SOFTWARE = ("deploy.md", "sweeps.md", "other-loops.md")  # tests/docs/test_other_software.py runs them
+REFERENCE = sorted((ROOT / "docs/api").glob("*.md"))
 MADE_UP = "README.md"  # tests/docs/test_readme.py makes the tensors of its operators' example
 
 
@@ -148,22 +149,19 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=lambda p: p.stem,
 )
 def test_python_runs_from_top_to_bottom(page: Path, workplace: Path) -> None:
-    # README's image to label, and what its loss is of.
-    names: dict[str, Any] = {"image": _pair(0, 3)[0], "logits": torch.randn(1, 19, 4, 6)}
-    names["target"] = torch.zeros(1, 32, 48, dtype=torch.uint8)
+    names: dict[str, Any] = {"image": _pair(0, 3)[0]}  # README's, to label
     if page.name == "first-run.md":
         _first_run_model(workplace)
     for block in _python(page):
-        if "udas.pt2" in block:  # what README's `udas-fast export` has written
-            export_model(TrainedModel.load("runs/udas"), Path("udas.pt2"), "torch")
-            names["image"] = torch.zeros(2, 3, 40, 56, dtype=torch.uint8)
+        if "model.pt2" in block:  # what the page's `udas-fast export` has written
+            export_model(TrainedModel.load("runs/first"), Path("model.pt2"), "torch")
         if "import lightning" not in block or importlib.util.find_spec("lightning"):
             exec(compile(block, str(page), "exec"), names)
 
 
 def test_the_lightning_module_runs(workplace: Path) -> None:
     pytest.importorskip("lightning")
-    (block,) = (b for b in _python(ROOT / "docs/own-model.md") if "import lightning" in b)
+    (block,) = (b for b in _python(ROOT / "docs/operators.md") if "import lightning" in b)
     names: dict[str, object] = {}
     exec(block, names)
     assert names["trainer"].global_step == 1
@@ -204,18 +202,20 @@ def test_the_classes_of_cityscapes_are_listed() -> None:
     assert f"```\n{names}\n```" in (ROOT / "docs/own-data.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *REFERENCE], ids=lambda page: page.stem)
 def test_links_lead_to_pages(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+\.md)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).is_file(), target
 
 
 def _documented() -> list[tuple[str, str]]:
-    """Return (place, name) of everything that docs/api.md shows."""
-    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    """Return (place, name) of everything that the pages of docs/api show."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in REFERENCE)
     found = []
     for place, members in re.findall(
-        r"^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?", text, re.MULTILINE
+        r"^::: (\S+)(?:\n    options:(?:\n      show_\w+: false)*\n      members: \[(.*)\])?",
+        text,
+        re.MULTILINE,
     ):
         if members:
             found += [(place, name) for name in members.split(", ")]
@@ -225,15 +225,27 @@ def _documented() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("place", "name"), _documented())
-def test_the_api_page_shows_what_exists(place: str, name: str) -> None:
+def test_the_reference_shows_what_exists(place: str, name: str) -> None:
     assert getattr(importlib.import_module(place), name).__doc__
 
 
-def test_the_api_page_shows_the_packages_face_and_every_operator() -> None:
+def test_the_reference_shows_the_packages_face_and_every_operator() -> None:
     names = {name for _, name in _documented()} | {place.split(".")[1] for place, _ in _documented()}
     assert set(udas_fast.__all__) - {"__version__", "load"} <= names
     assert set(udas_fast.ops.__all__) - {"PseudoLabel"} <= names
     assert set(udas_fast.nn.__all__) <= names
+
+
+def test_every_recipe_is_in_the_list() -> None:
+    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    listed = text[text.index("## All recipes") : text.index("## Translation")]
+    assert set(list_recipes()) - {"cyclegan"} <= set(re.findall(r"`(\w+)`", listed))
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    listed = sorted(re.findall(r"[\w/-]+\.md", navigation))
+    assert listed == sorted(str(page.relative_to(ROOT / "docs")) for page in [*PAGES, *REFERENCE])
 
 
 def _settings() -> list[tuple[str, str]]:
