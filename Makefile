@@ -46,7 +46,7 @@ test: build lint
 	touch $@
 
 docs: .venv/docs
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # a notice of the theme's makers
 
 lint: .venv/ready
 	$(BIN)/ruff check .
