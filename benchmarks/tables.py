@@ -71,7 +71,7 @@ def headlines() -> str:
         f"- **{udas.mean:.0f} instead of {alone.mean:.0f} mIoU** from the same {few} labelled real images: UDAS and "
         f"plain training, rendered → CamVid, {len(table.seeds)} seeds of a small network "
         "([results](docs/results.md)).\n"
-        f"- **{eager['cpu_ms'] / ours['cpu_ms']:.0f} × less CPU time, {ours['extra_mib']:.0f} MiB instead of "
+        f"- **{eager['cpu_ms'] / ours['cpu_ms']:.0f}× less CPU time, {ours['extra_mib']:.0f} MiB instead of "
         f"{eager['extra_mib']:.0f}**: cross-entropy and its gradient at 1280×720 with 19 classes, against eager "
         "PyTorch ([speed](docs/memory-and-speed.md))."
     )

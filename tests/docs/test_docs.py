@@ -226,6 +226,17 @@ def test_the_reference_shows_the_packages_face_and_every_operator() -> None:
     assert set(udas_fast.nn.__all__) <= names
 
 
+def test_the_reference_lists_the_fields_of_configurations() -> None:
+    griffe = pytest.importorskip("griffe")  # which `make docs` installs
+    extensions = griffe.load_extensions(str(ROOT / "docs/_fields.py"))
+    module = griffe.load("udas_fast.data.domains", search_paths=[ROOT], extensions=extensions)
+    text = module["DataConfig"].docstring.value
+    assert (
+        "    num_labels: Labelled target images: a number (a fixed, nested subset" in text
+    )  # above the field
+    assert "    workers: loader processes per stream; DALI's threads (default: ``0``)" in text  # beside it
+
+
 def test_every_recipe_is_in_the_list() -> None:
     text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
     listed = text[text.index("## All recipes") : text.index("## Translation")]

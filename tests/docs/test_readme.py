@@ -55,6 +55,11 @@ def test_the_examples_are_short() -> None:
     assert all(found <= most for found, most in zip(lines, (3, 4, 10, 5), strict=True)), lines
 
 
+def test_the_picture_is_small() -> None:
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert (ROOT / picture).stat().st_size < 150_000
+
+
 def test_the_operator_example_runs() -> None:
     example = next(block for block in _blocks("python") if "ops.pseudo_label" in block)
     generator = torch.Generator().manual_seed(0)
