@@ -13,6 +13,7 @@ import torch
 import typer
 
 from udas_fast import cli
+from udas_fast.recipes import list_recipes
 
 MODULE = "-m udas_fast"  # as torchrun starts it
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +54,13 @@ def test_the_examples_are_short() -> None:
     blocks = [*_blocks("bash"), *_blocks("python")]
     lines = [len([line for line in block.splitlines() if line]) for block in blocks]
     assert all(found <= most for found, most in zip(lines, (3, 4, 10, 5), strict=True)), lines
+
+
+def test_the_methods_are_recipes() -> None:
+    table = README[README.index("## Which method") : README.index("[Methods]")]
+    names = set(re.findall(r"`(\w+)`", table))
+    assert names <= set(list_recipes())
+    assert len(names) > 20
 
 
 def test_the_picture_is_small() -> None:
