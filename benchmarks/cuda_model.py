@@ -103,6 +103,8 @@ KERNELS = [
     _loss("ensemble_kl", "EnsembleKl", maps=2),
     _loss("rectified_cross_entropy", "RectifiedCrossEntropy", maps=2, labels=1),
     _loss("distillation_kl", "DistillationKl", teachers=2),
+    _loss("soft_cross_entropy", "SoftCrossEntropy", teachers=1),
+    _loss("squared_error", "SquaredError", teachers=1),
     Kernel("pseudo_label max", "pseudo_label.cu", f"pseudo_label_kernelILi{CLASSES}ELb0E", 8.6, 3, views=3),
     Kernel("pseudo_label mean", "pseudo_label.cu", f"pseudo_label_kernelILi{CLASSES}ELb1E", 8.6, 3, views=3),
     Kernel("confusion_matrix", "confusion_matrix.cu", f"confusion_matrix_kernelILi{CLASSES}E", 2.2),

@@ -105,6 +105,8 @@ def small_calls(classes: int, dtype: str, device: str) -> dict[str, Call]:
         "symmetric_kl": loss(ops.symmetric_kl, a, b, size, leaves=(a, b)),
         "ensemble_kl": loss(ops.ensemble_kl, a, b, size, leaves=(a, b)),
         "distillation_kl": loss(ops.distillation_kl, a, [b.detach(), c.detach()], size),
+        "soft_cross_entropy": loss(ops.soft_cross_entropy, a, b.detach().softmax(1), size),
+        "squared_error": loss(ops.squared_error, a, b.detach().softmax(1), size),
         "entropy": loss(ops.entropy, a, size),
         "confusion_matrix": lambda: [ops.confusion_matrix(views[0], target, classes)],
     }

@@ -102,6 +102,16 @@ def eager_distillation_kl(student: Tensor, teachers: list[Tensor], size: tuple[i
     return F.kl_div(up(student, size).log_softmax(1), mean, reduction="none").sum(1).mean()
 
 
+def eager_soft_cross_entropy(a: Tensor, q: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return −Σ q·log softmax(a) in plain PyTorch, which takes probabilities as targets."""
+    return F.cross_entropy(up(a, size), up(q, size))
+
+
+def eager_squared_error(a: Tensor, q: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return Σ (softmax(a) − q)² in plain PyTorch."""
+    return (up(a, size).softmax(1) - up(q, size)).square().sum(1).mean()
+
+
 def eager_rectified(a: Tensor, b: Tensor, target: Tensor) -> Tensor:
     """Return mean(CE(a)·exp(−var)) + mean(var), var = KL(b‖a), in plain PyTorch."""
     size = tuple(target.shape[1:])
@@ -214,6 +224,24 @@ CASES = [
         gradients=1,
         forward=Work(16, 4),
         both=Work(19, 4),
+    ),
+    Case(
+        "soft_cross_entropy",
+        lambda i: lambda a, b: ops.soft_cross_entropy(a, b.detach().softmax(1), i.size),
+        lambda i: lambda a, b: eager_soft_cross_entropy(a, b.detach().softmax(1), i.size),
+        maps=2,
+        gradients=1,
+        forward=Work(6, 1),
+        both=Work(8, 1),
+    ),
+    Case(
+        "squared_error",
+        lambda i: lambda a, b: ops.squared_error(a, b.detach().softmax(1), i.size),
+        lambda i: lambda a, b: eager_squared_error(a, b.detach().softmax(1), i.size),
+        maps=2,
+        gradients=1,
+        forward=Work(8, 1),
+        both=Work(11, 1),
     ),
     Case(
         "rectified_cross_entropy",

@@ -181,6 +181,41 @@ OneGradient distillation_kl(const Tensor& student, std::vector<Tensor> teachers,
 }
 
 template <class Device>
+OneGradient soft_cross_entropy(const Tensor& logits, const Tensor& probabilities, Sizes size,
+                               const Optional& mask, const Optional& pixel_weight, bool align_corners,
+                               int64_t reduction, bool with_grad) {
+  check_logits("logits", logits);
+  check_like("probabilities", probabilities, logits);
+  check_size(size);
+  if (mask) check_plane("mask", *mask, logits, size[0], size[1], {ScalarType::Bool}, "bool");
+  LossArguments in{{logits, probabilities}, size, {pixel_weight, align_corners, reduction, with_grad}};
+  in.mask = mask;
+  return run_loss<SoftCrossEntropy, Device>(in);
+}
+
+// `target`: probabilities, or labels.
+template <class Device>
+OneGradient squared_error(const Tensor& logits, const Tensor& target, Sizes size, const Optional& mask,
+                          const Optional& pixel_weight, int64_t ignore_index, bool align_corners,
+                          int64_t reduction, bool with_grad) {
+  check_logits("logits", logits);
+  check_size(size);
+  if (mask) check_plane("mask", *mask, logits, size[0], size[1], {ScalarType::Bool}, "bool");
+  LossArguments in{{logits}, size, {pixel_weight, align_corners, reduction, with_grad}};
+  if (target.dim() == 4) {
+    check_like("target", target, logits);
+    in.maps.push_back(target);
+  } else {
+    check_plane("target", target, logits, size[0], size[1], {ScalarType::Byte, ScalarType::Long},
+                "uint8 or int64");
+    in.target = target;
+  }
+  in.mask = mask;
+  in.ignore_index = ignore_index;
+  return run_loss<SquaredError, Device>(in);
+}
+
+template <class Device>
 OneGradient entropy(const Tensor& logits, Sizes size, const Optional& pixel_weight, bool align_corners,
                     int64_t reduction, bool with_grad) {
   check_logits("logits", logits);
@@ -302,6 +337,8 @@ void register_operators(Library& m) {
   m.impl("symmetric_kl", TORCH_BOX(&symmetric_kl<Device>));
   m.impl("ensemble_kl", TORCH_BOX(&ensemble_kl<Device>));
   m.impl("distillation_kl", TORCH_BOX(&distillation_kl<Device>));
+  m.impl("soft_cross_entropy", TORCH_BOX(&soft_cross_entropy<Device>));
+  m.impl("squared_error", TORCH_BOX(&squared_error<Device>));
   m.impl("entropy", TORCH_BOX(&entropy<Device>));
   m.impl("upsample", TORCH_BOX(&upsample<Device>));
   m.impl("upsample_backward", TORCH_BOX(&upsample_backward<Device>));

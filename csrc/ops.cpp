@@ -39,6 +39,13 @@ STABLE_TORCH_LIBRARY(udas_fast, m) {
       "distillation_kl(Tensor student, Tensor[] teachers, int[] size, float temperature, Tensor? mask, "
       "Tensor? pixel_weight, bool align_corners, int reduction, bool with_grad) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "soft_cross_entropy(Tensor logits, Tensor probabilities, int[] size, Tensor? mask, Tensor? "
+      "pixel_weight, "
+      "bool align_corners, int reduction, bool with_grad) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "squared_error(Tensor logits, Tensor target, int[] size, Tensor? mask, Tensor? pixel_weight, "
+      "int ignore_index, bool align_corners, int reduction, bool with_grad) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "entropy(Tensor logits, int[] size, Tensor? pixel_weight, bool align_corners, int reduction, "
       "bool with_grad) -> (Tensor, Tensor, Tensor)");
   m.def("upsample(Tensor logits, int[] size, int activation, bool align_corners) -> Tensor");

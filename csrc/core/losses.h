@@ -206,6 +206,78 @@ struct DistillationKl : Loss<1> {
   }
 };
 
+// −Σ q·log p, p = softmax u, q any values, held constant: the gradient is p·Σq - q. Least: 6 and 1 exp [8,
+// 1]; q's interpolation 1, Σ q·u 1, Σq known where q are probabilities; the gradient 1. `q` may not be u.
+template <bool kGrad, class V, class Logits, class Target, class Grad>
+UDAS_HD V soft_cross_entropy_pixel(const Logits& u, const Target& q, V weight, int classes, Grad& g) {
+  const V top = largest<V>(u, classes);
+  const V sum = exponentials<V>(u, top, classes, g);
+  V mass = V{}, cross = V{};  // Σ q, Σ q·u
+  UDAS_UNROLL
+  for (int c = 0; c < classes; ++c) {
+    mass += V(q[c]);
+    cross += V(q[c]) * (V(u[c]) - top);
+  }
+  if (kGrad) {
+    const V scale = divide(V(weight * mass), sum);
+    UDAS_UNROLL
+    for (int c = 0; c < classes; ++c) g[c] = g[c] * scale - weight * V(q[c]);
+  }
+  return mass * log(sum) - cross;
+}
+
+struct SoftCrossEntropy : Loss<1> {
+  static constexpr int kScratch = 2;
+  static constexpr bool kTeachers = true;  // one: q
+  template <bool kGrad, class V, class Pixel>
+  UDAS_HD static V run(const Pixel& px) {
+    auto&& g = px.gradient(0);
+    return soft_cross_entropy_pixel<kGrad, V>(px.logits(0), px.teacher(0), px.weight, px.classes(), g);
+  }
+};
+
+// Σ (p - q)², p = softmax u, q held constant: du = 2p·((p - q) - Σ p·(p - q)). q is the teacher's values
+// where there is one, the label's one-hot vector elsewhere. Least: 8 and 1 exp [11, 1]; q's interpolation and
+// the difference 2, the two sums 2; the gradient 2. `q` is left p - q.
+template <bool kGrad, class V, class Logits, class Grad, class Target>
+UDAS_HD V squared_error_pixel(const Logits& u, V weight, int classes, Grad& g, Target& q) {
+  const V top = largest<V>(u, classes);
+  const V inverse = divide(V{} + 1.0f, exponentials<V>(u, top, classes, g));
+  V loss = V{}, mean = V{};  // Σ (p - q)², Σ p·(p - q)
+  UDAS_UNROLL
+  for (int c = 0; c < classes; ++c) {
+    const V p = g[c] * inverse, d = p - V(q[c]);
+    g[c] = p;
+    q[c] = d;
+    loss += d * d;
+    mean += p * d;
+  }
+  if (kGrad) {
+    UDAS_UNROLL
+    for (int c = 0; c < classes; ++c) g[c] = 2.0f * weight * V(g[c]) * (V(q[c]) - mean);
+  }
+  return loss;
+}
+
+struct SquaredError : Loss<1> {
+  static constexpr int kScratch = 2;
+  static constexpr bool kLabels = true;    // where there is no teacher
+  static constexpr bool kTeachers = true;  // at most one
+  template <bool kGrad, class V, class Pixel>
+  UDAS_HD static V run(const Pixel& px) {
+    auto &&g = px.gradient(0), &&q = px.gradient(1);
+    if (px.teachers() > 0) {
+      const auto teacher = px.teacher(0);
+      UDAS_UNROLL
+      for (int c = 0; c < px.classes(); ++c) q[c] = V(teacher[c]);
+    } else {
+      UDAS_UNROLL
+      for (int c = 0; c < px.classes(); ++c) q[c] = select(px.label == c, V{} + 1.0f, V{});
+    }
+    return squared_error_pixel<kGrad, V>(px.logits(0), px.weight, px.classes(), g, q);
+  }
+};
+
 // CE(u, label)·exp(-var) + var, var = KL(q‖p), p = softmax u (primary), q = softmax v (auxiliary); CE is 0
 // where label < 0. With E = exp(-var) and r = 1 - CE·E: d/du = E·(p - onehot) + r·(p - q), d/dv = r·q·(log q
 // - log p - var) (Zheng and Yang, "Rectifying Pseudo Label Learning", eq. 8). Least: 10 and 2 exps [18, 2];
@@ -283,8 +355,8 @@ struct Entropy : Loss<1> {
 
 template <class... Losses>
 struct LossList {};
-using AllLosses =
-    LossList<CrossEntropy, RectifiedCrossEntropy, SymmetricKl, EnsembleKl, DistillationKl, Entropy>;
+using AllLosses = LossList<CrossEntropy, RectifiedCrossEntropy, SymmetricKl, EnsembleKl, DistillationKl,
+                           SoftCrossEntropy, SquaredError, Entropy>;
 
 // The position of a loss in the list, which is its place in a table made from the list.
 template <class Searched, class... Losses>

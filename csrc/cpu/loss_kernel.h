@@ -40,6 +40,8 @@ struct alignas(64) TileValues {
   void load(const LossTask& task, int64_t n, int64_t y, int64_t x, int pixels) {
     if (task.target.type != Type::none) {
       label_tile(task.target, n, y, x, pixels, task.ignore_index, task.classes(), task.bad_label, label);
+    } else if (Loss::kLabels) {
+      std::fill_n(label, kTile, -1);
     }
     for (int i = 0; i < kTile; ++i) {
       const bool counts = Loss::kCountsLabels ? label[i] >= 0 : i < pixels;

@@ -32,8 +32,8 @@ struct Pixel {
 // `at` is the pixel's place in [N, H, W].
 template <class Loss>
 UDAS_DEVICE Sides load_sides(const LossTask& task, int64_t at) {
-  Sides sides{0, 1.0f, true};
-  if (Loss::kLabels) sides.label = load_label(task.target, at);
+  Sides sides{task.ignore_index, 1.0f, true};
+  if (Loss::kLabels && task.target.data != nullptr) sides.label = load_label(task.target, at);
   if (task.pixel_weight != nullptr) sides.weight = __ldg(task.pixel_weight + at);
   if (Loss::kTeachers && task.mask != nullptr) sides.masked_in = load_flag(task.mask, at);
   return sides;

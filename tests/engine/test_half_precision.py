@@ -89,6 +89,14 @@ LOSSES: dict[str, Callable[[SegmentationOutput], Tensor]] = {
         ops.distillation_kl(out.primary, [out.auxiliary.detach()], SIZE, temperature=0.5)
         + 0 * out.auxiliary.float().sum()
     ),
+    "soft cross-entropy": lambda out: (
+        ops.soft_cross_entropy(out.primary, out.auxiliary.detach().softmax(1), SIZE)
+        + 0 * out.auxiliary.float().sum()
+    ),
+    "squared error": lambda out: (
+        ops.squared_error(out.primary, out.auxiliary.detach().softmax(1), SIZE)
+        + 0 * out.auxiliary.float().sum()
+    ),
     "entropy": lambda out: entropy_loss(out, SIZE, (1.0, 1.0)),
     "robust entropy": lambda out: entropy_loss(out, SIZE, (1.0, 1.0), 2.0),
     "rectified": lambda out: rectified_loss(out, torch.ones(2, *SIZE, dtype=torch.uint8), 0.5),

@@ -114,6 +114,8 @@ def _loss(rng: random.Random, generator: torch.Generator) -> tuple[str, list, di
             ("ensemble_kl", [*maps, size]),
             ("entropy", [maps[0], size]),
             ("distillation_kl", [maps[0], [maps[1]], size]),
+            ("soft_cross_entropy", [maps[0], maps[1].clamp(0, 1), size]),
+            ("squared_error", [maps[0], rng.choice([target, maps[1].clamp(0, 1)]), size]),
         ]
     )
     options: dict[str, Any] = {
@@ -123,6 +125,7 @@ def _loss(rng: random.Random, generator: torch.Generator) -> tuple[str, list, di
     }
     if name == "distillation_kl":
         options["temperature"] = rng.choice([0.5, 1.0, 2])
+    if name in ("distillation_kl", "soft_cross_entropy", "squared_error"):
         options["mask"] = rng.choice([None, torch.rand((n, *size), generator=generator) < 0.5])
     if name == "cross_entropy":
         options["weight"] = rng.choice([None, torch.rand(c, generator=generator)])

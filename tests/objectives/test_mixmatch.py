@@ -116,15 +116,15 @@ def test_a_pixel_counts_where_both_of_its_pixels_do(batches: Batches, tiny_net: 
     q = torch.full((2, CLASSES, 8, 12), 0.25)
     for partner, kept in (([0, 1, 2, 3], 0.7), ([2, 3, 0, 1], 0.7), ([2, 3, 0, 1], 1.0)):
         changed = replace(made, partner=torch.tensor(partner), keep=torch.full((4, 1, 1, 1), kept))
-        labelled, unlabelled = objective._mixed(changed, q, align_corners=False)
-        ignored = torch.zeros(SIZE, dtype=torch.bool)
-        ignored[:2] = True
-        assert torch.equal(~labelled.valid[0, 0], ignored)
+        labelled, unlabelled = objective._mixed(changed, q)
+        counts = [torch.ones(SIZE), torch.ones(SIZE)]
+        counts[0][:2] = 0
         # Labelled pixels without a label take the unlabelled ones that they are mixed with out of the loss as well.
-        meets = kept < 1 and partner[2] < 2
-        assert torch.equal(~unlabelled.valid[0, 0], ignored if meets else torch.zeros_like(ignored))
-        assert torch.allclose(labelled.label.sum(1)[:, 2:], torch.ones(()))
-        assert torch.allclose(unlabelled.label.sum(1)[unlabelled.valid[:, 0]], torch.ones(()))
+        if kept < 1 and partner[2] < 2:
+            counts[1][:2] = 0
+        for found, expected in zip((labelled, unlabelled), counts, strict=True):
+            torch.testing.assert_close(found.share[0] + found.other[0], expected)
+            torch.testing.assert_close(found.share[0], kept * expected)
 
 
 def test_a_batch_without_labels_has_no_loss_and_no_gradient(batches: Batches, tiny_net: TinyNetwork) -> None:

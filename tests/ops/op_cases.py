@@ -45,6 +45,8 @@ class Loss:
     maps: int
     call: Callable[..., Tensor]
     labelled: bool = False
+    masked: bool = False  # takes a mask
+    constant: bool = False  # holds a part constant that is made from the maps
 
 
 def _labelled(name: str) -> Callable[..., Tensor]:
@@ -63,12 +65,29 @@ def _distilled(module: ModuleType, maps: Sequence[Tensor], target: Tensor, **kw:
     return module.distillation_kl(student, [first, second], tuple(target.shape[1:]), temperature=1.5, **kw)
 
 
+def _softened(name: str) -> Callable[..., Tensor]:
+    """``name`` against values from 0 to 1 made from the logits, at another size."""
+
+    def call(module: ModuleType, maps: Sequence[Tensor], target: Tensor, **kw: object) -> Tensor:
+        q = maps[0].detach().flip(1).clamp(0, 1)[:, :, : (maps[0].shape[2] + 1) // 2]
+        return getattr(module, name)(maps[0], q, tuple(target.shape[1:]), **kw)
+
+    return call
+
+
+def _squared_to_labels(module: ModuleType, maps: Sequence[Tensor], target: Tensor, **kw: object) -> Tensor:
+    return module.squared_error(maps[0], target, tuple(target.shape[1:]), **kw)
+
+
 LOSSES = [
     Loss("cross_entropy", 1, _labelled("cross_entropy"), labelled=True),
     Loss("rectified_cross_entropy", 2, _labelled("rectified_cross_entropy"), labelled=True),
     Loss("symmetric_kl", 2, _unlabelled("symmetric_kl")),
-    Loss("ensemble_kl", 2, _unlabelled("ensemble_kl")),
-    Loss("distillation_kl", 1, _distilled),
+    Loss("ensemble_kl", 2, _unlabelled("ensemble_kl"), constant=True),
+    Loss("distillation_kl", 1, _distilled, masked=True, constant=True),
+    Loss("soft_cross_entropy", 1, _softened("soft_cross_entropy"), masked=True, constant=True),
+    Loss("squared_error", 1, _softened("squared_error"), masked=True, constant=True),
+    Loss("squared_error of labels", 1, _squared_to_labels, labelled=True, masked=True),
     Loss("entropy", 1, _unlabelled("entropy")),
 ]
 LOSS_PARAMS = [pytest.param(loss, id=loss.name) for loss in LOSSES]

@@ -99,6 +99,18 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ops.distillation_kl(LOGITS, [LOGITS], SIZE, mask=WEIGHT[:1] > 0),
         "mask: found shape",
     ),
+    "probabilities of other classes": (
+        lambda: ops.soft_cross_entropy(LOGITS, LOGITS[:, 1:], SIZE),
+        "probabilities: found shape",
+    ),
+    "labels of another size": (
+        lambda: ops.squared_error(LOGITS, torch.zeros((*WEIGHT.shape[:2], 3), dtype=torch.uint8), SIZE),
+        "target: found shape",
+    ),
+    "a target of floats without classes": (
+        lambda: ops.squared_error(LOGITS, WEIGHT, SIZE),
+        "target: found torch.float32, expected uint8 or int64",
+    ),
     "17 views": (
         lambda: ops.pseudo_label([LOGITS] * 17, SIZE),
         "views: found 17 tensors, expected .* 1 to 16",

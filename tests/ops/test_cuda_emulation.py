@@ -165,6 +165,12 @@ def loss_arguments(name: str, draw: Draw, reduction: int, with_grad: bool) -> tu
     if name == "distillation_kl":
         teachers = [second, *(draw.logits(own_size=True) for _ in range(draw.below(3)))]
         return (first, teachers, draw.size, 1.7, draw.maybe(draw.uniform(draw.n, *draw.size) < 0.7), *end)
+    mask = draw.maybe(draw.uniform(draw.n, *draw.size) < 0.7)
+    if name == "soft_cross_entropy":
+        return (first, second.clamp(0, 1), draw.size, mask, *end)
+    if name == "squared_error":
+        target = draw.labels() if draw.flag() else second.clamp(0, 1)
+        return (first, target, draw.size, mask, *labelled)
     if name == "entropy":
         return (first, draw.size, *end)
     return (first, second, draw.size, *end)
@@ -234,6 +240,8 @@ LOSSES = [
     "symmetric_kl",
     "ensemble_kl",
     "distillation_kl",
+    "soft_cross_entropy",
+    "squared_error",
     "entropy",
 ]
 

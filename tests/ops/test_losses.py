@@ -46,7 +46,7 @@ def options_of(loss: Loss, s: dict[str, Any], device: str) -> dict[str, Any]:
         options["pixel_weight"] = (torch.rand(full, generator=generator) * 2).to(device)
     if s["class_weight"] and loss.name == "cross_entropy":
         options["weight"] = (torch.rand(s["shape"][1], generator=generator) + 0.1).to(device)
-    if s["mask"] and loss.name == "distillation_kl":
+    if s["mask"] and loss.masked:
         options["mask"] = (torch.rand(full, generator=generator) < 0.5).to(device)
     return options
 

@@ -21,7 +21,10 @@ import udas_fast
 
 UNROLLED = (2, 11, 13, 16, 19, 21)
 ACTIVATIONS = range(3)
-LOSSES = ("CrossEntropy", "RectifiedCrossEntropy", "SymmetricKl", "EnsembleKl", "DistillationKl", "Entropy")
+LOSSES = (
+    *("CrossEntropy", "RectifiedCrossEntropy", "SymmetricKl", "EnsembleKl", "DistillationKl"),
+    *("SoftCrossEntropy", "SquaredError", "Entropy"),
+)
 
 
 class Kernel(NamedTuple):

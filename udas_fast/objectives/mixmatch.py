@@ -45,7 +45,7 @@ class MixMatchConfig(ObjectiveConfig, kind="mixmatch"):
     x' = λ'·x_i + (1 − λ')·x_j and likewise y', λ' = max(l, 1 − l), l ~ Beta(α, α), at the same pixels. A mixed pixel
     counts if both of its pixels do. Labelled and unlabelled images are supposed to be of one distribution.
 
-    q is kept at the logits' resolution; labels and probabilities of the images of a forward are at full resolution.
+    q is kept at the logits' resolution, and no label of C channels is at full resolution.
     """
 
     # Labelled images: the target's (semi-supervised), the source's, or the source's and the target's where given.
@@ -93,11 +93,25 @@ class MixMatchBatch:
 
 
 class Mixed(NamedTuple):
-    """Images uint8 ``[N, 3, H, W]``, labels float32 ``[N, C, H, W]``, pixels that count bool ``[N, 1, H, W]``."""
+    """Images and both of the labels that are mixed in each, whose shares add up to 1 at the pixels that count.
+
+    Attributes:
+        image: uint8 ``[N, 3, H, W]``.
+        own: label of the image that others are mixed into, uint8 ``[N, H, W]``, or its q, ``[N, C, h, w]``.
+        share: of ``own``, float32 ``[N, H, W]``; 0 at pixels that do not count.
+        label: of the partner, uint8 ``[N, H, W]``; 255 everywhere where it is an unlabelled image.
+        q: of the partner, ``[N, C, h, w]``; 0 everywhere where it is a labelled image.
+        other: share of the partner, float32 ``[N, H, W]``; 0 at pixels that do not count.
+        guessed: 1 where the partner is an unlabelled image, float32 ``[N]``.
+    """
 
     image: Tensor
+    own: Tensor
+    share: Tensor
     label: Tensor
-    valid: Tensor
+    q: Tensor
+    other: Tensor
+    guessed: Tensor
 
 
 class MixMatch(Objective):
@@ -128,7 +142,7 @@ class MixMatch(Objective):
     def training_step(self, model: nn.Module, batch: MixMatchBatch, ctx: StepContext) -> Losses:
         """Minimise L."""
         config, losses = self.config, dict[str, Tensor]()
-        mixed = self._mixed(batch, *self._guessed(model, batch.views, ctx))
+        mixed = self._mixed(batch, self._guessed(model, batch.views, ctx))
 
         # Labelled images that others are mixed into.
         for (name, _), images in zip(batch.labelled.items(), mixed, strict=False):
@@ -146,64 +160,82 @@ class MixMatch(Objective):
         return {name: loss.detach() for name, loss in losses.items()}
 
     @torch.no_grad()
-    def _guessed(self, model: nn.Module, views: Sequence[Tensor], ctx: StepContext) -> tuple[Tensor, bool]:
-        """Return q at the logits' resolution, ``[N, C, h, w]`` of the images as they are, and whether corners align."""
+    def _guessed(self, model: nn.Module, views: Sequence[Tensor], ctx: StepContext) -> Tensor:
+        """Return q at the logits' resolution, ``[N, C, h, w]``, of the images as they are."""
         with keep_statistics(model):
             outputs = [ctx.forward(model, view, domain="target") for view in views]
         p = torch.stack([mirrored(x.primary.float().softmax(1), k) for k, x in enumerate(outputs)]).mean(0)
-        return sharpen(p, self.config.temperature), outputs[0].align_corners
+        return sharpen(p, self.config.temperature)
 
-    def _mixed(self, batch: MixMatchBatch, q: Tensor, align_corners: bool) -> list[Mixed]:
+    def _mixed(self, batch: MixMatchBatch, q: Tensor) -> list[Mixed]:
         """Return the mixed images of each labelled stream, then of each view (collective)."""
-        size = batch.views[0].shape[-2:]
+        labelled = [x.required_label for x in batch.labelled.values()]
+        guessed = [mirrored(q, k) for k in range(len(batch.views))]
         images = [x.image for x in batch.labelled.values()] + list(batch.views)
-        labels = [self._one_hot(x.required_label) for x in batch.labelled.values()]
-        valid = [x.required_label[:, None] != IGNORE for x in batch.labelled.values()]
-        for k, view in enumerate(batch.views):
-            own = mirrored(q, k)
-            labels.append(F.interpolate(own, size, mode="bilinear", align_corners=align_corners))
-            valid.append(torch.ones_like(view[:, :1], dtype=torch.bool))
+        labels = labelled + [torch.full_like(view[:, 0], IGNORE) for view in batch.views]
+        maps = [q.new_zeros((len(label), *q.shape[1:])) for label in labelled] + guessed
+        kinds = [q.new_full((len(image),), float(k >= len(labelled))) for k, image in enumerate(images)]
 
-        def with_partners(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
-            every = torch.cat([distributed.all_gather(part) for part in parts])
-            return torch.cat(parts), every[batch.partner]
+        def of_partners(parts: list[Tensor]) -> Tensor:
+            return torch.cat([distributed.all_gather(part) for part in parts])[batch.partner]
 
-        keep = batch.keep
-        x, y = (
-            a.float().mul(keep).addcmul(b.float(), 1 - keep) for a, b in map(with_partners, (images, labels))
-        )
-        here, there = with_partners(valid)
+        own, keep = torch.cat(images), batch.keep
+        x = own.float().mul(keep).addcmul(of_partners(images).float(), 1 - keep).round().to(torch.uint8)
+        label, other_q, kind = of_partners(labels), of_partners(maps), of_partners(kinds)
+        keep = keep[:, 0]
+        here = (torch.cat(labels) != IGNORE) | (torch.cat(kinds) > 0)[:, None, None]
+        there = (label != IGNORE) | (kind > 0)[:, None, None]
         counts = (here | (keep == 0)) & (there | (keep == 1))
         parts = [len(part) for part in images]
-        whole = Mixed(x.round().to(torch.uint8), y, counts)
-        return [Mixed(*each) for each in zip(*(part.split(parts) for part in whole), strict=True)]
-
-    def _one_hot(self, label: Tensor) -> Tensor:
-        """Return probabilities ``[N, C, H, W]`` of labels ``[N, H, W]``, of no class where these are ignored."""
-        classes = torch.arange(self.num_classes, device=label.device)
-        return (label[:, None] == classes[:, None, None]).float()
+        whole = (x, keep * counts, label, other_q, (1 - keep) * counts, kind)
+        split = zip(*(part.split(parts) for part in whole), strict=True)
+        return [Mixed(x, y, *rest) for y, (x, *rest) in zip([*labelled, *guessed], split, strict=True)]
 
     def _cross_entropy(self, output: SegmentationOutput, images: Mixed) -> Tensor:
         """Return the mean over the pixels that count of −Σ_c y'_c log p_c, by class weights where there are some."""
-        size, corners = images.image.shape[-2:], output.align_corners
-        scores = ops.upsample(output.primary, size, activation="none", align_corners=corners)
-        label = images.label * images.valid
-        if self.class_weights is not None:
-            label = label * self.class_weights[:, None, None]
-        return _mean(-(label * scores.log_softmax(1)).sum(1), label.sum(1))
+        size, corners, logits = images.image.shape[-2:], output.align_corners, output.primary
+        weights = self.class_weights
+        if weights is None:
+            weights = logits.new_ones(self.num_classes, dtype=torch.float32)
+        q = images.q * weights[:, None, None]
+        of_class = F.pad(weights, (0, 256 - len(weights)))
+
+        def to_label(label: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+            loss = ops.cross_entropy(
+                logits, label, weight=weights, pixel_weight=share, align_corners=corners, reduction="sum"
+            )
+            return loss, of_class[label.long()] * share
+
+        first, counted = to_label(images.own, images.share)
+        second, of_labels = to_label(images.label, images.other)
+        third = ops.soft_cross_entropy(
+            logits, q, size, pixel_weight=images.other, align_corners=corners, reduction="sum"
+        )
+        of_q = F.interpolate(q.sum(1, keepdim=True), size, mode="bilinear", align_corners=corners)[:, 0]
+        return _mean(first + second + third, counted + of_labels + of_q * images.other)
 
 
 def squared_error(output: SegmentationOutput, images: Mixed) -> Tensor:
-    """Return the mean over the pixels that count of Σ_c (p_c − y'_c)²."""
+    """Return the mean over the pixels that count of Σ_c (p_c − y'_c)², without a part that no parameter moves.
+
+    With y' = λ'·a + (1 − λ')·b it is λ'·Σ(p − a)² + (1 − λ')·Σ(p − b)² − λ'(1 − λ')·Σ(a − b)²: errors to the two labels
+    themselves, of which none is at full resolution. The last term is left out.
+    """
     size, corners = images.image.shape[-2:], output.align_corners
-    p = ops.upsample(output.primary, size, activation="softmax", align_corners=corners)
-    valid = images.valid[:, 0].float()
-    return _mean((p - images.label).square().sum(1) * valid, valid)
+
+    def to(target: Tensor, share: Tensor) -> Tensor:
+        return ops.squared_error(
+            output.primary, target, size, pixel_weight=share, align_corners=corners, reduction="sum"
+        )
+
+    guessed = images.other * images.guessed[:, None, None]
+    total = to(images.own, images.share) + to(images.label, images.other) + to(images.q, guessed)
+    return _mean(total, images.share + images.other)
 
 
-def _mean(each: Tensor, counted: Tensor) -> Tensor:
-    """Return the sum of ``each`` pixel divided by that of ``counted``, 0 where none counts (collective)."""
-    mean = each.sum() / counted.sum().clamp_min(torch.finfo(counted.dtype).tiny)
+def _mean(total: Tensor, counted: Tensor) -> Tensor:
+    """Return ``total`` divided by the sum of ``counted``, 0 where none counts (collective)."""
+    mean = total / counted.sum().clamp_min(torch.finfo(counted.dtype).tiny)
     if distributed.get_world_size() > 1:
         mean = mean * distributed.loss_scale_for_valid_pixels(counted)
     return mean

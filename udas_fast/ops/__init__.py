@@ -13,6 +13,7 @@ from udas_fast.ops._pseudo_label import PseudoLabel, pseudo_label
 from udas_fast.ops._rectified_cross_entropy import rectified_cross_entropy
 from udas_fast.ops._region_mix import region_mix
 from udas_fast.ops._sample_boxes import sample_boxes
+from udas_fast.ops._soft_labels import soft_cross_entropy, squared_error
 from udas_fast.ops._upsample import upsample
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "rectified_cross_entropy",
     "region_mix",
     "sample_boxes",
+    "soft_cross_entropy",
+    "squared_error",
     "symmetric_kl",
     "upsample",
 ]

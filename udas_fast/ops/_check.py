@@ -89,6 +89,15 @@ def plane(name: str, t: Tensor, like: Tensor, height: int, width: int) -> None:
         raise bad(name, f"device {t.device}", str(like.device))
 
 
+def mask(t: Tensor | None, like: Tensor, size: Sequence[int]) -> None:
+    """Check the pixels that count, None or bool ``[N, H, W]`` on the device of ``like``, whose first axis is N."""
+    if t is None:
+        return
+    plane("mask", t, like, *size)
+    if t.dtype != torch.bool:
+        raise bad("mask", t.dtype, "bool")
+
+
 def labels(name: str, t: Tensor, like: Tensor) -> None:
     """Check labels uint8 or int64 ``[N, H, W]`` on the device of ``like``, whose first axis is N."""
     tensor(name, t, "a tensor of labels [N, H, W]")

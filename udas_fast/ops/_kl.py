@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from udas_fast.errors import bad
 from udas_fast.ops import _check
 from udas_fast.ops._dispatch import dispatch_loss, register_loss
 
@@ -117,10 +115,7 @@ def distillation_kl(
     for k, teacher in enumerate(teachers):
         _check.alike(f"teachers[{k}]", teacher, "student", student)
     size = _check.size(size)
-    if mask is not None:
-        _check.plane("mask", mask, student, *size)
-        if mask.dtype != torch.bool:
-            raise bad("mask", mask.dtype, "bool")
+    _check.mask(mask, student, size)
     student, *teachers = _check.one_dtype((student, *teachers))
     return dispatch_loss(
         "distillation_kl",

@@ -308,12 +308,54 @@ def distillation_kl(
     soft = [(interpolate(t.detach(), size, align_corners) / temperature).softmax(1) for t in teachers]
     mean = torch.stack(soft).mean(0)
     loss = (torch.special.xlogy(mean, mean) - mean * log_s).sum(1)
-    if mask is None:
-        count: Tensor | float = loss.numel()
+    return _reduce_masked(loss, mask, pixel_weight, reduction)
+
+
+def soft_cross_entropy(
+    logits: Tensor,
+    probabilities: Tensor,
+    size: tuple[int, int],
+    *,
+    mask: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    align_corners: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return −Σ q·log softmax(logits), q detached."""
+    log_p = interpolate(logits, size, align_corners).log_softmax(1)
+    q = interpolate(probabilities.detach(), size, align_corners)
+    return _reduce_masked(-(q * log_p).sum(1), mask, pixel_weight, reduction)
+
+
+def squared_error(
+    logits: Tensor,
+    target: Tensor,
+    size: tuple[int, int],
+    *,
+    mask: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return Σ (softmax(logits) − q)², q detached: probabilities, or the one-hot vectors of labels."""
+    p = interpolate(logits, size, align_corners).softmax(1)
+    if target.dim() == 4:
+        q = interpolate(target.detach(), size, align_corners)
     else:
-        loss = torch.where(mask, loss, torch.zeros_like(loss))
-        count = mask.sum()
-    return reduce_loss(weighted(loss, pixel_weight), count, reduction)
+        check_labels("target", target, logits.shape[1], ignore_index)
+        counts = target != ignore_index
+        mask = counts if mask is None else mask & counts
+        q = F.one_hot(target.long() * counts, logits.shape[1]).permute(0, 3, 1, 2).to(p.dtype)
+    return _reduce_masked((p - q).square().sum(1), mask, pixel_weight, reduction)
+
+
+def _reduce_masked(loss: Tensor, mask: Tensor | None, pixel_weight: Tensor | None, reduction: str) -> Tensor:
+    """Reduce a loss per pixel over the pixels of ``mask``, all where it is None."""
+    if mask is None:
+        return reduce_loss(weighted(loss, pixel_weight), loss.numel(), reduction)
+    loss = torch.where(mask, loss, torch.zeros_like(loss))
+    return reduce_loss(weighted(loss, pixel_weight), mask.sum(), reduction)
 
 
 def rectified_cross_entropy(
