@@ -11,6 +11,8 @@
 // interpolated anew at each use and gradients live in shared memory.
 #include <cuda_fp16.h>
 
+#include <algorithm>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -106,8 +108,32 @@ UDAS_DEVICE Source position(int i, int in, int out, bool align_corners) {
   return s;
 }
 
-UDAS_DEVICE Source row_position(const Tiling& tiling, const Map& map, int y) {
-  return position(y, map.height, tiling.height, tiling.align_corners);
+// A row of a tile in a map, as a walk down the rows needs it. It reads the low row alone where `fraction` is
+// 0, so that a value which is not finite goes no further than its own neighbours.
+struct alignas(16) Row {
+  int32_t low, high;  // the low-resolution rows around it, equal at the end of the map
+  float fraction;     // of high
+  int16_t fresh;      // how many low-resolution rows it reads that the row above did not: 0, 1 or 2
+  int16_t left;       // how many of those around the row above it has left behind
+};
+
+static_assert(sizeof(Row) == 16 && sizeof(Source) % 4 == 0 && kTileWidth % 32 == 0,
+              "the layouts of shared memory put floats after sources, and four floats after rows");
+
+UDAS_DEVICE Row row_of(const Tiling& tiling, const Map& map, const Tile& tile, int y) {
+  const auto at = [&](int i) {
+    return position(tile.y + min(i, tile.rows - 1), map.height, tiling.height, tiling.align_corners);
+  };
+  const auto last_read = [](const Source& s) { return s.fraction > 0.0f ? s.high : s.low; };
+  const Source own = at(y);
+  Row row{own.low, own.high, own.fraction, 2, 0};
+  if (y > 0) {
+    const Source above = at(y - 1);
+    const bool same = own.low == above.low && last_read(own) == last_read(above);
+    row.fresh = static_cast<int16_t>(same ? 0 : last_read(above) == own.low ? 1 : 2);
+    row.left = static_cast<int16_t>(min(own.low, above.high + 1) - above.low);
+  }
+  return row;
 }
 
 UDAS_DEVICE Source column_position(const Tiling& tiling, const Map& map, int x) {
@@ -186,22 +212,18 @@ class Logits {
  public:
   UDAS_DEVICE void keep_in(Strided steps) { step_ = steps; }
 
-  // Moves to a pixel from the one above, which was in row `last` (null: none). Only rows that are not there
-  // yet are read; the lower row stays as it was read and becomes the upper one, so that a value which is not
-  // finite goes no further than its own neighbours. A pixel in the middle of a row takes nothing of the next.
-  UDAS_DEVICE void move(const Map& map, int64_t sample, const Source& row, const Source& column,
-                        const Source* last) {
-    const bool between = row.fraction > 0.0f;
-    below_fraction_ = between ? row.fraction - 1.0f : 0.0f;
-    if (last != nullptr && last->low == row.low && (last->fraction > 0.0f) == between) return;
-    const bool there = last != nullptr && row.low == (last->fraction > 0.0f ? last->high : last->low);
+  // Moves to a pixel of `row` from the one above. Only rows that are not there yet are read; the lower row
+  // becomes the upper one.
+  UDAS_DEVICE void move(const Map& map, int64_t sample, const Row& row, const Source& column) {
+    below_fraction_ = row.fraction > 0.0f ? row.fraction - 1.0f : 0.0f;
+    if (row.fresh == 0) return;
     typed(map.data, map.type, [&](auto* data) {
-      if (!there) {
+      if (row.fresh > 1) {
         Beside above(data, map, sample, row.low, column);
 #pragma unroll
         for (int c = 0; c < C; ++c, above.next(map)) lower_[c] = above.at(column.fraction);
       }
-      Beside below(data, map, sample, between ? row.high : row.low, column);
+      Beside below(data, map, sample, row.fraction > 0.0f ? row.high : row.low, column);
 #pragma unroll
       for (int c = 0; c < C; ++c, below.next(map)) {
         const float lower = below.at(column.fraction);
@@ -222,8 +244,7 @@ class Logits {
 template <class Steps>
 class Logits<0, Steps> {
  public:
-  UDAS_DEVICE void move(const Map& map, int64_t sample, const Source& row, const Source& column,
-                        const Source*) {
+  UDAS_DEVICE void move(const Map& map, int64_t sample, const Row& row, const Source& column) {
     map_ = &map;
     sample_ = sample;
     row_ = row;
@@ -244,12 +265,13 @@ class Logits<0, Steps> {
  private:
   const Map* map_;
   int64_t sample_;
-  Source row_, column_;
+  Row row_;
+  Source column_;
 };
 
 // Interpolates all logits of one pixel and keeps nothing for the next.
 template <int C, class Out>
-UDAS_DEVICE void interpolate(const Map& map, int64_t sample, const Source& row, const Source& column,
+UDAS_DEVICE void interpolate(const Map& map, int64_t sample, const Row& row, const Source& column,
                              int classes, Out& out) {
   const Classes<C> count{classes};
   typed(map.data, map.type, [&](auto* data) {
@@ -269,23 +291,44 @@ cudaError_t launch(void (*kernel)(Task), dim3 blocks, int threads, size_t shared
   return cudaLaunchKernel(kernel, blocks, dim3(threads), arguments, shared, stream);
 }
 
-// Chooses the largest tile whose block fits into shared memory, of which it takes shared(height, width)
-// bytes; only 16 rows high where 32 would leave a large GPU without work. The width of unrolled kernels is
-// fixed.
+inline int device_limit(cudaDeviceAttr limit) {
+  int device = 0, value = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&value, limit, device);
+  return value;
+}
+
+// Chooses the tiles that are worked off soonest: the widest of at most `widest` columns whose block fits into
+// shared memory, of which it takes shared(height, width) bytes, as high as the rounds of blocks are fewest
+// and best filled. The registers of a multiprocessor hold `resident` blocks of 128 threads, and a block costs
+// as much as some rows beside its own.
 template <class Shared>
-void choose_tiles(Tiling& tiling, bool unrolled, const Shared& shared) {
-  constexpr int64_t kEnough = 512;
+void choose_tiles(Tiling& tiling, int widest, int resident, const Shared& shared) {
+  constexpr int kFixedRows = 4, kLeastHeight = 8, kLeastWidth = 4;
+  constexpr size_t kReserved = 1024;  // bytes of shared memory that the system takes of a block
+  const size_t all = device_limit(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  const int64_t multiprocessors = device_limit(cudaDevAttrMultiProcessorCount);
   const auto cut = [&](int height, int width) {
     tiling.tile_height = height;
     tiling.tile_width = width;
     tiling.down = (tiling.height + height - 1) / height;
     tiling.across = (tiling.width + width - 1) / width;
   };
-  for (int width = unrolled ? kTileWidth : kTileWidth / 2;; width /= 2) {
-    cut(kTileHeight, width);
-    if (tile_count(tiling) >= kEnough && shared(kTileHeight, width) <= kMostShared) return;
-    cut(kTileHeight / 2, width);
-    if (unrolled || width == 8 || shared(kTileHeight / 2, width) <= kMostShared) return;
+  for (int width = widest;; width /= 2) {
+    int64_t least = std::numeric_limits<int64_t>::max();
+    int best = 0;  // none fits
+    for (int height = kTileHeight; height >= kLeastHeight; --height) {
+      const size_t bytes = shared(height, width);
+      if (bytes > kMostShared) continue;
+      cut(height, width);
+      const int64_t blocks = std::min<int64_t>(resident * (kTileWidth / width), all / (bytes + kReserved));
+      const int64_t at_once = multiprocessors * std::max<int64_t>(blocks, 1);
+      const int64_t cost = (tile_count(tiling) + at_once - 1) / at_once * (height + kFixedRows);
+      if (cost >= least) continue;
+      least = cost;
+      best = height;
+    }
+    if (best > 0 || width == kLeastWidth) return cut(std::max(best, kLeastHeight), width);
   }
 }
 
@@ -308,6 +351,9 @@ inline bool is_unrolled(int classes) {
   for (const int known : {UDAS_UNROLLED}) unrolled = unrolled || classes == known;
   return unrolled;
 }
+
+// The widest tile: half as many threads where each needs much shared memory.
+inline int widest_tile(int classes) { return is_unrolled(classes) ? kTileWidth : kTileWidth / 2; }
 
 }  // namespace cuda
 }  // namespace udas

@@ -21,8 +21,8 @@ struct ConfusionLayout {
 
 __host__ UDAS_DEVICE ConfusionLayout confusion_layout(int height, int classes) {
   ConfusionLayout at;
-  at.rows = 0;                                    // Source [height]
-  at.matrix = at.rows + sizeof(Source) * height;  // unsigned [classes][classes]
+  at.rows = 0;                                 // Row [height]
+  at.matrix = at.rows + sizeof(Row) * height;  // unsigned [classes][classes]
   at.bytes = at.matrix + (classes <= kMostSharedMatrix ? sizeof(unsigned) * classes * classes : 0);
   return at;
 }
@@ -33,7 +33,7 @@ class ConfusionBlock {
   UDAS_DEVICE ConfusionBlock(const ConfusionTask& task, unsigned char* shared)
       : task_(task), tile_(task.tiling, blockIdx.x), width_(task.tiling.tile_width) {
     const ConfusionLayout at = confusion_layout(task.tiling.tile_height, task.classes);
-    rows_ = reinterpret_cast<Source*>(shared + at.rows);
+    rows_ = reinterpret_cast<Row*>(shared + at.rows);
     matrix_ = reinterpret_cast<unsigned*>(shared + at.matrix);
   }
 
@@ -41,7 +41,7 @@ class ConfusionBlock {
     const bool in_shared = task_.classes <= kMostSharedMatrix;
     const int cells = task_.classes * task_.classes;
     for (int y = threadIdx.x; y < tile_.rows; y += width_)
-      rows_[y] = row_position(task_.tiling, task_.map, tile_.y + y);
+      rows_[y] = row_of(task_.tiling, task_.map, tile_, y);
     for (int i = threadIdx.x; in_shared && i < cells; i += width_) matrix_[i] = 0;
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < tile_.columns) walk();
@@ -65,7 +65,7 @@ class ConfusionBlock {
     for (int y = 0; y < tile_.rows; ++y, at += tiling.width) {
       const int64_t truth = next;
       if (y + 1 < tile_.rows) next = load_label(task_.target, at + tiling.width);
-      logits.move(task_.map, tile_.sample, rows_[y], column, y > 0 ? rows_ + y - 1 : nullptr);
+      logits.move(task_.map, tile_.sample, rows_[y], column);
       const int found = arg_max<float>(logits, Classes<C>{task_.classes}).label;
       if (truth == task_.ignore_index || truth < 0 || truth >= task_.classes) continue;
       const int now = static_cast<int>(truth) * task_.classes + found;
@@ -91,7 +91,7 @@ class ConfusionBlock {
   const ConfusionTask& task_;
   const Tile tile_;
   const int width_;
-  Source* rows_;
+  Row* rows_;
   unsigned* matrix_;
 };
 
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kTileWidth, 4) confusion_matrix_kernel(UDAS_PA
 }  // namespace
 
 void plan_confusion_matrix(Tiling& tiling, int classes) {
-  choose_tiles(tiling, is_unrolled(classes),
+  choose_tiles(tiling, widest_tile(classes), 4,
                [&](int height, int) { return confusion_layout(height, classes).bytes; });
 }
 

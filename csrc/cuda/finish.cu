@@ -102,7 +102,7 @@ void plan_loss(Tiling& tiling, int classes, int gradients, int teachers) {
                      : teachers > 0 ? 2
                                     : gradients) *
                     classes;  // at most, LossBlock::lines
-  choose_tiles(tiling, unrolled,
+  choose_tiles(tiling, widest_tile(classes), gradients == 1 ? 3 : 2,
                [&](int, int width) { return loss_layout(width, gradients, teachers, lines).bytes; });
 }
 

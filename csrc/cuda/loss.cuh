@@ -2,13 +2,13 @@
 // The loop of every loss on the device: interpolate the maps at a pixel, compute the loss and its gradient
 // with the pixel function of core/losses.h, apply the adjoint of the interpolation.
 //
-// loss_kernel: a block owns a tile of 128 columns by 16 or 32 rows, a thread one column. Vertically, a
+// loss_kernel: a block owns a tile of 128 columns by 8 to 32 rows, a thread one column. Vertically, a
 // gradient is added to two values per class in registers, which belong to the low-resolution rows above and
 // below; when the walk leaves a row, the tile's 128 columns meet in shared memory and are added up per
 // low-resolution column, left to right, into the tile's own patch of `partial`. finish_kernel adds for each
 // low-resolution cell the patches that touch it, in the order of the tiles. So there are no float atomics,
 // the same input gives the same bits, no pixel is computed twice, and the temporary memory is the patches:
-// about 1.7 low-resolution maps per gradient at stride 8 with 32 rows, 2.3 with 16.
+// about 1.7 low-resolution maps per gradient at stride 8 with 32 rows, 3.4 with 8.
 //
 // The floor of every loss with M maps with a gradient, K without, P pixels and C classes (each loss's .cu
 // gives the exps and FMAs of its pixel function):
@@ -35,8 +35,8 @@ __host__ UDAS_DEVICE LossLayout loss_layout(int width, int gradients, int teache
   const int maps = gradients + teachers;
   LossLayout at;
   at.sums = 0;                                                       // double [2][width]
-  at.rows = at.sums + 2 * sizeof(double) * width;                    // Source [maps][32]
-  at.columns = at.rows + sizeof(Source) * maps * kTileHeight;        // Source [maps][width]
+  at.rows = at.sums + 2 * sizeof(double) * width;                    // Row [maps][32]
+  at.columns = at.rows + sizeof(Row) * maps * kTileHeight;           // Source [maps][width]
   at.starts = at.columns + sizeof(Source) * maps * width;            // int32 [gradients][width + 1]
   at.lines = at.starts + sizeof(int32_t) * gradients * (width + 1);  // float [lines][line(width)]
   at.bytes = at.lines + sizeof(float) * lines * line(width);
@@ -68,7 +68,7 @@ class LossBlock {
       : task_(task), tile_(task.tiling, blockIdx.x) {
     const LossLayout at = loss_layout(width(), kMaps, maps() - kMaps, 0);
     sums_ = reinterpret_cast<double*>(shared + at.sums);
-    rows_ = reinterpret_cast<Source*>(shared + at.rows);
+    rows_ = reinterpret_cast<Row*>(shared + at.rows);
     columns_ = reinterpret_cast<Source*>(shared + at.columns);
     starts_ = reinterpret_cast<int32_t*>(shared + at.starts);
     lines_ = reinterpret_cast<float*>(shared + at.lines);
@@ -107,15 +107,13 @@ class LossBlock {
   UDAS_DEVICE float* lines_of(int m) const {
     return lines_ + (C == 0 ? m * task_.classes : kSharedSteps ? m * C : 0) * line(width());
   }
-  UDAS_DEVICE const Source& row(int map, int y) const { return rows_[map * kTileHeight + y]; }
+  UDAS_DEVICE const Row& row(int map, int y) const { return rows_[map * kTileHeight + y]; }
   UDAS_DEVICE const Source& column(int map, int x) const { return columns_[map * width() + x]; }
 
   // Fills in the sources of the tile's rows and columns for every map, and where the runs of columns start.
   UDAS_DEVICE void tables() {
-    for (int i = threadIdx.x; i < maps() * kTileHeight; i += width()) {
-      const int y = min(i % kTileHeight, tile_.rows - 1);
-      rows_[i] = row_position(task_.tiling, task_.maps[i / kTileHeight], tile_.y + y);
-    }
+    for (int i = threadIdx.x; i < maps() * kTileHeight; i += width())
+      rows_[i] = row_of(task_.tiling, task_.maps[i / kTileHeight], tile_, i % kTileHeight);
     const int x = threadIdx.x, last = tile_.columns - 1;
     for (int m = 0; m < maps(); ++m)
       columns_[m * width() + x] = column_position(task_.tiling, task_.maps[m], tile_.x + min(x, last));
@@ -148,22 +146,27 @@ class LossBlock {
       if (y + 1 < tile_.rows) next = load_sides<Loss>(task_, at + tiling.width);
       pixel.active = pixel.active && inside;
       pixel.incoming = incoming(inside ? x : 0, y);
-      if (kGrad && C > 0 && y > 0) leave_rows(y - 1, y);
 #pragma unroll
       for (int m = 0; m < kMaps; ++m) {
-        const Source* last = y > 0 ? &row(m, y - 1) : nullptr;
-        logits_[m].move(task_.maps[m], tile_.sample, row(m, y), column(m, threadIdx.x), last);
+        const Row at_row = row(m, y);
+        if (kGrad && C > 0 && at_row.left > 0) leave_rows(m, row(m, y - 1).low, at_row.left);
+        logits_[m].move(task_.maps[m], tile_.sample, at_row, column(m, threadIdx.x));
       }
       float loss = 0.0f;
       if (pixel.active) {
         loss = pixel.weight * pixel_loss(pixel, y);
         total_ += loss;
         count_ += pixel.count;
+        if (kGrad && C > 0) collect(y);
       }
-      if (kGrad) collect(pixel.active, y);
+      if (kGrad && C == 0) collect_columns(pixel.active, y);
       if (inside && task_.loss_map != nullptr) task_.loss_map[at] = loss;
     }
-    if (kGrad && C > 0) leave_rows(tile_.rows - 1, -1);
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+      const Row at_row = row(m, tile_.rows - 1);
+      if (kGrad && C > 0) leave_rows(m, at_row.low, at_row.high - at_row.low + 1);
+    }
   }
 
   // The incoming gradient at row `y` of column `x`. Only upsample_backward has and reads one.
@@ -211,59 +214,53 @@ class LossBlock {
     }
   }
 
-  // Vertically: in registers, or for C = 0 directly in the sums over columns.
-  UDAS_DEVICE void collect(bool active, int y) {
-    if constexpr (C > 0) {
-      if (!active) return;
+  // Vertically, in registers.
+  UDAS_DEVICE void collect(int y) {
 #pragma unroll
-      for (int m = 0; m < kMaps; ++m) {
-        const float fraction = row(m, y).fraction;
+    for (int m = 0; m < kMaps; ++m) {
+      const float fraction = row(m, y).fraction;
 #pragma unroll
-        for (int c = 0; c < C; ++c) {
-          above_[m][c] = fmaf(1.0f - fraction, gradient_[m][c], above_[m][c]);
-          below_[m][c] = fmaf(fraction, gradient_[m][c], below_[m][c]);
-        }
+      for (int c = 0; c < C; ++c) {
+        above_[m][c] = fmaf(1.0f - fraction, gradient_[m][c], above_[m][c]);
+        below_[m][c] = fmaf(fraction, gradient_[m][c], below_[m][c]);
       }
-    } else {
-#pragma unroll
-      for (int m = 0; m < kMaps && !active; ++m)
-        for (int c = 0; c < task_.classes; ++c) gradient_[m][c] = 0.0f;
-      __syncthreads();
-#pragma unroll
-      for (int m = 0; m < kMaps; ++m) {
-        const Source& at = row(m, y);
-        const bool fresh = y == 0 || row(m, y - 1).high < at.low;
-        const bool fresh_below = y == 0 || row(m, y - 1).high < at.high;
-        float *above = patch(m, at.low), *below = patch(m, at.high);
-        add_columns(m, lines_of(m), [&](int to, float sum) {
-          above[to] = fmaf(1.0f - at.fraction, sum, fresh ? 0.0f : above[to]);
-          if (at.high > at.low) below[to] = fmaf(at.fraction, sum, fresh_below ? 0.0f : below[to]);
-        });
-      }
-      __syncthreads();
     }
   }
 
-  // Adds up the gradients collected for the low-resolution rows that pixel row `y` reads and row `next` (-1:
-  // none) does not.
-  UDAS_DEVICE void leave_rows(int y, int next) {
+  // Vertically, for C = 0: directly in the sums over columns.
+  UDAS_DEVICE void collect_columns(bool active, int y) {
+#pragma unroll
+    for (int m = 0; m < kMaps && !active; ++m)
+      for (int c = 0; c < task_.classes; ++c) gradient_[m][c] = 0.0f;
+    __syncthreads();
 #pragma unroll
     for (int m = 0; m < kMaps; ++m) {
-      const int low = row(m, y).low, high = row(m, y).high;
-      const int to = next < 0 ? high + 1 : row(m, next).low;
+      const Row& at = row(m, y);
+      const bool fresh = y == 0 || row(m, y - 1).high < at.low;
+      const bool fresh_below = y == 0 || row(m, y - 1).high < at.high;
+      float *above = patch(m, at.low), *below = patch(m, at.high);
+      add_columns(m, lines_of(m), [&](int to, float sum) {
+        above[to] = fmaf(1.0f - at.fraction, sum, fresh ? 0.0f : above[to]);
+        if (at.high > at.low) below[to] = fmaf(at.fraction, sum, fresh_below ? 0.0f : below[to]);
+      });
+    }
+    __syncthreads();
+  }
+
+  // Adds up the gradients collected for `count` low-resolution rows from `low` on, which the walk leaves.
+  UDAS_DEVICE void leave_rows(int m, int low, int count) {
 #pragma unroll 1
-      for (int r = low; r < to && r <= high; ++r) {
+    for (int r = low; r < low + count; ++r) {
 #pragma unroll
-        for (int c = 0; c < C; ++c) {
-          lines_of(m)[c * line(width()) + threadIdx.x] = above_[m][c];
-          above_[m][c] = below_[m][c];
-          below_[m][c] = 0.0f;
-        }
-        __syncthreads();
-        float* to_row = patch(m, r);
-        add_columns(m, lines_of(m), [&](int to, float sum) { to_row[to] = sum; });
-        __syncthreads();
+      for (int c = 0; c < C; ++c) {
+        lines_of(m)[c * line(width()) + threadIdx.x] = above_[m][c];
+        above_[m][c] = below_[m][c];
+        below_[m][c] = 0.0f;
       }
+      __syncthreads();
+      float* to_row = patch(m, r);
+      add_columns(m, lines_of(m), [&](int to, float sum) { to_row[to] = sum; });
+      __syncthreads();
     }
   }
 
@@ -345,7 +342,8 @@ class LossBlock {
   const LossTask& task_;
   const Tile tile_;
   double* sums_;
-  Source *rows_, *columns_;
+  Row* rows_;
+  Source* columns_;
   int32_t* starts_;
   float* lines_;
   Logits<C, Steps> logits_[kMaps];

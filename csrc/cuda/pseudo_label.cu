@@ -25,8 +25,8 @@ struct PseudoLabelLayout {
 __host__ UDAS_DEVICE PseudoLabelLayout pseudo_label_layout(int height, int width, int views, bool mean,
                                                            int classes, int lines) {
   PseudoLabelLayout at;
-  at.rows = 0;                                             // Source [views][height]
-  at.columns = at.rows + sizeof(Source) * views * height;  // Source [views][width], for the mean
+  at.rows = 0;                                          // Row [views][height]
+  at.columns = at.rows + sizeof(Row) * views * height;  // Source [views][width], for the mean
   at.confidence = at.columns + (mean ? sizeof(Source) * views * width : 0);  // float [height][width]
   at.histogram = at.confidence + sizeof(float) * height * width;             // unsigned [classes][2][64]
   at.lines = at.histogram + (classes <= kMostSharedHistogram ? sizeof(unsigned) * classes * kCells : 0);
@@ -47,7 +47,7 @@ class PseudoLabelBlock {
         width_(task.tiling.tile_width) {
     const PseudoLabelLayout at = pseudo_label_layout(height_, width_, task.views, kMean, task.classes,
                                                      C == 0 && kMean ? 2 * task.classes : 0);
-    rows_ = reinterpret_cast<Source*>(shared + at.rows);
+    rows_ = reinterpret_cast<Row*>(shared + at.rows);
     columns_ = reinterpret_cast<Source*>(shared + at.columns);
     confidence_ = reinterpret_cast<float*>(shared + at.confidence);
     histogram_ = reinterpret_cast<unsigned*>(shared + at.histogram);
@@ -87,10 +87,8 @@ class PseudoLabelBlock {
   }
 
   UDAS_DEVICE void tables() {
-    for (int i = threadIdx.x; i < task_.views * height_; i += width_) {
-      const int y = min(i % height_, tile_.rows - 1);
-      rows_[i] = row_position(task_.tiling, task_.maps[i / height_], tile_.y + y);
-    }
+    for (int i = threadIdx.x; i < task_.views * height_; i += width_)
+      rows_[i] = row_of(task_.tiling, task_.maps[i / height_], tile_, i % height_);
     if (kMean) {
       const int x = min(static_cast<int>(threadIdx.x), tile_.columns - 1);
       for (int view = 0; view < task_.views; ++view)
@@ -104,12 +102,11 @@ class PseudoLabelBlock {
 
   // The first of equal views wins.
   UDAS_DEVICE void best_of_views(int view, const Source& column) {
-    const Source* rows = rows_ + view * height_;
+    const Row* rows = rows_ + view * height_;
     Logits<C> logits;
 #pragma unroll 1
     for (int y = 0; y < tile_.rows; ++y) {
-      const Source* last = y > 0 ? rows + y - 1 : nullptr;
-      logits.move(task_.maps[view], tile_.sample, rows[y], column, last);
+      logits.move(task_.maps[view], tile_.sample, rows[y], column);
       const Prediction<float> found =
           most_probable<float>(logits, task_.inverse_temperature, Classes<C>{task_.classes});
       const int at = y * width_ + threadIdx.x;
@@ -204,7 +201,8 @@ class PseudoLabelBlock {
   const PseudoLabelTask& task_;
   const Tile tile_;
   const int height_, width_;
-  Source *rows_, *columns_;
+  Row* rows_;
+  Source* columns_;
   float *confidence_, *lines_;
   unsigned* histogram_;
   uint8_t* label_;
@@ -230,9 +228,8 @@ cudaError_t run(const PseudoLabelTask& task, cudaStream_t stream) {
 }  // namespace
 
 void plan_pseudo_label(Tiling& tiling, int classes, int views, bool mean) {
-  const bool unrolled = is_unrolled(classes);
-  const int lines = mean && !unrolled ? 2 * classes : 0;
-  choose_tiles(tiling, unrolled, [&](int height, int width) {
+  const int lines = mean && !is_unrolled(classes) ? 2 * classes : 0;
+  choose_tiles(tiling, widest_tile(classes), mean ? 3 : 4, [&](int height, int width) {
     return pseudo_label_layout(height, width, views, mean, classes, lines).bytes;
   });
 }

@@ -133,7 +133,7 @@ constexpr bool are_parameters = ((sizeof(Tasks) <= 4096 && std::is_trivially_cop
 static_assert(are_parameters<LossTask, FinishTask, UpsampleTask, PseudoLabelTask, ConfusionTask, MixTask>,
               "a task must fit into a kernel's parameters");
 
-// Choose the tiles, by the sizes alone and before memory is allocated.
+// Choose the tiles, by the sizes and the current device, before memory is allocated.
 void plan_loss(Tiling& tiling, int classes, int gradients, int teachers);
 void plan_upsample(Tiling& tiling, int classes);
 void plan_pseudo_label(Tiling& tiling, int classes, int views, bool mean);

@@ -21,9 +21,9 @@ template <Activation kActivation, int C>
 __global__ void __launch_bounds__(kTileWidth, 4) upsample_kernel(UDAS_PARAMETER UpsampleTask task) {
   const Tiling& tiling = task.tiling;
   const Tile tile(tiling, blockIdx.x);
-  Source* rows = reinterpret_cast<Source*>(shared_memory());
+  Row* rows = reinterpret_cast<Row*>(shared_memory());
   for (int y = threadIdx.x; y < tile.rows; y += tiling.tile_width) {
-    rows[y] = row_position(tiling, task.map, tile.y + y);
+    rows[y] = row_of(tiling, task.map, tile, y);
   }
   __syncthreads();
   if (static_cast<int>(threadIdx.x) >= tile.columns) return;
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kTileWidth, 4) upsample_kernel(UDAS_PARAMETER 
   Logits<C> logits;
 #pragma unroll 1
   for (int y = 0; y < tile.rows; ++y, to.first += tiling.width) {
-    logits.move(task.map, tile.sample, rows[y], column, y > 0 ? rows + y - 1 : nullptr);
+    logits.move(task.map, tile.sample, rows[y], column);
     if constexpr (C == 0) {
       activate<kActivation, float>(logits, task.inverse_log_classes, classes, to);
     } else {
@@ -51,14 +51,14 @@ __global__ void __launch_bounds__(kTileWidth, 4) upsample_kernel(UDAS_PARAMETER 
 }  // namespace
 
 void plan_upsample(Tiling& tiling, int classes) {
-  choose_tiles(tiling, is_unrolled(classes), [](int height, int) { return sizeof(Source) * height; });
+  choose_tiles(tiling, widest_tile(classes), 4, [](int height, int) { return sizeof(Row) * height; });
 }
 
 cudaError_t run_upsample(const UpsampleTask& task, cudaStream_t stream) {
   const Tiling& tiling = task.tiling;
   if (tile_count(tiling) == 0) return cudaSuccess;
   const dim3 blocks(static_cast<unsigned>(tile_count(tiling)));
-  const size_t bytes = sizeof(Source) * tiling.tile_height;
+  const size_t bytes = sizeof(Row) * tiling.tile_height;
   return with_activation(task.activation, [&](auto activation) {
     constexpr Activation kActivation = decltype(activation)::value;
     return with_classes(task.classes, [&](auto classes) {
