@@ -4,8 +4,8 @@
 // A pixel function takes the logits of one pixel (or one vector of pixels: V) and returns the pixel's loss
 // before weighting; with kGrad it leaves weight · dloss/dlogits in the gradient accessors. `u[c]`, `v[c]`
 // give class c's logit as V; `gu[c]`, `gv[c]` are V& and serve as scratch even without kGrad. `classes` is an
-// int or an integral_constant, which unrolls the loops and keeps the arrays in registers. The largest logit
-// is subtracted before each exp.
+// int or an integral_constant, which unrolls the loops and keeps the arrays in registers. The exponentials
+// are taken of scores, which are logits less a value that the classes of a pixel share.
 //
 // The struct below each function describes the loss to the loops of cpu/ and cuda/, whose pixel `px` has
 //   logits(m)      the logits of map m
@@ -33,6 +33,7 @@ struct Loss {
   static constexpr bool kCountsLabels =
       false;                                // counts labelled pixels by class weight instead of all pixels
   static constexpr bool kTeachers = false;  // has teachers: maps without a gradient
+  static constexpr bool kScores = true;     // a function of scores: what classes share does not matter
 };
 
 template <class V, class Logits>
@@ -43,35 +44,80 @@ UDAS_HD V largest(const Logits& v, int classes) {
   return top;
 }
 
-// g[c] = exp((v[c] - top)·inverse); returns the sum, so that softmax = g / sum. g may be v.
+// Accessors whose values are scores over the temperature already, in units of log 2: those of cuda/, which
+// shift and scale low-resolution rows instead of pixels.
+template <class Logits, class = void>
+constexpr bool kGivesScores = false;
+template <class Logits>
+constexpr bool kGivesScores<Logits, std::enable_if_t<Logits::kGivesScores> > = true;
+
+// The scores of a pixel: what all its classes share is taken off the logits, here their maximum.
+template <class V, class Logits>
+class Scores {
+ public:
+  UDAS_HD Scores(const Logits& logits, int classes, float inverse_temperature)
+      : logits_(logits), inverse_temperature_(inverse_temperature) {
+    if constexpr (!kGivesScores<Logits>) top_ = largest<V>(logits, classes);
+  }
+
+  UDAS_HD V operator[](int c) const {
+    if constexpr (kGivesScores<Logits>) return logits_[c];
+    return V(logits_[c]) - top_;
+  }
+
+  // exp of a score over the temperature.
+  UDAS_HD V exponential(V score) const {
+    if constexpr (kGivesScores<Logits>) return exp2(score);
+    return exp2(V(score * (inverse_temperature_ * kLog2E)));
+  }
+
+  // What a difference of 1 between scores is in logits over the temperature.
+  UDAS_HD float unit() const { return kGivesScores<Logits> ? 0.693147181f : inverse_temperature_; }
+
+ private:
+  const Logits& logits_;
+  const float inverse_temperature_;
+  V top_;
+};
+
+template <class V, class Logits>
+UDAS_HD Scores<V, Logits> scores(const Logits& logits, int classes, float inverse_temperature = 1.0f) {
+  return {logits, classes, inverse_temperature};
+}
+
+// g[c] = exp of score c; returns the sum, so that softmax = g / sum. g may be the logits, unless they are
+// scores.
 template <class V, class Logits, class Scratch>
-UDAS_HD V exponentials(const Logits& v, V top, int classes, Scratch& g, float inverse = 1.0f) {
-  const float scale = inverse * kLog2E;
+UDAS_HD V exponentials(const Scores<V, Logits>& x, int classes, Scratch& g) {
   V sum = V{};
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) {
-    const V e = exp2(V((V(v[c]) - top) * scale));
+    const V e = x.exponential(x[c]);
     g[c] = e;
     sum += e;
   }
   return sum;
 }
 
-// -log softmax(v)[label]; 0 with a zero gradient where label < 0. g may be v. Least: 4 and 1 exp [6, 1]; the
-// label is one element, and the gradient's scale belongs to the adjoint's factors.
+// -log softmax(v)[label]; 0 with a zero gradient where label < 0. g may be v, unless v gives scores. Least: 4
+// and 1 exp [6, 1]; the label is one element, and the gradient's scale belongs to the adjoint's factors.
 template <bool kGrad, class V, class Logits, class Grad>
 UDAS_HD V cross_entropy_pixel(const Logits& v, IntOf<V> label, V weight, int classes, Grad& g) {
-  const V top = largest<V>(v, classes);
-  V picked = V{};
+  const auto x = scores<V>(v, classes);
+  V sum = V{}, picked = V{};
   UDAS_UNROLL
-  for (int c = 0; c < classes; ++c) picked = select(label == c, V(v[c]), picked);
-  const V sum = exponentials<V>(v, top, classes, g);
+  for (int c = 0; c < classes; ++c) {
+    const V score = x[c], e = x.exponential(score);
+    picked = select(label == c, score, picked);
+    g[c] = e;
+    sum += e;
+  }
   if (kGrad) {
     const V scale = divide(weight, sum);
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) g[c] = g[c] * scale - select(label == c, weight, V{});
   }
-  return select(label < 0, V{}, log(sum) - (picked - top));
+  return select(label < 0, V{}, log(sum) - picked * x.unit());
 }
 
 struct CrossEntropy : Loss<1> {
@@ -83,33 +129,38 @@ struct CrossEntropy : Loss<1> {
   }
 };
 
-// J = KL(p‖q) + KL(q‖p) = Σ (p - q)·d, d = u - v, p = softmax u, q = softmax v.
-// dJ/du = (p - q) + p·(d - Σpd), dJ/dv = (q - p) + q·(Σqd - d). Least: 11 and 2 exps [21, 2]; d and both sums
-// 3, the gradients 6.
+// J = KL(p‖q) + KL(q‖p) = Σ (p - q)·d, d = u - v, p = softmax u, q = softmax v. A value that all d share
+// changes no sum. dJ/du = (p - q) + p·(d - Σpd) = p·(d + 1 - Σpd) - q, dJ/dv = q·(1 + Σqd - d) - p. Least: 11
+// and 2 exps [21, 2]; d and both sums 3, the gradients 6.
 template <bool kGrad, class V, class LogitsU, class LogitsV, class GradU, class GradV>
 UDAS_HD V symmetric_kl_pixel(const LogitsU& u, const LogitsV& v, V weight, int classes, GradU& gu,
                              GradV& gv) {
-  const V top_u = largest<V>(u, classes), top_v = largest<V>(v, classes);
-  const V inverse_u = divide(V{} + 1.0f, exponentials<V>(u, top_u, classes, gu));
-  const V inverse_v = divide(V{} + 1.0f, exponentials<V>(v, top_v, classes, gv));
-  V mean_p = V{},
-    mean_q = V{};  // Σpd, Σqd; d is taken between logits less their maxima, which changes no sum
+  const auto x = scores<V>(u, classes);
+  const auto y = scores<V>(v, classes);
+  const float unit = x.unit();
+  V sum_u = V{}, sum_v = V{}, mean_p = V{}, mean_q = V{};  // mean: Σpd, Σqd
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) {
-    const V d = (V(u[c]) - top_u) - (V(v[c]) - top_v);
-    const V p = gu[c] * inverse_u, q = gv[c] * inverse_v;
-    gu[c] = p;
-    gv[c] = q;
-    mean_p += p * d;
-    mean_q += q * d;
+    const V score_u = x[c], score_v = y[c], d = score_u - score_v;
+    const V e = x.exponential(score_u), f = y.exponential(score_v);
+    gu[c] = e;
+    gv[c] = f;
+    sum_u += e;
+    sum_v += f;
+    mean_p += e * d;
+    mean_q += f * d;
   }
+  mean_p = divide(mean_p, sum_u) * unit;
+  mean_q = divide(mean_q, sum_v) * unit;
   if (kGrad) {
+    const V scale_u = divide(weight, sum_u), scale_v = divide(weight, sum_v);
+    const V to_u = 1.0f - mean_p, to_v = 1.0f + mean_q;
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) {
-      const V d = (V(u[c]) - top_u) - (V(v[c]) - top_v);
-      const V p = gu[c], q = gv[c];
-      gu[c] = weight * ((p - q) + p * (d - mean_p));
-      gv[c] = weight * ((q - p) + q * (mean_q - d));
+      const V d = x[c] - y[c];
+      const V p = gu[c] * scale_u, q = gv[c] * scale_v;
+      gu[c] = p * (unit * d + to_u) - q;
+      gv[c] = q * (to_v - unit * d) - p;
     }
   }
   return mean_p - mean_q;
@@ -123,36 +174,41 @@ struct SymmetricKl : Loss<2> {
   }
 };
 
-// KL(m‖p) + KL(m‖q), m = softmax(u + v/2) held constant (MRNet): the gradients are p - m and q - m. Least: 13
-// and 3 exps [20, 3]; Σ m·(2z - u - v) is Σ m·u, the gradients 3.
+// KL(m‖p) + KL(m‖q), m = softmax(z), z = u + v/2, held constant (MRNet): the gradients are p - m and q - m.
+// With the three sums of exponentials the loss is Σ m·(2z - u - v) - 2·log Σexp z + log Σexp u + log Σexp v,
+// and 2z - u - v = u. Least: 13 and 3 exps [20, 3]; Σ m·u 1, the gradients 3.
 template <bool kGrad, class V, class LogitsU, class LogitsV, class GradU, class GradV>
 UDAS_HD V ensemble_kl_pixel(const LogitsU& u, const LogitsV& v, V weight, int classes, GradU& gu, GradV& gv) {
-  const V top_u = largest<V>(u, classes), top_v = largest<V>(v, classes);
-  V top_z = V(u[0]) + 0.5f * V(v[0]);
+  const auto x = scores<V>(u, classes);
+  const auto y = scores<V>(v, classes);
+  const auto z = [&](int c) { return V(x[c] + 0.5f * y[c]); };
+  V top = z(0);
   UDAS_UNROLL
-  for (int c = 1; c < classes; ++c) top_z = larger(V(u[c]) + 0.5f * V(v[c]), top_z);
-  const V sum_u = exponentials<V>(u, top_u, classes, gu);
-  const V sum_v = exponentials<V>(v, top_v, classes, gv);
-  V sum_z = V{}, cross = V{};  // Σ exp z and Σ exp(z)·(2z - u - v), each less its maximum
+  for (int c = 1; c < classes; ++c) top = larger(z(c), top);
+  V sum_u = V{}, sum_v = V{}, sum_z = V{}, cross = V{};  // cross: Σ exp(z)·u
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) {
-    const V x = V(u[c]), y = V(v[c]);
-    const V z = x + 0.5f * y - top_z;
-    const V e = exp(z);
-    sum_z += e;
-    cross += e * ((z - (x - top_u)) + (z - (y - top_v)));
+    const V score = x[c];
+    const V e = x.exponential(score), f = y.exponential(y[c]);
+    const V m = x.exponential(z(c) - top);
+    gu[c] = e;
+    gv[c] = f;
+    sum_u += e;
+    sum_v += f;
+    sum_z += m;
+    cross += m * score;
   }
   if (kGrad) {
     const V scale_u = divide(weight, sum_u), scale_v = divide(weight, sum_v);
     const V scale_z = divide(weight, sum_z);
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) {
-      const V m = exp(V(u[c]) + 0.5f * V(v[c]) - top_z) * scale_z;
+      const V m = x.exponential(z(c) - top) * scale_z;
       gu[c] = gu[c] * scale_u - m;
       gv[c] = gv[c] * scale_v - m;
     }
   }
-  return divide(cross, sum_z) - 2.0f * log(sum_z) + log(sum_u) + log(sum_v);
+  return (divide(cross, sum_z) - 2.0f * top) * x.unit() - 2.0f * log(sum_z) + log(sum_u) + log(sum_v);
 }
 
 struct EnsembleKl : Loss<2> {
@@ -174,21 +230,20 @@ UDAS_HD V distillation_kl_pixel(const Logits& u, const Teachers& teachers, int c
   for (int c = 0; c < classes; ++c) gu[c] = V{};
   for (int k = 0; k < count; ++k) {
     const auto teacher = teachers(k);
-    const V top = largest<V>(teacher, classes);
-    const V sum = exponentials<V>(teacher, top, classes, scratch, inverse_temperature);
+    const V sum = exponentials(scores<V>(teacher, classes, inverse_temperature), classes, scratch);
     const V share = divide(V{} + 1.0f, V(sum * static_cast<float>(count)));
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) gu[c] += scratch[c] * share;
   }
-  const V top = largest<V>(u, classes);
-  const V sum = exponentials<V>(u, top, classes, scratch, inverse_temperature);
+  const auto x = scores<V>(u, classes, inverse_temperature);
+  const V sum = exponentials(x, classes, scratch);
   V loss = log(sum);
   const V scale = divide(V{} + 1.0f, sum);
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) {
     const V m = gu[c];
     const V own = log(select(m > 1e-37f, m, V{} + 1e-37f));
-    loss += m * (own - (V(u[c]) - top) * inverse_temperature);
+    loss += m * (own - x[c] * x.unit());
     if (kGrad) gu[c] = weight * inverse_temperature * (scratch[c] * scale - m);
   }
   return loss;
@@ -285,30 +340,36 @@ struct SquaredError : Loss<1> {
 template <bool kGrad, class V, class LogitsU, class LogitsV, class GradU, class GradV>
 UDAS_HD V rectified_cross_entropy_pixel(const LogitsU& u, const LogitsV& v, IntOf<V> label, V weight,
                                         int classes, GradU& gu, GradV& gv) {
-  const V top_u = largest<V>(u, classes), top_v = largest<V>(v, classes);
-  const V sum_u = exponentials<V>(u, top_u, classes, gu);
-  const V sum_v = exponentials<V>(v, top_v, classes, gv);
-  const V scale_u = divide(V{} + 1.0f, sum_u), scale_v = divide(V{} + 1.0f, sum_v);
-  V picked = V{}, cross = V{};  // cross = Σ exp(v)·(v - u)
+  const auto x = scores<V>(u, classes);
+  const auto y = scores<V>(v, classes);
+  const float unit = x.unit();
+  V sum_u = V{}, sum_v = V{}, picked = V{}, cross = V{};  // cross: Σ exp(v)·(v - u)
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) {
-    const V x = V(u[c]) - top_u;
-    picked = select(label == c, x, picked);
-    cross += gv[c] * ((V(v[c]) - top_v) - x);
+    const V score_u = x[c], score_v = y[c];
+    const V e = x.exponential(score_u), f = y.exponential(score_v);
+    picked = select(label == c, score_u, picked);
+    gu[c] = e;
+    gv[c] = f;
+    sum_u += e;
+    sum_v += f;
+    cross += f * (score_v - score_u);
   }
   const V gap = log(sum_u) - log(sum_v);
-  const V variance = cross * scale_v + gap;
-  const V entropy = select(label < 0, V{}, log(sum_u) - picked);
+  const V variance = divide(cross, sum_v) * unit + gap;
+  const V entropy = select(label < 0, V{}, log(sum_u) - picked * unit);
   const V certainty = exp(-variance);
   if (kGrad) {
     const V rest = weight * (1.0f - entropy * certainty);
     const V kept = select(label < 0, V{}, weight * certainty);
+    const V scale_p = divide(kept + rest, sum_u), scale_q = divide(rest, sum_v);
+    const V to_v = gap - variance;
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) {
-      const V p = gu[c] * scale_u, q = gv[c] * scale_v;
-      const V ratio = (V(v[c]) - top_v) - (V(u[c]) - top_u) + gap;
-      gu[c] = kept * (p - select(label == c, V{} + 1.0f, V{})) + rest * (p - q);
-      gv[c] = rest * q * (ratio - variance);
+      const V p = gu[c] * scale_p, q = gv[c] * scale_q;
+      const V d = y[c] - x[c];
+      gu[c] = p - q - select(label == c, kept, V{});
+      gv[c] = q * (unit * d + to_v);
     }
   }
   return entropy * certainty + variance;
@@ -328,19 +389,23 @@ struct RectifiedCrossEntropy : Loss<2> {
 // Least: 5 and 1 exp [9, 1]; Σ p·v 1, the gradient 2.
 template <bool kGrad, class V, class Logits, class Grad>
 UDAS_HD V entropy_pixel(const Logits& v, float inverse_log_classes, V weight, int classes, Grad& g) {
-  const V top = largest<V>(v, classes);
-  const V sum = exponentials<V>(v, top, classes, g);
-  V cross = V{};
+  const auto x = scores<V>(v, classes);
+  V sum = V{}, cross = V{};
   UDAS_UNROLL
-  for (int c = 0; c < classes; ++c) cross += V(g[c]) * (V(v[c]) - top);
-  const V mean = divide(cross, sum), log_sum = log(sum);
-  if (kGrad) {
-    const V scale = divide(V(weight * inverse_log_classes), sum);
-    UDAS_UNROLL
-    for (int c = 0; c < classes; ++c)
-      g[c] = g[c] * scale * (mean - (V(v[c]) - top));  // log p + H' = v - mean
+  for (int c = 0; c < classes; ++c) {
+    const V score = x[c], e = x.exponential(score);
+    g[c] = e;
+    sum += e;
+    cross += e * score;
   }
-  return (log_sum - mean) * inverse_log_classes;
+  const V mean = divide(cross, sum);
+  if (kGrad) {
+    const V scale = divide(V(weight * inverse_log_classes * x.unit()), sum);
+    const V middle = scale * mean;
+    UDAS_UNROLL
+    for (int c = 0; c < classes; ++c) g[c] = g[c] * (middle - scale * x[c]);  // log p + H' = v - mean
+  }
+  return (log(sum) - mean * x.unit()) * inverse_log_classes;
 }
 
 struct Entropy : Loss<1> {

@@ -26,28 +26,31 @@ UDAS_HD Prediction<V> arg_max(const Values& v, int classes) {
   return best;
 }
 
-// The most probable class of softmax(v / T): its probability is 1 / Σ exp((v - max)/T). Least, as in
-// losses.h: 6 and 1 exp a view; the label 2.
+// The most probable class of softmax(v / T): its probability is exp(largest score) / Σ exp(score). Least, as
+// in losses.h: 6 and 1 exp a view; the label 2.
 template <class V, class Logits>
 UDAS_HD Prediction<V> most_probable(const Logits& v, float inverse_temperature, int classes) {
-  const V top = largest<V>(v, classes);
-  const float scale = inverse_temperature * kLog2E;
-  V sum = V{};
+  const auto x = scores<V>(v, classes, inverse_temperature);
+  constexpr bool kSearch = kGivesScores<Logits>;  // else the largest score is 0
+  V top = kSearch ? x[classes - 1] : V{}, sum = V{};
   IntOf<V> label{};
   UDAS_UNROLL
-  for (int c = classes - 1; c >= 0; --c) {  // downwards, so that the lowest of equals is the last to be taken
-    label = select(V(v[c]) == top, IntOf<V>{} + c, label);
-    sum += exp2(V((V(v[c]) - top) * scale));
+  for (int c = classes - 1; c >= 0; --c) {  // downwards: the lowest of equals is the last to be taken
+    const V score = x[c];
+    const auto better = score >= top;
+    label = select(better, IntOf<V>{} + c, label);
+    if (kSearch) top = select(better, score, top);
+    sum += x.exponential(score);
   }
-  return {divide(V{} + 1.0f, sum), label};
+  return {divide(kSearch ? x.exponential(top) : V{} + 1.0f, sum), label};
 }
 
-// mean[c] += share · softmax(v / T)[c]; scratch may be v.
+// mean[c] += share · softmax(v / T)[c]; scratch may be v, unless v gives scores.
 template <class V, class Logits, class Mean, class Scratch>
 UDAS_HD void add_softmax(const Logits& v, float inverse_temperature, float share, int classes, Mean& mean,
                          Scratch& scratch) {
-  const V top = largest<V>(v, classes);
-  const V scale = divide(V{} + share, exponentials<V>(v, top, classes, scratch, inverse_temperature));
+  const V sum = exponentials(scores<V>(v, classes, inverse_temperature), classes, scratch);
+  const V scale = divide(V{} + share, sum);
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) mean[c] += scratch[c] * scale;
 }

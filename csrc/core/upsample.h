@@ -26,15 +26,15 @@ UDAS_HD void activate(const Logits& v, float inverse_log_classes, int classes, O
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) out[c] = V(v[c]);
   } else {
-    const V top = largest<V>(v, classes);
-    const V sum = exponentials<V>(v, top, classes, out);
+    const auto x = scores<V>(v, classes);
+    const V sum = exponentials(x, classes, out);
     const V scale = divide(V{} + 1.0f, sum), log_sum = log(sum);
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) {
       const V p = out[c] * scale;
       out[c] = kActivation == Activation::softmax
                    ? p
-                   : V(-inverse_log_classes * p * floored(V(V(v[c]) - top - log_sum)));
+                   : V(-inverse_log_classes * p * floored(V(x[c] * x.unit() - log_sum)));
     }
   }
 }
@@ -49,12 +49,12 @@ UDAS_HD void activation_gradient(const Logits& v, const Incoming& incoming, floa
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) g[c] = V(incoming[c]);
   } else {
-    const V top = largest<V>(v, classes);
-    const V sum = exponentials<V>(v, top, classes, g);
+    const auto x = scores<V>(v, classes);
+    const V sum = exponentials(x, classes, g);
     const V scale = divide(V{} + 1.0f, sum), log_sum = log(sum);
     const auto to_probability = [&](int c) {
       if constexpr (kActivation == Activation::softmax) return V(incoming[c]);
-      return V(-inverse_log_classes * V(incoming[c]) * (floored(V(V(v[c]) - top - log_sum)) + 1.0f));
+      return V(-inverse_log_classes * V(incoming[c]) * (floored(V(x[c] * x.unit() - log_sum)) + 1.0f));
     };
     V mean = V{};
     UDAS_UNROLL
@@ -69,6 +69,7 @@ UDAS_HD void activation_gradient(const Logits& v, const Incoming& incoming, floa
 // the loss, Σ G·activation(v), is of no use.
 template <Activation kActivation>
 struct UpsampleGradient : Loss<1> {
+  static constexpr bool kScores = kActivation != Activation::none;
   template <bool kGrad, class V, class Pixel>
   UDAS_HD static V run(const Pixel& px) {
     auto&& g = px.gradient(0);

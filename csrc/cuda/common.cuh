@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "../core/interpolate.h"
+#include "../core/losses.h"
 #include "task.h"
 
 #define UDAS_DEVICE __device__ __forceinline__
@@ -205,46 +206,86 @@ class Beside {
   const T *left_, *right_;
 };
 
-// The logits of a thread's pixels in one map, row after row. `Steps` holds the differences between the two
-// low-resolution rows around a pixel: registers, or shared memory where those would not be enough.
-template <int C, class Steps = Values<C>>
+// The logits of a thread's pixels in one map, row after row: as they are, or as the scores of core/losses.h,
+// for which each low-resolution row is scaled and shifted by its maximum over the classes as it is read.
+// `Steps` holds the differences between the two low-resolution rows around a pixel: registers, or shared
+// memory where those would not be enough.
+template <int C, bool kScores, class Steps = Values<C>>
 class Logits {
  public:
+  static constexpr bool kGivesScores = kScores;
+
   UDAS_DEVICE void keep_in(Strided steps) { step_ = steps; }
 
   // Moves to a pixel of `row` from the one above. Only rows that are not there yet are read; the lower row
-  // becomes the upper one.
-  UDAS_DEVICE void move(const Map& map, int64_t sample, const Row& row, const Source& column) {
+  // becomes the upper one, unless it was shifted for a pixel.
+  UDAS_DEVICE void move(const Map& map, int64_t sample, const Row& row, const Source& column,
+                        float inverse_temperature = 1.0f) {
     below_fraction_ = row.fraction > 0.0f ? row.fraction - 1.0f : 0.0f;
-    if (row.fresh == 0) return;
-    typed(map.data, map.type, [&](auto* data) {
-      if (row.fresh > 1) {
-        Beside above(data, map, sample, row.low, column);
+    if (row.fresh > 0) {
+      typed(map.data, map.type, [&](auto* data) {
+        const Beside above(data, map, sample, row.low, column);
+        const Beside below(data, map, sample, row.fraction > 0.0f ? row.high : row.low, column);
+        Values<C> upper, lower;
 #pragma unroll
-        for (int c = 0; c < C; ++c, above.next(map)) lower_[c] = above.at(column.fraction);
-      }
-      Beside below(data, map, sample, row.fraction > 0.0f ? row.high : row.low, column);
+        for (int c = 0; c < C; ++c) upper[c] = lower_[c];
+        if (row.fresh > 1 || (kScores && disagree_)) read(upper, above, map, column, inverse_temperature);
+        read(lower, below, map, column, inverse_temperature);
 #pragma unroll
-      for (int c = 0; c < C; ++c, below.next(map)) {
-        const float lower = below.at(column.fraction);
-        step_[c] = lower - lower_[c];
-        lower_[c] = lower;
-      }
-    });
+        for (int c = 0; c < C; ++c) {
+          step_[c] = lower[c] - upper[c];
+          lower_[c] = lower[c];
+        }
+        if (kScores) disagree_ = !(highest_of_both(upper, lower) > kLowest);
+      });
+    }
+    if (kScores && disagree_) recentre();
   }
 
   UDAS_DEVICE float operator[](int c) const { return fmaf(below_fraction_, step_[c], lower_[c]); }
 
  private:
+  // The largest score of a pixel must not be lower than this, for the sum of the exponentials to keep its
+  // digits. It can be only where the two rows are sure of different classes.
+  static constexpr float kLowest = -60.0f;
+
+  template <class T>
+  UDAS_DEVICE static void read(Values<C>& to, Beside<T> from, const Map& map, const Source& column,
+                               float inverse_temperature) {
+#pragma unroll
+    for (int c = 0; c < C; ++c, from.next(map)) to[c] = from.at(column.fraction);
+    if constexpr (kScores) {
+      const float scale = inverse_temperature * kLog2E, shift = -scale * largest<float>(to, C);
+#pragma unroll
+      for (int c = 0; c < C; ++c) to[c] = fmaf(to[c], scale, shift);
+    }
+  }
+
+  // A lower bound of the largest score between the two rows.
+  UDAS_DEVICE static float highest_of_both(const Values<C>& upper, const Values<C>& lower) {
+    float highest = fminf(upper[0], lower[0]);
+#pragma unroll
+    for (int c = 1; c < C; ++c) highest = fmaxf(highest, fminf(upper[c], lower[c]));
+    return highest;
+  }
+
+  // Shifts the scores so that the largest of this pixel is 0.
+  UDAS_DEVICE void recentre() {
+    const float top = largest<float>(*this, C);
+#pragma unroll
+    for (int c = 0; c < C; ++c) lower_[c] -= top;
+  }
+
   float below_fraction_;  // less 1: from the lower row upwards
+  bool disagree_;
   Values<C> lower_;
   Steps step_;
 };
 
-template <class Steps>
-class Logits<0, Steps> {
+template <bool kScores, class Steps>
+class Logits<0, kScores, Steps> {
  public:
-  UDAS_DEVICE void move(const Map& map, int64_t sample, const Row& row, const Source& column) {
+  UDAS_DEVICE void move(const Map& map, int64_t sample, const Row& row, const Source& column, float = 1.0f) {
     map_ = &map;
     sample_ = sample;
     row_ = row;

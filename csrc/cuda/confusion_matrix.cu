@@ -58,7 +58,7 @@ class ConfusionBlock {
     const Source column = column_position(tiling, task_.map, x);
     int64_t at = (tile_.sample * tiling.height + tile_.y) * tiling.width + x;
     int64_t next = load_label(task_.target, at);
-    Logits<C> logits;
+    Logits<C, false> logits;
     int cell = -1;
     unsigned count = 0;
 #pragma unroll 1

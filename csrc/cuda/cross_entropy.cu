@@ -1,5 +1,5 @@
-// Cross-entropy. Its pixel function, per class: 1 exp, 10 FMAs and the like (3 interpolations; maximum, the
-// label's logit, difference and scale before the exp, sum, gradient, the label's one).
+// Cross-entropy. Its pixel function, per class: 1 exp, 6 FMAs and the like (interpolation; comparison with
+// the label and its score; sum; gradient, the label's one).
 #include "loss.cuh"
 
 namespace udas {

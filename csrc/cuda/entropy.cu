@@ -1,5 +1,5 @@
-// Normalised entropy. Its pixel function, per class: 1 exp, 11 FMAs and the like (4 interpolations; maximum,
-// difference and scale before the exp, sum, Σ e·(v - max), 3 for the gradient).
+// Normalised entropy. Its pixel function, per class: 1 exp, 6 FMAs and the like (2 interpolations; sum,
+// Σ e·v; 2 for the gradient).
 #include "loss.cuh"
 
 namespace udas {

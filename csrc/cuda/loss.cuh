@@ -150,7 +150,8 @@ class LossBlock {
       for (int m = 0; m < kMaps; ++m) {
         const Row at_row = row(m, y);
         if (kGrad && C > 0 && at_row.left > 0) leave_rows(m, row(m, y - 1).low, at_row.left);
-        logits_[m].move(task_.maps[m], tile_.sample, at_row, column(m, threadIdx.x));
+        logits_[m].move(task_.maps[m], tile_.sample, at_row, column(m, threadIdx.x),
+                        task_.inverse_temperature);
       }
       float loss = 0.0f;
       if (pixel.active) {
@@ -188,7 +189,7 @@ class LossBlock {
     UDAS_DEVICE int teachers() const { return block.task_.teachers; }
     UDAS_DEVICE float inverse_temperature() const { return block.task_.inverse_temperature; }
     UDAS_DEVICE float inverse_log_classes() const { return block.task_.inverse_log_classes; }
-    UDAS_DEVICE const Logits<C, Steps>& logits(int m) const { return block.logits_[m]; }
+    UDAS_DEVICE const auto& logits(int m) const { return block.logits_[m]; }
     UDAS_DEVICE Values<C>& gradient(int i) const { return block.gradient_[i]; }
     UDAS_DEVICE const Incoming& incoming() const { return from; }
     // Through the last scratch array, where the teacher's softmax replaces its logits.
@@ -346,7 +347,7 @@ class LossBlock {
   Source* columns_;
   int32_t* starts_;
   float* lines_;
-  Logits<C, Steps> logits_[kMaps];
+  Logits<C, Loss::kScores, Steps> logits_[kMaps];
   Values<C> gradient_[Loss::kScratch];
   Values<C> above_[kMaps], below_[kMaps];
   float total_ = 0.0f, count_ = 0.0f;

@@ -6,8 +6,7 @@
 // For the mean, all views of a pixel are needed at once: they are read anew at each pixel.
 //
 // The floor, with P pixels: bytes 5·P written, K·N·C·h·w·(2 or 4) read; exps K·P·C; FMAs and the like, per
-// pixel, class and view: 7 (2 interpolations, maximum with its label 3, difference and scale, sum). The mean
-// adds 2 and its loads: 4 per class and view through L1, which bound it.
+// pixel, class and view: 5 (interpolation, maximum with its label 3, sum). The mean adds 4 and its loads: 4 per class and view through L1, which bound it.
 #include "../core/predict.h"
 #include "common.cuh"
 
@@ -103,12 +102,13 @@ class PseudoLabelBlock {
   // The first of equal views wins.
   UDAS_DEVICE void best_of_views(int view, const Source& column) {
     const Row* rows = rows_ + view * height_;
-    Logits<C> logits;
+    Logits<C, true> logits;
 #pragma unroll 1
     for (int y = 0; y < tile_.rows; ++y) {
-      logits.move(task_.maps[view], tile_.sample, rows[y], column);
-      const Prediction<float> found =
+      logits.move(task_.maps[view], tile_.sample, rows[y], column, task_.inverse_temperature);
+      Prediction<float> found =
           most_probable<float>(logits, task_.inverse_temperature, Classes<C>{task_.classes});
+      asm("" : "+r"(found.label));  // else the compiler selects among bytes, at one instruction more each
       const int at = y * width_ + threadIdx.x;
       if (view == 0 || found.confidence > confidence_[at]) {
         confidence_[at] = found.confidence;

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kTileWidth, 4) upsample_kernel(UDAS_PARAMETER 
   const int64_t plane = static_cast<int64_t>(tiling.height) * tiling.width;
   Planes to{task.out + tile.sample * task.classes * plane + static_cast<int64_t>(tile.y) * tiling.width + x,
             plane};
-  Logits<C> logits;
+  Logits<C, kActivation != Activation::none> logits;
 #pragma unroll 1
   for (int y = 0; y < tile.rows; ++y, to.first += tiling.width) {
     logits.move(task.map, tile.sample, rows[y], column);

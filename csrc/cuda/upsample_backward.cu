@@ -1,5 +1,5 @@
 // The gradient of upsample, as that of the loss Σ G·activation(logits), G the incoming gradient. Its pixel
-// function, per class: for softmax 1 exp, 10 FMAs and the like and 2 loads of G, the second from L1; it reads
+// function, per class: for softmax 1 exp, 6 FMAs and the like and 2 loads of G, the second from L1; it reads
 // the 4·P·C bytes of G, which bound it.
 #include "../core/upsample.h"
 #include "loss.cuh"
