@@ -323,6 +323,90 @@ UDAS_DEVICE void interpolate(const Map& map, int64_t sample, const Row& row, con
   });
 }
 
+// The most low-resolution columns that a tile's pixels read in one of `maps`: neighbours where the map is not
+// wider than the image, else two for each pixel.
+inline int most_columns(const Map* maps, int count, int width, const Tiling& tiling) {
+  int64_t most = 0;
+  for (const Map* map = maps; map < maps + count; ++map) {
+    const int64_t neighbours = static_cast<int64_t>(width) * map->width / tiling.width + 3;
+    most = std::max(most, map->width <= tiling.width ? neighbours : 2 * static_cast<int64_t>(width));
+  }
+  return static_cast<int>(most);
+}
+
+// Maps that are all needed at each pixel, for which there are no registers. The block reads the two
+// low-resolution rows around a pixel row into shared memory, as far as its tile reaches, and interpolates
+// them vertically there; a thread interpolates horizontally what it takes.
+class SharedRows {
+ public:
+  __host__ UDAS_DEVICE static size_t bytes(int maps, int classes, int columns) {
+    return (sizeof(Between) + sizeof(float)) * maps * classes * columns;
+  }
+
+  UDAS_DEVICE void keep_in(unsigned char* memory, int maps, int classes, int columns) {
+    columns_ = columns;
+    places_ = classes * columns;
+    between_ = reinterpret_cast<Between*>(memory);
+    line_ = reinterpret_cast<float*>(between_ + maps * places_);
+  }
+
+  // Moves map `m` to pixel row `row`. Each thread fills places of its own, between two barriers.
+  UDAS_DEVICE void move(int m, const Map& map, const Tiling& tiling, int64_t sample, const Row& row,
+                        const Source* columns) const {
+    Between* between = between_ + m * places_;
+    if (row.fresh > 0) {
+      const int first = first_column(columns, tiling);
+      typed(map.data, map.type, [&](auto* data) {
+        const int64_t *s = map.stride, below = (row.fraction > 0.0f ? row.high - row.low : 0) * s[2];
+        const auto* at_row = data + sample * s[0] + row.low * s[2];
+#pragma unroll 4
+        for (int i = threadIdx.x; i < places_; i += tiling.tile_width) {
+          const int c = i / columns_, j = i - c * columns_;
+          const Source& pair = columns[j / 2];
+          const int column = map.width <= tiling.width ? min(first + j, map.width - 1)
+                             : j % 2 == 0              ? pair.low
+                                                       : pair.high;
+          const auto* at = at_row + c * s[1] + column * s[3];
+          const float upper = load(at);
+          between[i] = {upper, load(at + below) - upper};
+        }
+      });
+    }
+    float* line = line_ + m * places_;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < places_; i += tiling.tile_width)
+      line[i] = fmaf(row.fraction, between[i].step, between[i].upper);
+  }
+
+  // The logits of this thread's pixel in map `m`.
+  template <class Out>
+  UDAS_DEVICE void read(int m, const Map& map, const Tiling& tiling, const Source* columns, int classes,
+                        Out& out) const {
+    const Source& column = columns[threadIdx.x];
+    const bool neighbours = map.width <= tiling.width;
+    const int left =
+        neighbours ? column.low - first_column(columns, tiling) : 2 * static_cast<int>(threadIdx.x);
+    const float* from = line_ + m * places_ + left;
+    const int right = neighbours ? column.high - column.low : 1;
+#pragma unroll
+    for (int c = 0; c < classes; ++c, from += columns_) out[c] = blend(from[0], from[right], column.fraction);
+  }
+
+ private:
+  struct alignas(8) Between {
+    float upper, step;
+  };
+
+  // Of a tile: its first pixel reads it, or, mirrored, its last one.
+  UDAS_DEVICE static int first_column(const Source* columns, const Tiling& tiling) {
+    return min(columns[0].low, columns[tiling.tile_width - 1].low);
+  }
+
+  int columns_, places_;
+  Between* between_;
+  float* line_;
+};
+
 // ---- launches ----------------------------------------------------------------------------------------
 
 template <class Task>

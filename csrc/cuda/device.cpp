@@ -39,7 +39,7 @@ void Device::pseudo_label(const PseudoLabelArguments& in, PseudoLabelResults& ou
   task.label = out.label.mutable_data_ptr<uint8_t>();
   task.confidence = out.confidence.mutable_data_ptr<float>();
   task.histogram = static_cast<unsigned long long*>(out.histogram.mutable_data_ptr());
-  plan_pseudo_label(task.tiling, task.classes, task.views, task.mean);
+  plan_pseudo_label(task);
   check_launch(run_pseudo_label(task, guard_.stream()));
 }
 

@@ -1,6 +1,5 @@
-// KL of the teachers' mean to the student. Its pixel function, per class: 1 + K exps and 1 log, 14 + 10·K
-// FMAs and the like. Teachers have no gradient and keep no registers: each is read anew at each pixel, 4
-// loads per class through L1, and with more than one teacher these loads are the floor.
+// KL of the teachers' mean to the student. Its pixel function, per class: 1 + K exps and 1 log, 9 + 8·K FMAs
+// and the like, and 2·K loads of shared memory, where the rows of the teachers are.
 #include "loss.cuh"
 
 namespace udas {

@@ -96,14 +96,15 @@ int most_touched(int in, int out, int step, bool align_corners) {
 
 }  // namespace
 
-void plan_loss(Tiling& tiling, int classes, int gradients, int teachers) {
-  const bool unrolled = is_unrolled(classes);
-  const int lines = (unrolled       ? gradients
-                     : teachers > 0 ? 2
-                                    : gradients) *
-                    classes;  // at most, LossBlock::lines
-  choose_tiles(tiling, widest_tile(classes), gradients == 1 ? 3 : 2,
-               [&](int, int width) { return loss_layout(width, gradients, teachers, lines).bytes; });
+void plan_loss(LossTask& task, int gradients) {
+  const bool unrolled = is_unrolled(task.classes);
+  const int scratch = task.teachers > 0 ? 2 : gradients;
+  const int lines = (unrolled ? gradients : scratch) * task.classes;  // at most, LossBlock::lines
+  const auto shared = [&](int, int width) {
+    task.columns = unrolled ? most_columns(task.maps + gradients, task.teachers, width, task.tiling) : 0;
+    return loss_layout(task, width, gradients, lines).bytes;
+  };
+  choose_tiles(task.tiling, widest_tile(task.classes), gradients == 1 ? 3 : 2, shared);
 }
 
 Footprint footprint(const Tiling& tiling, const Map& map) {

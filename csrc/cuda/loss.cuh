@@ -28,18 +28,19 @@ namespace cuda {
 
 // Sizes and offsets, the same for the host that reserves the memory and the block that uses it.
 struct LossLayout {
-  size_t sums, rows, columns, starts, lines, bytes;
+  size_t sums, rows, columns, teachers, starts, lines, bytes;
 };
 
-__host__ UDAS_DEVICE LossLayout loss_layout(int width, int gradients, int teachers, int lines) {
-  const int maps = gradients + teachers;
+__host__ UDAS_DEVICE LossLayout loss_layout(const LossTask& task, int width, int gradients, int lines) {
+  const int maps = gradients + task.teachers;
   LossLayout at;
-  at.sums = 0;                                                       // double [2][width]
-  at.rows = at.sums + 2 * sizeof(double) * width;                    // Row [maps][32]
-  at.columns = at.rows + sizeof(Row) * maps * kTileHeight;           // Source [maps][width]
-  at.starts = at.columns + sizeof(Source) * maps * width;            // int32 [gradients][width + 1]
+  at.sums = 0;                                               // double [2][width]
+  at.rows = at.sums + 2 * sizeof(double) * width;            // Row [maps][32]
+  at.columns = at.rows + sizeof(Row) * maps * kTileHeight;   // Source [maps][width]
+  at.teachers = at.columns + sizeof(Source) * maps * width;  // SharedRows
+  at.starts = at.teachers + SharedRows::bytes(task.teachers, task.classes, task.columns);
   at.lines = at.starts + sizeof(int32_t) * gradients * (width + 1);  // float [lines][line(width)]
-  at.bytes = at.lines + sizeof(float) * lines * line(width);
+  at.bytes = at.lines + sizeof(float) * lines * line(width);         // starts: int32 [gradients][width + 1]
   return at;
 }
 
@@ -54,6 +55,7 @@ class LossBlock {
  public:
   static constexpr int kMaps = Loss::kMaps;
   static constexpr bool kSharedSteps = kGrad && C > kMostInRegisters<Loss>;
+  static constexpr bool kStaged = Loss::kTeachers && C > 0;
   using Steps = std::conditional_t<kSharedSteps, Strided, Values<C>>;
 
   // The number of lines of shared memory, one float per column each: for the steps of each map, which the
@@ -66,12 +68,13 @@ class LossBlock {
 
   UDAS_DEVICE LossBlock(const LossTask& task, unsigned char* shared)
       : task_(task), tile_(task.tiling, blockIdx.x) {
-    const LossLayout at = loss_layout(width(), kMaps, maps() - kMaps, 0);
+    const LossLayout at = loss_layout(task, width(), kMaps, 0);
     sums_ = reinterpret_cast<double*>(shared + at.sums);
     rows_ = reinterpret_cast<Row*>(shared + at.rows);
     columns_ = reinterpret_cast<Source*>(shared + at.columns);
     starts_ = reinterpret_cast<int32_t*>(shared + at.starts);
     lines_ = reinterpret_cast<float*>(shared + at.lines);
+    if constexpr (kStaged) teachers_.keep_in(shared + at.teachers, task.teachers, C, task.columns);
 #pragma unroll
     for (int m = 0; m < kMaps; ++m) {
       if constexpr (kSharedSteps) logits_[m].keep_in(own_line(m * C));
@@ -95,7 +98,7 @@ class LossBlock {
 
  private:
   // Constants where registers are scarce.
-  UDAS_DEVICE int width() const { return C > 0 ? kTileWidth : task_.tiling.tile_width; }
+  UDAS_DEVICE int width() const { return C > 0 && !Loss::kTeachers ? kTileWidth : task_.tiling.tile_width; }
   UDAS_DEVICE Classes<C> classes() const { return {task_.classes}; }
   UDAS_DEVICE int maps() const { return kMaps + (Loss::kTeachers ? task_.teachers : 0); }
 
@@ -153,6 +156,7 @@ class LossBlock {
         logits_[m].move(task_.maps[m], tile_.sample, at_row, column(m, threadIdx.x),
                         task_.inverse_temperature);
       }
+      if constexpr (kStaged) move_teachers(y);
       float loss = 0.0f;
       if (pixel.active) {
         loss = pixel.weight * pixel_loss(pixel, y);
@@ -168,6 +172,16 @@ class LossBlock {
       const Row at_row = row(m, tile_.rows - 1);
       if (kGrad && C > 0) leave_rows(m, at_row.low, at_row.high - at_row.low + 1);
     }
+  }
+
+  UDAS_DEVICE void move_teachers(int y) {
+    __syncthreads();
+#pragma unroll 1
+    for (int k = 0; k < task_.teachers; ++k) {
+      const int m = kMaps + k;
+      teachers_.move(k, task_.maps[m], task_.tiling, tile_.sample, row(m, y), &column(m, 0));
+    }
+    __syncthreads();
   }
 
   // The incoming gradient at row `y` of column `x`. Only upsample_backward has and reads one.
@@ -196,8 +210,13 @@ class LossBlock {
     UDAS_DEVICE Values<C> teacher(int k) const {
       Values<C>& to = block.gradient_[Loss::kScratch - 1];
       const int m = kMaps + k;
-      interpolate<C>(block.task_.maps[m], block.tile_.sample, block.row(m, y), block.column(m, threadIdx.x),
-                     block.task_.classes, to);
+      const Map& map = block.task_.maps[m];
+      if constexpr (kStaged) {
+        block.teachers_.read(k, map, block.task_.tiling, &block.column(m, 0), C, to);
+      } else {
+        interpolate<C>(map, block.tile_.sample, block.row(m, y), block.column(m, threadIdx.x),
+                       block.task_.classes, to);
+      }
       return to;
     }
   };
@@ -351,6 +370,7 @@ class LossBlock {
   Values<C> gradient_[Loss::kScratch];
   Values<C> above_[kMaps], below_[kMaps];
   float total_ = 0.0f, count_ = 0.0f;
+  SharedRows teachers_;
 };
 
 template <class Loss, int C, bool kGrad>
@@ -363,7 +383,7 @@ cudaError_t launch_loss(const LossTask& task, cudaStream_t stream) {
   const int64_t tiles = tile_count(task.tiling);
   if (tiles == 0) return cudaSuccess;
   const int width = task.tiling.tile_width, lines = LossBlock<Loss, C, kGrad>::lines(task.classes);
-  const size_t bytes = loss_layout(width, Loss::kMaps, task.teachers, lines).bytes;
+  const size_t bytes = loss_layout(task, width, Loss::kMaps, lines).bytes;
   return launch(loss_kernel<Loss, C, kGrad>, dim3(static_cast<unsigned>(tiles)), width, bytes, stream, task);
 }
 

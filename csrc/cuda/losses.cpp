@@ -26,7 +26,7 @@ class LossRun {
     task_.inverse_temperature = static_cast<float>(1.0 / in.temperature);
     task_.inverse_log_classes = inverse_log_classes(in.like());
     task_.with_grad = in.options.with_grad;
-    plan_loss(task_.tiling, task_.classes, gradients, task_.teachers);
+    plan_loss(task_, gradients);
   }
 
   void run(LossKernel kernel, cudaStream_t stream, LossResults& out) {

@@ -3,10 +3,12 @@
 //
 // One thread per column, as everywhere (common.cuh). For the maximum, views are outside and rows inside, so
 // that a view's two rows stay in registers; the best so far of each pixel waits in shared memory, 5 bytes.
-// For the mean, all views of a pixel are needed at once: they are read anew at each pixel.
+// For the mean, all views of a pixel are needed at once: their rows are in shared memory (SharedRows), and
+// where the class count is not unrolled they are read anew at each pixel.
 //
 // The floor, with P pixels: bytes 5·P written, K·N·C·h·w·(2 or 4) read; exps K·P·C; FMAs and the like, per
-// pixel, class and view: 5 (interpolation, maximum with its label 3, sum). The mean adds 4 and its loads: 4 per class and view through L1, which bound it.
+// pixel, class and view: 5 (interpolation, maximum with its label 3, sum). The mean has 7 and two loads of
+// shared memory.
 #include "../core/predict.h"
 #include "common.cuh"
 
@@ -18,39 +20,44 @@ constexpr int kCells = 2 * kBins;         // of a class in the histogram
 constexpr int kMostSharedHistogram = 32;  // classes
 
 struct PseudoLabelLayout {
-  size_t rows, columns, confidence, histogram, lines, label, bytes;
+  size_t rows, columns, confidence, histogram, room, label, bytes;
 };
 
+// `room`: bytes for the views of the mean, SharedRows or scratch.
 __host__ UDAS_DEVICE PseudoLabelLayout pseudo_label_layout(int height, int width, int views, bool mean,
-                                                           int classes, int lines) {
+                                                           int classes, size_t room) {
   PseudoLabelLayout at;
   at.rows = 0;                                          // Row [views][height]
   at.columns = at.rows + sizeof(Row) * views * height;  // Source [views][width], for the mean
   at.confidence = at.columns + (mean ? sizeof(Source) * views * width : 0);  // float [height][width]
   at.histogram = at.confidence + sizeof(float) * height * width;             // unsigned [classes][2][64]
-  at.lines = at.histogram + (classes <= kMostSharedHistogram ? sizeof(unsigned) * classes * kCells : 0);
-  at.label = at.lines + sizeof(float) * lines * line(width);  // uint8 [height][width]
+  at.room = at.histogram + (classes <= kMostSharedHistogram ? sizeof(unsigned) * classes * kCells : 0);
+  at.label = at.room + room;  // uint8 [height][width]
   at.bytes = at.label + sizeof(uint8_t) * height * width;
   return at;
+}
+
+__host__ UDAS_DEVICE size_t room_of(const PseudoLabelTask& task, int width) {
+  if (!task.mean) return 0;
+  if (task.columns > 0) return SharedRows::bytes(task.views, task.classes, task.columns);
+  return sizeof(float) * 2 * task.classes * line(width);
 }
 
 template <int C, bool kMean>
 class PseudoLabelBlock {
  public:
-  static int lines(int classes) { return C == 0 && kMean ? 2 * classes : 0; }
-
   UDAS_DEVICE PseudoLabelBlock(const PseudoLabelTask& task, unsigned char* shared)
       : task_(task),
         tile_(task.tiling, blockIdx.x),
         height_(task.tiling.tile_height),
         width_(task.tiling.tile_width) {
-    const PseudoLabelLayout at = pseudo_label_layout(height_, width_, task.views, kMean, task.classes,
-                                                     C == 0 && kMean ? 2 * task.classes : 0);
+    const PseudoLabelLayout at =
+        pseudo_label_layout(height_, width_, task.views, kMean, task.classes, room_of(task, width_));
     rows_ = reinterpret_cast<Row*>(shared + at.rows);
     columns_ = reinterpret_cast<Source*>(shared + at.columns);
     confidence_ = reinterpret_cast<float*>(shared + at.confidence);
     histogram_ = reinterpret_cast<unsigned*>(shared + at.histogram);
-    lines_ = reinterpret_cast<float*>(shared + at.lines);
+    room_ = shared + at.room;
     label_ = shared + at.label;
   }
 
@@ -120,23 +127,40 @@ class PseudoLabelBlock {
   UDAS_DEVICE void mean_of_views() {
     Values<C> mean, scratch;
     if constexpr (C == 0) {
-      float* first = lines_ + threadIdx.x;
+      float* first = reinterpret_cast<float*>(room_) + threadIdx.x;
       mean = Values<0>{{first, line(width_)}};
       scratch = Values<0>{{first + task_.classes * line(width_), line(width_)}};
+    } else {
+      shared_.keep_in(room_, task_.views, C, task_.columns);
     }
     const Classes<C> classes{task_.classes};
     const float share = 1.0f / static_cast<float>(task_.views);
 #pragma unroll 1
     for (int y = 0; y < tile_.rows; ++y) {
+      if constexpr (C > 0) {
+        __syncthreads();
+#pragma unroll 1
+        for (int view = 0; view < task_.views; ++view)
+          shared_.move(view, task_.maps[view], task_.tiling, tile_.sample, rows_[view * height_ + y],
+                       columns_ + view * width_);
+        __syncthreads();
+      }
 #pragma unroll
       for (int c = 0; c < classes; ++c) mean[c] = 0.0f;
 #pragma unroll 1
       for (int view = 0; view < task_.views; ++view) {
-        interpolate<C>(task_.maps[view], tile_.sample, rows_[view * height_ + y],
-                       columns_[view * width_ + threadIdx.x], task_.classes, scratch);
+        const Map& map = task_.maps[view];
+        const Source* columns = columns_ + view * width_;
+        if constexpr (C == 0) {
+          interpolate<C>(map, tile_.sample, rows_[view * height_ + y], columns[threadIdx.x], task_.classes,
+                         scratch);
+        } else {
+          shared_.read(view, map, task_.tiling, columns, C, scratch);
+        }
         add_softmax<float>(scratch, task_.inverse_temperature, share, classes, mean, scratch);
       }
-      const Prediction<float> found = arg_max<float>(mean, classes);
+      Prediction<float> found = arg_max<float>(mean, classes);
+      asm("" : "+r"(found.label));
       const int at = y * width_ + threadIdx.x;
       confidence_[at] = found.confidence;
       label_[at] = static_cast<uint8_t>(found.label);
@@ -203,8 +227,10 @@ class PseudoLabelBlock {
   const int height_, width_;
   Row* rows_;
   Source* columns_;
-  float *confidence_, *lines_;
+  float* confidence_;
   unsigned* histogram_;
+  unsigned char* room_;
+  SharedRows shared_;  // of the views, for the mean
   uint8_t* label_;
 };
 
@@ -217,21 +243,23 @@ __global__ void __launch_bounds__(kTileWidth, kMean ? 3 : 4)
 template <int C, bool kMean>
 cudaError_t run(const PseudoLabelTask& task, cudaStream_t stream) {
   const Tiling& tiling = task.tiling;
-  const int lines = PseudoLabelBlock<C, kMean>::lines(task.classes);
-  const size_t bytes =
-      pseudo_label_layout(tiling.tile_height, tiling.tile_width, task.views, kMean, task.classes, lines)
-          .bytes;
+  const size_t bytes = pseudo_label_layout(tiling.tile_height, tiling.tile_width, task.views, kMean,
+                                           task.classes, room_of(task, tiling.tile_width))
+                           .bytes;
   return launch(pseudo_label_kernel<C, kMean>, dim3(static_cast<unsigned>(tile_count(tiling))),
                 tiling.tile_width, bytes, stream, task);
 }
 
 }  // namespace
 
-void plan_pseudo_label(Tiling& tiling, int classes, int views, bool mean) {
-  const int lines = mean && !is_unrolled(classes) ? 2 * classes : 0;
-  choose_tiles(tiling, widest_tile(classes), mean ? 3 : 4, [&](int height, int width) {
-    return pseudo_label_layout(height, width, views, mean, classes, lines).bytes;
-  });
+void plan_pseudo_label(PseudoLabelTask& task) {
+  const bool staged = task.mean && is_unrolled(task.classes);
+  const auto shared = [&](int height, int width) {
+    task.columns = staged ? most_columns(task.maps, task.views, width, task.tiling) : 0;
+    return pseudo_label_layout(height, width, task.views, task.mean, task.classes, room_of(task, width))
+        .bytes;
+  };
+  choose_tiles(task.tiling, widest_tile(task.classes), task.mean ? 3 : 4, shared);
 }
 
 cudaError_t run_pseudo_label(const PseudoLabelTask& task, cudaStream_t stream) {

@@ -47,6 +47,7 @@ struct LossTask {
   Tiling tiling;
   int32_t classes, teachers;
   Map maps[1 + kMaxViews];  // those with a gradient first, then the teachers
+  int32_t columns;          // of the teachers' rows in shared memory; 0: they are not there
   Labels target;
   const float* pixel_weight;  // [N, H, W] or null
   const bool* mask;           // [N, H, W] or null
@@ -90,6 +91,7 @@ struct PseudoLabelTask {
   Tiling tiling;
   int32_t classes, views;
   Map maps[kMaxViews];
+  int32_t columns;         // of the views' rows in shared memory; 0: they are not there
   const bool* flips;       // [K, N] or null
   uint32_t flipped_views;  // a bit for each view that is mirrored in every sample
   bool mean;
@@ -134,9 +136,9 @@ static_assert(are_parameters<LossTask, FinishTask, UpsampleTask, PseudoLabelTask
               "a task must fit into a kernel's parameters");
 
 // Choose the tiles, by the sizes and the current device, before memory is allocated.
-void plan_loss(Tiling& tiling, int classes, int gradients, int teachers);
+void plan_loss(LossTask& task, int gradients);
 void plan_upsample(Tiling& tiling, int classes);
-void plan_pseudo_label(Tiling& tiling, int classes, int views, bool mean);
+void plan_pseudo_label(PseudoLabelTask& task);
 void plan_confusion_matrix(Tiling& tiling, int classes);
 Footprint footprint(const Tiling& tiling, const Map& map);
 
