@@ -35,11 +35,9 @@ __device__ void finish_loss(const FinishTask& task, double* shared) {
 
 // One low-resolution cell, kTogether classes from `first` on: the patches of the tiles that touch it, row by
 // row.
-__device__ void finish_cell(const FinishTask& task, int map, int64_t cell, int first) {
+__device__ void finish_cell(const FinishTask& task, int map, int64_t sample, int y, int x, int first) {
   const Tiling& tiling = task.tiling;
   const int height = task.height[map], width = task.width[map];
-  const int64_t line = cell / width, sample = line / height;
-  const int x = static_cast<int>(cell - line * width), y = static_cast<int>(line - sample * height);
   const bool corners = tiling.align_corners;
   const int top = static_cast<int>(first_position(y - 1, height, tiling.height, corners));
   const int bottom = static_cast<int>(first_position(y + 1, height, tiling.height, corners));
@@ -48,8 +46,10 @@ __device__ void finish_cell(const FinishTask& task, int map, int64_t cell, int f
   const Footprint& room = task.footprint[map];
   float sum[kTogether] = {};
   if (top < bottom && left < right) {
+#pragma unroll 1
     for (int down = top / tiling.tile_height; down <= (bottom - 1) / tiling.tile_height; ++down) {
       const int row = y - source(down * tiling.tile_height, height, tiling.height, corners).low;
+#pragma unroll 1
       for (int across = left / tiling.tile_width; across <= (right - 1) / tiling.tile_width; ++across) {
         const int column = x - source(across * tiling.tile_width, width, tiling.width, corners).low;
         const int64_t tile = (sample * tiling.down + down) * tiling.across + across;
@@ -63,23 +63,30 @@ __device__ void finish_cell(const FinishTask& task, int map, int64_t cell, int f
     }
   }
   const int64_t plane = static_cast<int64_t>(height) * width;
-  float* to = task.gradient[map] + (sample * task.classes + first) * plane + (cell - sample * plane);
+  float* to = task.gradient[map] + (sample * task.classes + first) * plane + int64_t{y} * width + x;
 #pragma unroll
   for (int c = 0; c < kTogether; ++c) {
     if (first + c < task.classes) to[c * plane] = sum[c];
   }
 }
 
-// Block (0, 0, 0): the loss and its scale. Blocks (1 + i, j, m): cells of map m.
+// Blocks that the cells of a low-resolution row take.
+__host__ UDAS_DEVICE unsigned blocks_of_row(int width) {
+  return (static_cast<unsigned>(width) + kThreads - 1) / kThreads;
+}
+
+// Block (0, 0, 0): the loss and its scale. Blocks (1 + i, j, m): cells of map m, i by rows, j by classes.
 __global__ void __launch_bounds__(kThreads) finish_kernel(UDAS_PARAMETER FinishTask task) {
   const int map = blockIdx.z;
   if (blockIdx.x == 0) {
     if (blockIdx.y == 0 && map == 0) finish_loss(task, reinterpret_cast<double*>(shared_memory()));
     return;
   }
-  const int64_t cell = (blockIdx.x - 1) * static_cast<int64_t>(kThreads) + threadIdx.x;
-  const int64_t cells = task.tiling.samples * task.height[map] * task.width[map];
-  if (cell < cells) finish_cell(task, map, cell, blockIdx.y * kTogether);
+  const unsigned index = blockIdx.x - 1, across = blocks_of_row(task.width[map]);
+  const unsigned row = index / across, sample = row / task.height[map];
+  const int x = static_cast<int>((index - row * across) * kThreads + threadIdx.x);
+  if (sample >= task.tiling.samples || x >= task.width[map]) return;
+  finish_cell(task, map, sample, row - sample * task.height[map], x, blockIdx.y * kTogether);
 }
 
 // The largest number of low-resolution positions that a tile of `step` positions spans on an axis.
@@ -113,14 +120,13 @@ Footprint footprint(const Tiling& tiling, const Map& map) {
 }
 
 cudaError_t run_finish(const FinishTask& task, cudaStream_t stream) {
-  int64_t cells = 0;
+  int64_t most = 0;
   for (int m = 0; m < task.maps; ++m) {
-    const int64_t own = task.tiling.samples * task.height[m] * task.width[m];
-    cells = own > cells ? own : cells;
+    const int64_t own = task.tiling.samples * task.height[m] * blocks_of_row(task.width[m]);
+    most = own > most ? own : most;
   }
-  const dim3 blocks(static_cast<unsigned>(1 + (cells + kThreads - 1) / kThreads),
-                    cells > 0 ? (task.classes + kTogether - 1) / kTogether : 1,
-                    task.maps > 0 ? task.maps : 1);
+  const dim3 blocks(static_cast<unsigned>(1 + most),
+                    most > 0 ? (task.classes + kTogether - 1) / kTogether : 1, task.maps > 0 ? task.maps : 1);
   return launch(finish_kernel, blocks, kThreads, kThreads * sizeof(double), stream, task);
 }
 
