@@ -23,6 +23,11 @@ struct Lanes<float> {
 template <class V>
 using IntOf = typename Lanes<V>::Int;
 
+// An instruction of a GPU's special-function unit; a test that runs the kernels on the CPU sets another.
+#ifndef UDAS_SPECIAL
+#define UDAS_SPECIAL(name, to, from) asm(name ".approx.ftz.f32 %0, %1;" : "=f"(to) : "f"(from))
+#endif
+
 UDAS_HD float select(bool mask, float a, float b) { return mask ? a : b; }
 UDAS_HD int32_t select(bool mask, int32_t a, int32_t b) { return mask ? a : b; }
 UDAS_HD float to_float(int32_t n) { return static_cast<float>(n); }
@@ -77,7 +82,7 @@ template <class V>
 UDAS_HD V exp2(V x) {
 #ifdef __CUDA_ARCH__
   float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  UDAS_SPECIAL("ex2", y, x);
   return y;
 #else
   x = larger(V{} - 126.0f, x);
@@ -104,7 +109,7 @@ template <class V>
 UDAS_HD V divide(V a, V b) {
 #ifdef __CUDA_ARCH__
   float inverse;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+  UDAS_SPECIAL("rcp", inverse, b);
   return a * inverse;
 #else
   return a / b;
@@ -117,7 +122,7 @@ template <class V>
 UDAS_HD V log(V x) {
 #ifdef __CUDA_ARCH__
   float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  UDAS_SPECIAL("lg2", y, x);
   return y * 0.693147181f;
 #else
   using Int = IntOf<V>;

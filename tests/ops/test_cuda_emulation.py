@@ -32,9 +32,10 @@ FLAGS = [
     "-fPIC",
     "-w",
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
-    "-Dudas_fast=udas_emulated",
+    "-DUDAS_CUDA_KEY=CPU",
+    "-fno-gnu-unique",  # two libraries with these kernels are loaded
+    f"-I{Path(__file__).parent / 'emulation'}",
 ]
-FLAGS += ["-DUDAS_CUDA_KEY=CPU", "-DUDAS_UNROLLED=2,19", f"-I{Path(__file__).parent / 'emulation'}"]
 ORDERS = [0, 1, 7]  # of threads and blocks: first to last, last to first, a seed
 
 pytestmark = [
@@ -46,7 +47,18 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The emulated kernels, registered as ``torch.ops.udas_emulated``."""
-    folder = tmp_path_factory.mktemp("emulation")
+    return build(tmp_path_factory.mktemp("emulation"), "udas_emulated", ["-DUDAS_UNROLLED=2,19"])
+
+
+@pytest.fixture(scope="module")
+def device_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The same with a device's mathematics and other class counts unrolled, as ``torch.ops.udas_device``."""
+    kernel_flags = ["-include", "device_math.h", "-mfma", "-ffp-contract=fast"]
+    flags = ["-DUDAS_UNROLLED=11,21"]
+    return build(tmp_path_factory.mktemp("device_math"), "udas_device", flags, kernel_flags)
+
+
+def build(folder: Path, namespace: str, flags: list[str], kernel_flags: Sequence[str] = ()) -> ctypes.CDLL:
     sources = [
         ROOT / "csrc/ops.cpp",
         *sorted(ROOT.glob("csrc/cuda/*.c*")),
@@ -57,14 +69,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
     def compile_one(source: Path) -> str:
         to = str(folder / f"{source.name}.o")
-        watched = ["-fsanitize=thread"] if source.suffix == ".cu" else []
-        command = ["g++", *FLAGS, *watched, *system, "-x", "c++", "-c", str(source), "-o", to]
-        subprocess.run(command, check=True)
+        own = ["-fsanitize=thread", *kernel_flags] if source.suffix == ".cu" else []
+        command = ["g++", *FLAGS, f"-Dudas_fast={namespace}", *flags, *own, *system]
+        subprocess.run([*command, "-x", "c++", "-c", str(source), "-o", to], check=True)
         return to
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources))
-    made = str(folder / "emulated.so")
+    made = str(folder / f"{namespace}.so")
     torch_libraries = str(Path(torch.__file__).parent / "lib")
     subprocess.run(
         ["g++", "-shared", *objects, "-o", made, f"-L{torch_libraries}", "-ltorch", "-ltorch_cpu"], check=True
@@ -84,10 +96,17 @@ def _new_tensors_are_nan() -> Iterator[None]:
 @pytest.fixture
 def ops(library: ctypes.CDLL) -> Iterator[SimpleNamespace]:
     """``emulated`` and ``cpu``, with the same schemas, and ``order`` to change the turns."""
+    yield from watched(library, torch.ops.udas_emulated)
+
+
+@pytest.fixture
+def device_ops(device_library: ctypes.CDLL) -> Iterator[SimpleNamespace]:
+    yield from watched(device_library, torch.ops.udas_device)
+
+
+def watched(library: ctypes.CDLL, emulated: Any) -> Iterator[SimpleNamespace]:
     library.emulated_order(0)
-    yield SimpleNamespace(
-        emulated=torch.ops.udas_emulated, cpu=torch.ops.udas_fast, order=library.emulated_order
-    )
+    yield SimpleNamespace(emulated=emulated, cpu=torch.ops.udas_fast, order=library.emulated_order)
     assert library.emulated_races() == 0
     assert library.emulated_accesses() > 0
 
@@ -100,6 +119,12 @@ def test_the_detector_finds_what_is_wrong(library: ctypes.CDLL, fault: str) -> N
     library.emulated_order(0)
     library.emulated_fault(FAULTS.index(fault), (ctypes.c_int * 9)())
     assert (library.emulated_races() > 0) == (fault != "none")
+
+
+def test_every_layout_fits_into_shared_memory(library: ctypes.CDLL, device_library: ctypes.CDLL) -> None:
+    """Every number of classes with every number of views and teachers, for maps smaller and larger than the image."""
+    assert library.emulated_refused() == 0
+    assert device_library.emulated_refused() == 0
 
 
 class Draw:
@@ -255,6 +280,51 @@ def test_losses_and_gradients(ops: SimpleNamespace, name: str) -> None:
         for one, other in zip(found, expected, strict=True):
             assert one.dtype == other.dtype
             assert_close(one, other, 2e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_neighbours_that_are_sure_of_different_classes(ops: SimpleNamespace, name: str) -> None:
+    """Between them the largest score is far below that of either, where a shared shift loses all exponentials."""
+    for seed in range(4):
+        draw = Draw(100 * seed, classes=19)
+        arguments = [sure(a) for a in loss_arguments(name, draw, 2, with_grad=True)]
+        found, expected = getattr(ops.emulated, name)(*arguments), getattr(ops.cpu, name)(*arguments)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, 1e-4)
+
+
+def sure(argument: Any) -> Any:
+    """Logits with 150 more for one class of each place; any other argument as it is."""
+    if isinstance(argument, list):
+        return [sure(a) for a in argument]
+    if not isinstance(argument, Tensor) or argument.dim() != 4:
+        return argument
+    generator = torch.Generator().manual_seed(argument.shape[3])
+    chosen = torch.randint(
+        argument.shape[1], (argument.shape[0], 1, *argument.shape[2:]), generator=generator
+    )
+    return argument.scatter_add(1, chosen, torch.full(chosen.shape, 150.0, dtype=argument.dtype))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_with_a_devices_mathematics(device_ops: SimpleNamespace, name: str) -> None:
+    for seed in range(6):
+        draw = Draw(100 * seed, classes=[11, 21, 5][seed % 3])
+        arguments = loss_arguments(name, draw, seed % 3, with_grad=seed != 5)
+        found = getattr(device_ops.emulated, name)(*arguments)
+        expected = getattr(device_ops.cpu, name)(*arguments)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, 2e-5)
+
+
+def test_predictions_with_a_devices_mathematics(device_ops: SimpleNamespace) -> None:
+    for seed in range(9):
+        draw = Draw(100 * seed, classes=[11, 21, 5][seed % 3])
+        arguments = upsample_arguments(draw)
+        assert_close(device_ops.emulated.upsample(*arguments), device_ops.cpu.upsample(*arguments), 2e-5)
+        arguments = prediction_arguments(draw)
+        found = device_ops.emulated.pseudo_label(*arguments)
+        assert_close(found[1], device_ops.cpu.pseudo_label(*arguments)[1], 2e-5)
 
 
 def test_upsampling_and_its_gradient(ops: SimpleNamespace) -> None:

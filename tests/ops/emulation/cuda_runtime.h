@@ -109,7 +109,8 @@ inline ucontext_t scheduler;
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline unsigned current = 0;
 inline std::function<void()> body;
-inline int order = 0;  // 0: first to last, 1: last to first, others: a seed
+inline int order = 0;     // 0: first to last, 1: last to first, others: a seed
+inline bool dry = false;  // launches are checked but not run
 
 __attribute__((no_sanitize("thread"))) inline void enter() {
   body();
@@ -191,6 +192,7 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Task), dim3 grid, dim3 block, void**
                         block.x > 0 && block.x <= 1024 && shared <= udas::cuda::kSharedBytes &&
                         sizeof(Task) <= 4096;
   if (!possible) return cudaErrorInvalidConfiguration;
+  if (emulated::dry) return cudaSuccess;
   emulated::place.shared = shared;
   const Task& task = *static_cast<const Task*>(arguments[0]);
   emulated::body = [kernel, &task] { kernel(task); };
@@ -210,6 +212,6 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr limit, int)
 }
 
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  std::memset(to, value, bytes);
+  if (!emulated::dry) std::memset(to, value, bytes);
   return cudaSuccess;
 }
