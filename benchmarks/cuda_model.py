@@ -36,6 +36,7 @@ CLASSES, HEIGHT, WIDTH, STRIDE = 19, 720, 1280, 8
 COLUMNS = 128  # of a tile, and threads of its block
 REACHED = 0.78  # share of its issue slots that a multiprocessor with 8 to 16 warps uses
 REACHED_MEMORY = 0.85
+SHARED_COLUMNS = COLUMNS // STRIDE + 3  # low-resolution columns of SharedRows
 
 
 class Card(NamedTuple):
@@ -81,6 +82,7 @@ class Kernel:
     gradients: int = 0
     views: int = 0
     pixels: int = 0
+    blocks: int = 4  # that the registers of a multiprocessor hold, as choose_tiles takes it
 
 
 def _loss(name: str, struct: str, maps: int = 1, teachers: int = 0, labels: int = 0) -> Kernel:
@@ -93,6 +95,7 @@ def _loss(name: str, struct: str, maps: int = 1, teachers: int = 0, labels: int 
         maps,
         teachers,
         maps,
+        blocks=3 if maps == 1 else 2,
     )
 
 
@@ -106,7 +109,15 @@ KERNELS = [
     _loss("soft_cross_entropy", "SoftCrossEntropy", teachers=1),
     _loss("squared_error", "SquaredError", teachers=1),
     Kernel("pseudo_label max", "pseudo_label.cu", f"pseudo_label_kernelILi{CLASSES}ELb0E", 8.6, 3, views=3),
-    Kernel("pseudo_label mean", "pseudo_label.cu", f"pseudo_label_kernelILi{CLASSES}ELb1E", 8.6, 3, views=3),
+    Kernel(
+        "pseudo_label mean",
+        "pseudo_label.cu",
+        f"pseudo_label_kernelILi{CLASSES}ELb1E",
+        8.6,
+        3,
+        views=3,
+        blocks=3,
+    ),
     Kernel("confusion_matrix", "confusion_matrix.cu", f"confusion_matrix_kernelILi{CLASSES}E", 2.2),
     Kernel("upsample softmax", "upsample.cu", rf"upsample_kernelI.*E1ELi{CLASSES}E", 77.2),
     Kernel(
@@ -224,6 +235,7 @@ class Rule(NamedTuple):
 def rules(rows: int, kernel: Kernel) -> list[Rule]:
     """Return how often lines run in a thread whose tile has ``rows`` rows of float32 maps at stride 8."""
     fresh, passes = rows / STRIDE, max(kernel.views, 1)
+    places = math.ceil(CLASSES * SHARED_COLUMNS / COLUMNS)
     per_row = r"for \(int y = 0; y < tile_?\.rows; .*"
     return [
         Rule(r"source_in<int64_t>|first_position_in<int64_t>|> namespace cuda > (namespace > )?}$", 0),
@@ -231,18 +243,25 @@ def rules(rows: int, kernel: Kernel) -> list[Rule]:
         Rule(r"int64_t load_label.*long long", 0),
         Rule(per_row + "{? > ", rows),
         Rule(r"for \(int view = 0; view < task_\.views; \+\+view\)", passes),
-        Rule(r"for \(int k = 0; k < count; \+\+k\)", kernel.teachers),
+        Rule(r"for \(int k = 0; k < (count|task_\.teachers); \+\+k\)", kernel.teachers),
         Rule(r"void finish_loss\(", 0),  # of one block
-        # The walk's first low-resolution row is read once, later ones one at a time.
-        Rule(r"if \(!there\)", 1 / rows),
-        Rule(
-            r"void move\(.* > typed\(.*Beside below|void move\(.* > typed\(.* > (?!.*if \(!there)",
-            (fresh + 1) / rows,
-        ),
-        # Low-resolution rows are left one at a time, the last two at the end of the walk.
-        Rule(per_row + r"> .*for \(int r = low", fresh / rows),
-        Rule(r"leave_rows\(tile_\.rows - 1, -1\).* > .*for \(int r = low", 2),
+        Rule(r"void recentre\(\)", 0),  # never, but for the sharpest logits
+        # Low-resolution rows are read one at a time, the first two together.
+        Rule(r"void move\(.* > typed\(", (fresh + 1) / rows),
+        Rule(r"row\.fresh > 1 .*read\(upper", 1 / (fresh + 1)),
+        # They are left one at a time, the last two at the end of the walk.
+        Rule(r"leave_rows\(m, row\(m, y - 1\)\.low, at_row\.left\);.* > for \(int r = low", fresh / rows),
+        Rule(r"at_row\.high - at_row\.low \+ 1\);.* > for \(int r = low", 2),
+        Rule(r"i < maps\(\) \* kTileHeight; ", (kernel.maps + kernel.teachers) * 32 / COLUMNS),
         Rule(r"for \(int x = from; x < to", STRIDE, "LDS", 4),
+        # Places of SharedRows, of which each thread has some.
+        Rule(
+            r"^(?!.*static_cast<const (__half|Brain)).*void move\(int m.*typed\(.*i < places_",
+            places,
+            "LDG",
+            2,
+        ),
+        Rule(r"void move\(int m(?!.*typed\().*(i < places_|line\[i\])", places, "STS"),
         # pseudo_label: four pixels of a thread at a time; equal neighbours are counted together.
         Rule(r"void write\(\).*for \(int y = threadIdx\.x / quads", rows / 4),
         Rule(r"void write\(\).*} else {|void write\(\).* > else >", 0),
@@ -296,22 +315,19 @@ def per_pixel(by_op: Counter[str], card: Card) -> dict[str, float]:
 # ---- time ------------------------------------------------------------------------------------------------
 
 
-def shared_bytes(kernel: Kernel, rows: int, registers_hold: bool) -> int:
+def shared_bytes(kernel: Kernel, rows: int) -> int:
     """Return the dynamic shared memory of a block, as the layouts of csrc/cuda have it."""
-    source = 12  # bytes of a Source
-    if "loss_kernel" in kernel.pattern or "ActivationE" in kernel.pattern:
+    source, row = 12, 16  # bytes of a Source and a Row
+    shared_rows = 12 * CLASSES * SHARED_COLUMNS
+    if kernel.gradients:
         maps = kernel.gradients + kernel.teachers
-        lines = CLASSES * (1 if registers_hold else kernel.gradients)
-        return (
-            16 * COLUMNS
-            + source * maps * (32 + COLUMNS)
-            + 4 * kernel.gradients * (COLUMNS + 1)
-            + 4 * lines * (COLUMNS + 1)
-        )
+        tables = row * maps * 32 + source * maps * COLUMNS + 4 * kernel.gradients * (COLUMNS + 1)
+        lines = 4 * CLASSES * kernel.gradients * (COLUMNS + 1)
+        return 16 * COLUMNS + tables + shared_rows * kernel.teachers + lines
     if kernel.views:
-        mean = source * kernel.views * COLUMNS * ("ELb1E" in kernel.pattern)
-        return source * kernel.views * rows + mean + 5 * rows * COLUMNS + 4 * CLASSES * 128
-    return source * rows * (not kernel.pixels) + 4 * CLASSES**2 * (kernel.name == "confusion_matrix")
+        mean = kernel.views * (source * COLUMNS + shared_rows) * ("ELb1E" in kernel.pattern)
+        return row * kernel.views * rows + mean + 5 * rows * COLUMNS + 4 * CLASSES * 128
+    return row * rows * (not kernel.pixels) + 4 * CLASSES**2 * (kernel.name == "confusion_matrix")
 
 
 def resident(card: Card, registers: int, shared: int, threads: int) -> int:
@@ -322,9 +338,20 @@ def resident(card: Card, registers: int, shared: int, threads: int) -> int:
     return min(card.warps // warps, by_registers, by_shared, 32)
 
 
-def tile_rows(batch: int) -> int:
+def tile_rows(kernel: Kernel, card: Card, batch: int) -> int:
     """Return the height of tiles that choose_tiles takes."""
-    return 32 if batch * (WIDTH // COLUMNS) * -(-HEIGHT // 32) >= 512 else 16
+
+    def cost(rows: int) -> int:
+        by_shared = card.shared_kib * 1024 // (shared_bytes(kernel, rows) + 1024)
+        at_once = card.sms * max(1, min(kernel.blocks, by_shared))
+        return -(-tiles(rows, batch) // at_once) * (rows + 4)
+
+    return min((rows for rows in range(32, 7, -1) if shared_bytes(kernel, rows) <= 48 * 1024), key=cost)
+
+
+def tiles(rows: int, batch: int) -> int:
+    """Return the number of tiles of ``rows`` rows."""
+    return batch * (WIDTH // COLUMNS) * -(-HEIGHT // rows)
 
 
 def finish_us(compiled: Compiled, card: Card) -> float:
@@ -336,15 +363,15 @@ def finish_us(compiled: Compiled, card: Card) -> float:
 
 def predict(kernel: Kernel, compiled: Compiled, card: Card, batch: int, finish: float) -> dict[str, Any]:
     """Return a row of the table: registers, shared memory, occupancy, cycles of a pixel, and the time."""
-    rows = kernel.pixels or tile_rows(batch)
+    rows = kernel.pixels or tile_rows(kernel, card, batch)
     threads = 256 if kernel.pixels else COLUMNS
-    shared = shared_bytes(kernel, rows, kernel.gradients * CLASSES <= 2 * 16)
+    shared = shared_bytes(kernel, rows)
     blocks = resident(card, compiled.registers, shared, threads)
     by_op, _ = counts(compiled, kernel, rows)
     cycles = per_pixel(by_op, card)
     pixels = batch * HEIGHT * WIDTH
-    tiles = batch * (WIDTH // COLUMNS) * -(-HEIGHT // rows)
-    rounding = 1.0 if kernel.pixels else math.ceil(tiles / card.sms) / (tiles / card.sms)
+    share = tiles(rows, batch) / card.sms
+    rounding = 1.0 if kernel.pixels else math.ceil(share) / share
     busiest = max(cycles, key=lambda part: cycles[part])
     work_us = pixels / 32 * cycles[busiest] / (card.sms * 4 * card.ghz * 1e3) / REACHED * rounding
     memory_us = pixels * kernel.bytes_per_pixel / (card.tb_per_s * 1e6) / REACHED_MEMORY
@@ -355,6 +382,7 @@ def predict(kernel: Kernel, compiled: Compiled, card: Card, batch: int, finish: 
         "shared_bytes": shared,
         "blocks": blocks,
         "warps": blocks * threads // 32,
+        "rows": rows,
         "issue_per_pixel": round(cycles["issue"], 1),
         "bound": "memory" if memory_us > work_us else busiest,
         "us": round(max(work_us, memory_us) + (finish if kernel.gradients else 0.0), 1),
@@ -415,7 +443,8 @@ def main() -> None:
         rows += rows_of(name, compiled)
         for kernel in KERNELS if arguments.source and name == "H200" else ():
             print(f"\n{kernel.name}: instructions a pixel, and their line")
-            for place, times in counts(compiled[kernel.name], kernel, tile_rows(1))[1].most_common(40):
+            places = counts(compiled[kernel.name], kernel, kernel.pixels or tile_rows(kernel, card, 1))[1]
+            for place, times in places.most_common(40):
                 print(f"{times:7.1f}  {place[-120:]}")
     document = {
         "measured": False,
