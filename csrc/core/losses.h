@@ -265,20 +265,20 @@ struct DistillationKl : Loss<1> {
 // 1]; q's interpolation 1, Σ q·u 1, Σq known where q are probabilities; the gradient 1. `q` may not be u.
 template <bool kGrad, class V, class Logits, class Target, class Grad>
 UDAS_HD V soft_cross_entropy_pixel(const Logits& u, const Target& q, V weight, int classes, Grad& g) {
-  const V top = largest<V>(u, classes);
-  const V sum = exponentials<V>(u, top, classes, g);
+  const auto x = scores<V>(u, classes);
+  const V sum = exponentials(x, classes, g);
   V mass = V{}, cross = V{};  // Σ q, Σ q·u
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) {
     mass += V(q[c]);
-    cross += V(q[c]) * (V(u[c]) - top);
+    cross += V(q[c]) * x[c];
   }
   if (kGrad) {
     const V scale = divide(V(weight * mass), sum);
     UDAS_UNROLL
     for (int c = 0; c < classes; ++c) g[c] = g[c] * scale - weight * V(q[c]);
   }
-  return mass * log(sum) - cross;
+  return mass * log(sum) - cross * x.unit();
 }
 
 struct SoftCrossEntropy : Loss<1> {
@@ -296,8 +296,7 @@ struct SoftCrossEntropy : Loss<1> {
 // the difference 2, the two sums 2; the gradient 2. `q` is left p - q.
 template <bool kGrad, class V, class Logits, class Grad, class Target>
 UDAS_HD V squared_error_pixel(const Logits& u, V weight, int classes, Grad& g, Target& q) {
-  const V top = largest<V>(u, classes);
-  const V inverse = divide(V{} + 1.0f, exponentials<V>(u, top, classes, g));
+  const V inverse = divide(V{} + 1.0f, exponentials(scores<V>(u, classes), classes, g));
   V loss = V{}, mean = V{};  // Σ (p - q)², Σ p·(p - q)
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) {
