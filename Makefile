@@ -64,9 +64,9 @@ format: .venv/ready
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: .venv/ready
 	rm -rf build/sanitize && mkdir -p build/sanitize
-	cp -r pyproject.toml tests udas_fast build/sanitize/ && rm -f build/sanitize/udas_fast/*.so
-	UDAS_FAST_CUDA=0 CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
-	  $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitize --build-temp build/sanitize/objects
+	cp -r pyproject.toml setup.py README.md LICENSE NOTICE csrc tests udas_fast build/sanitize/
+	cd build/sanitize && UDAS_FAST_CUDA=0 CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
+	  ../../$(BIN)/python setup.py --quiet build_ext --inplace
 	cd build/sanitize && OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ../../$(BIN)/python -m pytest tests/ops \
@@ -83,4 +83,4 @@ gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
 
 clean:
-	rm -rf .venv build *.egg-info udas_fast/_C*.so
+	rm -rf .venv build *.egg-info udas_fast/_ops.so

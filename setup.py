@@ -1,54 +1,82 @@
-"""Builds udas_fast._C: the CPU operators always, the CUDA operators where nvcc can be used.
+"""Builds udas_fast/_ops.so: the CPU operators always, the CUDA operators where nvcc is.
 
-UDAS_FAST_CUDA=auto (default) | 1 (succeed or stop) | 0. TORCH_CUDA_ARCH_LIST chooses the architectures.
-UDAS_FAST_STRICT=1 makes warnings errors: for CI, since a compiler that is not known yet may have new ones.
-torch is the one of the environment that runs pip: nothing is downloaded. The stable ABI of torch 2.11 makes
-the result load on that torch and every later one.
+The library links no Python and is compiled with the headers of the oldest torch that it runs on (csrc/third_party), so
+that one file serves every Python and every torch from 2.11 on, and neither has to be there for the build.
+
+UDAS_FAST_CUDA=auto (default) | 1 (succeed or stop) | 0. UDAS_FAST_EXTENSION=0 builds a package without the library,
+for any platform, as every platform but Linux does. UDAS_FAST_STRICT=1 makes warnings errors: for CI, since a compiler
+that is not known yet may have new ones. TORCH_CUDA_ARCH_LIST chooses the architectures, MAX_JOBS how many compilers
+run at a time; CXX, CXXFLAGS and LDFLAGS are as everywhere.
 """
 
 import os
 import re
+import runpy
+import shlex
 import shutil
 import site
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # which reads no licence as pyproject.toml states it
+    sys.exit(
+        f"udas_fast: found setuptools {setuptools.__version__}, expected at least 77: run "
+        "`pip install 'setuptools>=77'`, then the same command again, or it without --no-build-isolation"
+    )
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 NAME = "udas_fast"
-OLDEST_TORCH = (2, 11)
-STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+HEADERS = "csrc/third_party/torch-2.11"
+INFO = "csrc/info.cpp"  # the source that is told what is built
+OBJECTS = Path("build/objects")  # nothing in them depends on a Python, so that all of them share it
 ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 ARCHS_CUDA_12 = "6.1;7.0;" + ARCHS
 STRICT = os.environ.get("UDAS_FAST_STRICT") == "1"
-WARNINGS = ["-Wall", "-Wextra", *["-Werror"] * STRICT]
-OPTIMISE = ["-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fPIC", "-DNDEBUG", "-fvisibility=hidden"]
+# wrap: exp and log compute with the bits of a float
+CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fwrapv"]
+CXX_FLAGS += ["-Wall", "-Wextra", *["-Werror"] * STRICT]
+CXX_FLAGS += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-isystem{HEADERS}"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all"]
+NVCC_FLAGS += [*["-Werror", "all-warnings"] * STRICT, f"--threads={os.environ.get('NVCC_THREADS', '2')}"]
+# The libraries that hold torch's side of the stable ABI; empty ones of their names stand for them at link time.
+TORCH_LIBRARIES = ("torch", "torch_cpu")
+# static: no libcudart.so to find, and none of its names exported, so that torch's own cannot take their place
+CUDA_LIBRARIES = ["-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--exclude-libs,ALL"]
 
 
 def stop(reason: str) -> None:
     sys.exit(f"{NAME}: {reason}")
 
 
-def find_torch():
-    """The installed torch. pip's isolated builds hide it from sys.path, but not from sysconfig."""
-    try:
-        import torch
-    except ImportError:
-        places = [sysconfig.get_path("platlib"), sysconfig.get_path("purelib"), *site.getsitepackages()]
-        home = next((p for p in places if Path(p, "torch", "__init__.py").exists()), None)
-        if home is None:
-            stop(
-                f"no torch in {sys.prefix}: install torch >= 2.11 first, then install {NAME} into the same "
-                "environment; if torch is there, add --no-build-isolation to the pip command"
-            )
-        sys.path.append(home)  # last, so that the build's own setuptools stays the one in use
-        import torch
-    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-    if version < OLDEST_TORCH:
-        stop(f"found torch {torch.__version__}, expected torch >= {'.'.join(map(str, OLDEST_TORCH))}")
-    return torch
+def compiler() -> list[str]:
+    """The command of the C++ compiler."""
+    tried = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    found = next((command for command in map(shlex.split, tried) if shutil.which(command[0])), None)
+    if found is None:
+        stop(
+            f"no C++ compiler ({', '.join(tried)}): install one (`apt install g++`) and run the same command again, or "
+            "run it with UDAS_FAST_EXTENSION=0 to install without compiled operators"
+        )
+    return found
+
+
+def torch_cuda() -> str | None:
+    """The CUDA version of the torch beside which this installs, "" if it has none; None where no torch is seen.
+
+    pip's isolated builds hide torch from sys.path, but not from sysconfig.
+    """
+    for place in (sysconfig.get_path("platlib"), sysconfig.get_path("purelib"), *site.getsitepackages()):
+        if (version := Path(place, "torch/version.py")).exists():
+            return runpy.run_path(str(version))["cuda"] or ""
+    return None
 
 
 def toolkit_home() -> str:
@@ -64,89 +92,154 @@ def toolkit_home() -> str:
     return next(good, "")
 
 
-def cuda_toolkit(torch) -> tuple[str, str, str]:
-    """(home, version, "") where CUDA sources are to be built, else ("", "", why not)."""
+def cuda_toolkit(torch: str | None) -> tuple[str, str, str]:
+    """(home, version, "") where CUDA sources are to be built, else ("", "", why not); ``torch`` as of torch_cuda."""
     mode = os.environ.get("UDAS_FAST_CUDA", "auto")
     if mode not in ("auto", "1", "0"):
         stop(f"UDAS_FAST_CUDA: found {mode!r}, expected auto, 1 or 0")
     home, version, why = toolkit_home(), "", ""
     if mode == "0":
         why = "UDAS_FAST_CUDA=0"
-    elif torch.version.hip:
-        why = "this torch is a ROCm build"
     elif not home:
         why = "no CUDA toolkit (nvcc and cuda_runtime.h) in CUDA_HOME, on PATH or in /usr/local/cuda"
+    elif torch == "" and mode != "1":
+        why = "the installed torch has no CUDA (UDAS_FAST_CUDA=1 compiles the CUDA operators anyway)"
     else:
         said = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True).stdout
         version = m[1] if (m := re.search(r"release (\d+\.\d+)", said)) else ""
-        own = torch.version.cuda
         if not version:
             why = f"{home}/bin/nvcc --version was not understood"
-        elif own and own.split(".")[0] != version.split(".")[0]:
-            why = f"nvcc is {version} but torch {torch.__version__} has CUDA {own}; the majors must agree"
-        elif own is None and mode != "1":
-            why = f"torch {torch.__version__} is CPU-only (UDAS_FAST_CUDA=1 compiles the CUDA sources anyway)"
+        elif torch and torch.split(".")[0] != (major := version.split(".")[0]):
+            print(
+                f"{NAME}: warning: nvcc is {version} and the installed torch has CUDA {torch}; the operators bring "
+                f"their own CUDA runtime and need a driver for CUDA {major}",
+                file=sys.stderr,
+            )
     if why and mode == "1":
         stop(f"UDAS_FAST_CUDA=1 but {why}")
     return ("", "", why) if why else (home, version, "")
 
 
-def extension(torch, ce):
-    home, version, why = cuda_toolkit(torch)
-    csrc = Path("csrc")
-    sources = [str(p) for pattern in ("*.cpp", "cpu/*.cpp") for p in sorted(csrc.glob(pattern))]
-    import pybind11  # the package, not torch's copy: that one refuses TORCH_TARGET_VERSION up to 2.11
+def architectures(version: str) -> list[str]:
+    """Those of TORCH_CUDA_ARCH_LIST, else all that are common for a toolkit of ``version``."""
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST") or (ARCHS_CUDA_12 if version < "13" else ARCHS)
+    return re.split(r"[;, ]+", chosen.strip())
 
-    system = [f"-isystem{path}" for path in (*ce.include_paths(), pybind11.get_include())]
-    cxx = [*OPTIMISE, *WARNINGS, STABLE_ABI, *system, f'-DUDAS_TORCH_BUILT="{torch.__version__}"']
-    cxx.append(f'-DUDAS_CUDA_REASON="{why}"')
-    nvcc, link, library_dirs = [], ["-Wl,--no-as-needed", "-ltorch"], []
-    if home:
-        ce.CUDA_HOME = home  # torch leaves it None in a CPU-only torch
-        archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or (ARCHS_CUDA_12 if version < "13" else ARCHS)
-        os.environ["TORCH_CUDA_ARCH_LIST"] = archs
-        sources += [str(p) for pattern in ("cuda/*.cu", "cuda/*.cpp") for p in sorted(csrc.glob(pattern))]
-        cxx += [
-            "-DUDAS_WITH_CUDA",
-            f'-DUDAS_CUDA_VERSION="{version}"',
-            f'-DUDAS_CUDA_ARCHS="{archs}"',
-            f"-isystem{home}/include",
+
+def gencode(archs: list[str]) -> list[str]:
+    """nvcc's options for architectures such as "8.6", "9.0a" and "12.0+PTX"."""
+    flags = []
+    for arch in archs:
+        if not (m := re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", arch)):
+            stop(f"TORCH_CUDA_ARCH_LIST: found {arch!r}, expected architectures such as 8.6;12.0+PTX")
+        number = m[1] + m[2]
+        flags += [
+            f"-gencode=arch=compute_{number},code={kind}_{number}"
+            for kind in ["sm", *["compute"] * bool(m[3])]
         ]
-        nvcc = ["-O3", "-std=c++17"]  # the .cu files include nothing of torch
-        nvcc += ["-Werror", "all-warnings"] * STRICT
-        nvcc += [
-            "-Xcompiler=-fvisibility=hidden",
-            "-Xfatbin=-compress-all",
-            f"--threads={os.environ.get('NVCC_THREADS', '2')}",
+    return flags
+
+
+def is_current(made: Path, command: list[str]) -> bool:
+    """Whether ``made`` is of this command and newer than every file that the compiler noted beside it."""
+    record, files = made.with_suffix(".command"), made.with_suffix(".d")
+    if not (
+        made.exists() and files.exists() and record.exists() and record.read_text() == shlex.join(command)
+    ):
+        return False
+    used = files.read_text().partition(":")[2].replace("\\\n", " ").split()
+    return all(Path(f).exists() and Path(f).stat().st_mtime <= made.stat().st_mtime for f in used)
+
+
+def run(command: list[str], made: Path | str) -> None:
+    print(f"{shlex.join(command)}\n", end="", flush=True)  # in one piece: several threads print
+    if subprocess.run(command).returncode:
+        stop(f"the compiler failed to make {made}; its messages are above")
+
+
+def object_of(source: str) -> Path:
+    return OBJECTS / f"{'-'.join(Path(source).parts[1:])}.o"
+
+
+def compile_command(source: str, cxx: list[str], home: str, version: str, why: str) -> list[str]:
+    """The command that makes the object of ``source``; the last three are of cuda_toolkit."""
+    archs = architectures(version)
+    if source.endswith(".cu"):
+        command = [
+            f"{home}/bin/nvcc",
+            *NVCC_FLAGS,
+            *gencode(archs),
+            *[f"-ccbin={cxx[0]}"] * ("CXX" in os.environ),
         ]
-        library_dirs = [f"{home}/lib64"]
-        link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]  # static: no libcudart.so to find at import
-    cuda = f"on (nvcc {version}, {archs})" if home else f"off ({why})"
-    print(f"{NAME}: torch {torch.__version__}; CUDA operators {cuda}", file=sys.stderr)
-    # CppExtension even with .cu sources: CUDAExtension links libraries that a CPU-only torch lacks.
-    ext = ce.CppExtension(
-        f"{NAME}._C",
-        sources,
-        library_dirs=library_dirs,
-        extra_compile_args={"cxx": cxx, "nvcc": nvcc},
-        extra_link_args=link,
-        depends=[str(p) for p in sorted(csrc.rglob("*.*h"))],  # .h and .cuh
-    )
-    ext.include_dirs = []  # given with -isystem: only our own code is warned about
-    ext.libraries = ["torch", "torch_cpu"]  # the C shim alone: neither c10 nor torch_python
-    return ext
+    else:
+        command = [*cxx, *CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+        if home and source.startswith(("csrc/cuda/", INFO)):
+            command.append(f"-isystem{home}/include")
+    if source == INFO:
+        command.append(f'-DUDAS_CUDA_REASON="{why}"')
+        if home:
+            command += ["-DUDAS_WITH_CUDA", f'-DUDAS_CUDA_VERSION="{version}"']
+            command.append(f'-DUDAS_CUDA_ARCHS="{";".join(archs)}"')
+    made = object_of(source)
+    return [*command, "-MD", "-MF", str(made.with_suffix(".d")), "-c", source, "-o", str(made)]
+
+
+def compile_source(source: str, command: list[str]) -> None:
+    """Run ``command`` unless what it makes is there already."""
+    made = object_of(source)
+    if not is_current(made, command):
+        made.with_suffix(".command").unlink(missing_ok=True)
+        run(command, source)
+        made.with_suffix(".command").write_text(shlex.join(command))
+
+
+def link_command(sources: list[str], cxx: list[str], home: str, made: str) -> list[str]:
+    command = [*cxx, "-shared", *(str(object_of(s)) for s in sources), "-o", made, f"-L{OBJECTS}"]
+    command += ["-Wl,--no-as-needed", *(f"-l{library}" for library in TORCH_LIBRARIES), "-Wl,--as-needed"]
+    command += [f"-L{home}/lib64", *CUDA_LIBRARIES] * bool(home)
+    return [*command, *shlex.split(os.environ.get("LDFLAGS", ""))]
+
+
+class Build(build_ext):
+    """Compile what has changed since the last build, and link it."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return f"{fullname.replace('.', '/')}.so"  # no name of a Python in it
+
+    def build_extension(self, ext: Extension) -> None:
+        cxx = compiler()
+        home, version, why = cuda_toolkit(torch_cuda())
+        cuda = f"on (nvcc {version}, {' '.join(architectures(version))})" if home else f"off ({why})"
+        print(f"{NAME}: CUDA operators {cuda}", flush=True)
+        OBJECTS.mkdir(parents=True, exist_ok=True)
+        sources = [source for source in ext.sources if home or not source.startswith("csrc/cuda/")]
+        commands = [compile_command(source, cxx, home, version, why) for source in sources]
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+            list(pool.map(compile_source, sources, commands))
+        for library in TORCH_LIBRARIES:
+            stub = f"{OBJECTS}/lib{library}.so"
+            run([*cxx, "-shared", f"-Wl,-soname,lib{library}.so", "-x", "c++", "/dev/null", "-o", stub], stub)
+        made = self.get_ext_fullpath(ext.name)
+        Path(made).parent.mkdir(parents=True, exist_ok=True)
+        run(link_command(sources, cxx, home, made), made)
+
+
+class Wheel(bdist_wheel):
+    """py3-none-PLATFORM: any Python can load the library, a free-threaded one too."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 def main() -> None:
-    if {"sdist", "egg_info"} & set(sys.argv):
-        setup()  # metadata needs no torch
-        return
-    torch = find_torch()
-    from torch.utils import cpp_extension
-
+    builds = sys.platform == "linux" and os.environ.get("UDAS_FAST_EXTENSION") != "0"
+    if builds and {"build_ext", "bdist_wheel", "editable_wheel"} & set(sys.argv):
+        compiler()  # first, so that its sentence does not end a page of other lines
+    patterns = ("*.cpp", "cpu/*.cpp", "cuda/*.cpp", "cuda/*.cu")
+    sources = [str(path) for pattern in patterns for path in sorted(Path("csrc").glob(pattern))]
     setup(
-        ext_modules=[extension(torch, cpp_extension)],
-        cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
+        ext_modules=[Extension(f"{NAME}._ops", sources)] if builds else [],
+        cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
     )
 
 

@@ -53,4 +53,5 @@ STABLE_TORCH_LIBRARY(udas_fast, m) {
   m.def(
       "region_mix(Tensor inside, Tensor outside, Tensor inside_label, Tensor outside_label, Tensor region, "
       "float[] mean, float[] std, ScalarType out_dtype, bool channels_last) -> (Tensor, Tensor)");
+  m.def("build_info() -> str");
 }

@@ -1,18 +1,21 @@
-"""Version of the package, and a warning where the compiled operators were never built; imports no torch."""
+"""What is known of the package without importing torch: its version, and whether it has compiled operators."""
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
+from pathlib import Path
 
-__version__ = "0.1.0"
-
-BUILD_HINT = "build them with `pip install --no-build-isolation .` where torch and a C++ compiler are"
+__version__ = "0.1.0"  # pyproject.toml reads it from here
+LIBRARY = Path(__file__).with_name("_ops.so")
+"""The compiled operators, where they are built."""
+ENTRY_POINTS = "udas_fast.methods"
+"""The group of entry points of other packages: each names a module with objectives and recipes."""
+BUILD_HINT = "run `pip install .` in a checkout of udas_fast, where a C++ compiler is, to build them"
 
 
 def warn_where_missing() -> None:
     """Warn in one line where the extension was never built: everything works, but as plain PyTorch."""
-    if importlib.util.find_spec("udas_fast._C") is None:
+    if not LIBRARY.exists():
         warnings.warn(
             "udas_fast: the compiled operators are not built; plain PyTorch runs instead, slower and with "
             f"much more memory ({BUILD_HINT})",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.machinery
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import torch
 
 import udas_fast
 from udas_fast import ops
+from udas_fast._build import LIBRARY
 from udas_fast.ops import _library
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +42,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("udas_fast_setup", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name in ("UDAS_FAST_CUDA", "CUDA_HOME", "CUDA_PATH"):
+    for name in ("UDAS_FAST_CUDA", "CUDA_HOME", "CUDA_PATH", "CXX"):
         monkeypatch.delenv(name, raising=False)
     return module
 
@@ -58,14 +59,6 @@ def toolkit(tmp_path: Path) -> Path:
     return tmp_path / "cuda"
 
 
-class Torch:
-    """Stand-in for a torch of some build."""
-
-    def __init__(self, cuda: str | None = None, hip: str | None = None) -> None:
-        self.__version__ = "2.13.0"
-        self.version = type("version", (), {"cuda": cuda, "hip": hip})
-
-
 def test_build_info_says_what_is_here() -> None:
     info = udas_fast.build_info()
     assert info["version"] == udas_fast.__version__
@@ -74,9 +67,8 @@ def test_build_info_says_what_is_here() -> None:
     assert info["extension"] == (not _library.REASON)
     if info["extension"]:
         assert info["simd"] in ("AVX-512", "AVX2", "baseline")
-        assert info["torch_built"]
-        assert bool(info["cuda"]) != bool(info["cuda_reason"])
         assert bool(info["cuda"]) == bool(info["archs"])
+        assert bool(info["cuda"]) != bool(info["cuda_reason"])
 
 
 def test_import_is_quick_because_torch_waits() -> None:
@@ -116,37 +108,43 @@ print(info["reason"])
 
 def test_an_extension_that_does_not_load_says_why(tmp_path: Path) -> None:
     (tmp_path / "udas_fast").mkdir()
-    broken = tmp_path / "udas_fast" / f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
-    broken.write_bytes(b"not a library")
+    (tmp_path / "udas_fast" / LIBRARY.name).write_bytes(b"not a library")
     script = "import udas_fast; info = udas_fast.build_info(); print(info['extension'], info['reason'])"
     result = python_in_copy(tmp_path, script)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("False the extension does not load")
+    assert "invalid ELF header" in result.stdout or "too short" in result.stdout  # the loader's own words
     assert len(warnings_of(result)) == 1
 
 
-def test_the_extension_needs_no_torch_beyond_the_stable_abi() -> None:
-    """Nothing of c10 or of torch's C++ classes is imported, so that later torches load the same file."""
-    spec = importlib.util.find_spec("udas_fast._C")
-    if spec is None or shutil.which("nm") is None:
-        pytest.skip("no extension, or no nm")
-    symbols = subprocess.run(
-        ["nm", "-D", "--undefined-only", "-C", spec.origin], capture_output=True, text=True
-    ).stdout
+@pytest.mark.skipif(not LIBRARY.exists() or shutil.which("nm") is None, reason="no extension, or no nm")
+def test_the_extension_needs_neither_python_nor_torch_beyond_the_stable_abi() -> None:
+    """Nothing of Python, of c10 or of torch's C++ classes, so that every Python and later torch loads this file."""
+    command = ["nm", "-D", "--undefined-only", "-C", str(LIBRARY)]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "aoti_torch_" in symbols
-    assert not re.search(r"\b(c10|at|torch)::", symbols)
+    assert not re.search(r"\b(c10|at|torch)::| _?Py", symbols)
 
 
 def test_cuda_is_off_by_wish_or_for_a_reason(
     recipe: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_HOME", str(toolkit))
-    assert recipe.cuda_toolkit(Torch(cuda="13.2")) == (str(toolkit), "13.0", "")
-    assert "CPU-only" in recipe.cuda_toolkit(Torch())[2]
-    assert "majors must agree" in recipe.cuda_toolkit(Torch(cuda="12.8"))[2]
-    assert "ROCm" in recipe.cuda_toolkit(Torch(hip="6.4"))[2]
+    assert recipe.cuda_toolkit("13.2") == (str(toolkit), "13.0", "")
+    assert recipe.cuda_toolkit(None) == (str(toolkit), "13.0", "")  # where no torch is seen
+    assert "torch has no CUDA" in recipe.cuda_toolkit("")[2]
     monkeypatch.setenv("UDAS_FAST_CUDA", "0")
-    assert recipe.cuda_toolkit(Torch(cuda="13.0"))[2] == "UDAS_FAST_CUDA=0"
+    assert recipe.cuda_toolkit("13.0")[2] == "UDAS_FAST_CUDA=0"
+
+
+def test_another_cuda_major_than_torchs_is_a_warning(
+    recipe: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    assert recipe.cuda_toolkit("12.8") == (str(toolkit), "13.0", "")
+    assert re.search(
+        r"warning: nvcc is 13\.0 and .* CUDA 12\.8; .* driver for CUDA 13", capsys.readouterr().err
+    )
 
 
 def test_forced_cuda_succeeds_or_stops(
@@ -154,34 +152,106 @@ def test_forced_cuda_succeeds_or_stops(
 ) -> None:
     monkeypatch.setenv("UDAS_FAST_CUDA", "1")
     monkeypatch.setenv("CUDA_HOME", str(toolkit))
-    assert recipe.cuda_toolkit(Torch()) == (
-        str(toolkit),
-        "13.0",
-        "",
-    )  # a CPU-only torch compiles the sources too
+    assert recipe.cuda_toolkit("") == (str(toolkit), "13.0", "")  # beside a torch without CUDA too
     monkeypatch.setenv("CUDA_HOME", str(toolkit / "nowhere"))
     with pytest.raises(SystemExit, match=r"UDAS_FAST_CUDA=1 but no CUDA toolkit"):
-        recipe.cuda_toolkit(Torch(cuda="13.0"))
+        recipe.cuda_toolkit("13.0")
     monkeypatch.setenv("UDAS_FAST_CUDA", "yes")
     with pytest.raises(SystemExit, match="found 'yes', expected auto, 1 or 0"):
-        recipe.cuda_toolkit(Torch())
+        recipe.cuda_toolkit(None)
 
 
-def test_torch_is_found_although_the_build_hides_it(
-    recipe: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    assert recipe.find_torch() is torch
-    monkeypatch.setattr(recipe, "OLDEST_TORCH", (99, 0))
-    with pytest.raises(SystemExit, match=r"found torch .*, expected torch >= 99\.0"):
-        recipe.find_torch()
-
-
-def test_without_torch_the_build_says_what_to_do(
+def test_the_installed_torch_is_read_and_not_imported(
     recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # import torch now raises ImportError
+    assert recipe.torch_cuda() == (torch.version.cuda or "")
     monkeypatch.setattr(recipe.sysconfig, "get_path", lambda _: str(tmp_path))
     monkeypatch.setattr(recipe.site, "getsitepackages", list)
-    with pytest.raises(SystemExit, match=r"install torch >= 2\.11 first.*--no-build-isolation"):
-        recipe.find_torch()
+    assert recipe.torch_cuda() is None
+
+
+def test_architectures_are_those_of_torch_cuda_arch_list(recipe: ModuleType) -> None:
+    assert recipe.gencode(["8.6", "9.0a", "12.0+PTX"]) == [
+        "-gencode=arch=compute_86,code=sm_86",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+    with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST: found 'Hopper', expected"):
+        recipe.gencode(["Hopper"])
+
+
+def test_without_a_compiler_one_sentence_has_both_ways_on(
+    recipe: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit, match=r"no C\+\+ compiler .*`apt install g\+\+`.*UDAS_FAST_EXTENSION=0"):
+        recipe.compiler()
+
+
+@pytest.fixture
+def small_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the build with two sources of a line each in place of the operators."""
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    for folder in ("csrc", "udas_fast"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "csrc/one.h").write_text("inline int one() { return 1; }\n")
+    (tmp_path / "csrc/info.cpp").write_text(
+        '#include "one.h"\nconst char* reason() { return UDAS_CUDA_REASON; }\n'
+    )
+    (tmp_path / "csrc/ops.cpp").write_text("int two() { return 2; }\n")
+    monkeypatch.setenv("UDAS_FAST_CUDA", "0")
+    monkeypatch.setenv("MAX_JOBS", "1")  # so that the output of two compilers does not mix
+    return tmp_path
+
+
+def compiled(folder: Path, **environment: str) -> set[str]:
+    """Build in ``folder``; return the sources that were compiled."""
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in done.stdout.splitlines() if " -c " in line]
+    return {line[line.index("-c") + 1] for line in lines}
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_a_second_build_compiles_what_has_changed_and_nothing_else(small_source: Path) -> None:
+    both = {"csrc/info.cpp", "csrc/ops.cpp"}
+    assert compiled(small_source) == both
+    assert (small_source / "udas_fast/_ops.so").exists()
+    assert compiled(small_source) == set()
+    os.utime(small_source / "csrc/one.h", (2**31, 2**31))
+    assert compiled(small_source) == {"csrc/info.cpp"}  # which includes it
+    os.utime(small_source / "csrc/one.h", (0, 0))
+    assert compiled(small_source, CXXFLAGS="-DOTHER") == both
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_a_compilers_error_ends_the_build_with_the_source_that_has_it(small_source: Path) -> None:
+    (small_source / "csrc/ops.cpp").write_text("int two() { return 2\n")
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=small_source, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == (
+        "udas_fast: the compiler failed to make csrc/ops.cpp; its messages are above"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_the_copied_headers_are_those_of_the_oldest_torch_and_enough() -> None:
+    """Every header of torch that csrc names is there, with torch's licence, and says it is of 2.11."""
+    copied = ROOT / "csrc/third_party/torch-2.11"
+    sources = [path for path in (ROOT / "csrc").glob("c*/*") if path.is_file()] + [
+        *(ROOT / "csrc").glob("*.*")
+    ]
+    named = {
+        name for s in sources for name in re.findall(r"#include <(torch/.*?)>", s.read_text(encoding="utf-8"))
+    }
+    assert named
+    assert {name for name in named if not (copied / name).exists()} == set()
+    version = (copied / "torch/headeronly/version.h").read_text(encoding="utf-8")
+    assert re.findall(r"#define TORCH_VERSION_(?:MAJOR|MINOR) (\d+)", version) == ["2", "11"]
+    assert "Redistributions in binary form" in (copied / "LICENSE").read_text(encoding="utf-8")

@@ -6,7 +6,6 @@ nvidia-cuda-cuobjdump) prints it.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 import udas_fast
+from udas_fast._build import LIBRARY
 
 UNROLLED = (2, 11, 13, 16, 19, 21)
 ACTIVATIONS = range(3)
@@ -71,10 +71,7 @@ def kernels() -> list[Kernel]:
         pytest.skip(
             "no cuobjdump: it comes with the CUDA toolkit or with `pip install nvidia-cuda-cuobjdump`"
         )
-    spec = importlib.util.find_spec("udas_fast._C")
-    assert spec is not None
-    assert spec.origin is not None
-    command = [tool, "--dump-resource-usage", spec.origin]
+    command = [tool, "--dump-resource-usage", str(LIBRARY)]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return parse(report)
 

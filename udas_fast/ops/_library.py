@@ -10,24 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udas_fast._build import BUILD_HINT, __version__
+from udas_fast._build import BUILD_HINT, LIBRARY, __version__
 from udas_fast.errors import InputError, bad
 
 OLDEST_TORCH = (2, 11)
 
 
 def _load() -> str:
-    """Import the extension, which gives the operators to torch; return '' or the reason why that failed."""
+    """Load the extension, which gives the operators to torch; return '' or the reason why that failed."""
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST_TORCH:
         return f"torch is {torch.__version__}, the compiled operators need 2.11 or later"
+    if not LIBRARY.exists():
+        return "the extension was not built"
     try:
-        import udas_fast._C  # noqa: F401
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) or (
-            "_C" in str(error) and "cannot import" in str(error)
-        )
-        return "the extension was not built" if missing else f"the extension does not load: {error}"
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:
+        return f"the extension does not load: {error.__cause__ or error}"  # the cause is the loader's own message
     return ""
 
 
@@ -97,17 +96,15 @@ def build_info() -> dict[str, Any]:
     """Report what was built, what runs, and why there is no more.
 
     Returns:
-        A dict: ``version``; ``extension`` (bool) and, if False, ``reason``; ``torch`` (running) and
-        ``torch_built`` (built against, None without the extension); ``cuda`` (toolkit version, or None) and,
-        if None, ``cuda_reason``; ``archs`` (list of CUDA architectures); ``simd`` ("AVX-512", "AVX2" or
-        "baseline", chosen at run time); ``operators``, see :func:`udas_fast.ops.backends`.
+        A dict: ``version``; ``extension`` (bool) and, if False, ``reason``; ``torch`` (running); ``cuda`` (toolkit
+        version, or None) and, if None, ``cuda_reason``; ``archs`` (list of CUDA architectures); ``simd`` ("AVX-512",
+        "AVX2" or "baseline", chosen at run time); ``operators``, see :func:`udas_fast.ops.backends`.
     """
     info: dict[str, Any] = {
         "version": __version__,
         "extension": not REASON,
         "reason": REASON or None,
         "torch": torch.__version__,
-        "torch_built": None,
         "cuda": None,
         "cuda_reason": REASON or None,
         "archs": [],
@@ -115,12 +112,9 @@ def build_info() -> dict[str, Any]:
         "operators": backends(),
     }
     if info["extension"]:
-        import udas_fast._C as built
-
-        found = built.build_info()
-        info |= {key: found[key] for key in ("torch_built", "cuda", "simd")}
-        info["cuda_reason"] = found["cuda_reason"] or None
-        info["archs"] = [arch for arch in found["archs"].split(";") if arch]
+        cuda, reason, archs, _, simd = torch.ops.udas_fast.build_info().split("\n")
+        info |= {"cuda": cuda or None, "cuda_reason": reason or None, "simd": simd}
+        info["archs"] = [arch for arch in archs.split(";") if arch]
     return info
 
 

@@ -34,7 +34,7 @@ def _extension(build: dict[str, Any]) -> str:
         if build["cuda"]
         else f"no CUDA: {build['cuda_reason']}"
     )
-    return f"built against torch {build['torch_built']}; {build['simd']} on this CPU; {cuda}"
+    return f"{build['simd']} on this CPU; {cuda}"
 
 
 def _advice(env: dict[str, Any], build: dict[str, Any]) -> list[str]:
