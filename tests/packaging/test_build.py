@@ -9,8 +9,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import udas_fast
 from udas_fast import ops
 from udas_fast._build import LIBRARY
 from udas_fast.ops import _library
+from udas_fast.tools.doctor import diagnose
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +70,7 @@ def test_build_info_says_what_is_here() -> None:
     if info["extension"]:
         assert info["simd"] in ("AVX-512", "AVX2", "baseline")
         assert bool(info["cuda"]) == bool(info["archs"])
-        assert bool(info["cuda"]) != bool(info["cuda_reason"])
+        assert info["cuda"] or "no CUDA operators were built" in info["cuda_reason"]
 
 
 def test_import_is_quick_because_torch_waits() -> None:
@@ -255,3 +257,95 @@ def test_the_copied_headers_are_those_of_the_oldest_torch_and_enough() -> None:
     version = (copied / "torch/headeronly/version.h").read_text(encoding="utf-8")
     assert re.findall(r"#define TORCH_VERSION_(?:MAJOR|MINOR) (\d+)", version) == ["2", "11"]
     assert "Redistributions in binary form" in (copied / "LICENSE").read_text(encoding="utf-8")
+
+
+FACTS = {"cuda": "13.0", "cuda_reason": "", "archs": "7.5;9.0;12.0+PTX", "driver": "13000", "simd": "AVX2"}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretend that torch finds a GPU of the given capability, and a driver, beside operators of CUDA 13.0."""
+
+    def pretend(capability: tuple[int, int], driver: int = 13000, **facts: str) -> None:
+        monkeypatch.setattr(_library, "REASON", "")
+        monkeypatch.setattr(_library, "_facts", lambda: {**FACTS, "driver": str(driver), **facts})
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GeForce GTX 1080 Ti")
+        everywhere = {name: frozenset({"cpu", "cuda"}) for name in _library.COMPILED}
+        monkeypatch.setattr(_library, "COMPILED", everywhere)
+
+    return pretend
+
+
+def test_operators_run_on_a_gpu_that_they_were_built_for(
+    gpu: Callable[..., None], recwarn: pytest.WarningsRecorder
+) -> None:
+    gpu((9, 0))
+    _library.check_gpus()
+    assert not recwarn.list
+    assert _library.cuda_reason() == ""
+    assert ops.backends()["cross_entropy"]["cuda"] == "compiled"
+
+
+@pytest.mark.parametrize(
+    ("capability", "driver", "words"),
+    [
+        (
+            (6, 1),
+            13000,
+            ["GTX 1080 Ti", "6.1", "7.5, 9.0, 12.0+PTX", "TORCH_CUDA_ARCH_LIST=6.1", "CUDA 12 toolkit"],
+        ),
+        ((9, 0), 12020, ["driver runs CUDA up to 12.2", "built with CUDA 13.0", "update the driver"]),
+    ],
+)
+def test_on_a_gpu_or_driver_that_does_not_fit_the_reference_runs_and_one_warning_says_why(
+    gpu: Callable[..., None],
+    capability: tuple[int, int],
+    driver: int,
+    words: list[str],
+) -> None:
+    gpu(capability, driver)
+    with pytest.warns(RuntimeWarning, match="plain PyTorch runs on the GPU") as caught:
+        _library.check_gpus()
+    (warning,) = caught
+    for word in words:
+        assert word in str(warning.message)
+    assert {tuple(where.items()) for where in ops.backends().values()} == {
+        (("cpu", "compiled"), ("cuda", "reference"))
+    }
+    assert not _library.is_compiled("cross_entropy", SimpleNamespace(device=torch.device("cuda", 0)))
+    text = diagnose()
+    assert all(word in text for word in words)
+
+
+def test_without_cuda_operators_a_gpu_gets_the_command_that_builds_them(gpu: Callable[..., None]) -> None:
+    gpu((9, 0), cuda="", archs="", cuda_reason="no CUDA toolkit")
+    with pytest.warns(RuntimeWarning, match=r"no CUDA toolkit.*`UDAS_FAST_CUDA=1 pip install \.`"):
+        _library.check_gpus()
+    assert "`UDAS_FAST_CUDA=1 pip install .`" in diagnose()
+
+
+def test_machine_code_runs_on_later_minors_and_ptx_on_everything_later() -> None:
+    archs = ["7.5", "8.0", "9.0a", "12.0+PTX"]
+    fits = {
+        c: _library.runs_on(c, archs, compiles=True)
+        for c in [(7, 0), (7, 5), (8, 9), (9, 0), (10, 0), (13, 1)]
+    }
+    assert fits == {(7, 0): False, (7, 5): True, (8, 9): True, (9, 0): True, (10, 0): False, (13, 1): True}
+    assert not _library.runs_on((13, 1), archs, compiles=False)
+    assert not _library.runs_on((9, 1), ["9.0a"], compiles=True)
+
+
+def test_gpus_are_checked_when_cuda_starts_and_not_before() -> None:
+    script = """
+import torch
+from udas_fast import ops
+from udas_fast.ops import _library
+from udas_fast.tools.doctor import diagnose
+assert not torch.cuda.is_initialized()
+assert _library.check_gpus in [call for call, _ in torch.cuda._queued_calls]
+"""
+    result = python(script, ROOT)
+    assert result.returncode == 0, result.stderr

@@ -4,11 +4,13 @@ Each operator has a plain-PyTorch twin of the same name in :mod:`udas_fast.ops.r
 operator is not compiled for a device; :func:`backends` reports which of the two runs.
 """
 
+import torch
+
 from udas_fast.ops._confusion_matrix import confusion_matrix
 from udas_fast.ops._cross_entropy import cross_entropy
 from udas_fast.ops._entropy import entropy
 from udas_fast.ops._kl import distillation_kl, ensemble_kl, symmetric_kl
-from udas_fast.ops._library import backends, build_info
+from udas_fast.ops._library import REASON, backends, build_info, check_gpus
 from udas_fast.ops._pseudo_label import PseudoLabel, pseudo_label
 from udas_fast.ops._rectified_cross_entropy import rectified_cross_entropy
 from udas_fast.ops._region_mix import region_mix
@@ -34,3 +36,6 @@ __all__ = [
     "symmetric_kl",
     "upsample",
 ]
+
+if not REASON:  # at once would start CUDA, which processes that fork later could not use any more
+    torch.cuda._lazy_call(check_gpus)

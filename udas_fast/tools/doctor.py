@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import udas_fast
+from udas_fast._build import BUILD_HINT
 from udas_fast.training.environment import environment
 
 
@@ -29,23 +30,15 @@ def diagnose() -> str:
 def _extension(build: dict[str, Any]) -> str:
     if not build["extension"]:
         return f"missing: {build['reason']}"
-    cuda = (
-        f"CUDA {build['cuda']} for {', '.join(build['archs'])}"
-        if build["cuda"]
-        else f"no CUDA: {build['cuda_reason']}"
-    )
-    return f"{build['simd']} on this CPU; {cuda}"
+    if not build["cuda"]:
+        return f"{build['simd']} on this CPU; {build['cuda_reason']}"
+    driver = f"driver for CUDA up to {build['driver']}" if build["driver"] else "no NVIDIA driver"
+    return f"{build['simd']} on this CPU; CUDA {build['cuda']} for {', '.join(build['archs'])}; {driver}"
 
 
 def _advice(env: dict[str, Any], build: dict[str, Any]) -> list[str]:
     if not build["extension"]:
-        return [
-            "The compiled extension is missing, so every operator runs its plain PyTorch form: run `pip install .` "
-            "(with --no-build-isolation where pip cannot find your torch)."
-        ]
-    if env["gpus"] and not build["cuda"]:
-        return [
-            f"There is a GPU but no CUDA operators ({build['cuda_reason']}): install a CUDA toolkit of torch's "
-            f"major version {env['torch_cuda']} and run `UDAS_FAST_CUDA=1 pip install --no-build-isolation .`"
-        ]
+        return [f"Every operator runs its plain PyTorch form, slower and with more memory: {BUILD_HINT}."]
+    if env["gpus"] and build["cuda_reason"]:
+        return [f"Plain PyTorch runs on the GPU: {build['cuda_reason']}."]
     return []
