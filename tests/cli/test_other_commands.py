@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from command_words import TINY
 from PIL import Image
+
+from udas_fast.cli.lists import own_lists, stored_list
 
 
 def test_check_data_prints_frequencies_and_finds_problems(
@@ -53,6 +58,26 @@ def test_recipes_are_listed_and_shown_as_yaml_that_trains(
     code, _, stderr = run_cli("recipes", "show", "no_adaption")
     assert code == 2
     assert "did you mean 'no_adaptation'" in stderr
+
+
+@pytest.mark.parametrize("name", ["recipes", "kinds"])
+def test_the_lists_in_files_are_those_of_the_package(name: str) -> None:
+    """After a change of a recipe or a kind: python -m udas_fast.cli.lists."""
+    assert stored_list(name) == own_lists()[name]
+
+
+@pytest.mark.parametrize("words", ["recipes", "kinds", "--help", "--version", "train --help"])
+def test_light_commands_import_neither_torch_nor_matplotlib(words: str) -> None:
+    script = (
+        "import sys, atexit\n"
+        f"sys.argv = ['udas-fast', *{words.split()}]\n"
+        "atexit.register(lambda: print('\\nimported', {'torch', 'matplotlib', 'numpy'} & set(sys.modules)))\n"
+        "from udas_fast.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "imported set()"
+    assert len(done.stdout.splitlines()) > 2
 
 
 def test_doctor_names_versions_and_backends(run_cli: Callable[..., tuple[int, str, str]]) -> None:

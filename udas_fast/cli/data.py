@@ -71,7 +71,6 @@ def kinds() -> None:
 
     Any other is a folder: its dataset.yaml says what is where.
     """
-    from udas_fast.data import describe_kinds
+    from udas_fast.cli.lists import stored_list
 
-    for name, text in describe_kinds():
-        print(f"{name:<20}{text}")
+    print(stored_list("kinds"), end="")

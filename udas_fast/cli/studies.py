@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from udas_fast._build import ENTRY_POINTS
 from udas_fast.cli.options import (
     DATA,
     OUT,
@@ -176,12 +178,18 @@ def recipes(context: typer.Context, method_files: MethodFiles = None) -> None:
 
     As YAML, which `--recipe FILE` reads.
     """
-    from udas_fast.recipes import all_recipes
-    from udas_fast.recipes.listing import listing
+    from udas_fast.cli.lists import stored_list
 
     load_methods(method_files)
-    if context.invoked_subcommand is None:
+    if context.invoked_subcommand is not None:
+        return
+    if method_files or metadata.entry_points(group=ENTRY_POINTS):  # with recipes of the user's own
+        from udas_fast.recipes import all_recipes
+        from udas_fast.recipes.listing import listing
+
         print(listing(all_recipes().values()))
+    else:
+        print(stored_list("recipes"), end="")
 
 
 def show_recipe(

@@ -11,13 +11,11 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
+from udas_fast._build import ENTRY_POINTS
 from udas_fast.errors import InputError, bad, first_line
 from udas_fast.objectives import ObjectiveConfig, objective_kinds
 from udas_fast.objectives.base import KINDS
 from udas_fast.recipes.recipe import Recipe
-
-#: Entry points of installed packages: each names a module with objectives and recipes.
-ENTRY_POINTS = "udas_fast.methods"
 
 _LOADED: dict[str, ModuleType] = {}  # by origin: the path of a file, or the name of a module
 
