@@ -7,12 +7,13 @@ BIN := .venv/bin
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 SOURCES := setup.py pyproject.toml $(CPP)
 
-.PHONY: help build demo test docs lint format sanitize fuzz gpu-check clean
+.PHONY: help build demo test docs wheel lint format sanitize fuzz gpu-check clean
 
 help:
 	@echo "make demo    environment, build, train on procedural streets, table and figure"
 	@echo "make test    environment, build, lint, all tests"
 	@echo "make docs    the documentation as a site in build/docs"
+	@echo "make wheel   the packages of a release in dist, checked"
 	@echo "make lint    ruff, mypy, import contracts and clang-format"
 	@echo "make format  rewrite the sources as the formatters want them"
 	@echo "make sanitize   the CPU operators' tests under AddressSanitizer and UBSan"
@@ -47,6 +48,20 @@ test: build lint
 
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # a notice of the theme's makers
+
+.venv/wheel: .venv/ready
+	$(BIN)/pip install --quiet --group wheel
+	touch $@
+
+# In dist: the wheel of this platform, the one without compiled operators for every other, and the sources.
+wheel: .venv/wheel
+	rm -rf dist build/raw build/lib* build/bdist*
+	$(BIN)/python -m build --no-isolation --wheel --outdir build/raw
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --wheel-dir dist build/raw/*.whl
+	UDAS_FAST_EXTENSION=0 $(BIN)/python -m build --no-isolation --wheel --outdir dist
+	$(BIN)/python -m build --no-isolation --sdist --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python .ci/check_wheel.py dist
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -83,4 +98,4 @@ gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
 
 clean:
-	rm -rf .venv build *.egg-info udas_fast/_ops.so
+	rm -rf .venv build dist *.egg-info udas_fast/_ops.so
