@@ -87,7 +87,7 @@ LOSSES = [
     Loss("distillation_kl", 1, _distilled, masked=True, constant=True),
     Loss("soft_cross_entropy", 1, _softened("soft_cross_entropy"), masked=True, constant=True),
     Loss("squared_error", 1, _softened("squared_error"), masked=True, constant=True),
-    Loss("squared_error of labels", 1, _squared_to_labels, labelled=True, masked=True),
+    Loss("squared_error-labels", 1, _squared_to_labels, labelled=True, masked=True),
     Loss("entropy", 1, _unlabelled("entropy")),
 ]
 LOSS_PARAMS = [pytest.param(loss, id=loss.name) for loss in LOSSES]
