@@ -86,7 +86,10 @@ def test_two_sources_with_shares(run_cli: RunCli, folder: Callable[..., Path], t
     assert "different datasets, each once" in stderr
     code, _, stderr = run_cli(*words, "--out", tmp_path / "cyclegan", "--translate", "cyclegan")
     assert code == 2
-    assert "--source: found 2 for recipe udas, whose source CycleGAN translates, expected one" in stderr
+    assert (
+        "--source: found 2 for recipe online_self_training, whose source CycleGAN translates, expected one"
+        in stderr
+    )
 
 
 def _page(run_cli: RunCli, run: Path) -> str:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from udas_fast.data import Batch, Geometry, TrainLoader, Unlabelled, evaluation_batches, open_dataset
+from udas_fast.data import (
+    Batch,
+    Geometry,
+    LoaderStopped,
+    TrainLoader,
+    Unlabelled,
+    evaluation_batches,
+    open_dataset,
+)
+from udas_fast.data import (
+    loader as loader_module,
+)
 from udas_fast.errors import InputError
 from udas_fast.seeding import generator
 
@@ -152,3 +164,17 @@ def test_generators_of_similar_keys_are_independent():
     draws = np.stack([generator(*key).standard_normal(4000) for key in keys])
     correlation = np.corrcoef(draws) - np.eye(len(keys))
     assert np.abs(correlation).max() < 0.08
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_ends_while_its_images_are_fetched_is_told(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(_: object) -> Iterator[object]:
+        raise error
+        yield
+
+    monkeypatch.setattr(loader_module, "_without_interrupts", ended)
+    told = f"loader workers: found one that ended .{type(error).__name__}., expected workers that run on"
+    with pytest.raises(LoaderStopped, match=told):
+        list(loader_module._load([], [], 1))

@@ -305,8 +305,8 @@ def _load(samples: Dataset, batches: Iterable[list[int]], workers: int) -> Itera
     stopped = None
     try:
         yield from _without_interrupts(loader)
-    except (RuntimeError, OSError) as error:
-        if (stopped := _why_workers_stopped(str(error))) is None:
+    except (RuntimeError, OSError, EOFError) as error:
+        if (stopped := _why_workers_stopped(error)) is None:
             raise
     if stopped is not None:  # raised here, as the traceback above would keep the other workers alive
         raise stopped
@@ -329,20 +329,27 @@ def _without_interrupts(loader: DataLoader) -> Iterator[LoadResult]:
         signal.signal(signal.SIGCHLD, handler)
 
 
+_ENDED = (
+    "workers that run on: the system may end them where memory runs out, or shared memory (docker run --shm-size=8g); "
+    "fewer of them"
+)
 # Parts of torch's and the system's messages, and what helps.
 _CAUSES = {
     "shared memory": "more of it (docker run --shm-size=8g)",
     "Bus error": "more shared memory (docker run --shm-size=8g)",
     "Too many open files": "a higher limit (ulimit -n 65536)",
     "Cannot allocate memory": "more memory, fewer workers",
-    "DataLoader worker (pid": "workers that run on: the system may end them where memory runs out, or shared memory "
-    "(docker run --shm-size=8g); fewer of them",
+    "DataLoader worker (pid": _ENDED,
 }
 
 
-def _why_workers_stopped(message: str) -> LoaderStopped | None:
+def _why_workers_stopped(error: Exception) -> LoaderStopped | None:
     """Return a sentence about worker processes that the system has stopped; None for any other error."""
+    message = str(error)
     help = next((help for part, help in _CAUSES.items() if part in message), None)
+    if help is None and isinstance(error, (ConnectionError, EOFError)):
+        # It ended while its images were fetched, before torch saw it.
+        message, help = f"one that ended ({type(error).__name__})", _ENDED
     if help is None:
         return None
     found = next(line for line in reversed(message.strip().splitlines()) if line.strip())

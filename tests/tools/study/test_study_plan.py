@@ -309,7 +309,7 @@ def test_commands_are_the_command_lines_own() -> None:
         given = train.make_context("train", arguments).params
         recipe = small(get_recipe(given["recipe"]), size=parse_size(given["small"], ""), steps=given["steps"])
         assert override(recipe, given["settings"]) == run.recipe()
-        assert (given["source"], given["target"], given["num_labels"], given["seed"]) == (
+        assert (*given["sources"], given["target"], given["num_labels"], given["seed"]) == (
             *(run.data.source, run.data.target, str(run.data.num_labels)),
             run.seed,
         )
