@@ -7,11 +7,12 @@ BIN := .venv/bin
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 SOURCES := setup.py pyproject.toml $(CPP)
 
-.PHONY: help build demo test docs wheel lint format sanitize fuzz gpu-check clean
+.PHONY: help build demo test quick docs wheel lint format sanitize fuzz gpu-check clean
 
 help:
 	@echo "make demo    environment, build, train on procedural streets, table and figure"
 	@echo "make test    environment, build, lint, all tests"
+	@echo "make quick   the tests that take no seconds, for the daily loop"
 	@echo "make docs    the documentation as a site in build/docs"
 	@echo "make wheel   the packages of a release in dist, checked"
 	@echo "make lint    ruff, mypy, import contracts and clang-format"
@@ -41,6 +42,9 @@ demo: build
 
 test: build lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+quick: build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 .venv/docs: .venv/ready
 	$(BIN)/pip install --quiet --group docs

@@ -47,6 +47,7 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_the_readme(camvid_root: Path, tmp_path: Path) -> None:
     """A run by names, its model read back; ``predict`` takes an array, a Pillow image and a path."""
     recipe = override(small(uf.get_recipe("udas"), size=(32, 48), steps=9, batch_size=2), ["model.width=4"])

@@ -49,6 +49,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
     sys.modules.pop("mynet", None)
 
 
+@pytest.mark.slow
 def test_from_masks_to_a_scored_onnx_file_and_the_next_labels(
     run_cli: RunCli, folders: tuple[str, str], tmp_path: Path
 ) -> None:

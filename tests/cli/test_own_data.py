@@ -43,6 +43,7 @@ def train(source: Path, target: Path, out: Path, *more: object) -> tuple[object,
     return ("train", "online_self_training", *data, *SMALL, *more)
 
 
+@pytest.mark.slow
 def test_a_target_of_which_two_images_have_labels(
     run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_target_of_which_two_images_have_labels(
     assert "target folder (4 labelled, 8 unlabelled)" in stdout
 
 
+@pytest.mark.slow
 def test_two_sources_with_shares(run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path) -> None:
     first, second, real, run = folder("sim"), folder("game"), folder("real"), tmp_path / "run"
     words = (*train(first, real, run), "--source", f"folder:{second}=3")
@@ -120,6 +122,7 @@ def test_check_data_tells_labels_that_cannot_be_right(run_cli: RunCli, folder: C
     assert run_cli("check-data", f"folder:{root}", "--split", "val")[1].endswith("no problems\n")
 
 
+@pytest.mark.slow
 def test_other_files_on_resume(run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path) -> None:
     sim, run = folder("sim"), tmp_path / "run"
     assert run_cli(*train(sim, sim, run))[0] == 0
@@ -144,6 +147,7 @@ def test_other_files_on_resume(run_cli: RunCli, folder: Callable[..., Path], tmp
     )
 
 
+@pytest.mark.slow
 def test_weights_of_other_classes_and_a_bad_photo(
     run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -204,6 +208,7 @@ def test_classes_of_a_task_in_both_domains(
     assert f"NOTICE: classes of {task} that the data does not have: 'grass', 'road'" in stderr
 
 
+@pytest.mark.slow
 def test_the_page_leads_from_photos_and_colour_masks_to_a_model(
     run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def narrow(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_recipe_of_full_size_takes_every_option(
     narrow: Path, camvid_root: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_recipe_of_full_size_takes_every_option(
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_small_takes_every_option(camvid_root: Path, tmp_path: Path, run_cli: RunCli) -> None:
     out = tmp_path / "run"
     more = ("--size", "40x56", "--lr", "1e-3", "--engine", "torch")
@@ -89,6 +91,7 @@ def test_small_alone_has_a_length(tmp_path: Path, run_cli: RunCli) -> None:
     assert [row["batch_size"] for row in document["rows"]] == [4]  # that of --small
 
 
+@pytest.mark.slow
 def test_plan_compares_batch_sizes_at_a_size(tmp_path: Path, run_cli: RunCli) -> None:
     def rows(*words: object) -> list[dict[str, Any]]:
         file = tmp_path / "plan.json"
@@ -157,6 +160,7 @@ def test_a_batch_size_of_a_stream_that_the_recipe_does_not_use_is_refused(run_cl
     assert stderr == f"udas-fast: --batch-size: stream of no_adaptation: {expected}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [(), ("--small", "40x40")])
 def test_a_translation_takes_every_option(
     small: tuple[str, ...], camvid_folder: Callable[..., Path], tmp_path: Path, run_cli: RunCli

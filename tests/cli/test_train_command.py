@@ -17,6 +17,7 @@ from PIL import Image
 from udas_fast.data import CAMVID
 
 
+@pytest.mark.slow
 def test_train_evaluate_predict(
     run_cli: Callable[..., tuple[int, str, str]], camvid_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_only_what_a_run_can_take_up_stands_beside_resume(
     assert "no run" in run_cli("train", "--resume", tmp_path, "--max-bad-files", 1, "--device", "cpu")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [True, False])
 def test_a_target_without_val_labels_trains_and_is_not_scored(
     images: bool,

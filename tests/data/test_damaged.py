@@ -117,6 +117,7 @@ def damaged(
     return root, meant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_is_named_or_read_correctly(damaged, engine):
     root, meant = damaged

@@ -71,6 +71,7 @@ def equal(a: Batch, b: Batch) -> bool:
     return a.ids == b.ids and a.geometries == b.geometries and all(same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "highest"), [("camvid", 12), ("gta5", 35), ("synthia", 23), ("cityscapes", 34)]
 )
@@ -213,6 +214,7 @@ def test_every_operation_of_the_policy_is_the_same_in_both_engines(make_dataset,
             assert difference.max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "dali"])
 def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset, engine):
     rng = np.random.default_rng(1)
@@ -253,6 +255,7 @@ def test_frequencies_magnitudes_and_independence_measured_on_images(make_dataset
         assert abs(np.corrcoef(shown[40:, 0], shown[:-40, 0])[0, 1]) < bound  # the same place of two batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "dali"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_at_any_step_gives_the_same_bits(make, engine, workers):

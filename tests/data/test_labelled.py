@@ -219,6 +219,7 @@ def test_notices_about_labels_are_shown_before_training(
     )
 
 
+@pytest.mark.slow
 def test_a_run_on_a_partly_labelled_target_trains_and_is_scored(
     partial: Path, camvid_root: Path, tmp_path: Path
 ) -> None:

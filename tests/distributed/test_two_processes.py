@@ -19,6 +19,8 @@ from udas_fast.engine.interrupt import Interrupted
 from udas_fast.inference import BEST_FILE
 from udas_fast.recipes import Recipe, get_recipe, override, small
 
+pytestmark = pytest.mark.slow
+
 
 def udas() -> Recipe:
     """Two steps of adaptation with all of its losses, two of self-training, the second by learnt thresholds."""
@@ -91,13 +93,11 @@ def runs(root: Path, processes: Callable[..., None], tmp_path_factory: pytest.Te
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["udas", "ddm"])
 def test_two_processes_equal_one(runs: Path, name: str) -> None:
     assert_equal_within_rounding(runs / "one" / name, runs / "two" / name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["udas", "ddm"])
 def test_two_processes_write_one_list_of_scores(runs: Path, name: str) -> None:
     one, two = (
@@ -113,7 +113,6 @@ def test_two_processes_write_one_list_of_scores(runs: Path, name: str) -> None:
     assert TrainedModel.load(runs / "two" / name / BEST_FILE).selected == f"best on val at step {best}"
 
 
-@pytest.mark.slow
 def test_one_process_goes_on_where_two_were_stopped(runs: Path, root: Path) -> None:
     run = runs / "two/stopped"
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [

@@ -79,6 +79,7 @@ def _losses(run: Path) -> list[dict[str, float]]:
     return [line for line in lines if "seg" in line]
 
 
+@pytest.mark.slow
 def test_each_example_fits_on_a_page_and_is_listed(folder: Path) -> None:
     assert set(FILES) == {"maximum_squares.py", "my_dacs.py", "test_my_dacs.py"}
     lines = {name: len([line for line in text.splitlines() if line.strip()]) for name, text in FILES.items()}
@@ -90,6 +91,7 @@ def test_each_example_fits_on_a_page_and_is_listed(folder: Path) -> None:
     assert "my_dacs" in listed
 
 
+@pytest.mark.slow
 def test_maximum_squares_resumes_and_replays_to_the_same_bits(folder: Path) -> None:
     recipe = tiny(_recipe(folder, "maximum_squares"), steps=6)
     assert_resumes(recipe)

@@ -143,6 +143,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [page for page in [*PAGES, ROOT / MADE_UP] if _python(page) and page.name not in OTHER_SOFTWARE],

@@ -55,6 +55,7 @@ def test_own_network_comes_back_from_its_file(load: Callable[[str], ModuleType],
     assert 1 / 19 < own_network.main(4, tmp_path / "run") <= 1
 
 
+@pytest.mark.slow
 def test_few_labels_scores_three_recipes(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
     few_labels = load("few_labels")
     scores = few_labels.main(6, tmp_path / "runs")
@@ -62,6 +63,7 @@ def test_few_labels_scores_three_recipes(load: Callable[[str], ModuleType], tmp_
     assert all(0 <= miou <= 1 for miou in scores.values())
 
 
+@pytest.mark.slow
 def test_deploy_onnx_gives_the_models_labels(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     import udas_fast as uf
@@ -76,6 +78,7 @@ def test_deploy_onnx_gives_the_models_labels(load: Callable[[str], ModuleType], 
     assert (np.asarray(found) == label).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(capsys: pytest.CaptureFixture) -> None:
     cells = json.loads((EXAMPLES / "first_run.ipynb").read_text(encoding="utf-8"))["cells"]
     assert not any(cell.get("outputs") for cell in cells)  # committed without results

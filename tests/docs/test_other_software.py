@@ -246,6 +246,7 @@ class _Pairs(torch.utils.data.Dataset):
         return {"pixel_values": torch.randn(3, 64, 96, generator=generator), "labels": label}
 
 
+@pytest.mark.slow
 def test_a_trainer_of_transformers_gives_the_models_own_loss(workplace: Path) -> None:
     transformers = pytest.importorskip("transformers")
     names: dict[str, Any] = {}

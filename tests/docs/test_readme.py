@@ -37,6 +37,7 @@ def _commands() -> list[str]:
     return sorted({line.strip() for line in [*lines, *inline] if line.startswith("udas-fast ")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", _commands())
 def test_commands_parse(command: str) -> None:
     _, name, *arguments = shlex.split(command)
@@ -89,6 +90,7 @@ def test_the_operator_example_runs() -> None:
     assert torch.equal(names["mixed"][..., 32:], torch.ones(1, 48, 32, dtype=torch.uint8))
 
 
+@pytest.mark.slow
 def test_tables_are_the_committed_results() -> None:
     command = [sys.executable, "benchmarks/tables.py", "--check"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -163,6 +163,7 @@ def kill(patch: pytest.MonkeyPatch, trainer: Trainer, owner: type, name: str, ca
             trainer.fit()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice_has_every_event_once(
     whole: Path, start: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

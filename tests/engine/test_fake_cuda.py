@@ -52,6 +52,7 @@ def test_every_recipe_stays_on_the_device(guard: Path) -> None:
     assert run(guard, ",".join(list_recipes())) == dict.fromkeys(list_recipes(), "ok")
 
 
+@pytest.mark.slow
 def test_a_method_of_the_users_own_stays_on_the_device(guard: Path, tmp_path: Path) -> None:
     # It draws numbers on the host and moves them to the device.
     page = (Path(__file__).parents[2] / "docs/adding-a-method.md").read_text(encoding="utf-8")
@@ -110,6 +111,7 @@ LINES = {
 }
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_is_told(guard: Path) -> None:
     found = run(guard, "no_adaptation", *(f"loss={line}" for line in LINES))
     assert found.keys() == LINES.keys()

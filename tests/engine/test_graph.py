@@ -53,6 +53,7 @@ LEFT_OUT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"), [*((name, []) for name in all_recipes() if name != "cyclegan"), *LEFT_OUT]
 )
@@ -70,6 +71,7 @@ def test_every_recipe_runs_as_it_does_without(name: str, settings: list[str]) ->
 ADAPTATION, SELF_TRAINING = "stages.adaptation.objective", "stages.self_training.objective"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -99,15 +101,18 @@ def test_dropout_that_runs_again_cannot_be_recorded() -> None:
         random_phase(override(every_step("udas"), settings), capture=TapeCapture()).run()
 
 
+@pytest.mark.slow
 def test_another_term_is_recorded_anew() -> None:
     # The first steps' graph has five replays less the three that warm it up, and so has the last ones'.
     assert_replays(override(every_step("uda"), [f"{ADAPTATION}.agreement.start=0.5"]), STEPS - 2 * WARM_UP)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_middle_of_a_stage() -> None:
     assert_resumes(override(every_step("udas"), ["ema=0.9", "model.dropout=0.5"]))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_middle_of_replays() -> None:
     recipe = override(every_step("udas"), ["ema=0.9", "model.dropout=0.5"])
     whole, states = random_phase(recipe, capture=TapeCapture()), []
@@ -140,6 +145,7 @@ def changed(line: str) -> Callable[..., Losses]:
     return training_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "told"),
     [
@@ -189,6 +195,7 @@ def test_inputs_of_another_outline_are_recorded_anew_and_losses_are_the_callers(
     assert graph.replays == 4
 
 
+@pytest.mark.slow
 def test_a_recorded_step_dies_with_its_last_name() -> None:
     # Left to the garbage collector a graph might die while the next one is recorded, which ends that.
     recipe = every_step("no_adaptation")
@@ -243,6 +250,7 @@ def test_what_has_no_graphs_is_told(camvid_root: Path, tmp_path: Path) -> None:
             override(get_recipe("cyclegan"), [f"{name}=true"])
 
 
+@pytest.mark.slow
 def test_a_whole_run_has_the_losses_and_scores_of_one_without(
     camvid_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +270,7 @@ def test_a_whole_run_has_the_losses_and_scores_of_one_without(
         assert found == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "told"),
     [

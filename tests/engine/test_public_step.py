@@ -289,6 +289,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @STAGES
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option(option: str, stage: str) -> None:
@@ -378,6 +379,7 @@ def our_loop(stage: str, name: str, precision: str, scaled: bool, first: int = 0
     return losses, moved.now()
 
 
+@pytest.mark.slow
 @STAGES
 @pytest.mark.parametrize(
     ("name", "scaled"), [("sgd", False), ("sgd", True), ("adam", False), ("adamw", False)]
@@ -390,6 +392,7 @@ def test_fused_optimisers_and_loss_scaling_end_at_the_same_weights(
     assert_same(our_loop(stage, name, "fp32", scaled), public_loop(stage, name), tolerance)
 
 
+@pytest.mark.slow
 @STAGES
 @pytest.mark.parametrize(
     ("precision", "tolerance"),

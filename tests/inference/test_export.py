@@ -133,6 +133,7 @@ def test_a_file_that_disagrees_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_folder_of_the_file_is_made(make_trained: Make, tmp_path: Path) -> None:
     path = tmp_path / "new/folder/model.pt2"
     export_model(make_trained(), str(path), "torch")

@@ -16,6 +16,8 @@ from udas_fast.errors import InputError
 from udas_fast.evaluation import evaluate_dataset
 from udas_fast.inference import export_model, load_onnx
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 Make = Callable[..., TrainedModel]
@@ -61,7 +63,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("output", ["logits", "logits-small", "labels", "labels,confidence"])
 def test_the_scores_are_those_of_the_model(exported: dict[str, Path], output: str) -> None:
     original, found = TrainedModel.load(exported["model"]), load_onnx(exported[output])
@@ -85,7 +86,6 @@ def test_the_scores_are_those_of_the_model(exported: dict[str, Path], output: st
             np.testing.assert_allclose(one, other, atol=2e-3)
 
 
-@pytest.mark.slow
 def test_the_command(
     exported: dict[str, Path],
     camvid_folder: Callable[..., Path],
@@ -115,7 +115,6 @@ def test_the_command(
     assert "arg-max equal in" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_what_is_no_exported_model(exported: dict[str, Path], tmp_path: Path) -> None:
     path, card = tmp_path / "a.onnx", tmp_path / "a.onnx.json"
     with pytest.raises(InputError, match="description .*a.onnx.json: found no such file"):

@@ -140,6 +140,7 @@ def test_a_model_of_a_wrong_type_is_refused_in_a_sentence(path: object) -> None:
         TrainedModel.load(path)
 
 
+@pytest.mark.slow
 def test_a_prediction_needs_neither_matplotlib_nor_tensorboard(make_trained: Make, tmp_path: Path) -> None:
     make_trained().save(tmp_path / "model.safetensors")
     code = (

@@ -101,6 +101,7 @@ def test_a_budget_that_is_no_size_is_told(budget: str) -> None:
         recipe(f"memory.budget={budget}")
 
 
+@pytest.mark.slow
 def test_a_budget_is_a_prediction_of_the_recipe() -> None:
     tight = recipe(f"memory.budget={(CONTEXT + 2**20) / GIB:.6f}GB")  # 1 MiB beside the allowance
     with pytest.raises(InputError, match=r"found 0\.5 GB with checkpointing 'none', 0\.5 GB with"):

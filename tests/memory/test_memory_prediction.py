@@ -34,6 +34,7 @@ def rounded(tensors: Iterable[Tensor]) -> int:
     return sum(-(-4 * t.numel() // BLOCK) * BLOCK for t in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["checkpointing=none", "checkpointing=all", "micro_batch_size=1"])
 def test_fake_tensors_take_what_real_ones_take(setting: str) -> None:
     recipe = tiny("udas", f"memory.{setting}")
@@ -58,6 +59,7 @@ def test_weights_gradients_and_optimiser_are_the_parameters_sizes() -> None:
     assert peak.kinds["inputs"] == image + label
 
 
+@pytest.mark.slow
 def test_a_teacher_and_an_average_are_one_more_network_each() -> None:
     first, second = predict(tiny("udas"), num_classes=CLASSES)
     averaged = predict(tiny("udas", "ema=0.99"), num_classes=CLASSES)[0]
@@ -67,6 +69,7 @@ def test_a_teacher_and_an_average_are_one_more_network_each() -> None:
     assert averaged.kinds["weights"] - first.kinds["weights"] == pytest.approx(network, rel=0.01)
 
 
+@pytest.mark.slow
 def test_each_policy_needs_less_and_activations_grow_with_the_batch() -> None:
     wide = ["model.width=32", "model.backbone=resnet50", "memory.checkpointing="]
     peaks = [
@@ -79,6 +82,7 @@ def test_each_policy_needs_less_and_activations_grow_with_the_batch() -> None:
     assert three.kinds["activations"] == pytest.approx(3 * peaks[0].kinds["activations"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_micro_batch_needs_the_activations_of_its_images() -> None:
     one, four, in_parts = (
         predict(tiny("no_adaptation", "model.norm=frozen", *part, batch_size=size), num_classes=CLASSES)[0]
@@ -89,6 +93,7 @@ def test_a_micro_batch_needs_the_activations_of_its_images() -> None:
     assert in_parts - one < 0.2 * (four - one)  # the others' inputs and low-resolution logits
 
 
+@pytest.mark.slow
 def test_sixteen_bits_need_less() -> None:
     recipe = tiny("no_adaptation", batch_size=4)
     half = replace(recipe, precision="bf16")
@@ -102,6 +107,7 @@ def _on_the_host(*values: object, device: object = None, **options: object) -> T
     return _TENSOR(*values, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_recipes())
 def test_no_recipe_waits_for_the_device_in_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tensors without values cannot be read: a step that asks for one, by .item() or bool(), raises.
@@ -111,6 +117,7 @@ def test_no_recipe_waits_for_the_device_in_a_step(name: str, monkeypatch: pytest
     assert [p.stage for p in predict(recipe)] == [s.name for s in recipe.stages]
 
 
+@pytest.mark.slow
 def test_self_training_on_labels_made_beforehand_needs_no_views() -> None:
     # Both have a teacher; its views are not the peak, so that the labels from disk take no less.
     online, disk = (

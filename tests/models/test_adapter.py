@@ -99,6 +99,7 @@ def test_an_exported_network_returns_the_same_form(network, tmp_path) -> None:
     _same(torch.export.load(tmp_path / "network.pt2").module()(image), network(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_network_and_its_output_compile_without_a_graph_break(network, backend) -> None:
     def step(image: torch.Tensor) -> tuple[SegmentationOutput, torch.Tensor]:

@@ -44,6 +44,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "head"), PAIRS)
 def test_every_head_trains_on_every_backbone(backbone: str, head: str) -> None:
     torch.manual_seed(0)
@@ -58,6 +59,7 @@ def test_every_head_trains_on_every_backbone(backbone: str, head: str) -> None:
     assert heads == {id(p) for name, p in model.named_parameters() if not name.startswith("backbone.")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "head"),
     [

@@ -126,6 +126,7 @@ def segformer(model: MixTransformer):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIT_COUNTS)
 def test_mix_transformers_have_transformers_parameters(name: str) -> None:
     transformers = pytest.importorskip("transformers")
@@ -195,6 +196,7 @@ def test_dinov2_has_transformers_parameters(size: str, registers: bool) -> None:
     assert count(model) == pytest.approx({"s": 22e6, "b": 86.6e6, "l": 304e6}[size], rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dinov2_s", "dinov2_s_reg"])
 @pytest.mark.parametrize("size", [(56, 84), (518, 518)])
 def test_dinov2_is_transformers(name: str, size: tuple[int, int]) -> None:
@@ -333,6 +335,7 @@ def step(model: Backbone, policy: str, autocast: bool = False) -> list[Tensor]:
     return [*(m.detach() for m in maps), *gradients, *model.buffers()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_checkpointing_changes_no_bit(kind: str, autocast: bool) -> None:

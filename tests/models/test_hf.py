@@ -75,6 +75,7 @@ def test_vision_transformers_give_the_quarters_of_their_blocks(tmp_path: Path) -
         torch.testing.assert_close(m, expected)
 
 
+@pytest.mark.slow
 def test_what_learns_gets_a_gradient_and_blocks_rise(folder: Path) -> None:
     backbone = TransformersBackbone(read_configuration(str(folder)))
     sum(m.square().sum() for m in backbone(torch.randn(2, 3, 64, 96))).backward()
@@ -84,6 +85,7 @@ def test_what_learns_gets_a_gradient_and_blocks_rise(folder: Path) -> None:
     assert set(numbers) == set(range(numbers[0], backbone.num_blocks + 1))
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_less_and_changes_no_gradient(folder: Path) -> None:
     backbone = TransformersBackbone(read_configuration(str(folder)))
     if not backbone.model.supports_gradient_checkpointing:
@@ -108,6 +110,7 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(folder: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow
 def test_a_configuration_is_enough_to_build_the_network_again(folder: Path) -> None:
     configuration = read_configuration(str(folder))
     for file in folder.iterdir():
@@ -216,6 +219,7 @@ def test_the_same_classes_load_whole(tmp_path: Path) -> None:
         torch.testing.assert_close(network(x).primary, reference(x).logits)
 
 
+@pytest.mark.slow
 def test_a_backbone_gets_a_head_of_the_package(tmp_path: Path) -> None:
     reference = transformers.Dinov2Model(CONFIGS["dinov2"]())
     name = folder_of(tmp_path, reference)
@@ -230,6 +234,7 @@ def test_a_backbone_gets_a_head_of_the_package(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_files_need_nothing_from_where_the_model_came_from(tmp_path: Path) -> None:
     for model in (segformer(5), transformers.DINOv3ViTModel(CONFIGS["dinov3"]())):
         name = folder_of(tmp_path, model, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.2, 0.1])

@@ -50,6 +50,7 @@ def test_maps_in_parts_are_those_of_the_whole_and_have_its_gradients(size: int) 
             torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["udas", "seg_uncertainty"])
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_step_in_parts_has_the_losses_and_gradients_of_the_whole(

@@ -59,6 +59,7 @@ SMALL = {
 CASES = [(kind, layout) for kind, make in SMALL.items() for layout in layouts_of(make())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "layout"), CASES)
 @pytest.mark.parametrize("prefix", ["", "model.backbone."])
 def test_every_layout_loads_whole(tmp_path: Path, kind: str, layout: str, prefix: str) -> None:

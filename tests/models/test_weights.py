@@ -367,6 +367,7 @@ def test_the_head_of_a_users_network_is_what_has_other_classes(saved):
         load_weights(here, saved(network(3).state_dict()), reset_head=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 def test_what_a_safe_load_refuses_is_named_with_the_lines_that_convert_it(tmp_path, legacy):
     path, there, here = tmp_path / "old weights.pth", deeplab(1), deeplab(2)

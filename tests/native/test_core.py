@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+pytestmark = pytest.mark.slow
+
 IGNORED = -1
 # Widths and magnitudes as networks have them, and beyond: softmax is exactly 0 or 1 for the largest.
 scales = st.sampled_from([0.0, 1e-3, 1.0, 10.0, 80.0])

@@ -159,6 +159,7 @@ def test_the_recipe_has_the_authors_numbers() -> None:
     assert all(side % 14 == 0 for side in recipe.input.target.crop)
 
 
+@pytest.mark.slow
 def test_the_recipe_keeps_the_rules_for_steps() -> None:
     recipe = override(tiny(get_recipe("unimatch_v2")), ["stages.*.objective.threshold=0.21"])
     assert_seeded(recipe)

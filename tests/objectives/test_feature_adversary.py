@@ -89,6 +89,7 @@ def test_the_discriminators_see_the_features_of_both_heads(batches: Batches) -> 
     assert_same_gradients(passes, expected)
 
 
+@pytest.mark.slow
 def test_cycada_has_its_feature_level() -> None:
     setting = "stages.adaptation.objective.adversary"
     settings = [f"{setting}.space=feature", f"{setting}.stride=1"]

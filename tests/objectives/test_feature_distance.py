@@ -143,6 +143,7 @@ def test_the_classes_are_daformers() -> None:
         assert (found.weight, found.share) == (0.005, 0.75)
 
 
+@pytest.mark.slow
 def test_it_keeps_the_rules_for_steps() -> None:
     recipe = override(tiny(get_recipe("daformer")), ["stages.mixed.objective.feature_distance={weight: 1}"])
     assert_no_host_sync(recipe)

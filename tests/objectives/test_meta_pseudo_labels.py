@@ -212,6 +212,7 @@ def test_both_networks_learn_by_their_own_optimiser_and_the_last_twentieth_is_fi
     assert len(rates) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", ["labelled", "both"])
 def test_the_recipe_resumes_and_skips_steps(domain: str) -> None:
     settings = [f"stages.meta.objective.domain={domain}", "stages.meta.objective.threshold=0.21"]

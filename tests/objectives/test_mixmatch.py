@@ -180,6 +180,7 @@ def test_images_have_partners_and_shares_of_their_own(monkeypatch: pytest.Monkey
         assert torch.equal(half.keep, whole.keep[rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["domain=labelled"], ["domain=both", "mix=cutmix"]])
 def test_the_recipe_resumes_and_skips_steps(options: list[str]) -> None:
     recipe = override(tiny(get_recipe("mixmatch")), [f"stages.*.objective.{option}" for option in options])

@@ -319,6 +319,7 @@ def test_labelled_target_images_have_the_targets_size() -> None:
 TOKENS = ["model.backbone=dinov2_s", "model.width=12", "stages.mixed.objective.masked.patch=token"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

@@ -159,6 +159,7 @@ def test_recipes_of_adaptation_have_their_terms_and_no_other(
     assert (tiny_net.auxiliary.weight.grad is None) == single
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["deeplabv3plus", "fcn"])
 @pytest.mark.parametrize(
     ("recipe", "stage"),

@@ -162,6 +162,7 @@ def test_the_recipe_has_the_authors_numbers() -> None:
     assert rare.temperature == 0.05
 
 
+@pytest.mark.slow
 def test_the_recipe_keeps_the_rules_for_steps() -> None:
     recipe = override(
         tiny(get_recipe("vfm_uda")),

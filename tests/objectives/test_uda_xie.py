@@ -145,6 +145,7 @@ def test_boxes_are_half_open() -> None:
     assert torch.equal(inside, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["domain=labelled"], ["domain=both", "annealing=exp"]])
 def test_the_recipe_resumes_and_skips_steps(options: list[str]) -> None:
     recipe = tiny(get_recipe("uda_xie"))

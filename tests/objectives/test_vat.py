@@ -135,6 +135,7 @@ def test_an_image_of_one_colour_and_a_zero_gradient_stay_finite() -> None:
     assert torch.equal(unit(torch.zeros(2, 3, 4, 4)), torch.zeros(2, 3, 4, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", ["labelled", "both", "source"])
 def test_the_recipe_resumes_and_skips_steps(domain: str) -> None:
     recipe = override(tiny(get_recipe("vat")), [f"stages.*.objective.domain={domain}"])

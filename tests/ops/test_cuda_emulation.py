@@ -39,6 +39,7 @@ FLAGS = [
 ORDERS = [0, 1, 7]  # of threads and blocks: first to last, last to first, a seed
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("g++") is None, reason="no g++"),
     pytest.mark.skipif(bool(_library.REASON), reason="the CPU operators to compare with are not built"),
 ]

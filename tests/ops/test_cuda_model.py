@@ -24,6 +24,7 @@ def model() -> Iterator[ModuleType]:
     sys.path.remove(str(ROOT / "benchmarks"))
 
 
+@pytest.mark.slow
 def test_kernels_have_the_instructions_of_the_committed_model(
     model: ModuleType, pytestconfig: pytest.Config
 ) -> None:

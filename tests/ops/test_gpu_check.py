@@ -27,6 +27,7 @@ def gpu_check() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_rehearsal_passes_every_step(gpu_check: ModuleType, tmp_path: Path) -> None:
     """Every step's command is run, so that a typing error shows here and not on a GPU."""
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--out", str(tmp_path)]
@@ -51,6 +52,7 @@ def test_the_rehearsal_passes_every_step(gpu_check: ModuleType, tmp_path: Path) 
     ]
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_too_long_ends_with_all_that_it_started(
     gpu_check: ModuleType, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def options_of(loss: Loss, s: dict[str, Any], device: str) -> dict[str, Any]:
     return options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("loss", LOSS_PARAMS)
 @settings(max_examples=60, **EXACT)
@@ -80,6 +81,7 @@ def test_loss_and_gradient_match_float64(loss: Loss, device: str, s: dict[str, A
         assert_close(gradient, expected_one, TOLERANCE[leaf.dtype], floor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("loss", LOSS_PARAMS)
 def test_real_size(loss: Loss, device: str) -> None:

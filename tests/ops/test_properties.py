@@ -74,6 +74,7 @@ def test_same_bits_again_and_for_any_strides(device: str, layout: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, results(device, layout), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(_library.REASON), reason="nothing compiled")
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_lower_instruction_sets_agree(isa: str) -> None:

@@ -81,6 +81,7 @@ def situations(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=100, **EXACT)
 @given(s=situations())
@@ -95,6 +96,7 @@ def test_matches_float64(device: str, s: dict[str, Any]) -> None:
     check(views, s["size"], threshold=threshold, **s["options"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("reduce", ["max", "mean"])
 def test_real_size(device: str, reduce: str) -> None:

@@ -68,6 +68,7 @@ def samples(device: str) -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
+@pytest.mark.slow
 @BUILT
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", [*_library.COMPILED, "upsample_backward"])

@@ -90,6 +90,7 @@ def warnings_of(result: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in result.stderr.splitlines() if "Warning: " in line]
 
 
+@pytest.mark.slow
 def test_without_the_extension_one_line_warns_and_the_reference_runs(tmp_path: Path) -> None:
     script = """
 import torch
@@ -108,6 +109,7 @@ print(info["reason"])
     assert "plain PyTorch runs instead" in warning
 
 
+@pytest.mark.slow
 def test_an_extension_that_does_not_load_says_why(tmp_path: Path) -> None:
     (tmp_path / "udas_fast").mkdir()
     (tmp_path / "udas_fast" / LIBRARY.name).write_bytes(b"not a library")

@@ -108,6 +108,7 @@ def test_a_crop_that_fits_stays_and_another_shrinks_as_its_image_does() -> None:
     assert after.target.crop == (400, 400)
 
 
+@pytest.mark.slow
 def test_regions_of_ddm_are_of_one_size_at_any_size() -> None:
     ddm = override(get_recipe("ddm"), ["model.backbone=resnet18", "model.width=4"])
     rounds = select_stages(

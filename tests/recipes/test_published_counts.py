@@ -38,6 +38,7 @@ PLAIN = {
 CASES = {**ADVERSARIAL, **{key: (0, *values) for key, values in PLAIN.items()}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_parameters_groups_and_rates(name: str, stage: str) -> None:
     discriminators, rates, iteration, left = CASES[name, stage]

@@ -39,6 +39,7 @@ def line(text: str) -> str:
     return f"sample_method.py:{number}: "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mistake", "code", "told"),
     [
@@ -82,6 +83,7 @@ def test_other_random_numbers_are_named(mistake: str, told: str) -> None:
         assert_seeded(made(mistake))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "mistake", "told"),
     [
@@ -141,6 +143,7 @@ def test_a_method_that_keeps_the_rules_passes() -> None:
     check_method(sample(), size=SIZE)
 
 
+@pytest.mark.slow
 def test_all_failures_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method, "CHECKS", method.CHECKS[:-1])  # processes take their time to start
     with pytest.raises(AssertionError) as failed:

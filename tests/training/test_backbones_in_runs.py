@@ -97,6 +97,7 @@ def test_weights_of_transformers_are_reported(camvid_root: Path, tmp_path: Path)
     assert trainer.recipe.model.hf_configuration is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_memory_is_predicted_and_falls_from_policy_to_policy(kind: str) -> None:
     needs = []

@@ -71,6 +71,7 @@ def test_processes_share_a_weighted_mean(monkeypatch: pytest.MonkeyPatch) -> Non
 METHODS = sorted(name for name, recipe in all_recipes().items() if recipe.trains == "segmentation")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_recipe_weighs_its_labelled_terms_and_no_other(name: str) -> None:
     torch.manual_seed(0)

@@ -95,6 +95,7 @@ def test_each_step_says_how_long_it_waited_for_data(camvid_folder, tmp_path):
     assert all(0 <= line["data_wait"] <= line["seconds"] for line in lines)
 
 
+@pytest.mark.slow
 def test_what_comes_before_a_phase_is_no_time_of_its_first_step(camvid_folder, tmp_path, monkeypatch):
     root, recipe = camvid_folder("data", train=3), small(get_recipe("udas"), size=(32, 48), steps=6)
     settings = ["rounds=1", "objective.pseudo_labels.labels=disk"]
@@ -144,6 +145,7 @@ def test_rare_classes_are_a_setting_of_the_recipe(camvid_folder, tmp_path):
         override(recipe, ["input.rare_classes={temperature: 0}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["killed", "no shared memory"])
 def test_workers_that_the_system_stops_cost_no_step(camvid_folder, tmp_path, monkeypatch, damage):
     root, run = camvid_folder("data", train=4), tmp_path / "run"

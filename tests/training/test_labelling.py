@@ -72,6 +72,7 @@ def _kill_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: in
     monkeypatch.setattr(owner, name, counting)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [(labelling, "label_image", 3), (Recorder, "step", 2), (SelfTraining, "on_round_end", 2)],
@@ -115,6 +116,7 @@ def test_labels_on_disk_are_reported_whole(whole: Path) -> None:
     assert json.loads(rounds[0])["key"] != json.loads(rounds[1])["key"]  # another teacher
 
 
+@pytest.mark.slow
 def test_labels_made_in_each_step_are_reported_from_a_sample(camvid_root: Path, tmp_path: Path) -> None:
     train = open_dataset(f"camvid:{camvid_root}", "train")
     hidden = open_dataset(f"camvid:{camvid_root}", "train", labelled=False)
@@ -131,6 +133,7 @@ def test_labels_made_in_each_step_are_reported_from_a_sample(camvid_root: Path, 
     assert 0 <= known["accuracy_all"] <= 1
 
 
+@pytest.mark.slow
 def test_hidden_labels_that_cannot_be_read_end_no_run(
     camvid_root: Path, camvid_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -180,6 +183,7 @@ def test_a_fresh_student_begins_from_initial_weights(camvid_root: Path, tmp_path
     assert not torch.equal(other["backbone.conv1.weight"], fresh["backbone.conv1.weight"])
 
 
+@pytest.mark.slow
 def test_a_fresh_student_of_a_users_own_network_begins_as_it_was_given(
     camvid_root: Path, tmp_path: Path
 ) -> None:
@@ -203,6 +207,7 @@ def test_a_fresh_student_of_a_users_own_network_begins_as_it_was_given(
     assert all(torch.equal(first[name], value) for name, value in given.items())
 
 
+@pytest.mark.slow
 def test_fresh_students_of_a_run_that_starts_from_another_begin_with_its_model(
     camvid_root: Path, tmp_path: Path
 ) -> None:

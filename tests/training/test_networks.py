@@ -31,6 +31,7 @@ def _trainer(root: Path, run: Path, recipe: Recipe) -> Trainer:
     return Trainer(recipe, domains, run_dir=run, device="cpu", checkpoint_every=1)
 
 
+@pytest.mark.slow
 def test_teachers_keep_their_weights_while_others_learn_and_a_killed_run_goes_on_to_the_same_bits(
     camvid_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

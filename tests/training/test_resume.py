@@ -25,6 +25,8 @@ from udas_fast.training.environment import write_environment
 from udas_fast.training.run_folder import RunConfig, write_run_file
 from udas_fast.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 STEPS = 18  # adaptation 12, then two rounds of self-training of 3
 
 
@@ -106,7 +108,6 @@ def uninterrupted(
     return out
 
 
-@pytest.mark.slow
 def test_killed_at_twenty_random_moments(camvid_root: Path, tmp_path: Path) -> None:
     # A checkpoint a step: a good part of the moments is in the midst of one's write.
     whole, killed = (_command(camvid_root, tmp_path / name, "torch", 150, 1) for name in ("whole", "killed"))
@@ -123,7 +124,6 @@ def test_killed_at_twenty_random_moments(camvid_root: Path, tmp_path: Path) -> N
     _assert_same(tmp_path / "whole", out)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("uninterrupted", [pytest.param("dali", marks=pytest.mark.dali)], indirect=True)
 def test_killed_at_a_random_moment(uninterrupted: Path, camvid_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
@@ -136,7 +136,6 @@ def test_killed_at_a_random_moment(uninterrupted: Path, camvid_root: Path, tmp_p
     _assert_same(uninterrupted, out)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("uninterrupted", ["torch"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_cleanly(

@@ -158,6 +158,7 @@ def test_the_best_network_is_kept_and_says_so(scored: tuple[Path, Collect], camv
     assert TrainedModel.load(run).selected is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [3, 6, STEPS])
 def test_lost_while_it_is_scored(
     scored: tuple[Path, Collect], camvid_root: Path, tmp_path: Path, lost: int
@@ -190,6 +191,7 @@ def test_a_best_network_of_steps_that_are_repeated_does_not_stand(
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_best_is_none_of_another_stages_teachers(camvid_root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     recipe = override(small(get_recipe("ddm"), size=(32, 48), steps=12, batch_size=2), ["model.width=4"])

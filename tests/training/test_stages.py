@@ -49,6 +49,7 @@ def adapted(camvid_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_are_the_whole_run_to_the_bit(
     adapted: Path, camvid_root: Path, tmp_path: Path
 ) -> None:

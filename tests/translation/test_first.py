@@ -45,6 +45,7 @@ def _start(roots: tuple[str, str], run: Path, recipe: Recipe | None = None) -> T
     return Trainer(recipe or _recipe(), data, run_dir=run, device="cpu", checkpoint_every=2)
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_what_its_cyclegan_made_and_goes_on_to_the_same_numbers(
     roots: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_run_trains_on_what_its_cyclegan_made_and_goes_on_to_the_same_numbers(
     assert (alone / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["udas", "udas_tuned", "ddm", "fda"])
 def test_a_translated_source_is_never_translated_twice(
     roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

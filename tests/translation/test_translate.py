@@ -82,6 +82,7 @@ def _same(a: object, b: object) -> bool:
     return a == b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["killed", "stopped"])
 def test_an_interrupted_run_goes_on_to_the_bit(
     finished: Path, roots: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
@@ -174,6 +175,7 @@ def test_the_view_of_a_finished_run(finished: Path, capsys: pytest.CaptureFixtur
         assert text in shown
 
 
+@pytest.mark.slow
 def test_translating_stops_and_goes_on(run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(run / "translated")
     calls, translate = [], Translation._translate
@@ -217,6 +219,7 @@ def test_a_recipe_trains_on_translated_images(
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_semantic_consistency_with_a_runs_network(roots: tuple[str, str], tmp_path: Path) -> None:
     recipe = override(small(get_recipe("no_adaptation"), size=(32, 48), steps=1), ["model.width=4"])
     Trainer(recipe, DataConfig(*roots), run_dir=tmp_path / "seg", device="cpu").fit()
@@ -227,6 +230,7 @@ def test_semantic_consistency_with_a_runs_network(roots: tuple[str, str], tmp_pa
     assert line["semantic_source"] > 0
 
 
+@pytest.mark.slow
 def test_streets_keep_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COUNTS, "train", 3)
     out = tmp_path / "run"
@@ -277,6 +281,7 @@ def test_a_process_that_trains_there_keeps_its_run(roots: tuple[str, str], tmp_p
         first.fit()
 
 
+@pytest.mark.slow
 def test_bad_files_are_counted_over_all_attempts(camvid_folder: Callable[..., Path], tmp_path: Path) -> None:
     root, run = camvid_folder("data", size=(40, 52)), tmp_path / "run"
     translation = _start(f"camvid:{root}", f"camvid:{root}", run, max_bad_files=1)

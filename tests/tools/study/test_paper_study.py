@@ -199,6 +199,7 @@ def test_a_translation_of_other_data_is_refused(tmp_path: Path) -> None:
         runner.is_translation_complete(other)
 
 
+@pytest.mark.slow
 def test_dry_runs_need_no_data(tmp_path: Path) -> None:
     changes = Changes(small=(32, 64), steps=6)
     task = Task("gta5:nowhere", "cityscapes:nowhere", changes=changes, settings=("model.width=4",))

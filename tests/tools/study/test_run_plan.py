@@ -71,6 +71,7 @@ def test_no_run_is_made_twice_for_a_second_target() -> None:
     assert "--from runs/x/no_adaptation-seed-1" in " ".join(other.command("runs/x/joint"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", accuracy.STUDIES)
 def test_every_row_that_sees_the_source_begins_with_the_source_alone(name: str) -> None:
     """All methods have the same budget: 1300 steps, of which the source alone has the first 800."""

@@ -39,6 +39,7 @@ def test_labelled_images_that_are_not_there_cost_nothing() -> None:
     assert without == with_labels - 1
 
 
+@pytest.mark.slow
 def test_memory_is_relative_to_plain_supervision_at_the_same_size() -> None:
     supervised, ddm = (
         step_cost(tiny(get_recipe(name), size=(128, 192)), 5, labelled=True) for name in ("supervised", "ddm")
@@ -61,6 +62,7 @@ def test_groups() -> None:
     assert found["mic"][0] == "front line"
 
 
+@pytest.mark.slow
 def test_every_row_of_a_plan_has_its_cost() -> None:
     task = Task("camvid:a", "camvid:b", changes=Changes(small=(32, 48), steps=60))
     whole = plan_study("methods", task, seeds=(0,), num_labels=(20,))
