@@ -1,4 +1,4 @@
-"""What is known of the package without importing torch: its version, and whether it has compiled operators."""
+"""Version of the package, and whether it has compiled operators, without importing torch."""
 
 from __future__ import annotations
 

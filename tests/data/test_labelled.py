@@ -247,3 +247,9 @@ def test_lists_of_unimatch_are_read_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "labeled.txt").write_text(lines[0].replace("ulm", "bonn"))
     with pytest.raises(InputError, match=r"found 'leftImg8bit/train/bonn/.*\(1 of 1 are not there\)"):
         choose_labelled(dataset, str(tmp_path / "labeled.txt"))
+
+
+def test_shares_are_the_same_bits_in_a_run_file() -> None:
+    # Another share would draw other images after a resume.
+    config = DataConfig(source=("camvid:/a=0.3333333333333333", "camvid:/b=3"))
+    assert list(config.absolute().sources.values()) == [1 / 3, 3.0]

@@ -1,4 +1,4 @@
-"""What ``udas-fast recipes`` and ``udas-fast kinds`` print, kept in files: to make the lists, torch has to be imported.
+"""Lists that ``udas-fast recipes`` and ``udas-fast kinds`` print, kept in files, as making them imports torch.
 
 ``python -m udas_fast.cli.lists`` writes them anew after a change of a recipe or a kind.
 """

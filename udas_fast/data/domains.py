@@ -63,7 +63,7 @@ class DataConfig:
         if isinstance(source, str):
             source = absolute(source)
         elif source is not None:
-            source = tuple(f"{absolute(name)}={share:g}" for name, share in self.sources.items())
+            source = tuple(f"{absolute(name)}={share:.17g}" for name, share in self.sources.items())
         num_labels = self.num_labels
         if isinstance(num_labels, str) and num_labels != "all":
             num_labels = absolute_path(num_labels)
