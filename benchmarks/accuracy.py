@@ -30,7 +30,7 @@ import harness
 import torch
 
 from udas_fast.recipes import Changes
-from udas_fast.tools.study.collect import Spread, collect
+from udas_fast.tools.study.collect import Spread, collect, with_costs
 from udas_fast.tools.study.plan import StudyPlan, StudyRun, plan_study
 from udas_fast.tools.study.rows import Study, StudyRow, Task
 from udas_fast.tools.study.runner import make_runs
@@ -152,7 +152,10 @@ def study(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     for name, plan in found.items():
         folder = runs_folder(arguments.runs, pair, RANDOM if name == RANDOM else "")
         make_runs(plan.runs, folder, jobs=arguments.jobs)
-        tables[name] = collect(plan, folder, command).to_dict()
+        table = collect(plan, folder, command)
+        if arguments.task.startswith("methods"):
+            table = with_costs(table, plan)
+        tables[name] = table.to_dict()
     return tables
 
 

@@ -77,11 +77,20 @@ def test_every_row_of_a_plan_has_its_cost() -> None:
 def test_the_table_has_the_groups_in_order() -> None:
     row = RowScores("VAT, 20 labels", "vat", 20, None, [], Spread.of([31.0]), {}, [], [])
     rows = [
-        replace(row, group="SSL", cost=Cost(1, 4, 3, 1.25)),
-        replace(row, name="No adaptation", group="source only", cost=Cost(1, 1, 1, 1.0)),
+        replace(row, group="SSL", cost=Cost(1, 4, 3, 1.25), step_seconds=[1.4, 1.5, 9.0]),
+        replace(
+            row,
+            name="No adaptation",
+            recipe="no_adaptation",
+            group="source only",
+            cost=Cost(1, 1, 1, 1.0),
+            step_seconds=[0.5],
+        ),
+        replace(row, name="FixMatch", group="SSL", cost=Cost(2, 3, 2, 1.5)),
     ]
     table = StudyTable("methods", "", "a", "b", "none", None, [0], {}, {}, rows)
     assert StudyTable.from_dict(table.to_dict()) == table
-    *_, first, second = cost_table(table).splitlines()
-    assert first == "| No adaptation | source only | 31.0 | 1 | 1 | 1 | 1.0 | 1.0 |"
-    assert second == "| VAT, 20 labels | SSL | 31.0 | 1 | 4 | 3 | 3.3 | 1.2 |"
+    *_, first, second, third = cost_table(table).splitlines()
+    assert first == "| No adaptation | source only | 31.0 | 1 | 1 | 1 | 1.0 | 1.0 | 1.0 |"
+    assert second == "| VAT, 20 labels | SSL | 31.0 | 1 | 4 | 3 | 3.3 | 3.0 | 1.2 |"
+    assert third == "| FixMatch | SSL | 31.0 | 2 | 3 | 2 | 2.3 | – | 1.5 |"

@@ -63,6 +63,7 @@ class RowScores:
     )  # SYNTHIA's 16 and 13 classes, with its source
     group: str = ""  # in the methods study
     cost: Cost | None = None  # in the methods study
+    step_seconds: list[float] = field(default_factory=list)  # median of a run's steps, by seed
 
     @property
     def method(self) -> str:
@@ -185,7 +186,20 @@ def _row(plan: StudyPlan, row: StudyRow, folder: Path) -> RowScores:
             for name in (last[0]["subset_means"] if is_synthia(plan.task.source, plan.task.target) else ())
         },
         group=group_of(row.own_recipe, row.num_labels) if plan.study == "methods" else "",
+        step_seconds=[seconds for run in runs for seconds in _step_seconds(folder / run.folder)],
     )
+
+
+def _step_seconds(run: Path) -> list[float]:
+    """Return the median seconds of a step of ``run``, nothing where it has recorded no times."""
+    path = run / "timing.jsonl"
+    try:
+        found = [json.loads(line)["seconds"] for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({first_line(error)})") from error
+    return [statistics.median(found)] if found else []
 
 
 def _scores(run: StudyRun, folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 
 from udas_fast.evaluation import Protocol
@@ -116,19 +117,31 @@ def parts_table(table: StudyTable) -> str:
 
 
 def cost_table(table: StudyTable) -> str:
-    """Return mIoU and cost of each row by group: networks, passes of a step, and memory.
+    """Return mIoU and cost of each row by group: networks, passes of a step, its measured time, and memory.
 
-    Compute counts a backward as two forwards and is a multiple of plain supervision's, as the predicted memory is.
+    Compute counts a backward as two forwards and is a multiple of plain supervision's, as time (of the runs in the
+    table) and predicted memory are.
     """
     lines: list[list[object]] = []
+    plain = _plain_step_seconds(table)
     for group in GROUPS:
         for row in table.rows:
             if row.group == group and (cost := row.cost) is not None:
                 counts = [cost.networks, cost.forwards, cost.backwards]
-                relative = [f"{cost.compute:.1f}", f"{cost.memory:.1f}"]
+                time = statistics.median(row.step_seconds) / plain if row.step_seconds and plain else None
+                relative = [f"{cost.compute:.1f}", _number(time), f"{cost.memory:.1f}"]
                 lines.append([row.name, group, row.miou, *counts, *relative])
-    head = ["Model", "group", "mIoU", "networks", "forwards", "backwards", "compute ×", "memory ×"]
+    head = ["Model", "group", "mIoU", "networks", "forwards", "backwards", "compute ×", "time ×", "memory ×"]
     return pipe_table(head, lines)
+
+
+def _plain_step_seconds(table: StudyTable) -> float | None:
+    """Return the seconds of a step of plain supervision, on the target's labels or else the source's."""
+    for recipe in ("supervised", "no_adaptation"):
+        found = [seconds for row in table.rows if row.recipe == recipe for seconds in row.step_seconds]
+        if found:
+            return statistics.median(found)
+    return None
 
 
 def _number(value: float | None) -> str:
