@@ -19,6 +19,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import accuracy
+import build_time
 import cuda_model
 import data
 import harness
@@ -295,6 +296,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": partial(presets, (6, 11, 24)),
     "data-cpu": partial(benchmark, "data-cpu", data.table),
     "predict-cpu": partial(benchmark, "predict-cpu", predict.table),
+    "build-time": partial(benchmark, "build-time", build_time.table),
     "int8": partial(benchmark, "int8", int8.table),
     "step-cpu": partial(benchmark, "step-cpu", step.table),
     **{name: partial(benchmark, name, ops.table) for name in OPERATORS},
