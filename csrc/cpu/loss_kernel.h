@@ -112,6 +112,8 @@ class LossLoop {
       }
       if (task_.incoming.data != nullptr) {
         map_tile(task_.incoming, sample_, y, x, pixels, gradient_.data() + block_);
+        const bool last = y + 1 == end;
+        prefetch_tile(task_.incoming, sample_, last ? begin : y + 1, last ? x + kTile : x);
       }
       for (int lane = 0; lane < kTile; lane += kLanes) {
         const Vec weight = udas::load(values_.weight + lane);
