@@ -1,9 +1,10 @@
-"""Recipes at a size for CPUs: how steps and learning rates are shared among stages."""
+"""Recipes at a size for CPUs: steps and learning rates of their stages, and what they keep of their input."""
 
 from __future__ import annotations
 
 import pytest
 
+from udas_fast.data import Geometry
 from udas_fast.errors import InputError
 from udas_fast.recipes import get_recipe, small
 
@@ -27,3 +28,10 @@ def test_small_keeps_the_proportion_of_the_rates() -> None:
     assert rates["adaptsegnet"] == [4e-3]  # for 2.5e-4
     assert rates["seg_uncertainty"] == pytest.approx([3.2e-3, 1.6e-3])  # 2e-4, 1e-4
     assert rates["cycada"] == pytest.approx([4e-3, 1.6e-4])  # 2.5e-4, 1e-5
+
+
+def test_small_keeps_random_scales_and_rare_classes() -> None:
+    unimatch, mic = (small(get_recipe(name), size=(48, 64)).input for name in ("unimatch_v2", "mic"))
+    assert unimatch.target == Geometry(size=(48, 64), scale=(0.5, 2.0), crop=(48, 64), flip=True)
+    assert mic.target == Geometry(size=(48, 64), flip=True)
+    assert mic.rare_classes == get_recipe("mic").input.rare_classes

@@ -25,7 +25,7 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int = STEPS, batch_si
     the rest; stages of equal length stay so, and those of more than two lengths keep their proportions. AdamW replaces
     SGD, whose published rates are for ImageNet weights; a stage that learns at a lower rate than AdaptSegNet's keeps
     the proportion. Self-training learns at a lower rate. LAB statistics take the place of a CycleGAN, which trains
-    longer than all the rest.
+    longer than all the rest. Images have their whole size, or that of the crop where the recipe draws a scale.
 
     Raises:
         InputError: fewer steps than rounds.
@@ -36,14 +36,23 @@ def small(recipe: Recipe, *, size: tuple[int, int], steps: int = STEPS, batch_si
     for network in dict.fromkeys(stage.network for stage in recipe.stages):
         stages = [stage for stage in recipe.stages if stage.network == network]
         lengths |= _lengths(recipe.name, stages, steps)
-    geometry = Geometry(size=size, flip=True)
     return replace(
         recipe,
         stages=tuple(_small_stage(stage, lengths[stage.name]) for stage in recipe.stages),
         model=replace(recipe.model, backbone="resnet18", head=None, width=8, output_stride=4, drop_path=0.0),
-        input=InputConfig(source=geometry, target=geometry, batch_size=batch_size),
+        input=InputConfig(
+            source=_small_geometry(recipe.input.source, size),
+            target=_small_geometry(recipe.input.target, size),
+            batch_size=batch_size,
+            rare_classes=recipe.input.rare_classes,
+        ),
         ema=recipe.ema and min(recipe.ema, 0.99),  # of a short run
     )
+
+
+def _small_geometry(geometry: Geometry, size: tuple[int, int]) -> Geometry:
+    low, high = geometry.scale
+    return Geometry(size=size, scale=geometry.scale, crop=size if low < high else None, flip=True)
 
 
 def _lengths(recipe: str, stages: Sequence[Stage], steps: int) -> dict[str, int]:
