@@ -40,13 +40,10 @@ template <class Int>
 UDAS_HD Int first_position_in(Int row, Int in, Int out, bool align_corners) {
   if (row <= 0) return 0;
   if (row >= in || (align_corners && out == 1)) return out;
-  if (align_corners) {
-    const Int step = in - 1;
-    const Int i = (row * (out - 1) + step - 1) / step;  // smallest i with i·(in - 1) >= row·(out - 1)
-    return i < out ? i : out;
-  }
-  const Int need = 2 * out * row + out;  // (2i + 1)·in >= need
-  const Int i = ((need + in - 1) / in) / 2;
+  // The smallest i with i·(in - 1) >= row·(out - 1), or with (2i + 1)·in >= (2·row + 1)·out.
+  const Int need = align_corners ? row * (out - 1) : (2 * row + 1) * out - in;
+  const Int step = align_corners ? in - 1 : 2 * in;
+  const Int i = (need + step - 1) / step;
   return i < out ? i : out;
 }
 

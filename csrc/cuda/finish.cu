@@ -65,8 +65,8 @@ __device__ void finish_cell(const FinishTask& task, int map, int64_t sample, int
   const int64_t plane = static_cast<int64_t>(height) * width;
   float* to = task.gradient[map] + (sample * task.classes + first) * plane + int64_t{y} * width + x;
 #pragma unroll
-  for (int c = 0; c < kTogether; ++c) {
-    if (first + c < task.classes) to[c * plane] = sum[c];
+  for (int c = 0; c < kTogether; ++c, to += plane) {
+    if (first + c < task.classes) *to = sum[c];
   }
 }
 
