@@ -247,8 +247,8 @@ def rules(rows: int, kernel: Kernel) -> list[Rule]:
         Rule(r"void finish_loss\(", 0),  # of one block
         Rule(r"void recentre\(\)", 0),  # never, but for the sharpest logits
         # Low-resolution rows are read one at a time, the first two together.
-        Rule(r"void move\(.* > typed\(", (fresh + 1) / rows),
-        Rule(r"row\.fresh > 1 .*read\(upper", 1 / (fresh + 1)),
+        Rule(r"void move\(.* > if \(row\.fresh > 0( \|\| disagree\(\))?\) > ", (fresh + 1) / rows),
+        Rule(r"for \(int rows = .*rows > 0; --rows\) > ", (fresh + 2) / (fresh + 1)),
         # They are left one at a time, the last two at the end of the walk.
         Rule(r"leave_rows\(m, row\(m, y - 1\)\.low, at_row\.left\);.* > for \(int r = low", fresh / rows),
         Rule(r"at_row\.high - at_row\.low \+ 1\);.* > for \(int r = low", 2),

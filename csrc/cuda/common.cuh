@@ -114,8 +114,8 @@ UDAS_DEVICE Source position(int i, int in, int out, bool align_corners) {
 struct alignas(16) Row {
   int32_t low, high;  // the low-resolution rows around it, equal at the end of the map
   float fraction;     // of high
-  int16_t fresh;      // how many low-resolution rows it reads that the row above did not: 0, 1 or 2
-  int16_t left;       // how many of those around the row above it has left behind
+  uint16_t fresh;     // how many low-resolution rows it reads that the row above did not: 0, 1 or 2
+  uint16_t left;      // how many of those around the row above it has left behind
 };
 
 static_assert(sizeof(Row) == 16 && sizeof(Source) % 4 == 0 && kTileWidth % 32 == 0,
@@ -131,8 +131,8 @@ UDAS_DEVICE Row row_of(const Tiling& tiling, const Map& map, const Tile& tile, i
   if (y > 0) {
     const Source above = at(y - 1);
     const bool same = own.low == above.low && last_read(own) == last_read(above);
-    row.fresh = static_cast<int16_t>(same ? 0 : last_read(above) == own.low ? 1 : 2);
-    row.left = static_cast<int16_t>(min(own.low, above.high + 1) - above.low);
+    row.fresh = static_cast<uint16_t>(same ? 0 : last_read(above) == own.low ? 1 : 2);
+    row.left = static_cast<uint16_t>(min(own.low, above.high + 1) - above.low);
   }
   return row;
 }
@@ -222,24 +222,10 @@ class Logits {
   UDAS_DEVICE void move(const Map& map, int64_t sample, const Row& row, const Source& column,
                         float inverse_temperature = 1.0f) {
     below_fraction_ = row.fraction > 0.0f ? row.fraction - 1.0f : 0.0f;
-    if (row.fresh > 0) {
-      typed(map.data, map.type, [&](auto* data) {
-        const Beside above(data, map, sample, row.low, column);
-        const Beside below(data, map, sample, row.fraction > 0.0f ? row.high : row.low, column);
-        Values<C> upper, lower;
-#pragma unroll
-        for (int c = 0; c < C; ++c) upper[c] = lower_[c];
-        if (row.fresh > 1 || (kScores && disagree_)) read(upper, above, map, column, inverse_temperature);
-        read(lower, below, map, column, inverse_temperature);
-#pragma unroll
-        for (int c = 0; c < C; ++c) {
-          step_[c] = lower[c] - upper[c];
-          lower_[c] = lower[c];
-        }
-        if (kScores) disagree_ = !(highest_of_both(upper, lower) > kLowest);
-      });
+    if (row.fresh > 0 || disagree()) {
+      if (row.fresh > 0) renew(map, sample, row, column, inverse_temperature);
+      if (disagree()) recentre();
     }
-    if (kScores && disagree_) recentre();
   }
 
   UDAS_DEVICE float operator[](int c) const { return fmaf(below_fraction_, step_[c], lower_[c]); }
@@ -249,17 +235,36 @@ class Logits {
   // digits. It can be only where the two rows are sure of different classes.
   static constexpr float kLowest = -60.0f;
 
-  template <class T>
-  UDAS_DEVICE static void read(Values<C>& to, Beside<T> from, const Map& map, const Source& column,
-                               float inverse_temperature) {
+  UDAS_DEVICE void renew(const Map& map, int64_t sample, const Row& row, const Source& column,
+                         float inverse_temperature) {
+    const int below = row.fraction > 0.0f ? row.high : row.low;
+    Values<C> upper;
+#pragma unroll 1
+    for (int rows = row.fresh > 1 || disagree() ? 2 : 1; rows > 0; --rows) {
 #pragma unroll
-    for (int c = 0; c < C; ++c, from.next(map)) to[c] = from.at(column.fraction);
+      for (int c = 0; c < C; ++c) upper[c] = lower_[c];
+      read(map, sample, rows > 1 ? row.low : below, column, inverse_temperature);
+    }
+#pragma unroll
+    for (int c = 0; c < C; ++c) step_[c] = lower_[c] - upper[c];
+    if (kScores) highest_ = highest_of_both(upper, lower_);
+  }
+
+  UDAS_DEVICE void read(const Map& map, int64_t sample, int row, const Source& column,
+                        float inverse_temperature) {
+    typed(map.data, map.type, [&](auto* data) {
+      Beside from(data, map, sample, row, column);
+#pragma unroll
+      for (int c = 0; c < C; ++c, from.next(map)) lower_[c] = from.at(column.fraction);
+    });
     if constexpr (kScores) {
-      const float scale = inverse_temperature * kLog2E, shift = -scale * largest<float>(to, C);
+      const float scale = inverse_temperature * kLog2E, shift = -scale * largest<float>(lower_, C);
 #pragma unroll
-      for (int c = 0; c < C; ++c) to[c] = fmaf(to[c], scale, shift);
+      for (int c = 0; c < C; ++c) lower_[c] = fmaf(lower_[c], scale, shift);
     }
   }
+
+  UDAS_DEVICE bool disagree() const { return kScores && !(highest_ > kLowest); }
 
   // A lower bound of the largest score between the two rows.
   UDAS_DEVICE static float highest_of_both(const Values<C>& upper, const Values<C>& lower) {
@@ -277,7 +282,7 @@ class Logits {
   }
 
   float below_fraction_;  // less 1: from the lower row upwards
-  bool disagree_;
+  float highest_;         // highest_of_both the rows
   Values<C> lower_;
   Steps step_;
 };
