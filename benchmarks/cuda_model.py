@@ -37,6 +37,7 @@ COLUMNS = 128  # of a tile, and threads of its block
 REACHED = 0.78  # share of its issue slots that a multiprocessor with 8 to 16 warps uses
 REACHED_MEMORY = 0.85
 SHARED_COLUMNS = COLUMNS // STRIDE + 3  # low-resolution columns of SharedRows
+SHARED_PITCH = 20  # floats of each: the classes, in fours
 
 
 class Card(NamedTuple):
@@ -235,7 +236,7 @@ class Rule(NamedTuple):
 def rules(rows: int, kernel: Kernel) -> list[Rule]:
     """Return how often lines run in a thread whose tile has ``rows`` rows of float32 maps at stride 8."""
     fresh, passes = rows / STRIDE, max(kernel.views, 1)
-    places = math.ceil(CLASSES * SHARED_COLUMNS / COLUMNS)
+    quads = math.ceil(SHARED_PITCH // 4 * SHARED_COLUMNS / 32) * 32 / COLUMNS
     per_row = r"for \(int y = 0; y < tile_?\.rows; .*"
     return [
         Rule(r"source_in<int64_t>|first_position_in<int64_t>|> namespace cuda > (namespace > )?}$", 0),
@@ -254,14 +255,8 @@ def rules(rows: int, kernel: Kernel) -> list[Rule]:
         Rule(r"at_row\.high - at_row\.low \+ 1\);.* > for \(int r = low", 2),
         Rule(r"i < maps\(\) \* kTileHeight; ", (kernel.maps + kernel.teachers) * 32 / COLUMNS),
         Rule(r"for \(int x = from; x < to", STRIDE, "LDS", 4),
-        # Places of SharedRows, of which each thread has some.
-        Rule(
-            r"^(?!.*static_cast<const (__half|Brain)).*void move\(int m.*typed\(.*i < places_",
-            places,
-            "LDG",
-            2,
-        ),
-        Rule(r"void move\(int m(?!.*typed\().*(i < places_|line\[i\])", places, "STS"),
+        # Places of SharedRows, four by four, of which each thread has some.
+        Rule(r"void move\(int m.*i < places_; .*> ", quads),
         # pseudo_label: four pixels of a thread at a time; equal neighbours are counted together.
         Rule(r"void write\(\).*for \(int y = threadIdx\.x / quads", rows / 4),
         Rule(r"void write\(\).*} else {|void write\(\).* > else >", 0),
@@ -318,7 +313,7 @@ def per_pixel(by_op: Counter[str], card: Card) -> dict[str, float]:
 def shared_bytes(kernel: Kernel, rows: int) -> int:
     """Return the dynamic shared memory of a block, as the layouts of csrc/cuda have it."""
     source, row = 12, 16  # bytes of a Source and a Row
-    shared_rows = 12 * CLASSES * SHARED_COLUMNS
+    shared_rows = 12 * SHARED_PITCH * SHARED_COLUMNS
     if kernel.gradients:
         maps = kernel.gradients + kernel.teachers
         tables = row * maps * 32 + source * maps * COLUMNS + 4 * kernel.gradients * (COLUMNS + 1)

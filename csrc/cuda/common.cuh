@@ -339,77 +339,92 @@ inline int most_columns(const Map* maps, int count, int width, const Tiling& til
   return static_cast<int>(most);
 }
 
+// Floats of a column of SharedRows.
+constexpr __host__ UDAS_DEVICE int shared_pitch(int classes) { return (classes + 3) / 4 * 4; }
+
+// Bytes of SharedRows.
+__host__ UDAS_DEVICE size_t shared_rows_bytes(int maps, int classes, int columns) {
+  return sizeof(float) * 3 * maps * shared_pitch(classes) * columns;
+}
+
 // Maps that are all needed at each pixel, for which there are no registers. The block reads the two
 // low-resolution rows around a pixel row into shared memory, as far as its tile reaches, and interpolates
-// them vertically there; a thread interpolates horizontally what it takes.
+// them vertically there; a thread interpolates horizontally what it takes. The classes of a column are
+// neighbours, and a thread moves four of them at a time.
+template <int C>
 class SharedRows {
  public:
-  __host__ UDAS_DEVICE static size_t bytes(int maps, int classes, int columns) {
-    return (sizeof(Between) + sizeof(float)) * maps * classes * columns;
-  }
-
-  UDAS_DEVICE void keep_in(unsigned char* memory, int maps, int classes, int columns) {
-    columns_ = columns;
-    places_ = classes * columns;
-    between_ = reinterpret_cast<Between*>(memory);
-    line_ = reinterpret_cast<float*>(between_ + maps * places_);
+  UDAS_DEVICE void keep_in(unsigned char* memory, int columns) {
+    places_ = columns * kPitch;
+    rows_ = reinterpret_cast<float*>(memory);
   }
 
   // Moves map `m` to pixel row `row`. Each thread fills places of its own, between two barriers.
   UDAS_DEVICE void move(int m, const Map& map, const Tiling& tiling, int64_t sample, const Row& row,
                         const Source* columns) const {
-    Between* between = between_ + m * places_;
+    float *line = line_of(m), *upper = line + places_, *step = upper + places_;
     if (row.fresh > 0) {
       const int first = first_column(columns, tiling);
       typed(map.data, map.type, [&](auto* data) {
         const int64_t *s = map.stride, below = (row.fraction > 0.0f ? row.high - row.low : 0) * s[2];
         const auto* at_row = data + sample * s[0] + row.low * s[2];
-#pragma unroll 4
-        for (int i = threadIdx.x; i < places_; i += tiling.tile_width) {
-          const int c = i / columns_, j = i - c * columns_;
+#pragma unroll 1
+        for (int i = 4 * threadIdx.x; i < places_; i += 4 * tiling.tile_width) {
+          const int j = i / kPitch, c = i - j * kPitch;
           const Source& pair = columns[j / 2];
           const int column = map.width <= tiling.width ? min(first + j, map.width - 1)
                              : j % 2 == 0              ? pair.low
                                                        : pair.high;
           const auto* at = at_row + c * s[1] + column * s[3];
-          const float upper = load(at);
-          between[i] = {upper, load(at + below) - upper};
+#pragma unroll
+          for (int k = 0; k < 4; ++k, at += s[1]) {
+            if (c + k >= C) break;
+            upper[i + k] = load(at);
+            step[i + k] = load(at + below) - upper[i + k];
+          }
         }
       });
     }
-    float* line = line_ + m * places_;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < places_; i += tiling.tile_width)
-      line[i] = fmaf(row.fraction, between[i].step, between[i].upper);
+#pragma unroll 1
+    for (int i = 4 * threadIdx.x; i < places_; i += 4 * tiling.tile_width) {
+      const float4 from = four(upper + i), by = four(step + i);
+      four(line + i) = {fmaf(row.fraction, by.x, from.x), fmaf(row.fraction, by.y, from.y),
+                        fmaf(row.fraction, by.z, from.z), fmaf(row.fraction, by.w, from.w)};
+    }
   }
 
-  // The logits of this thread's pixel in map `m`.
+  // The logits of this thread's pixel in map `m`. The column behind the last one of a map is as the last one.
   template <class Out>
-  UDAS_DEVICE void read(int m, const Map& map, const Tiling& tiling, const Source* columns, int classes,
-                        Out& out) const {
+  UDAS_DEVICE void read(int m, const Map& map, const Tiling& tiling, const Source* columns, Out& out) const {
     const Source& column = columns[threadIdx.x];
-    const bool neighbours = map.width <= tiling.width;
-    const int left =
-        neighbours ? column.low - first_column(columns, tiling) : 2 * static_cast<int>(threadIdx.x);
-    const float* from = line_ + m * places_ + left;
-    const int right = neighbours ? column.high - column.low : 1;
+    const int place = map.width <= tiling.width ? column.low - first_column(columns, tiling)
+                                                : 2 * static_cast<int>(threadIdx.x);
+    float* from = line_of(m) + place * kPitch;
 #pragma unroll
-    for (int c = 0; c < classes; ++c, from += columns_) out[c] = blend(from[0], from[right], column.fraction);
+    for (int c = 0; c < C; c += 4) {
+      const float4 left = four(from + c), right = four(from + c + kPitch);
+      out[c] = blend(left.x, right.x, column.fraction);
+      if (c + 1 < C) out[c + 1] = blend(left.y, right.y, column.fraction);
+      if (c + 2 < C) out[c + 2] = blend(left.z, right.z, column.fraction);
+      if (c + 3 < C) out[c + 3] = blend(left.w, right.w, column.fraction);
+    }
   }
 
  private:
-  struct alignas(8) Between {
-    float upper, step;
-  };
+  static constexpr int kPitch = shared_pitch(C);
+
+  UDAS_DEVICE static float4& four(float* at) { return *reinterpret_cast<float4*>(at); }
+
+  // Of map `m`: its interpolated row, the upper one of the two rows, and the step from that to the lower one.
+  UDAS_DEVICE float* line_of(int m) const { return rows_ + 3 * m * places_; }
 
   // Of a tile: its first pixel reads it, or, mirrored, its last one.
   UDAS_DEVICE static int first_column(const Source* columns, const Tiling& tiling) {
     return min(columns[0].low, columns[tiling.tile_width - 1].low);
   }
 
-  int columns_, places_;
-  Between* between_;
-  float* line_;
+  int places_;
+  float* rows_;
 };
 
 // ---- launches ----------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 // KL of the teachers' mean to the student. Its pixel function, per class: 1 + K exps and 1 log, 9 + 8·K FMAs
-// and the like, and 2·K loads of shared memory, where the rows of the teachers are.
+// and the like, and K/2 loads of shared memory, where the rows of the teachers are.
 #include "loss.cuh"
 
 namespace udas {

@@ -38,7 +38,7 @@ __host__ UDAS_DEVICE LossLayout loss_layout(const LossTask& task, int width, int
   at.rows = at.sums + 2 * sizeof(double) * width;            // Row [maps][32]
   at.columns = at.rows + sizeof(Row) * maps * kTileHeight;   // Source [maps][width]
   at.teachers = at.columns + sizeof(Source) * maps * width;  // SharedRows
-  at.starts = at.teachers + SharedRows::bytes(task.teachers, task.classes, task.columns);
+  at.starts = at.teachers + shared_rows_bytes(task.teachers, task.classes, task.columns);
   at.lines = at.starts + sizeof(int32_t) * gradients * (width + 1);  // float [lines][line(width)]
   at.bytes = at.lines + sizeof(float) * lines * line(width);         // starts: int32 [gradients][width + 1]
   return at;
@@ -74,7 +74,7 @@ class LossBlock {
     columns_ = reinterpret_cast<Source*>(shared + at.columns);
     starts_ = reinterpret_cast<int32_t*>(shared + at.starts);
     lines_ = reinterpret_cast<float*>(shared + at.lines);
-    if constexpr (kStaged) teachers_.keep_in(shared + at.teachers, task.teachers, C, task.columns);
+    if constexpr (kStaged) teachers_.keep_in(shared + at.teachers, task.columns);
 #pragma unroll
     for (int m = 0; m < kMaps; ++m) {
       if constexpr (kSharedSteps) logits_[m].keep_in(own_line(m * C));
@@ -212,7 +212,7 @@ class LossBlock {
       const int m = kMaps + k;
       const Map& map = block.task_.maps[m];
       if constexpr (kStaged) {
-        block.teachers_.read(k, map, block.task_.tiling, &block.column(m, 0), C, to);
+        block.teachers_.read(k, map, block.task_.tiling, &block.column(m, 0), to);
       } else {
         interpolate<C>(map, block.tile_.sample, block.row(m, y), block.column(m, threadIdx.x),
                        block.task_.classes, to);
@@ -370,7 +370,7 @@ class LossBlock {
   Values<C> gradient_[Loss::kScratch];
   Values<C> above_[kMaps], below_[kMaps];
   float total_ = 0.0f, count_ = 0.0f;
-  SharedRows teachers_;
+  SharedRows<C> teachers_;
 };
 
 template <class Loss, int C, bool kGrad>

@@ -7,8 +7,8 @@
 // where the class count is not unrolled they are read anew at each pixel.
 //
 // The floor, with P pixels: bytes 5·P written, K·N·C·h·w·(2 or 4) read; exps K·P·C; FMAs and the like, per
-// pixel, class and view: 5 (interpolation, maximum with its label 3, sum). The mean has 7 and two loads of
-// shared memory.
+// pixel, class and view: 5 (interpolation, maximum with its label 3, sum). The mean has 7 and half a load
+// of shared memory.
 #include "../core/predict.h"
 #include "common.cuh"
 
@@ -39,7 +39,7 @@ __host__ UDAS_DEVICE PseudoLabelLayout pseudo_label_layout(int height, int width
 
 __host__ UDAS_DEVICE size_t room_of(const PseudoLabelTask& task, int width) {
   if (!task.mean) return 0;
-  if (task.columns > 0) return SharedRows::bytes(task.views, task.classes, task.columns);
+  if (task.columns > 0) return shared_rows_bytes(task.views, task.classes, task.columns);
   return sizeof(float) * 2 * task.classes * line(width);
 }
 
@@ -131,7 +131,7 @@ class PseudoLabelBlock {
       mean = Values<0>{{first, line(width_)}};
       scratch = Values<0>{{first + task_.classes * line(width_), line(width_)}};
     } else {
-      shared_.keep_in(room_, task_.views, C, task_.columns);
+      shared_.keep_in(room_, task_.columns);
     }
     const Classes<C> classes{task_.classes};
     const float share = 1.0f / static_cast<float>(task_.views);
@@ -140,9 +140,10 @@ class PseudoLabelBlock {
       if constexpr (C > 0) {
         __syncthreads();
 #pragma unroll 1
-        for (int view = 0; view < task_.views; ++view)
+        for (int view = 0; view < task_.views; ++view) {
           shared_.move(view, task_.maps[view], task_.tiling, tile_.sample, rows_[view * height_ + y],
                        columns_ + view * width_);
+        }
         __syncthreads();
       }
 #pragma unroll
@@ -155,7 +156,7 @@ class PseudoLabelBlock {
           interpolate<C>(map, tile_.sample, rows_[view * height_ + y], columns[threadIdx.x], task_.classes,
                          scratch);
         } else {
-          shared_.read(view, map, task_.tiling, columns, C, scratch);
+          shared_.read(view, map, task_.tiling, columns, scratch);
         }
         add_softmax<float>(scratch, task_.inverse_temperature, share, classes, mean, scratch);
       }
@@ -230,7 +231,7 @@ class PseudoLabelBlock {
   float* confidence_;
   unsigned* histogram_;
   unsigned char* room_;
-  SharedRows shared_;  // of the views, for the mean
+  SharedRows<C> shared_;  // of the views, for the mean
   uint8_t* label_;
 };
 
