@@ -260,8 +260,8 @@ def rules(rows: int, kernel: Kernel) -> list[Rule]:
         # pseudo_label: four pixels of a thread at a time; equal neighbours are counted together.
         Rule(r"void write\(\).*for \(int y = threadIdx\.x / quads", rows / 4),
         Rule(r"void write\(\).*} else {|void write\(\).* > else >", 0),
-        Rule(r"i < task_\.classes \* kCells; .*histogram_\[i\] = 0", CLASSES, "STS"),
-        Rule(r"i < task_\.classes \* kCells; .*> ", CLASSES, "LDS"),
+        Rule(r"i < classes\(\) \* kCells / 4; .*\[i\] = \{0", CLASSES / 4, "STS"),
+        Rule(r"i < classes\(\) \* kCells / 4; .*> ", CLASSES / 4, "LDS"),
     ]
 
 

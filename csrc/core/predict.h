@@ -32,10 +32,11 @@ template <class V, class Logits>
 UDAS_HD Prediction<V> most_probable(const Logits& v, float inverse_temperature, int classes) {
   const auto x = scores<V>(v, classes, inverse_temperature);
   constexpr bool kSearch = kGivesScores<Logits>;  // else the largest score is 0
-  V top = kSearch ? x[classes - 1] : V{}, sum = V{};
-  IntOf<V> label{};
+  const V last = x[classes - 1];
+  V top = kSearch ? last : V{}, sum = x.exponential(last);
+  IntOf<V> label = IntOf<V>{} + (classes - 1);
   UDAS_UNROLL
-  for (int c = classes - 1; c >= 0; --c) {  // downwards: the lowest of equals is the last to be taken
+  for (int c = classes - 2; c >= 0; --c) {  // downwards: the lowest of equals is the last to be taken
     const V score = x[c];
     const auto better = score >= top;
     label = select(better, IntOf<V>{} + c, label);
@@ -57,8 +58,7 @@ UDAS_HD void add_softmax(const Logits& v, float inverse_temperature, float share
 
 // Bin floor(64·confidence), 1 in the last, a NaN in the first.
 UDAS_HD int confidence_bin(float confidence) {
-  if (!(confidence > 0.0f)) return 0;
-  const int bin = static_cast<int>(confidence * kBins);
+  const int bin = static_cast<int>(larger(confidence * kBins, 0.0f));
   return bin < kBins ? bin : kBins - 1;
 }
 

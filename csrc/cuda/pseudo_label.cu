@@ -24,9 +24,9 @@ struct PseudoLabelLayout {
 };
 
 // `room`: bytes for the views of the mean, SharedRows or scratch.
-__host__ UDAS_DEVICE PseudoLabelLayout pseudo_label_layout(int height, int width, int views, bool mean,
-                                                           int classes, size_t room) {
-  PseudoLabelLayout at;
+constexpr __host__ UDAS_DEVICE PseudoLabelLayout pseudo_label_layout(int height, int width, int views,
+                                                                     bool mean, int classes, size_t room) {
+  PseudoLabelLayout at{};
   at.rows = 0;                                          // Row [views][height]
   at.columns = at.rows + sizeof(Row) * views * height;  // Source [views][width], for the mean
   at.confidence = at.columns + (mean ? sizeof(Source) * views * width : 0);  // float [height][width]
@@ -43,16 +43,17 @@ __host__ UDAS_DEVICE size_t room_of(const PseudoLabelTask& task, int width) {
   return sizeof(float) * 2 * task.classes * line(width);
 }
 
+static_assert(pseudo_label_layout(8, kTileWidth, kMaxViews, false, kMostSharedHistogram, 0).bytes <=
+                  kMostShared,
+              "the widest tile must always do for the maximum");
+
 template <int C, bool kMean>
 class PseudoLabelBlock {
  public:
   UDAS_DEVICE PseudoLabelBlock(const PseudoLabelTask& task, unsigned char* shared)
-      : task_(task),
-        tile_(task.tiling, blockIdx.x),
-        height_(task.tiling.tile_height),
-        width_(task.tiling.tile_width) {
+      : task_(task), tile_(task.tiling, blockIdx.x) {
     const PseudoLabelLayout at =
-        pseudo_label_layout(height_, width_, task.views, kMean, task.classes, room_of(task, width_));
+        pseudo_label_layout(height(), width(), task.views, kMean, classes(), room_of(task, width()));
     rows_ = reinterpret_cast<Row*>(shared + at.rows);
     columns_ = reinterpret_cast<Source*>(shared + at.columns);
     confidence_ = reinterpret_cast<float*>(shared + at.confidence);
@@ -73,15 +74,22 @@ class PseudoLabelBlock {
     write();
     if (shared_histogram()) {
       __syncthreads();
-      for (int i = threadIdx.x; i < task_.classes * kCells; i += width_) {
-        if (histogram_[i] != 0)
-          atomicAdd(task_.histogram + i, static_cast<unsigned long long>(histogram_[i]));
+      for (int i = threadIdx.x; i < classes() * kCells / 4; i += width()) {
+        const uint4 counts = reinterpret_cast<const uint4*>(histogram_)[i];
+        add_to_image(4 * i, counts.x);
+        add_to_image(4 * i + 1, counts.y);
+        add_to_image(4 * i + 2, counts.z);
+        add_to_image(4 * i + 3, counts.w);
       }
     }
   }
 
  private:
-  UDAS_DEVICE bool shared_histogram() const { return task_.classes <= kMostSharedHistogram; }
+  // A constant where the shared memory of the widest tile always suffices.
+  UDAS_DEVICE int width() const { return C > 0 && !kMean ? kTileWidth : task_.tiling.tile_width; }
+  UDAS_DEVICE int height() const { return task_.tiling.tile_height; }
+  UDAS_DEVICE Classes<C> classes() const { return {task_.classes}; }
+  UDAS_DEVICE bool shared_histogram() const { return classes() <= kMostSharedHistogram; }
 
   // Where column `x` of the tile reads view `view`, its flip undone.
   UDAS_DEVICE Source column_of(int view, int x) const {
@@ -93,33 +101,35 @@ class PseudoLabelBlock {
   }
 
   UDAS_DEVICE void tables() {
-    for (int i = threadIdx.x; i < task_.views * height_; i += width_)
-      rows_[i] = row_of(task_.tiling, task_.maps[i / height_], tile_, i % height_);
+    for (int i = threadIdx.x; i < task_.views * height(); i += width())
+      rows_[i] = row_of(task_.tiling, task_.maps[i / height()], tile_, i % height());
     if (kMean) {
       const int x = min(static_cast<int>(threadIdx.x), tile_.columns - 1);
       for (int view = 0; view < task_.views; ++view)
-        columns_[view * width_ + threadIdx.x] = column_of(view, x);
+        columns_[view * width() + threadIdx.x] = column_of(view, x);
     }
     if (shared_histogram()) {
-      for (int i = threadIdx.x; i < task_.classes * kCells; i += width_) histogram_[i] = 0;
+      for (int i = threadIdx.x; i < classes() * kCells / 4; i += width())
+        reinterpret_cast<uint4*>(histogram_)[i] = {0, 0, 0, 0};
     }
     __syncthreads();
   }
 
   // The first of equal views wins.
   UDAS_DEVICE void best_of_views(int view, const Source& column) {
-    const Row* rows = rows_ + view * height_;
     Logits<C, true> logits;
+    const Row* row = rows_ + view * height();
+    float* confidence = confidence_ + threadIdx.x;
+    uint8_t* label = label_ + threadIdx.x;
 #pragma unroll 1
-    for (int y = 0; y < tile_.rows; ++y) {
-      logits.move(task_.maps[view], tile_.sample, rows[y], column, task_.inverse_temperature);
-      Prediction<float> found =
-          most_probable<float>(logits, task_.inverse_temperature, Classes<C>{task_.classes});
+    for (int y = 0; y < tile_.rows; ++y, ++row, confidence += width(), label += width()) {
+      logits.move(task_.maps[view], tile_.sample, *row, column, task_.inverse_temperature);
+      Prediction<float> found = most_probable<float>(logits, task_.inverse_temperature, classes());
       asm("" : "+r"(found.label));  // else the compiler selects among bytes, at one instruction more each
-      const int at = y * width_ + threadIdx.x;
-      if (view == 0 || found.confidence > confidence_[at]) {
-        confidence_[at] = found.confidence;
-        label_[at] = static_cast<uint8_t>(found.label);
+      const bool better = found.confidence > *confidence;
+      if ((view == 0) | better) {  // not ||, which would be a branch more
+        *confidence = found.confidence;
+        *label = static_cast<uint8_t>(found.label);
       }
     }
   }
@@ -128,12 +138,11 @@ class PseudoLabelBlock {
     Values<C> mean, scratch;
     if constexpr (C == 0) {
       float* first = reinterpret_cast<float*>(room_) + threadIdx.x;
-      mean = Values<0>{{first, line(width_)}};
-      scratch = Values<0>{{first + task_.classes * line(width_), line(width_)}};
+      mean = Values<0>{{first, line(width())}};
+      scratch = Values<0>{{first + classes() * line(width()), line(width())}};
     } else {
       shared_.keep_in(room_, task_.columns);
     }
-    const Classes<C> classes{task_.classes};
     const float share = 1.0f / static_cast<float>(task_.views);
 #pragma unroll 1
     for (int y = 0; y < tile_.rows; ++y) {
@@ -141,28 +150,28 @@ class PseudoLabelBlock {
         __syncthreads();
 #pragma unroll 1
         for (int view = 0; view < task_.views; ++view) {
-          shared_.move(view, task_.maps[view], task_.tiling, tile_.sample, rows_[view * height_ + y],
-                       columns_ + view * width_);
+          shared_.move(view, task_.maps[view], task_.tiling, tile_.sample, rows_[view * height() + y],
+                       columns_ + view * width());
         }
         __syncthreads();
       }
 #pragma unroll
-      for (int c = 0; c < classes; ++c) mean[c] = 0.0f;
+      for (int c = 0; c < classes(); ++c) mean[c] = 0.0f;
 #pragma unroll 1
       for (int view = 0; view < task_.views; ++view) {
         const Map& map = task_.maps[view];
-        const Source* columns = columns_ + view * width_;
+        const Source* columns = columns_ + view * width();
         if constexpr (C == 0) {
-          interpolate<C>(map, tile_.sample, rows_[view * height_ + y], columns[threadIdx.x], task_.classes,
+          interpolate<C>(map, tile_.sample, rows_[view * height() + y], columns[threadIdx.x], classes(),
                          scratch);
         } else {
           shared_.read(view, map, task_.tiling, columns, scratch);
         }
-        add_softmax<float>(scratch, task_.inverse_temperature, share, classes, mean, scratch);
+        add_softmax<float>(scratch, task_.inverse_temperature, share, classes(), mean, scratch);
       }
-      Prediction<float> found = arg_max<float>(mean, classes);
+      Prediction<float> found = arg_max<float>(mean, classes());
       asm("" : "+r"(found.label));
-      const int at = y * width_ + threadIdx.x;
+      const int at = y * width() + threadIdx.x;
       confidence_[at] = found.confidence;
       label_[at] = static_cast<uint8_t>(found.label);
     }
@@ -172,41 +181,41 @@ class PseudoLabelBlock {
   // histogram, where equal cells in a row are counted before they are added.
   UDAS_DEVICE void write() {
     const Tiling& tiling = task_.tiling;
-    const int quads = width_ / 4;
+    const int quads = width() / 4;
     const int x = threadIdx.x % quads * 4;
     const int pixels = min(4, tile_.columns - x);
-    int cell = -1;
+    int cell = 0;
     unsigned count = 0;
-    for (int y = threadIdx.x / quads; y < tile_.rows && pixels > 0; y += width_ / quads) {
-      const int from = y * width_ + x;
+    for (int y = threadIdx.x / quads; y < tile_.rows && pixels > 0; y += width() / quads) {
+      const int from = y * width() + x;
       const int64_t to = (tile_.sample * tiling.height + tile_.y + y) * tiling.width + tile_.x + x;
-      uint8_t label[4] = {};
+      const float4 four = *reinterpret_cast<const float4*>(confidence_ + from);
+      const uchar4 found = *reinterpret_cast<const uchar4*>(label_ + from);
+      const float confidence[4] = {four.x, four.y, four.z, four.w};
+      uint8_t label[4] = {found.x, found.y, found.z, found.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (i >= pixels) continue;
-        const float confidence = confidence_[from + i];
-        const int found = label_[from + i];
+        const int own = label[i];
         const float limit =
-            task_.class_threshold != nullptr ? __ldg(task_.class_threshold + found) : task_.threshold;
-        const bool kept = confidence >= limit;
-        label[i] = kept ? static_cast<uint8_t>(found) : task_.ignore_label;
-        const int next = (found * 2 + (kept ? 0 : 1)) * kBins + confidence_bin(confidence);
-        if (next != cell) {
+            task_.class_threshold != nullptr ? __ldg(task_.class_threshold + own) : task_.threshold;
+        const bool kept = confidence[i] >= limit;
+        if (!kept) label[i] = task_.ignore_label;
+        const int next = own * kCells + (kept ? 0 : kBins) + confidence_bin(confidence[i]);
+        if (i < pixels && next != cell) {
           add(cell, count);
           cell = next;
           count = 0;
         }
-        ++count;
+        if (i < pixels) ++count;
       }
       if (tiling.width % 4 == 0) {
-        *reinterpret_cast<float4*>(task_.confidence + to) =
-            *reinterpret_cast<const float4*>(confidence_ + from);
+        *reinterpret_cast<float4*>(task_.confidence + to) = four;
         *reinterpret_cast<uchar4*>(task_.label + to) = make_uchar4(label[0], label[1], label[2], label[3]);
       } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           if (i >= pixels) continue;
-          task_.confidence[to + i] = confidence_[from + i];
+          task_.confidence[to + i] = confidence[i];
           task_.label[to + i] = label[i];
         }
       }
@@ -215,17 +224,19 @@ class PseudoLabelBlock {
   }
 
   UDAS_DEVICE void add(int cell, unsigned count) {
-    if (count == 0) return;
     if (shared_histogram()) {
       atomicAdd(histogram_ + cell, count);
     } else {
-      atomicAdd(task_.histogram + cell, static_cast<unsigned long long>(count));
+      add_to_image(cell, count);
     }
+  }
+
+  UDAS_DEVICE void add_to_image(int cell, unsigned count) {
+    if (count > 0) atomicAdd(task_.histogram + cell, static_cast<unsigned long long>(count));
   }
 
   const PseudoLabelTask& task_;
   const Tile tile_;
-  const int height_, width_;
   Row* rows_;
   Source* columns_;
   float* confidence_;

@@ -33,6 +33,9 @@ struct dim3 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 struct alignas(4) uchar4 {
   unsigned char x, y, z, w;
 };
