@@ -31,27 +31,30 @@ template <int C>
 class ConfusionBlock {
  public:
   UDAS_DEVICE ConfusionBlock(const ConfusionTask& task, unsigned char* shared)
-      : task_(task), tile_(task.tiling, blockIdx.x), width_(task.tiling.tile_width) {
-    const ConfusionLayout at = confusion_layout(task.tiling.tile_height, task.classes);
+      : task_(task), tile_(task.tiling, blockIdx.x) {
+    const ConfusionLayout at = confusion_layout(task.tiling.tile_height, classes());
     rows_ = reinterpret_cast<Row*>(shared + at.rows);
     matrix_ = reinterpret_cast<unsigned*>(shared + at.matrix);
   }
 
   UDAS_DEVICE void run() {
-    const bool in_shared = task_.classes <= kMostSharedMatrix;
-    const int cells = task_.classes * task_.classes;
-    for (int y = threadIdx.x; y < tile_.rows; y += width_)
+    const int cells = in_shared() ? classes() * classes() : 0;
+    for (int y = threadIdx.x; y < tile_.rows; y += width())
       rows_[y] = row_of(task_.tiling, task_.map, tile_, y);
-    for (int i = threadIdx.x; in_shared && i < cells; i += width_) matrix_[i] = 0;
+    for (int i = threadIdx.x; i < cells; i += width()) matrix_[i] = 0;
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < tile_.columns) walk();
     __syncthreads();
-    for (int i = threadIdx.x; in_shared && i < cells; i += width_) {
+    for (int i = threadIdx.x; i < cells; i += width()) {
       if (matrix_[i] != 0) atomicAdd(task_.counts + i, static_cast<unsigned long long>(matrix_[i]));
     }
   }
 
  private:
+  UDAS_DEVICE int width() const { return C > 0 ? kTileWidth : task_.tiling.tile_width; }
+  UDAS_DEVICE Classes<C> classes() const { return {task_.classes}; }
+  UDAS_DEVICE bool in_shared() const { return classes() <= kMostSharedMatrix; }
+
   UDAS_DEVICE void walk() {
     const Tiling& tiling = task_.tiling;
     const int x = tile_.x + threadIdx.x;
@@ -59,16 +62,17 @@ class ConfusionBlock {
     int64_t at = (tile_.sample * tiling.height + tile_.y) * tiling.width + x;
     int64_t next = load_label(task_.target, at);
     Logits<C, false> logits;
-    int cell = -1;
+    const Row* row = rows_;
+    int cell = 0;
     unsigned count = 0;
 #pragma unroll 1
-    for (int y = 0; y < tile_.rows; ++y, at += tiling.width) {
+    for (int y = 0; y < tile_.rows; ++y, ++row, at += tiling.width) {
       const int64_t truth = next;
       if (y + 1 < tile_.rows) next = load_label(task_.target, at + tiling.width);
-      logits.move(task_.map, tile_.sample, rows_[y], column);
-      const int found = arg_max<float>(logits, Classes<C>{task_.classes}).label;
-      if (truth == task_.ignore_index || truth < 0 || truth >= task_.classes) continue;
-      const int now = static_cast<int>(truth) * task_.classes + found;
+      logits.move(task_.map, tile_.sample, *row, column);
+      const int found = arg_max<float>(logits, classes()).label;
+      if (truth == task_.ignore_index || truth < 0 || truth >= classes()) continue;
+      const int now = static_cast<int>(truth) * classes() + found;
       if (now != cell) {
         add(cell, count);
         cell = now;
@@ -80,8 +84,7 @@ class ConfusionBlock {
   }
 
   UDAS_DEVICE void add(int cell, unsigned count) {
-    if (count == 0) return;
-    if (task_.classes <= kMostSharedMatrix) {
+    if (in_shared()) {
       atomicAdd(matrix_ + cell, count);
     } else {
       atomicAdd(task_.counts + cell, static_cast<unsigned long long>(count));
@@ -90,7 +93,6 @@ class ConfusionBlock {
 
   const ConfusionTask& task_;
   const Tile tile_;
-  const int width_;
   Row* rows_;
   unsigned* matrix_;
 };
