@@ -320,8 +320,9 @@ def shared_bytes(kernel: Kernel, rows: int) -> int:
         lines = 4 * CLASSES * kernel.gradients * (COLUMNS + 1)
         return 16 * COLUMNS + tables + shared_rows * kernel.teachers + lines
     if kernel.views:
-        mean = kernel.views * (source * COLUMNS + shared_rows) * ("ELb1E" in kernel.pattern)
-        return row * kernel.views * rows + mean + 5 * rows * COLUMNS + 4 * CLASSES * 128
+        mean = kernel.views * ("ELb1E" in kernel.pattern)
+        room = max(mean * shared_rows, 4 * CLASSES * 128)  # the histogram takes the place of the views
+        return row * kernel.views * rows + mean * source * COLUMNS + 5 * rows * COLUMNS + room
     return row * rows * (not kernel.pixels) + 4 * CLASSES**2 * (kernel.name == "confusion_matrix")
 
 

@@ -221,7 +221,7 @@ class Logits {
   // becomes the upper one, unless it was shifted for a pixel.
   UDAS_DEVICE void move(const Map& map, int64_t sample, const Row& row, const Source& column,
                         float inverse_temperature = 1.0f) {
-    below_fraction_ = row.fraction > 0.0f ? row.fraction - 1.0f : 0.0f;
+    below_fraction_ = row.fraction - 1.0f;  // -1 only where both rows are the low one
     if (row.fresh > 0 || disagree()) {
       if (row.fresh > 0) renew(map, sample, row, column, inverse_temperature);
       if (disagree()) recentre();

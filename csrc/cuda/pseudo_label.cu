@@ -30,9 +30,10 @@ constexpr __host__ UDAS_DEVICE PseudoLabelLayout pseudo_label_layout(int height,
   at.rows = 0;                                          // Row [views][height]
   at.columns = at.rows + sizeof(Row) * views * height;  // Source [views][width], for the mean
   at.confidence = at.columns + (mean ? sizeof(Source) * views * width : 0);  // float [height][width]
-  at.histogram = at.confidence + sizeof(float) * height * width;             // unsigned [classes][2][64]
-  at.room = at.histogram + (classes <= kMostSharedHistogram ? sizeof(unsigned) * classes * kCells : 0);
-  at.label = at.room + room;  // uint8 [height][width]
+  at.room = at.confidence + sizeof(float) * height * width;
+  at.histogram = at.room;  // unsigned [classes][2][64], from when the views are done with
+  const size_t histogram = classes <= kMostSharedHistogram ? sizeof(unsigned) * classes * kCells : 0;
+  at.label = at.room + (room > histogram ? room : histogram);  // uint8 [height][width]
   at.bytes = at.label + sizeof(uint8_t) * height * width;
   return at;
 }
@@ -71,6 +72,11 @@ class PseudoLabelBlock {
       for (int view = 0; view < task_.views; ++view) best_of_views(view, column_of(view, x));
     }
     __syncthreads();
+    if (shared_histogram()) {
+      for (int i = threadIdx.x; i < classes() * kCells / 4; i += width())
+        reinterpret_cast<uint4*>(histogram_)[i] = {0, 0, 0, 0};
+      __syncthreads();
+    }
     write();
     if (shared_histogram()) {
       __syncthreads();
@@ -107,10 +113,6 @@ class PseudoLabelBlock {
       const int x = min(static_cast<int>(threadIdx.x), tile_.columns - 1);
       for (int view = 0; view < task_.views; ++view)
         columns_[view * width() + threadIdx.x] = column_of(view, x);
-    }
-    if (shared_histogram()) {
-      for (int i = threadIdx.x; i < classes() * kCells / 4; i += width())
-        reinterpret_cast<uint4*>(histogram_)[i] = {0, 0, 0, 0};
     }
     __syncthreads();
   }
