@@ -70,6 +70,10 @@ def test_a_target_of_which_two_images_have_labels(
 def test_two_sources_with_shares(run_cli: RunCli, folder: Callable[..., Path], tmp_path: Path) -> None:
     first, second, real, run = folder("sim"), folder("game"), folder("real"), tmp_path / "run"
     words = (*train(first, real, run), "--source", f"folder:{second}=3")
+    code, _, stderr = run_cli(*words)
+    assert code == 2
+    assert "found shares beside input.rare_classes, expected none, as the rare classes" in stderr
+    words = (*words[:-2], "--set", "input.rare_classes=null", *words[-2:])
     code, stdout, stderr = run_cli(*words)
     assert code == 0, stderr
     assert "data source folder + folder (16), target folder" in stdout

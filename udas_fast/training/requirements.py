@@ -59,7 +59,9 @@ def check_data(recipe: Recipe, domains: Domains) -> None:
                 raise bad("input.rare_classes", found, "none, or a dataset to draw from")
         if isinstance(domains.source, Joined) and len(set(domains.source.shares)) > 1:
             raise bad(
-                "--source", "shares beside input.rare_classes", "none, as the rare classes choose the images"
+                "--source",
+                "shares beside input.rare_classes",
+                "none, as the rare classes choose the images, or --set input.rare_classes=null",
             )
     _check_class_weights(recipe, domains)
     check_batch_sizes(recipe, domains)
