@@ -141,7 +141,7 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="few images and one round; writes nothing")
     arguments = parser.parse_args()
-    count, rounds = (6, 1) if arguments.check else (200, 5)
+    count, rounds = (6, 1) if arguments.check else (200, 3)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = ModelConfig(backbone="resnet18", width=16)
