@@ -1,5 +1,5 @@
 // Squared error to probabilities or labels. Its pixel function, per class: 1 exp, 14 FMAs and the like. The
-// probabilities are read anew at each pixel, 4 loads per class through L1.
+// rows of the probabilities are kept in shared memory (SharedRows).
 #include "loss.cuh"
 
 namespace udas {
