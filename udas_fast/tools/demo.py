@@ -19,7 +19,7 @@ from udas_fast.training.run_folder import locked
 from udas_fast.training.trainer import Trainer
 
 SIZE = (96, 192)
-STEPS = 400  # of every row: the demo is to end within 8 minutes on two cores
+STEPS = 270  # of every row: the demo is to end within 8 minutes on two cores
 NUM_LABELS = 10
 SOURCE, TARGET = "streets:sim", "streets:real"
 
