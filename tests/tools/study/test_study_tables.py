@@ -299,3 +299,18 @@ def test_published_means_are_those_of_their_classes(
 
 def test_the_ablation_ends_where_the_labels_begin() -> None:
     assert paper.ABLATION["ST + DA + SSL"][1] == paper.LABELS["UDAS"]["udas"][2975]
+
+
+def test_step_times_are_medians_and_a_killed_run_s_cut_line_does_not_stop_the_table(tmp_path: Path) -> None:
+    plan = _plan()
+    for run in plan.runs:
+        _write(tmp_path / run.folder, {"sky": 0.5, "road": 0.5, "car": 0.5})
+    cut, damaged = (tmp_path / plan.runs[number].folder / "timing.jsonl" for number in (0, 1))
+    lines = "".join(f'{{"step": {step}, "seconds": {2.0 + step}}}\n' for step in range(3))
+    cut.write_text(lines + '{"step": 3, "sec')
+    by_row = {row.name: row.step_seconds for row in collect(plan, tmp_path, "").rows}
+    assert by_row.pop(plan.runs[0].row.title) == [3.0]
+    assert not any(by_row.values())  # the others have recorded none
+    damaged.write_text(lines + '{"step": 3, "sec\n')
+    with pytest.raises(InputError, match=r"timing\.jsonl line 4: damaged"):
+        collect(plan, tmp_path, "")

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from udas_fast.config import STRICT
 from udas_fast.errors import InputError, bad, first_line
 from udas_fast.evaluation import Protocol
+from udas_fast.tools.report.read import parse_step
 from udas_fast.tools.study.cost import Cost, step_cost
 from udas_fast.tools.study.paper import is_synthia
 from udas_fast.tools.study.plan import StudyPlan, StudyRun
@@ -193,12 +194,11 @@ def _row(plan: StudyPlan, row: StudyRow, folder: Path) -> RowScores:
 def _step_seconds(run: Path) -> list[float]:
     """Return the median seconds of a step of ``run``, nothing where it has recorded no times."""
     path = run / "timing.jsonl"
-    try:
-        found = [json.loads(line)["seconds"] for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return []
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({first_line(error)})") from error
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    if lines and not lines[-1].endswith(b"\n"):  # as a killed run leaves it
+        del lines[-1]
+    steps = [parse_step(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
+    found = [step.values["seconds"] for step in steps if "seconds" in step.values]
     return [statistics.median(found)] if found else []
 
 
