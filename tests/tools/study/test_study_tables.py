@@ -44,12 +44,13 @@ def _plan(study: str = "labels", target: str = "camvid:b", source: str = "camvid
 
 @pytest.fixture
 def table(tmp_path: Path) -> StudyTable:
-    """Two seeds: supervised-20 40 and 50 %, joint-20 50 and 56 %, udas-20 60 and 64 %, udas-0 30 and 30 %."""
+    """Two seeds, %: supervised-20 40, 50; joint-20 50, 56; udas-20 60, 64; udas-0 30, 30; online as udas."""
     plan = _plan()
     scores = {
         "supervised": {20: (0.4, 0.5)},
         "joint": {20: (0.5, 0.56)},
         "udas": {20: (0.6, 0.64), 0: (0.3, 0.3)},
+        "online_self_training": {20: (0.6, 0.64), 0: (0.3, 0.3)},
     }
     for run in plan.runs:
         value = scores[run.row.recipe][run.row.num_labels][run.seed]
@@ -59,7 +60,7 @@ def table(tmp_path: Path) -> StudyTable:
 
 
 def test_mean_and_standard_deviation_over_seeds(table: StudyTable) -> None:
-    supervised, _, ours, none = table.rows
+    supervised, _, ours, none, *_ = table.rows
     assert (supervised.miou.mean, supervised.miou.std) == (45, pytest.approx(50**0.5))  # (5² + 5²) / (2 − 1)
     assert (ours.miou.mean, ours.miou.std) == (pytest.approx(62), pytest.approx(8**0.5))
     assert none.miou == Spread([30, 30], 30, 0)
@@ -87,7 +88,8 @@ def test_gap_is_the_spread_of_the_differences_by_seed(table: StudyTable) -> None
 
 def test_a_title_with_a_comma_is_one_method(table: StudyTable) -> None:
     rows = [replace(row, name=row.name.replace("UDAS", "New, with a comma")) for row in table.rows]
-    assert list(gaps(replace(table, rows=rows))) == ["Joint", "New, with a comma"]
+    found = list(gaps(replace(table, rows=rows)))
+    assert found == ["Joint", "New, with a comma", "Online self-training"]
 
 
 def test_json_and_back(table: StudyTable) -> None:
@@ -98,15 +100,17 @@ def test_markdown_as_the_papers_tables(table: StudyTable) -> None:
     text = markdown(table)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines[0] == "| Labelled target images | 20 | 0 |"
-    assert lines[2:7] == [
+    assert lines[2:9] == [
         "| Supervised | 45.0 ± 7.1 | – |",
         "| Joint | 53.0 ± 4.2 | – |",
         "| UDAS | 62.0 ± 2.8 | 30.0 ± 0.0 |",
+        "| Online self-training | 62.0 ± 2.8 | 30.0 ± 0.0 |",
         "| Joint − Supervised | +8.0 ± 2.8 | – |",
         "| UDAS − Supervised | +17.0 ± 4.2 | – |",
+        "| Online self-training − Supervised | +17.0 ± 4.2 | – |",
     ]
-    assert lines[7] == "| Model | sky | road | car | mIoU |"
-    assert lines[9] == "| Supervised, 20 labels | 40.0 | 45.0 ± 7.1 | 45.0 ± 7.1 | **45.0 ± 7.1** |"
+    assert lines[9] == "| Model | sky | road | car | mIoU |"
+    assert lines[11] == "| Supervised, 20 labels | 40.0 | 45.0 ± 7.1 | 45.0 ± 7.1 | **45.0 ± 7.1** |"
     assert "paper" not in text
     assert "made up val, 3 images" in text
     assert "`udas-fast study labels`" in text
@@ -168,7 +172,7 @@ def test_csv_holds_every_seed_and_the_spread(table: StudyTable) -> None:
     assert [row["seed"] for row in rows[:4]] == ["0", "1", "mean", "std"]
     assert rows[1]["sky"] == ""
     assert float(rows[2]["mIoU"]) == 45
-    assert [row["labels"] for row in rows[4::4]] == ["20", "20", "0"]
+    assert [row["labels"] for row in rows[4::4]] == ["20", "20", "0", "20", "0"]
 
 
 def test_plot_is_drawn(table: StudyTable, tmp_path: Path) -> None:

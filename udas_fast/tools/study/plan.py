@@ -226,7 +226,9 @@ def _plan(
         rows = tuple(row for row, is_same in zip(rows, same, strict=True) if not is_same)
     runs = tuple(StudyRun(row, task, seed) for seed in seeds for row in rows)
     own_lengths = task.changes.small is None and task.changes.steps is None
-    steps = _common_steps(runs[: len(rows)], allow_different=own_lengths and study in ("methods", "ddm"))
+    steps = _common_steps(
+        runs[: len(rows)], allow_different=own_lengths and study in ("labels", "methods", "ddm")
+    )
     return StudyPlan(study, task, rows, runs, steps, left_out)
 
 

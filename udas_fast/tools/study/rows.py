@@ -221,11 +221,15 @@ def _ablation(task: Task, num_labels: int) -> tuple[StudyRow, ...]:
 
 
 def _labels(task: Task, counts: Sequence[int]) -> tuple[StudyRow, ...]:
-    """Return the rows of UDAS 4.3.2 and of Joint, most labels first; the baselines have no row without labels."""
+    """Return the rows of UDAS 4.3.2, of Joint and of online self-training, most labels first.
+
+    The baselines have no row without labels.
+    """
     counts = sorted(counts, reverse=True)
-    baselines, udas = [get_recipe("supervised"), get_recipe("joint")], get_recipe("udas")
-    rows = [_row(task, baseline.title, baseline.name, n) for baseline in baselines for n in counts if n]
-    rows += [_row(task, udas.title, udas.name, n) for n in counts]
+    rows = []
+    for name in ("supervised", "joint", "udas", "online_self_training"):
+        recipe = get_recipe(name)
+        rows += [_row(task, recipe.title, name, n) for n in counts if _trains_with(recipe, n)]
     return tuple(row if row.num_labels else replace(row, title=f"{row.title}, 0 labels") for row in rows)
 
 
