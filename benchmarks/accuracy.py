@@ -137,8 +137,9 @@ def streets(seed: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]
 
 
 def compact(phases: dict[str, Any]) -> dict[str, Any]:
-    """Return scores without the confusion matrices, which stay in the run folders."""
-    return {name: {k: v for k, v in s.items() if k != "confusion_matrix"} for name, s in phases.items()}
+    """Return scores without confusion matrices and reliability, which stay in the run folders."""
+    left_out = ("confusion_matrix", "reliability")
+    return {name: {k: v for k, v in s.items() if k not in left_out} for name, s in phases.items()}
 
 
 def study(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
