@@ -7,6 +7,7 @@ the same seed, which is made too. Complete runs are kept.
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,17 @@ RECIPE = "online_self_training"
 STAGE, OBJECTIVE = "stages.online", "stages.online.objective"
 # Settings by what is different; they follow those of all studies.
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "the source alone": (f"{OBJECTIVE}.weight=0", f"{OBJECTIVE}.masked=null"),  # what more steps are worth
+    "the source alone": (f"{OBJECTIVE}.weight=0",),  # what more steps are worth
+    "no rare classes": ("input.rare_classes=null",),
+    "images scaled by 1 to 2": tuple(
+        f"input.{stream}.{key}"
+        for stream in ("source", "target")
+        for key in ("scale=[1.0,2.0]", "crop=[180,240]")
+    ),
+    "a masked view": (f"{OBJECTIVE}.masked={{}}",),
+    "one threshold, 0.9": (f"{OBJECTIVE}.threshold=0.9",),
+    "one threshold, 0.9, and a masked view": (f"{OBJECTIVE}.threshold=0.9", f"{OBJECTIVE}.masked={{}}"),
     "rate 3e-4": (f"{STAGE}.optimizer.lr=3e-4",),
-    "thresholds by class": (f"{OBJECTIVE}.threshold=balanced",),
-    "thresholds by class, no masked view": (f"{OBJECTIVE}.threshold=balanced", f"{OBJECTIVE}.masked=null"),
-    "thresholds by class, rate 3e-4": (f"{OBJECTIVE}.threshold=balanced", f"{STAGE}.optimizer.lr=3e-4"),
-    "threshold 0.7": (f"{OBJECTIVE}.threshold=0.7",),
-    "no masked view": (f"{OBJECTIVE}.masked=null",),
     "no CutMix": (f"{OBJECTIVE}.cut_mix=null",),
     "labels weighed by image": (f"{OBJECTIVE}.share=image",),
     "statistics by domain": ("model.norm=domain",),
@@ -55,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     document: dict[str, Any] = {
         "command": f"python benchmarks/tried.py {arguments.pair} --seed {arguments.seed} "
-        f"--num-labels {arguments.num_labels}",
+        f"--num-labels {arguments.num_labels} --variants {shlex.join(arguments.variants)}",
         "environment": harness.environment("cuda" if torch.cuda.is_available() else "cpu"),
     }
     plan = planned(arguments)

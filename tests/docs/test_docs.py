@@ -273,7 +273,7 @@ def test_settings_of_the_pages_are_taken(page: str, assignment: str) -> None:
 
 
 # Parts of the objective that `online_self_training` is without.
-ABSENT = ("online.objective.feature_distance", "online.objective.channel_dropout")
+ABSENT = tuple(f"online.objective.{part}" for part in ("feature_distance", "channel_dropout", "masked"))
 
 
 def _table_keys() -> list[tuple[str, str]]:

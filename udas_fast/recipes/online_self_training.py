@@ -6,7 +6,7 @@ from udas_fast.data.strong_view import StrongConfig
 from udas_fast.engine.optim import OptimizerConfig
 from udas_fast.models import ModelConfig
 from udas_fast.objectives.online_self_training import OnlineSelfTrainingConfig
-from udas_fast.objectives.student_view import ClassMixConfig, CutMixConfig, MaskConfig
+from udas_fast.objectives.student_view import ClassMixConfig, CutMixConfig
 from udas_fast.objectives.supervised import SupervisedConfig
 from udas_fast.recipes.recipe import Recipe, Stage
 
@@ -17,8 +17,8 @@ OPTIMIZER = OptimizerConfig(
 ONLINE_SELF_TRAINING = Recipe(
     name="online_self_training",
     title="Online self-training",
-    summary="a source network learns on from all labels there are and from strong, mixed and masked target views, "
-    "which its own average labels",
+    summary="a source network learns on from all labels there are and from strong, mixed target views, which its own "
+    "average labels",
     model=ModelConfig(norm="domain"),
     stages=(
         Stage(
@@ -32,12 +32,11 @@ ONLINE_SELF_TRAINING = Recipe(
             OnlineSelfTrainingConfig(
                 domain="both",
                 augment_labelled=StrongConfig(),
-                threshold=0.9,
+                threshold="balanced",  # one for all would leave rare classes without labels
                 share="pixel",
                 cut_mix=CutMixConfig(),
                 # Classes of the source cost as much as they give where the domains differ in their scenes.
                 class_mix=ClassMixConfig(partner="labelled"),
-                masked=MaskConfig(),
                 result="teacher",
             ),
             steps=20_000,
