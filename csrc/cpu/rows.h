@@ -286,22 +286,25 @@ inline void prefetch_tile(const Map& map, int64_t n, int64_t y, int64_t x) {
 }
 
 // Labels of type From as classes, -1 where ignored, past the end or out of range (then bad_label is set). Int
-// holds them all, and -1.
+// holds them all, and -1. They are widened where they are compared: a vector that is loaded soon after its
+// parts were stored waits for them.
 template <class Int, class From>
 inline void classes_of(const cpu::Plane& target, int64_t n, int64_t y, int64_t x, int count,
                        int64_t ignore_index, int64_t classes, std::atomic<int64_t>& bad_label, int32_t* to) {
   const Int ignored = static_cast<Int>(ignore_index), end = static_cast<Int>(classes);
-  Int label[kTile];
-  copy_tile<Int, From>(target, n, y, x, count, ignored, label);
+  From labels[kTile];
+  copy_tile<From, From>(target, n, y, x, count, cpu::kNoLabel, labels);
   int bad = 0;
   for (int i = 0; i < kTile; ++i) {
-    const bool inside = (label[i] >= 0) & (label[i] < end), counts = label[i] != ignored;
+    const Int label = labels[i];
+    const bool inside = (label >= 0) & (label < end), counts = label != ignored;
     bad |= counts & !inside;
-    to[i] = counts & inside ? static_cast<int32_t>(label[i]) : -1;
+    to[i] = counts & inside ? static_cast<int32_t>(label) : -1;
   }
+  std::fill(to + count, to + kTile, -1);
   if (bad == 0) return;
-  for (int i = 0; i < kTile; ++i) {
-    if (label[i] != ignored && (label[i] < 0 || label[i] >= end)) bad_label.store(label[i]);
+  for (const Int label : labels) {
+    if (label != ignored && (label < 0 || label >= end)) bad_label.store(label);
   }
 }
 
