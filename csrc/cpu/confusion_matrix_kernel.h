@@ -16,7 +16,7 @@ class ConfusionLoop {
         logits_(task.map.classes * kTile),
         top_(kTile),
         counts_(task.map.classes * task.map.classes) {
-    pair_.emplace_back(task.map, task.grid.tiles, false);
+    pair_.emplace_back(task.map, strip_tiles(task.grid, 2, task.map.classes), false);
   }
 
   void band(int64_t band) {

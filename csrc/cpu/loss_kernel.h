@@ -70,9 +70,11 @@ class LossLoop {
         block_(task.classes() * kTile),
         logits_(task.maps.size() * block_),
         top_(task.maps.size() * kTile),
-        gradient_(2 * block_) {
+        scratch_((kRows - 1) * Loss::kMaps * block_ + 2 * block_) {
+    const int64_t rows = 2 * task.maps.size() + (kGrad ? 2 * Loss::kMaps : 0);
+    const int64_t tiles = strip_tiles(task.grid, rows, task.classes());
     for (size_t m = 0; m < task.maps.size(); ++m) {
-      pairs_.emplace_back(task.maps[m], task.grid.tiles, kGrad && m < Loss::kMaps);
+      pairs_.emplace_back(task.maps[m], tiles, kGrad && m < Loss::kMaps);
     }
   }
 
@@ -93,25 +95,35 @@ class LossLoop {
     }
     for_each_run(task_.grid, task_.rows, pairs_, band,
                  [&](int64_t tile, int64_t begin, int64_t end) { run(tile, begin, end); });
-    for (RowPair& pair : pairs_) pair.end();
     task_.totals[band] = total_;
     task_.counts[band] = count_;
   }
 
  private:
+  // Rows whose gradients are collected together, which reads and writes the wide rows once for both; a last
+  // odd row is collected alone.
+  static constexpr int kRows = 2;
+
+  // The scratch arrays of the k-th of kRows rows. A row's arrays past its gradients are free for the next.
+  float* scratch(int k) { return scratch_.data() + k * Loss::kMaps * block_; }
+
   // Rows [begin, end) of one tile.
   void run(int64_t tile, int64_t begin, int64_t end) {
     const int64_t x = tile * kTile;
     const int pixels = static_cast<int>(std::min<int64_t>(kTile, task_.grid.width - x));
     Vec total = Vec{}, count = Vec{};
+    if (kGrad) {
+      for (int m = 0; m < Loss::kMaps; ++m) pairs_[m].clear_new(tile);
+    }
     for (int64_t y = begin; y < end; ++y) {
+      float* to = scratch((y - begin) % kRows);
       values_.load<Loss>(task_, sample_, y, x, pixels);
       for (size_t m = 0; m < pairs_.size(); ++m) {
         blend(pairs_[m].low(tile), pairs_[m].high(tile), task_.rows[m].fraction[y], task_.classes(),
               logits_.data() + m * block_, top_.data() + m * kTile);
       }
       if (task_.incoming.data != nullptr) {
-        map_tile(task_.incoming, sample_, y, x, pixels, gradient_.data() + block_);
+        map_tile(task_.incoming, sample_, y, x, pixels, to + block_);
         const bool last = y + 1 == end;
         prefetch_tile(task_.incoming, sample_, last ? begin : y + 1, last ? x + kTile : x);
       }
@@ -120,7 +132,7 @@ class LossLoop {
         const Pixels px{task_,
                         logits_.data() + lane,
                         top_.data() + lane,
-                        gradient_.data() + lane,
+                        to + lane,
                         udas::load(values_.label + lane),
                         weight,
                         Loss::kMaps};
@@ -129,35 +141,45 @@ class LossLoop {
         count += udas::load(values_.count + lane);
         store(values_.loss + lane, loss);
       }
-      if (kGrad) collect(tile, y);
+      if (kGrad && (y - begin) % kRows == kRows - 1) collect<kRows>(tile, y - (kRows - 1));
       if (task_.loss_map != nullptr) {
         float* to = task_.loss_map + (sample_ * task_.grid.height + y) * task_.grid.width + x;
         std::memcpy(to, values_.loss, pixels * sizeof(float));
       }
     }
+    if (kGrad && (end - begin) % kRows == 1) collect<1>(tile, end - 1);
     total_ += sum(total);
     count_ += sum(count);
   }
 
-  // The adjoint of the vertical interpolation.
+  // The adjoint of the vertical interpolation, of rows from y on.
+  template <int rows>
   void collect(int64_t tile, int64_t y) {
     for (int m = 0; m < Loss::kMaps; ++m) {
-      const float fraction = task_.rows[m].fraction[y], rest = 1.0f - fraction;
-      const float* from = gradient_.data() + m * block_;
+      const float* from[rows];
+      float share[rows];  // of high
+      for (int k = 0; k < rows; ++k) {
+        from[k] = scratch(k) + m * block_;
+        share[k] = task_.rows[m].fraction[y + k];
+      }
       float* low = pairs_[m].low_gradient(tile);
       float* high = pairs_[m].high_gradient(tile);
-      const bool one = low == high;  // at the last row, where fraction is 0
       for (int64_t i = 0; i < block_; i += kLanes) {
-        const Vec g = udas::load(from + i);
-        store(low + i, udas::load(low + i) + rest * g);
-        if (!one) store(high + i, udas::load(high + i) + fraction * g);
+        Vec to_low = udas::load(low + i), to_high = udas::load(high + i);
+        for (int k = 0; k < rows; ++k) {
+          const Vec g = udas::load(from[k] + i);
+          to_low += (1.0f - share[k]) * g;
+          to_high += share[k] * g;
+        }
+        store(high + i, to_high);
+        store(low + i, to_low);  // after high: they are one at the last row, where fraction is 0
       }
     }
   }
 
   LossTask& task_;
   int64_t block_;
-  Floats logits_, top_, gradient_;
+  Floats logits_, top_, scratch_;
   std::vector<RowPair> pairs_;
   TileValues values_{};
   int64_t sample_ = 0;

@@ -20,7 +20,8 @@ class PseudoLabelLoop {
         mean_(task.mean ? block_ : 0),
         counts_(classes_ * 2 * kBins) {
     pairs_.reserve(task.views.size());
-    for (const Map& view : task.views) pairs_.emplace_back(view, task.grid.tiles, false);
+    const int64_t tiles = strip_tiles(task.grid, 2 * task.views.size(), classes_);
+    for (const Map& view : task.views) pairs_.emplace_back(view, tiles, false);
   }
 
   void band(int64_t band) {

@@ -1,7 +1,7 @@
 #pragma once
 // Interpolation on the CPU. A low-resolution row is widened horizontally once and kept; the vertical step is
 // then a contiguous multiply-add. Wide rows are laid out [tiles][C][kTile], so that a tile's classes lie
-// together.
+// together. A band is worked on in strips of so many tiles that the rows stay in the second cache.
 //
 // This file and the *_kernel.h are compiled once per instruction set, each time in a namespace of its own.
 #include "../core/math.h"
@@ -16,6 +16,7 @@ using cpu::Map;
 
 constexpr int kLanes = UDAS_SIMD_WIDTH;
 constexpr int kVectors = kTile / kLanes;  // vectors in a tile
+constexpr int64_t kStripBytes = 1 << 19;  // of the wide rows of a strip: half of a second cache of 1 MiB
 
 // Floats aligned for the widest vectors, not initialised.
 class Floats {
@@ -66,14 +67,30 @@ inline Vec permuted(Vec from, VecInt index) {
 #endif
 }
 
+// Tiles [begin, end) of every row.
+struct Strip {
+  int64_t begin, end;
+  int64_t tiles() const { return end - begin; }
+};
+
+// The low-resolution columns [begin, end) that a strip reads; a flipped axis runs backwards.
+struct Columns {
+  Columns(const Axis& axis, Strip strip) {
+    const int64_t first = strip.begin * kTile, last = strip.end * kTile - 1;
+    begin = std::min(axis.low[first], axis.low[last]);
+    end = std::max(axis.high[first], axis.high[last]) + 1;
+  }
+  int64_t begin, end;
+};
+
 // row [C, w] -> wide [tiles][C][kTile]; the row is readable kLanes past its end. A vector that reads few
 // columns takes them from one load. Not inlined: its loop needs the registers.
 __attribute__((noinline)) inline void widen(const float* row, int64_t classes, int64_t width,
-                                            const Axis& axis, int64_t tiles, float* wide) {
-  for (int64_t x = 0; x < tiles * kTile; x += kLanes) {
+                                            const Axis& axis, Strip strip, float* wide) {
+  for (int64_t x = strip.begin * kTile; x < strip.end * kTile; x += kLanes) {
     const int32_t *low = axis.low.data() + x, *high = axis.high.data() + x;
     const float* fraction = axis.fraction.data() + x;
-    float* to = wide + x / kTile * classes * kTile + x % kTile;
+    float* to = wide + (x / kTile - strip.begin) * classes * kTile + x % kTile;
     const int32_t first = std::min(low[0], low[kLanes - 1]);  // a flipped axis runs backwards
     const int32_t last = std::max(high[0], high[kLanes - 1]);
     if (last - first < kLanes) {
@@ -102,37 +119,41 @@ __attribute__((noinline)) inline void widen(const float* row, int64_t classes, i
   }
 }
 
-// The adjoint of widen: row[c, j] = the sum over the positions that read column j. kLanes classes are summed
+// The adjoint of widen: row[c, j] += the sum over the positions that read column j. kLanes classes are summed
 // at a time, for which `line`, tiles · kTile · kLanes floats, holds them side by side.
 __attribute__((noinline)) inline void narrow(const float* wide, int64_t classes, int64_t width,
-                                             const Axis& axis, int64_t tiles, float* line, float* row) {
+                                             const Axis& axis, Strip strip, float* line, float* row) {
+  const Columns columns(axis, strip);
+  const int64_t begin = strip.begin * kTile, end = strip.end * kTile;
   const float* fraction = axis.fraction.data();
   const int32_t* first = axis.first.data();
   for (int64_t from = 0; from < classes; from += kLanes) {
     const int count = static_cast<int>(std::min<int64_t>(kLanes, classes - from));
-    for (int64_t t = 0; t < tiles; ++t) {
+    for (int64_t t = 0; t < strip.tiles(); ++t) {
       for (int c = 0; c < count; ++c) {
         const float* values = wide + (t * classes + from + c) * kTile;
         for (int i = 0; i < kTile; ++i) line[(t * kTile + i) * kLanes + c] = values[i];
       }
     }
     Vec carried{};  // from the positions between columns j - 1 and j
-    for (int64_t j = 0; j < width; ++j) {
+    for (int64_t j = columns.begin; j < columns.end; ++j) {
       Vec low{}, high{};
-      for (int32_t x = first[j]; x < first[j + 1]; ++x) {
-        const Vec value = load(line + int64_t{x} * kLanes), right = fraction[x] * value;
+      const int64_t last = std::min<int64_t>(first[j + 1], end);
+      for (int64_t x = std::max<int64_t>(first[j], begin); x < last; ++x) {
+        const Vec value = load(line + (x - begin) * kLanes), right = fraction[x] * value;
         low += value - right;
         high += right;
       }
       const Vec sum = carried + low;
-      for (int c = 0; c < count; ++c) row[(from + c) * width + j] = sum[c];
+      for (int c = 0; c < count; ++c) row[(from + c) * width + j] += sum[c];
       carried = high;
     }
   }
 }
 
-// The two low-resolution rows around the current full-resolution rows, widened, and the gradients collected
-// for them. A row keeps its place while it is in use; when it is replaced, its gradient is written out.
+// The two low-resolution rows around the current full-resolution rows, widened over a strip of at most
+// `tiles` tiles, and the gradients collected for them. A row keeps its place while it is in use; when it is
+// replaced, its gradient is written out.
 class RowPair {
  public:
   RowPair(const Map& map, int64_t tiles, bool with_gradient)
@@ -151,10 +172,17 @@ class RowPair {
     columns_ = columns;
     rows_ = rows;
     first_ = first;
+  }
+
+  int64_t tiles() const { return tiles_; }
+
+  void begin_strip(Strip strip) {
+    strip_ = strip;
     held_[0] = held_[1] = -1;
   }
 
   void move(int64_t low, int64_t high) {
+    new_[0] = new_[1] = false;
     int slot = held_[0] == low ? 0 : held_[1] == low ? 1 : -1;
     if (slot < 0) fill(slot = held_[0] == high ? 1 : 0, low);
     low_ = slot;
@@ -164,9 +192,17 @@ class RowPair {
     if (held_[high_] != high) fill(high_, high);
   }
 
-  void end() {
+  void end_strip() {
     flush(0);
     flush(1);
+  }
+
+  // Clear the gradients of a tile that were not collected for before. Not in move(): here the first cache
+  // keeps them.
+  void clear_new(int64_t tile) {
+    for (int slot = 0; slot < 2; ++slot) {
+      if (new_[slot]) std::memset(at(gradient_, slot, tile), 0, map_.classes * kTile * sizeof(float));
+    }
   }
 
   const float* low(int64_t tile) { return at(wide_, low_, tile); }
@@ -176,20 +212,21 @@ class RowPair {
 
  private:
   float* at(Floats& rows, int slot, int64_t tile) {
-    return rows.data() + slot * wide_size_ + tile * map_.classes * kTile;
+    return rows.data() + slot * wide_size_ + (tile - strip_.begin) * map_.classes * kTile;
   }
 
   void fill(int slot, int64_t row) {
     flush(slot);
     held_[slot] = row;
-    cpu::load_row(map_, sample_, row, row_.data());
-    widen(row_.data(), map_.classes, map_.width, *columns_, tiles_, at(wide_, slot, 0));
-    if (with_gradient_) std::memset(at(gradient_, slot, 0), 0, wide_size_ * sizeof(float));
+    new_[slot] = true;
+    const Columns columns(*columns_, strip_);
+    cpu::load_row(map_, sample_, row, columns.begin, columns.end, row_.data());
+    widen(row_.data(), map_.classes, map_.width, *columns_, strip_, at(wide_, slot, strip_.begin));
   }
 
   void flush(int slot) {
     if (with_gradient_ && held_[slot] >= 0) {
-      narrow(at(gradient_, slot, 0), map_.classes, map_.width, *columns_, tiles_, line_.data(),
+      narrow(at(gradient_, slot, strip_.begin), map_.classes, map_.width, *columns_, strip_, line_.data(),
              rows_ + (held_[slot] - first_) * map_.classes * map_.width);
     }
     held_[slot] = -1;
@@ -202,7 +239,9 @@ class RowPair {
   int64_t sample_ = 0, first_ = 0;
   const Axis* columns_ = nullptr;
   float* rows_ = nullptr;
+  Strip strip_{0, 0};
   int64_t held_[2] = {-1, -1};
+  bool new_[2] = {false, false};  // held since the last move()
   int low_ = 0, high_ = 0;
 };
 
@@ -218,17 +257,28 @@ inline int64_t run_end(const std::vector<Axis>& rows, int64_t y, int64_t end) {
   return end;
 }
 
-// Calls body(tile, begin, end) for every run of rows [begin, end) of a band and every tile. pairs[m] holds
-// the low-resolution rows of map m around the run.
+// Tiles of a strip where every class of a tile has `rows` wide rows.
+inline int64_t strip_tiles(const cpu::Grid& grid, int64_t rows, int64_t classes) {
+  const int64_t bytes = rows * classes * kTile * static_cast<int64_t>(sizeof(float));
+  return std::min(std::max<int64_t>(kStripBytes / bytes, 1), grid.tiles);
+}
+
+// Calls body(tile, begin, end) for every run of rows [begin, end) of a band and every tile, strip by strip.
+// pairs[m] holds the low-resolution rows of map m around the run.
 template <class Body>
 inline void for_each_run(const cpu::Grid& grid, const std::vector<Axis>& rows, std::vector<RowPair>& pairs,
                          int64_t band, const Body& body) {
   const int64_t end = grid.end_y(band);
-  for (int64_t y = grid.first_y(band); y < end;) {
-    const int64_t next = run_end(rows, y, end);
-    for (size_t m = 0; m < pairs.size(); ++m) pairs[m].move(rows[m].low[y], rows[m].high[y]);
-    for (int64_t tile = 0; tile < grid.tiles; ++tile) body(tile, y, next);
-    y = next;
+  for (Strip strip{0, 0}; strip.begin < grid.tiles; strip.begin = strip.end) {
+    strip.end = std::min(strip.begin + pairs[0].tiles(), grid.tiles);
+    for (RowPair& pair : pairs) pair.begin_strip(strip);
+    for (int64_t y = grid.first_y(band); y < end;) {
+      const int64_t next = run_end(rows, y, end);
+      for (size_t m = 0; m < pairs.size(); ++m) pairs[m].move(rows[m].low[y], rows[m].high[y]);
+      for (int64_t tile = strip.begin; tile < strip.end; ++tile) body(tile, y, next);
+      y = next;
+    }
+    for (RowPair& pair : pairs) pair.end_strip();
   }
 }
 

@@ -11,11 +11,11 @@ namespace cpu {
 namespace {
 
 template <class T>
-void widen_row(const Map& map, int64_t n, int64_t y, float* to) {
+void widen_row(const Map& map, int64_t n, int64_t y, int64_t begin, int64_t end, float* to) {
   const T* from = static_cast<const T*>(map.data) + n * map.stride[0] + y * map.stride[2];
-  for (int64_t c = 0; c < map.classes; ++c) {
+  for (int64_t c = 0; c < map.classes; ++c, to += map.width) {
     const T* values = from + c * map.stride[1];
-    for (int64_t x = 0; x < map.width; ++x) *to++ = static_cast<float>(values[x * map.stride[3]]);
+    for (int64_t x = begin; x < end; ++x) to[x] = static_cast<float>(values[x * map.stride[3]]);
   }
 }
 
@@ -34,14 +34,14 @@ Axis::Axis(int64_t in, int64_t out, bool align_corners, int64_t padded, bool fli
     first[j] = static_cast<int32_t>(first_position(j, in, out, align_corners));
 }
 
-void load_row(const Map& map, int64_t n, int64_t y, float* to) {
+void load_row(const Map& map, int64_t n, int64_t y, int64_t begin, int64_t end, float* to) {
   switch (map.type) {
     case Type::float16:
-      return widen_row<torch::headeronly::Half>(map, n, y, to);
+      return widen_row<torch::headeronly::Half>(map, n, y, begin, end, to);
     case Type::bfloat16:
-      return widen_row<torch::headeronly::BFloat16>(map, n, y, to);
+      return widen_row<torch::headeronly::BFloat16>(map, n, y, begin, end, to);
     default:
-      return widen_row<float>(map, n, y, to);
+      return widen_row<float>(map, n, y, begin, end, to);
   }
 }
 

@@ -43,8 +43,8 @@ struct Axis {
   std::vector<int32_t> first;  // [in + 1]: first[j] is the first position whose low is at least j
 };
 
-// Row `y` of sample `n` as float32 [C, w].
-void load_row(const Map& map, int64_t n, int64_t y, float* to);
+// Columns [begin, end) of row `y` of sample `n` as float32, in their places in `to`, [C, w].
+void load_row(const Map& map, int64_t n, int64_t y, int64_t begin, int64_t end, float* to);
 
 // The full-resolution image in units of work: bands of rows, tiles of columns.
 struct Grid {

@@ -37,7 +37,7 @@ class UpsampleLoop {
         top_(kTile),
         values_(task.map.classes * kTile),
         streams_(task.grid.width % kTile == 0 && reinterpret_cast<uintptr_t>(task.out) % 64 == 0) {
-    pairs_.emplace_back(task.map, task.grid.tiles, false);
+    pairs_.emplace_back(task.map, strip_tiles(task.grid, 2, task.map.classes), false);
   }
 
   void band(int64_t band) {

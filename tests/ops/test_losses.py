@@ -84,9 +84,14 @@ def test_loss_and_gradient_match_float64(loss: Loss, device: str, s: dict[str, A
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("loss", LOSS_PARAMS)
-def test_real_size(loss: Loss, device: str) -> None:
-    maps = [random_map((2, 19, 45, 80), i).to(device) for i in range(loss.maps)]
-    target = random_labels((2, 360, 640), 19, 3).to(device)
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((2, 19, 45, 80), (360, 640)), ((1, 150, 5, 31), (35, 241))],
+    ids=["real", "many_classes"],
+)
+def test_real_size(loss: Loss, device: str, shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    maps = [random_map(shape, i).to(device) for i in range(loss.maps)]
+    target = random_labels((shape[0], *size), shape[1], 3).to(device)
     found, gradients = with_gradients(loss, ops, maps, target)
     expected, expected_gradients = oracle(loss, maps, target)
     assert_close(found, expected, 1e-6)

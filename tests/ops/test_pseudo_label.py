@@ -99,9 +99,14 @@ def test_matches_float64(device: str, s: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("reduce", ["max", "mean"])
-def test_real_size(device: str, reduce: str) -> None:
-    views = [random_map((1, 19, 45, 80), k).to(device) for k in range(3)]
-    check(views, (360, 640), reduce=reduce, flips=[False, True, False])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((1, 19, 45, 80), (360, 640)), ((1, 150, 5, 31), (35, 241))],
+    ids=["real", "many_classes"],
+)
+def test_real_size(device: str, reduce: str, shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    views = [random_map(shape, k).to(device) for k in range(3)]
+    check(views, size, reduce=reduce, flips=[False, True, False])
 
 
 @pytest.mark.parametrize("device", DEVICES)

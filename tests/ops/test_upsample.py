@@ -56,9 +56,14 @@ def test_values_and_gradient_match_float64(activation: str, device: str, s: dict
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_real_size(activation: str, device: str) -> None:
-    logits = random_map((1, 19, 23, 40), 0).to(device)
-    incoming = random_map((1, 19, 180, 320), 1, layout="channels_last").to(device)
+@pytest.mark.parametrize(
+    ("low", "full"),
+    [((1, 19, 23, 40), (1, 19, 180, 320)), ((1, 150, 3, 57), (1, 150, 17, 450))],
+    ids=["real", "many_classes"],
+)
+def test_real_size(activation: str, device: str, low: tuple[int, ...], full: tuple[int, ...]) -> None:
+    logits = random_map(low, 0).to(device)
+    incoming = random_map(full, 1, layout="channels_last").to(device)
     found, gradient = upsampled_with_gradient(ops, logits, incoming, activation=activation)
     expected, expected_gradient = upsampled_with_gradient(
         reference, logits.double(), incoming.double(), activation=activation
