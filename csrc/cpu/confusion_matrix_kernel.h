@@ -1,6 +1,5 @@
 #pragma once
 // The confusion matrix on the CPU: interpolate the logits at a tile of pixels, take the largest, count.
-#include "../core/predict.h"
 #include "rows.h"
 
 namespace udas {
@@ -8,13 +7,40 @@ inline namespace UDAS_ISA {
 
 using cpu::ConfusionTask;
 
+// Interpolated logits of one lane group, computed where they are read.
+struct Blended {
+  const float *low, *high;
+  float fraction;
+  Vec operator[](int c) const {
+    const Vec a = load(low + int64_t{c} * kTile);
+    return a + fraction * (load(high + int64_t{c} * kTile) - a);
+  }
+};
+
+// The class of the largest logit, the lowest of equals. Each half of the classes has a search of its own, as
+// a comparison waits for the one before it.
+inline VecInt largest_class(const Blended& v, int classes) {
+  Vec top = v[0], upper_top = top;
+  VecInt label{}, upper_label{};
+  const auto compare = [&](int c, Vec& top, VecInt& label) {
+    const Vec value = v[c];
+    label = select(value > top, VecInt{} + c, label);
+    top = larger(value, top);
+  };
+  const int half = classes / 2;
+  for (int c = 0; c < half; ++c) {
+    compare(c, top, label);
+    compare(half + c, upper_top, upper_label);
+  }
+  if (classes % 2 != 0) compare(classes - 1, upper_top, upper_label);
+  return select(upper_top > top, upper_label, label);
+}
+
 class ConfusionLoop {
  public:
   explicit ConfusionLoop(const ConfusionTask& task)
       : task_(task),
         classes_(static_cast<int>(task.map.classes)),
-        logits_(task.map.classes * kTile),
-        top_(kTile),
         counts_(task.map.classes * task.map.classes) {
     pair_.emplace_back(task.map, strip_tiles(task.grid, 2, task.map.classes), false);
   }
@@ -33,28 +59,24 @@ class ConfusionLoop {
   void run(int64_t tile, int64_t y) {
     const int64_t x = tile * kTile;
     const int pixels = static_cast<int>(std::min<int64_t>(kTile, task_.grid.width - x));
-    blend(pair_[0].low(tile), pair_[0].high(tile), task_.rows[0].fraction[y], classes_, logits_.data(),
-          top_.data());
-    for (int lane = 0; lane < kTile; lane += kLanes) {
-      const Column v{logits_.data() + lane};
-      const Vec top = load(top_.data() + lane);
-      VecInt label{};
-      for (int c = classes_ - 1; c > 0; --c) label = select(v[c] == top, VecInt{} + c, label);
-      store(label_ + lane, select(v[0] == top, VecInt{}, label));  // the lowest of equals is taken last
-    }
+    const float *low = pair_[0].low(tile), *high = pair_[0].high(tile);
+    const float fraction = task_.rows[0].fraction[y];
     label_tile(task_.target, sample_, y, x, pixels, task_.ignore_index, classes_, task_.bad_label, truth_);
-    for (int i = 0; i < pixels; ++i) {
-      if (truth_[i] >= 0) ++counts_[truth_[i] * classes_ + label_[i]];
+    for (int lane = 0; lane < kTile; lane += kLanes) {
+      const VecInt label = largest_class({low + lane, high + lane, fraction}, classes_);
+      store(cell_ + lane, load(truth_ + lane) * classes_ + label);  // negative where the truth is
+    }
+    for (const int32_t cell : cell_) {
+      if (cell >= 0) ++counts_[cell];
     }
   }
 
   const ConfusionTask& task_;
   int classes_;
-  Floats logits_, top_;
   std::vector<RowPair> pair_;  // one
   std::vector<int64_t> counts_;
   int64_t sample_ = 0;
-  alignas(64) int32_t label_[kTile], truth_[kTile];
+  alignas(64) int32_t truth_[kTile], cell_[kTile];
 };
 
 inline void run_confusion_matrix(const ConfusionTask& task, int64_t begin, int64_t end) {
