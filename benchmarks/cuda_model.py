@@ -128,6 +128,7 @@ KERNELS = [
         83.2,
         gradients=1,
     ),
+    Kernel("region_mix", "region_mix.cu", "region_mix_rgb_kernelIf", 3 + 3 * 4 + 3, maps=0, pixels=4),
 ]
 FINISH = Kernel("finish", "finish.cu", "finish_kernel", 0.0)
 
@@ -262,6 +263,9 @@ def rules(rows: int, kernel: Kernel) -> list[Rule]:
         Rule(r"void write\(\).*} else {|void write\(\).* > else >", 0),
         Rule(r"i < classes\(\) \* kCells / 4; .*\[i\] = \{0", CLASSES / 4, "STS"),
         Rule(r"i < classes\(\) \* kCells / 4; .*> ", CLASSES / 4, "LDS"),
+        # region_mix: boxes, labels that are classes, channels first.
+        Rule(r"void (take_mask|take_classes|spoil_no_class|store_interleaved)\(", 0),
+        Rule(r"else if \(task\.region == Region::mask\)", 0),
     ]
 
 
@@ -360,7 +364,7 @@ def finish_us(compiled: Compiled, card: Card) -> float:
 def predict(kernel: Kernel, compiled: Compiled, card: Card, batch: int, finish: float) -> dict[str, Any]:
     """Return a row of the table: registers, shared memory, occupancy, cycles of a pixel, and the time."""
     rows = kernel.pixels or tile_rows(kernel, card, batch)
-    threads = 256 if kernel.pixels else COLUMNS
+    threads = 64 if kernel.pixels else COLUMNS
     shared = shared_bytes(kernel, rows)
     blocks = resident(card, compiled.registers, shared, threads)
     by_op, _ = counts(compiled, kernel, rows)

@@ -9,7 +9,7 @@ namespace udas {
 enum class Region : int { box, classes, mask };
 
 // Whether a pixel is in box x0, y0, x1, y1: x1 and y1 are outside. An empty or inverted box has no pixel.
-UDAS_HD bool in_box(const int32_t* box, int64_t x, int64_t y) {
+UDAS_HD bool in_box(const int32_t* box, int32_t x, int32_t y) {
   return x >= box[0] && x < box[2] && y >= box[1] && y < box[3];
 }
 

@@ -1,8 +1,10 @@
-// Region mixing: composite, normalise, cast and lay out two images and their labels in one pass.
+// Region mixing: composite, normalise, cast and lay out two images and their labels in one pass. A block
+// takes columns of one row, a thread all channels of its pixels; of the two images, only what is taken is
+// read.
 //
-// A thread takes four neighbours of a row, all channels: loads and stores of four elements where the strides
-// allow it, three such stores for the twelve values of four RGB pixels in channels_last. Of the two images,
-// only what is taken is read.
+// There are two kernels. RGB bytes with labels of bytes, where rows and width allow it, are read four pixels
+// a word, and what is taken is a word of bytes too; the result is written four values at a time. Anything
+// else is read and written value by value, by whatever types and strides the task has.
 //
 // The floor, with P pixels of c channels: bytes P·c·(bytes in + bytes out) + P·(up to 2 read + 1
 // written)·(label bytes) + P for a mask; one FMA a value. Bound by memory.
@@ -12,43 +14,11 @@ namespace udas {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 64;
+constexpr int kFour = 4;  // pixels of a thread of region_mix_rgb_kernel
+constexpr int kRgb = 3;
 
-// ---- four elements at once -------------------------------------------------------------------------
-
-template <class T>
-struct alignas(sizeof(T) == 8 ? 16 : 4 * sizeof(T)) Four {
-  T value[4];
-};
-
-template <class T>
-UDAS_DEVICE bool aligned(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % alignof(Four<T>) == 0;
-}
-
-template <class T>
-UDAS_DEVICE Four<T> load_four(const T* from, int64_t step, int count) {
-  Four<T> four;
-  if (count == 4 && step == 1 && aligned(from)) {
-    four = *reinterpret_cast<const Four<T>*>(from);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) four.value[i] = from[(i < count ? i : 0) * step];
-  }
-  return four;
-}
-
-template <class T>
-UDAS_DEVICE void store_four(T* to, int64_t step, int count, const Four<T>& four) {
-  if (count == 4 && step == 1 && aligned(to)) {
-    *reinterpret_cast<Four<T>*>(to) = four;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i < count) to[i * step] = four.value[i];
-    }
-  }
-}
+// ---- stores ----------------------------------------------------------------------------------------
 
 UDAS_DEVICE void narrow(float value, float& to) { to = value; }
 UDAS_DEVICE void narrow(float value, __half& to) { to = __float2half_rn(value); }
@@ -58,163 +28,244 @@ UDAS_DEVICE void narrow(float value, Brain& to) {  // to nearest, ties to even
   to.raw = value != value ? 0x7fc0 : static_cast<uint16_t>((raw + 0x7fff + ((raw >> 16) & 1)) >> 16);
 }
 
-template <class Body>
-UDAS_DEVICE void with_type(Type type, const Body& body) {
-  if (type == Type::uint8) {
-    body(uint8_t{});
-  } else if (type == Type::float32) {
-    body(float{});
-  } else if (type == Type::float16) {
-    body(__half{});
-  } else {
-    body(Brain{});
-  }
-}
-
-// ---- one thread ------------------------------------------------------------------------------------
-
-struct Quad {
-  int64_t n, at;  // sample, and place in [N, H, W]
-  int y, x, count;
-  bool taken[4], bad[4];
-
-  UDAS_DEVICE bool any(bool which) const {
-    return taken[0] == which || taken[1] == which || taken[2] == which || taken[3] == which;
-  }
+template <class T>
+struct alignas(kFour * sizeof(T)) Four {
+  T value[kFour];
 };
 
 template <class T>
-UDAS_DEVICE Four<T> load_labels(const Labels& labels, const Quad& quad) {
-  return load_four(static_cast<const T*>(labels.data) + quad.at, 1, quad.count);
+UDAS_DEVICE void store_four(T* to, const Four<T>& four) {
+  *reinterpret_cast<Four<T>*>(to) = four;
 }
 
-// Which of the four pixels the region takes.
-template <class T>
-UDAS_DEVICE void choose(const MixTask& task, const Four<T>& label, Quad& quad) {
+// ---- what the region takes -------------------------------------------------------------------------
+
+// Neighbours in a row.
+template <int kPixels>
+struct Pixels {
+  UDAS_DEVICE explicit Pixels(const MixTask& task)
+      : x(static_cast<int>(blockIdx.y * kThreads + threadIdx.x) * kPixels),
+        n(blockIdx.x / static_cast<unsigned>(task.height)),
+        y(static_cast<int>(blockIdx.x - n * task.height)),
+        at(static_cast<int64_t>(blockIdx.x) * task.width + x) {}
+
+  // Where the first one is in an image, in channel 0.
+  UDAS_DEVICE int64_t in(const Map& map) const {
+    return n * map.stride[0] + y * map.stride[2] + x * map.stride[3];
+  }
+
+  int x;
+  unsigned n;  // the sample
+  int y;
+  int64_t at;                        // in [N, H, W]
+  unsigned taken = 0, no_class = 0;  // a bit each
+};
+
+template <int kPixels>
+UDAS_DEVICE void take_box(const int32_t* corners, Pixels<kPixels>& pixels) {
+  const int32_t box[4] = {__ldg(corners), __ldg(corners + 1), __ldg(corners + 2), __ldg(corners + 3)};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    bool taken = false, bad = false;
-    if (task.region == Region::box) {
-      taken = in_box(task.boxes + 4 * quad.n, quad.x + i, quad.y);
-    } else if (task.region == Region::mask) {
-      taken = i < quad.count && load_flag(task.mask, quad.at + i);
+  for (int i = 0; i < kPixels; ++i) pixels.taken |= (in_box(box, pixels.x + i, pixels.y) ? 1u : 0u) << i;
+}
+
+template <int kPixels>
+UDAS_DEVICE void take_mask(const bool* mask, Pixels<kPixels>& pixels) {
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) pixels.taken |= (load_flag(mask, pixels.at + i) ? 1u : 0u) << i;
+}
+
+// `table`: the sample's.
+template <int kPixels>
+UDAS_DEVICE void take_classes(const bool* table, int64_t classes, const int64_t (&label)[kPixels],
+                              Pixels<kPixels>& pixels) {
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) {
+    if (label[i] >= 0 && label[i] < classes) {
+      pixels.taken |= (load_flag(table, label[i]) ? 1u : 0u) << i;
     } else {
-      const int64_t value = static_cast<int64_t>(label.value[i]);
-      const bool known = value >= 0 && value < task.table_classes;
-      taken = known && load_flag(task.table, quad.n * task.table_classes + value);
-      bad = !known && value != 255;
+      pixels.no_class |= (label[i] != 255 ? 1u : 0u) << i;
     }
-    quad.taken[i] = taken;
-    quad.bad[i] = bad;
   }
 }
 
-template <class T>
-UDAS_DEVICE void mix_labels(const MixTask& task, Quad& quad) {
-  const Four<T> inside = load_labels<T>(task.inside_label, quad);
-  const Four<T> outside = load_labels<T>(task.outside_label, quad);
-  choose(task, inside, quad);
-  Four<T> label;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) label.value[i] = quad.taken[i] ? inside.value[i] : outside.value[i];
-  store_four(static_cast<T*>(task.label) + quad.at, 1, quad.count, label);
+// `label`: those of the inside.
+template <int kPixels>
+UDAS_DEVICE void take(const MixTask& task, const int64_t (&label)[kPixels], Pixels<kPixels>& pixels) {
+  const int64_t n = pixels.n;
+  if (task.region == Region::box) {
+    take_box(task.boxes + 4 * n, pixels);
+  } else if (task.region == Region::mask) {
+    take_mask(task.mask, pixels);
+  } else {
+    take_classes(task.table + n * task.table_classes, task.table_classes, label, pixels);
+  }
 }
 
-// Channel `c` of the four pixels, mixed and normalised.
-template <class T>
-UDAS_DEVICE void mix_channel(const MixTask& task, const Quad& quad, int c, float (&out)[4]) {
-  const auto load = [&](const Map& map) {
-    const int64_t* s = map.stride;
-    const T* from =
-        static_cast<const T*>(map.data) + quad.n * s[0] + c * s[1] + quad.y * s[2] + quad.x * s[3];
-    return load_four(from, s[3], quad.count);
+// ---- RGB bytes -------------------------------------------------------------------------------------
+
+// Four neighbouring bytes.
+UDAS_DEVICE uint32_t load_word(const void* data, int64_t at) {
+  return *reinterpret_cast<const uint32_t*>(static_cast<const uint8_t*>(data) + at);
+}
+
+UDAS_DEVICE uint8_t byte_of(uint32_t word, int i) { return static_cast<uint8_t>(word >> 8 * i); }
+
+// 255 in the bytes whose bit is set.
+UDAS_DEVICE uint32_t bytes_of(unsigned bits) { return ((bits * 0x00204081u) & 0x01010101u) * 255u; }
+
+// The four pixels of each channel.
+template <class Out>
+using Mixed = Four<Out>[kRgb];
+
+template <class Out>
+UDAS_DEVICE void spoil_no_class(unsigned no_class, Mixed<Out>& mixed) {
+#pragma unroll
+  for (int i = 0; i < kRgb * kFour; ++i) {
+    if ((no_class >> i / kRgb & 1) != 0) narrow(NAN, mixed[i % kRgb].value[i / kRgb]);
+  }
+}
+
+// With the channels last, four pixels are twelve values in a row.
+template <class Out>
+UDAS_DEVICE void store_interleaved(const Mixed<Out>& mixed, Out* to) {
+#pragma unroll
+  for (int k = 0; k < kRgb; ++k) {
+    Four<Out> four;
+#pragma unroll
+    for (int i = 0; i < kFour; ++i)
+      four.value[i] = mixed[(kFour * k + i) % kRgb].value[(kFour * k + i) / kRgb];
+    store_four(to + kFour * k, four);
+  }
+}
+
+template <class Out>
+UDAS_DEVICE void store_planes(const Mixed<Out>& mixed, Out* to, int64_t plane) {
+#pragma unroll
+  for (int c = 0; c < kRgb; ++c, to += plane) store_four(to, mixed[c]);
+}
+
+template <class Out>
+__global__ void __launch_bounds__(kThreads) region_mix_rgb_kernel(UDAS_PARAMETER MixTask task) {
+  Pixels<kFour> pixels(task);
+  if (pixels.x >= task.width) return;
+  const uint32_t inside_label = load_word(task.inside_label.data, pixels.at);
+  const uint32_t outside_label = load_word(task.outside_label.data, pixels.at);
+  int64_t label[kFour];
+#pragma unroll
+  for (int i = 0; i < kFour; ++i) label[i] = byte_of(inside_label, i);
+  take(task, label, pixels);
+  const uint32_t taken = bytes_of(pixels.taken);
+  const auto either = [&](uint32_t inside, uint32_t outside) {
+    return (inside & taken) | (outside & ~taken);
   };
-  Four<T> inside{}, outside{};
-  if (quad.any(true)) inside = load(task.inside);
-  if (quad.any(false)) outside = load(task.outside);
-  const Affine affine = task.affine[c];
+
+  int64_t at_inside = pixels.in(task.inside), at_outside = pixels.in(task.outside);
+  uint32_t inside[kRgb], outside[kRgb];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float value =
-        fmaf(widen(quad.taken[i] ? inside.value[i] : outside.value[i]), affine.scale, affine.shift);
-    out[i] = quad.bad[i] && task.out_type != Type::uint8 ? NAN : value;
+  for (int c = 0; c < kRgb; ++c) {
+    inside[c] = taken != 0 ? load_word(task.inside.data, at_inside) : 0;
+    outside[c] = ~taken != 0 ? load_word(task.outside.data, at_outside) : 0;
+    at_inside += task.inside.stride[1];
+    at_outside += task.outside.stride[1];
+  }
+  *reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(task.label) + pixels.at) =
+      either(inside_label, outside_label);
+  Mixed<Out> mixed;
+#pragma unroll
+  for (int c = 0; c < kRgb; ++c) {
+    const Affine affine = task.affine[c];
+    const uint32_t word = either(inside[c], outside[c]);
+#pragma unroll
+    for (int i = 0; i < kFour; ++i)
+      narrow(fmaf(widen(byte_of(word, i)), affine.scale, affine.shift), mixed[c].value[i]);
+  }
+  if (!std::is_same_v<Out, uint8_t> && pixels.no_class != 0) spoil_no_class<Out>(pixels.no_class, mixed);
+
+  Out* image = static_cast<Out*>(task.image);
+  if (task.channels_last) {
+    store_interleaved<Out>(mixed, image + kRgb * pixels.at);
+  } else {
+    const int64_t plane = static_cast<int64_t>(task.height) * task.width;
+    store_planes<Out>(mixed, image + pixels.at + int64_t{kRgb - 1} * pixels.n * plane, plane);
   }
 }
 
-template <class T>
-UDAS_DEVICE Four<T> narrow_four(float a, float b, float c, float d) {
-  Four<T> four;
-  narrow(a, four.value[0]);
-  narrow(b, four.value[1]);
-  narrow(c, four.value[2]);
-  narrow(d, four.value[3]);
-  return four;
+// Whether all of a task can be read four pixels a word.
+bool is_rgb_bytes(const MixTask& task) {
+  const auto in_words = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % kFour == 0; };
+  const auto rows_in_words = [&](const Map& map) {
+    const int64_t* s = map.stride;
+    return in_words(map.data) && s[0] % kFour == 0 && s[1] % kFour == 0 && s[2] % kFour == 0 && s[3] == 1;
+  };
+  return task.inside.type == Type::uint8 && task.inside_label.type == Type::uint8 && task.channels == kRgb &&
+         task.width % kFour == 0 && rows_in_words(task.inside) && rows_in_words(task.outside) &&
+         in_words(task.inside_label.data) && in_words(task.outside_label.data);
 }
 
-// Four RGB pixels are twelve values in a row.
-template <class In, class Out>
-UDAS_DEVICE void mix_rgb(const MixTask& task, const Quad& quad, Out* image) {
-  float r[4], g[4], b[4];
-  mix_channel<In>(task, quad, 0, r);
-  mix_channel<In>(task, quad, 1, g);
-  mix_channel<In>(task, quad, 2, b);
-  Out* to = image + quad.at * 3;
-  store_four(to, 1, 4, narrow_four<Out>(r[0], g[0], b[0], r[1]));
-  store_four(to + 4, 1, 4, narrow_four<Out>(g[1], b[1], r[2], g[2]));
-  store_four(to + 8, 1, 4, narrow_four<Out>(b[2], r[3], g[3], b[3]));
+// ---- anything else ---------------------------------------------------------------------------------
+
+UDAS_DEVICE float load_value(const void* data, Type type, int64_t at) {
+  if (type == Type::uint8) return widen(__ldg(static_cast<const uint8_t*>(data) + at));
+  float value = 0.0f;
+  typed(data, type, [&](auto* from) { value = load(from + at); });
+  return value;
 }
 
-template <class In, class Out>
-UDAS_DEVICE void mix_image(const MixTask& task, const Quad& quad) {
-  Out* image = static_cast<Out*>(task.image);
-  const int64_t plane = static_cast<int64_t>(task.height) * task.width;
-  if (task.channels_last && task.channels == 3 && quad.count == 4) return mix_rgb<In>(task, quad, image);
-  for (int c = 0; c < task.channels; ++c) {
-    float value[4];
-    mix_channel<In>(task, quad, c, value);
-    const Four<Out> four = narrow_four<Out>(value[0], value[1], value[2], value[3]);
-    if (task.channels_last) {
-      store_four(image + quad.at * task.channels + c, task.channels, quad.count, four);
-    } else {
-      Out* to = image + (quad.n * task.channels + c) * plane + (quad.at - quad.n * plane);
-      store_four(to, 1, quad.count, four);
-    }
+UDAS_DEVICE void store_value(void* data, Type type, int64_t at, float value) {
+  if (type == Type::uint8) {
+    narrow(value, static_cast<uint8_t*>(data)[at]);
+  } else if (type == Type::float32) {
+    narrow(value, static_cast<float*>(data)[at]);
+  } else if (type == Type::float16) {
+    narrow(value, static_cast<__half*>(data)[at]);
+  } else {
+    narrow(value, static_cast<Brain*>(data)[at]);
   }
 }
 
 __global__ void __launch_bounds__(kThreads) region_mix_kernel(UDAS_PARAMETER MixTask task) {
-  const int quads = (task.width + 3) / 4;
-  const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-  if (index >= task.samples * task.height * quads) return;
-  const int64_t row = index / quads;
-  Quad quad;
-  quad.n = row / task.height;
-  quad.y = static_cast<int>(row % task.height);
-  quad.x = static_cast<int>(index % quads) * 4;
-  quad.at = row * task.width + quad.x;
-  quad.count = min(4, task.width - quad.x);
+  Pixels<1> pixel(task);
+  if (pixel.x >= task.width) return;
+  const int64_t inside_label[1] = {load_label(task.inside_label, pixel.at)};
+  take(task, inside_label, pixel);
+  const bool taken = pixel.taken != 0;
+  const int64_t label = taken ? inside_label[0] : load_label(task.outside_label, pixel.at);
   if (task.inside_label.type == Type::uint8) {
-    mix_labels<uint8_t>(task, quad);
+    static_cast<uint8_t*>(task.label)[pixel.at] = static_cast<uint8_t>(label);
   } else {
-    mix_labels<int64_t>(task, quad);
+    static_cast<int64_t*>(task.label)[pixel.at] = label;
   }
-  with_type(task.inside.type, [&](auto in) {
-    using In = decltype(in);
-    with_type(task.out_type, [&](auto out) {
-      using Out = decltype(out);
-      if constexpr (!std::is_same_v<Out, uint8_t> || std::is_same_v<In, uint8_t>)
-        mix_image<In, Out>(task, quad);
-    });
-  });
+
+  const Map& from = taken ? task.inside : task.outside;
+  const int64_t plane = static_cast<int64_t>(task.height) * task.width;
+  const int64_t step = from.stride[1], step_to = task.channels_last ? 1 : plane;
+  int64_t at = pixel.in(from);
+  int64_t to = task.channels_last ? pixel.at * task.channels
+                                  : pixel.at + static_cast<int64_t>(task.channels - 1) * pixel.n * plane;
+  const bool bad = pixel.no_class != 0 && task.out_type != Type::uint8;
+#pragma unroll 1
+  for (int c = 0; c < task.channels; ++c, at += step, to += step_to) {
+    const Affine affine = task.affine[c];
+    const float value = fmaf(load_value(from.data, from.type, at), affine.scale, affine.shift);
+    store_value(task.image, task.out_type, to, bad ? NAN : value);
+  }
 }
 
 }  // namespace
 
 cudaError_t run_region_mix(const MixTask& task, cudaStream_t stream) {
-  const int64_t quads = task.samples * task.height * ((task.width + 3) / 4);
-  if (quads == 0) return cudaSuccess;
-  const dim3 blocks(static_cast<unsigned>((quads + kThreads - 1) / kThreads));
-  return launch(region_mix_kernel, blocks, kThreads, 0, stream, task);
+  const int64_t rows = task.samples * task.height;
+  if (rows == 0) return cudaSuccess;
+  const auto run = [&](void (*kernel)(MixTask), int pixels) {
+    const int threads = task.width / pixels;
+    const dim3 blocks(static_cast<unsigned>(rows), (threads + kThreads - 1) / kThreads);
+    return launch(kernel, blocks, kThreads, 0, stream, task);
+  };
+  if (!is_rgb_bytes(task)) return run(region_mix_kernel, 1);
+  if (task.out_type == Type::uint8) return run(region_mix_rgb_kernel<uint8_t>, kFour);
+  if (task.out_type == Type::float32) return run(region_mix_rgb_kernel<float>, kFour);
+  if (task.out_type == Type::float16) return run(region_mix_rgb_kernel<__half>, kFour);
+  return run(region_mix_rgb_kernel<Brain>, kFour);
 }
 
 }  // namespace cuda

@@ -375,6 +375,34 @@ def test_region_mixes(ops: SimpleNamespace) -> None:
         assert_close(found[0].float(), expected[0].float(), 1e-6 if found[0].dtype == torch.float32 else 4e-3)
 
 
+@pytest.mark.parametrize("region", ["box", "classes", "mask"])
+def test_region_mixes_of_rgb_bytes(ops: SimpleNamespace, region: str) -> None:
+    """Widths in fours, whole images and windows into wider ones, for which four pixels are read at once."""
+    outs = [torch.uint8, torch.float32, torch.float16, torch.bfloat16]
+    for seed in range(16):
+        draw = Draw(100 * seed)
+        n, height, width = draw.n, draw.size[0], draw.one_of([4, 60, 256, 300])
+        draw.size = [height, width]
+        images = (draw.uniform(2, n, 3, height + 1, width + 8) * 256).to(torch.uint8)
+        pair = images[..., 1:, 4:-4] if draw.flag() else images[..., :height, :width].contiguous()
+        regions = {
+            "box": ((draw.uniform(n, 4) * 1.4 - 0.2) * (width + 1)).to(torch.int32),
+            "classes": draw.uniform(n, draw.classes) < 0.5,
+            "mask": draw.uniform(n, height, width) < 0.5,
+        }
+        labels = [draw.labels().to(torch.uint8) for _ in range(2)]
+        out = outs[seed % 4]
+        plain = out == torch.uint8 or draw.flag()
+        mean, std = ([], []) if plain else ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
+        arguments = (*pair, *labels, regions[region], mean, std, out, draw.flag())
+        found, expected = ops.emulated.region_mix(*arguments), ops.cpu.region_mix(*arguments)
+        assert torch.equal(found[1], expected[1])
+        assert found[0].stride() == expected[0].stride()
+        if out == torch.uint8:
+            assert torch.equal(found[0], expected[0])
+        assert_close(found[0].float(), expected[0].float(), 1e-6 if out == torch.float32 else 4e-3)
+
+
 @pytest.mark.parametrize("name", [*LOSSES, "upsample_backward", "pseudo_label", "region_mix"])
 def test_the_order_of_threads_and_blocks_changes_no_bit(ops: SimpleNamespace, name: str) -> None:
     for seed, classes in enumerate([19, 5]):
@@ -423,6 +451,20 @@ def test_a_label_that_is_no_class_reads_nothing(ops: SimpleNamespace, label: int
         image, image, target, target, torch.ones(1, 19, dtype=torch.bool), [], [], torch.float32, False
     )
     assert torch.equal(mixed.isnan()[0, 0], target[0] == label)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_byte_label_that_is_no_class_makes_its_rgb_pixel_nan(
+    ops: SimpleNamespace, channels_last: bool
+) -> None:
+    label = torch.randint(0, 19, (2, 5, 8), dtype=torch.uint8)
+    label[0, 1, 2] = label[1, 4, 7] = 19
+    label[1, 0, 0] = 255  # ignored, and in no set
+    image, table = torch.ones(2, 3, 5, 8, dtype=torch.uint8), torch.ones(2, 19, dtype=torch.bool)
+    for out in (torch.float32, torch.bfloat16):
+        mixed, _ = ops.emulated.region_mix(image, 2 * image, label, label, table, [], [], out, channels_last)
+        assert torch.equal(mixed.isnan(), (label == 19)[:, None].expand(-1, 3, -1, -1))
+        assert float(mixed[1, 0, 0, 0]) == pytest.approx(2 / 255, rel=4e-3)
 
 
 @pytest.mark.parametrize("name", LOSSES)

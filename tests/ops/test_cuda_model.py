@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = ("cross_entropy", "symmetric_kl", "pseudo_label max", "pseudo_label mean")
+KERNELS = ("cross_entropy", "symmetric_kl", "pseudo_label max", "pseudo_label mean", "region_mix")
 CARD = "H200"
 
 

@@ -107,3 +107,4 @@ def test_every_architecture_has_every_kernel(kernels: list[Kernel]) -> None:
             assert sum(bool(re.search(rf"confusion_matrix_kernelILi{classes}E", n)) for n in names) == 1
         for single in ("finish_kernel", "region_mix_kernel"):
             assert sum(single in name for name in names) == 1
+        assert sum("region_mix_rgb_kernel" in name for name in names) == 4  # types of the result
