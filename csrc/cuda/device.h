@@ -44,10 +44,10 @@ class Device {
 
   template <class Loss>
   void loss(const LossArguments& in, LossResults& out) const {
-    run(in, out, cuda::run_loss<Loss>);
+    run(in, out, cuda::run_loss<Loss>, Loss::kScratch);
   }
   void upsample_backward(const LossArguments& in, LossResults& out) const {
-    run(in, out, run_upsample_backward);
+    run(in, out, run_upsample_backward, 1);
   }
   void upsample(const Tensor& logits, Activation activation, bool align_corners, Tensor& out) const;
   void pseudo_label(const PseudoLabelArguments& in, PseudoLabelResults& out) const;
@@ -56,7 +56,7 @@ class Device {
   void region_mix(const MixArguments& in, MixResults& out) const;
 
  private:
-  void run(const LossArguments& in, LossResults& out, LossKernel kernel) const;
+  void run(const LossArguments& in, LossResults& out, LossKernel kernel, int scratch) const;
 
   StreamGuard guard_;
 };

@@ -103,9 +103,8 @@ int most_touched(int in, int out, int step, bool align_corners) {
 
 }  // namespace
 
-void plan_loss(LossTask& task, int gradients) {
+void plan_loss(LossTask& task, int gradients, int scratch) {
   const bool unrolled = is_unrolled(task.classes);
-  const int scratch = task.teachers > 0 ? 2 : gradients;
   const int lines = (unrolled ? gradients : scratch) * task.classes;  // at most, LossBlock::lines
   const auto shared = [&](int, int width) {
     task.columns = unrolled ? most_columns(task.maps + gradients, task.teachers, width, task.tiling) : 0;

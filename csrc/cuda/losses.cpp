@@ -7,7 +7,7 @@ namespace {
 
 class LossRun {
  public:
-  explicit LossRun(const LossArguments& in, int gradients)
+  LossRun(const LossArguments& in, int gradients, int scratch)
       : in_(in),
         target_(contiguous(in.target)),
         pixel_weight_(contiguous(in.options.pixel_weight)),
@@ -26,7 +26,7 @@ class LossRun {
     task_.inverse_temperature = static_cast<float>(1.0 / in.temperature);
     task_.inverse_log_classes = inverse_log_classes(in.like());
     task_.with_grad = in.options.with_grad;
-    plan_loss(task_, gradients);
+    plan_loss(task_, gradients, scratch);
   }
 
   void run(LossKernel kernel, cudaStream_t stream, LossResults& out) {
@@ -72,8 +72,8 @@ class LossRun {
 
 }  // namespace
 
-void Device::run(const LossArguments& in, LossResults& out, LossKernel kernel) const {
-  LossRun(in, static_cast<int>(out.gradients.size())).run(kernel, guard_.stream(), out);
+void Device::run(const LossArguments& in, LossResults& out, LossKernel kernel, int scratch) const {
+  LossRun(in, static_cast<int>(out.gradients.size()), scratch).run(kernel, guard_.stream(), out);
 }
 
 }  // namespace cuda

@@ -136,7 +136,7 @@ static_assert(are_parameters<LossTask, FinishTask, UpsampleTask, PseudoLabelTask
               "a task must fit into a kernel's parameters");
 
 // Choose the tiles, by the sizes and the current device, before memory is allocated.
-void plan_loss(LossTask& task, int gradients);
+void plan_loss(LossTask& task, int gradients, int scratch);  // scratch: kScratch of core/losses.h
 void plan_upsample(Tiling& tiling, int classes);
 void plan_pseudo_label(PseudoLabelTask& task);
 void plan_confusion_matrix(Tiling& tiling, int classes);

@@ -25,10 +25,11 @@ Task task_of(int classes, int maps, int in, int out) {
 }
 
 template <class Run>
-void launch_loss(int classes, int gradients, int teachers, const int (&size)[2], const Run& run) {
+void launch_loss(int classes, int gradients, int scratch, int teachers, const int (&size)[2],
+                 const Run& run) {
   LossTask task = task_of<LossTask>(classes, gradients + teachers, size[0], size[1]);
   task.teachers = teachers;
-  plan_loss(task, gradients);
+  plan_loss(task, gradients, scratch);
   for (const bool with_grad : {false, true}) {
     task.with_grad = with_grad;
     count(run(task, nullptr));
@@ -36,7 +37,7 @@ void launch_loss(int classes, int gradients, int teachers, const int (&size)[2],
 }
 
 void launch_all(int classes, int maps, const int (&size)[2]) {
-  launch_loss(classes, 1, maps, size, run_loss<DistillationKl>);
+  launch_loss(classes, 1, 2, maps, size, run_loss<DistillationKl>);
   for (const bool mean : {false, true}) {
     PseudoLabelTask task = task_of<PseudoLabelTask>(classes, maps, size[0], size[1]);
     task.views = maps;
@@ -45,9 +46,10 @@ void launch_all(int classes, int maps, const int (&size)[2]) {
     count(run_pseudo_label(task, nullptr));
   }
   if (maps > 1) return;
-  launch_loss(classes, 1, 0, size, run_loss<CrossEntropy>);
-  launch_loss(classes, 1, 0, size, run_upsample_backward);
-  launch_loss(classes, 2, 0, size, run_loss<SymmetricKl>);
+  launch_loss(classes, 1, 1, 0, size, run_loss<CrossEntropy>);
+  launch_loss(classes, 1, 2, 0, size, run_loss<SquaredError>);
+  launch_loss(classes, 1, 1, 0, size, run_upsample_backward);
+  launch_loss(classes, 2, 2, 0, size, run_loss<SymmetricKl>);
   UpsampleTask upsample{};
   ConfusionTask confusion{};
   upsample.classes = confusion.classes = classes;
