@@ -36,7 +36,7 @@ CLASSES, HEIGHT, WIDTH, STRIDE = 19, 720, 1280, 8
 COLUMNS = 128  # of a tile, and threads of its block
 REACHED = 0.78  # share of its issue slots that a multiprocessor with 8 to 16 warps uses
 REACHED_MEMORY = 0.85
-SHARED_COLUMNS = COLUMNS // STRIDE + 3  # low-resolution columns of SharedRows
+SHARED_COLUMNS = (COLUMNS - 1) // STRIDE + 3  # low-resolution columns of SharedRows
 SHARED_PITCH = 20  # floats of each: the classes, in fours
 
 

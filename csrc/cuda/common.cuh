@@ -7,8 +7,8 @@
 // registers: one FMA per pixel and class remains. Low-resolution maps of any dtype, strides and size take the
 // same path; only the speed depends on the ratio of the sizes.
 //
-// For more classes than are unrolled (C = 0 below) nothing per class stays in registers: logits are
-// interpolated anew at each use and gradients live in shared memory.
+// For more classes than are unrolled (C = 0 below) nothing per class stays in registers: rows are
+// interpolated vertically in shared memory, where gradients live too.
 #include <cuda_fp16.h>
 
 #include <algorithm>
@@ -195,9 +195,9 @@ class Beside {
       : left_(data + sample * map.stride[0] + row * map.stride[2] + column.low * map.stride[3]),
         right_(left_ + (column.high - column.low) * map.stride[3]) {}
 
-  UDAS_DEVICE void next(const Map& map, int classes = 1) {
-    left_ += classes * map.stride[1];
-    right_ += classes * map.stride[1];
+  UDAS_DEVICE void next(const Map& map) {
+    left_ += map.stride[1];
+    right_ += map.stride[1];
   }
 
   UDAS_DEVICE float at(float across) const { return blend(load(left_), load(right_), across); }
@@ -287,43 +287,71 @@ class Logits {
   Steps step_;
 };
 
+// Any number of classes: the block interpolates each pixel row vertically into shared memory, float
+// [classes][columns], as far as its tile reaches, and a thread interpolates horizontally at each use. Where
+// neighbours share low-resolution columns these lie side by side; downsampling, each thread has two of its
+// own. All threads of a block must move together.
 template <bool kScores, class Steps>
 class Logits<0, kScores, Steps> {
  public:
-  UDAS_DEVICE void move(const Map& map, int64_t sample, const Row& row, const Source& column, float = 1.0f) {
-    map_ = &map;
-    sample_ = sample;
-    row_ = row;
-    column_ = column;
+  // `first`: the first low-resolution column that the tile reads; `column`: that of the thread's own pixels.
+  UDAS_DEVICE void keep_in(float* line, int classes, int columns, const Map& map, const Tiling& tiling,
+                           int first, const Source& column) {
+    const int threads = tiling.tile_width, thread = threadIdx.x;
+    const bool shares = map.width <= tiling.width;
+    line_ = line;
+    classes_ = classes;
+    columns_ = columns;
+    step_ = min(threads, columns);
+    place_ = thread % step_;
+    class_step_ = threads / step_;
+    class_ = thread / step_ < class_step_ ? thread / step_ : classes;
+    const int last = map.width - 1;
+    low_ = shares ? min(first + place_, last) : column.low;
+    next_ = shares ? min(first + place_ + step_, last) : column.high;
+    left_ = line + (shares ? column.low - first : place_);
+    right_ = shares ? 1 : step_;
+    fraction_ = column.fraction;
+  }
+
+  UDAS_DEVICE void move(const Map& map, int64_t sample, const Row& row, const Source&, float = 1.0f) {
+    __syncthreads();  // after the last use of the row above
+    typed(map.data, map.type, [&](auto* data) {
+      const int64_t* s = map.stride;
+      const auto* at = data + sample * s[0] + row.low * s[2] + class_ * s[1];
+      const int64_t below = (row.fraction > 0.0f ? row.high - row.low : 0) * s[2], step = class_step_ * s[1];
+      for (int place = place_; place < columns_; place += step_) {
+        const auto* from = at + (place == place_ ? low_ : next_) * s[3];
+#pragma unroll 4
+        for (int c = class_; c < classes_; c += class_step_, from += step)
+          line_[c * columns_ + place] = blend(load(from), load(from + below), row.fraction);
+      }
+    });
+    __syncthreads();
   }
 
   UDAS_DEVICE float operator[](int c) const {
-    float value = 0.0f;
-    typed(map_->data, map_->type, [&](auto* data) {
-      Beside above(data, *map_, sample_, row_.low, column_), below(data, *map_, sample_, row_.high, column_);
-      above.next(*map_, c);
-      below.next(*map_, c);
-      value = blend(above.at(column_.fraction), below.at(column_.fraction), row_.fraction);
-    });
-    return value;
+    const float* left = left_ + c * columns_;
+    return blend(left[0], left[right_], fraction_);
   }
 
  private:
-  const Map* map_;
-  int64_t sample_;
-  Row row_;
-  Source column_;
+  float *line_, *left_;
+  int classes_, columns_;
+  int place_, step_;        // of the columns that the thread fills: at most two, which are
+  int low_, next_;          // these of the map
+  int class_, class_step_;  // of its classes
+  int right_;               // from the left one of the pixels' two columns to the right one
+  float fraction_;
 };
 
 // Interpolates all logits of one pixel and keeps nothing for the next.
-template <int C, class Out>
+template <class Out>
 UDAS_DEVICE void interpolate(const Map& map, int64_t sample, const Row& row, const Source& column,
                              int classes, Out& out) {
-  const Classes<C> count{classes};
   typed(map.data, map.type, [&](auto* data) {
     Beside above(data, map, sample, row.low, column), below(data, map, sample, row.high, column);
-#pragma unroll
-    for (int c = 0; c < count; ++c, above.next(map), below.next(map))
+    for (int c = 0; c < classes; ++c, above.next(map), below.next(map))
       out[c] = blend(above.at(column.fraction), below.at(column.fraction), row.fraction);
   });
 }
@@ -333,10 +361,15 @@ UDAS_DEVICE void interpolate(const Map& map, int64_t sample, const Row& row, con
 inline int most_columns(const Map* maps, int count, int width, const Tiling& tiling) {
   int64_t most = 0;
   for (const Map* map = maps; map < maps + count; ++map) {
-    const int64_t neighbours = static_cast<int64_t>(width) * map->width / tiling.width + 3;
+    const int64_t neighbours = static_cast<int64_t>(width - 1) * map->width / tiling.width + 3;
     most = std::max(most, map->width <= tiling.width ? neighbours : 2 * static_cast<int64_t>(width));
   }
   return static_cast<int>(most);
+}
+
+// Bytes of the lines of Logits<0>.
+__host__ UDAS_DEVICE size_t line_bytes(int maps, int classes, int columns) {
+  return sizeof(float) * maps * classes * columns;
 }
 
 // Floats of a column of SharedRows.

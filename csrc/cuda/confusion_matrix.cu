@@ -16,13 +16,14 @@ namespace {
 constexpr int kMostSharedMatrix = 64;  // classes
 
 struct ConfusionLayout {
-  size_t rows, matrix, bytes;
+  size_t rows, line, matrix, bytes;
 };
 
-__host__ UDAS_DEVICE ConfusionLayout confusion_layout(int height, int classes) {
+__host__ UDAS_DEVICE ConfusionLayout confusion_layout(int height, int classes, int columns) {
   ConfusionLayout at;
-  at.rows = 0;                                 // Row [height]
-  at.matrix = at.rows + sizeof(Row) * height;  // unsigned [classes][classes]
+  at.rows = 0;                                            // Row [height]
+  at.line = at.rows + sizeof(Row) * height;               // of Logits<0>
+  at.matrix = at.line + line_bytes(1, classes, columns);  // unsigned [classes][classes]
   at.bytes = at.matrix + (classes <= kMostSharedMatrix ? sizeof(unsigned) * classes * classes : 0);
   return at;
 }
@@ -32,8 +33,9 @@ class ConfusionBlock {
  public:
   UDAS_DEVICE ConfusionBlock(const ConfusionTask& task, unsigned char* shared)
       : task_(task), tile_(task.tiling, blockIdx.x) {
-    const ConfusionLayout at = confusion_layout(task.tiling.tile_height, classes());
+    const ConfusionLayout at = confusion_layout(task.tiling.tile_height, classes(), C > 0 ? 0 : task.columns);
     rows_ = reinterpret_cast<Row*>(shared + at.rows);
+    line_ = reinterpret_cast<float*>(shared + at.line);
     matrix_ = reinterpret_cast<unsigned*>(shared + at.matrix);
   }
 
@@ -43,7 +45,8 @@ class ConfusionBlock {
       rows_[y] = row_of(task_.tiling, task_.map, tile_, y);
     for (int i = threadIdx.x; i < cells; i += width()) matrix_[i] = 0;
     __syncthreads();
-    if (static_cast<int>(threadIdx.x) < tile_.columns) walk();
+    const bool inside = static_cast<int>(threadIdx.x) < tile_.columns;
+    if (C == 0 || inside) walk(inside);
     __syncthreads();
     for (int i = threadIdx.x; i < cells; i += width()) {
       if (matrix_[i] != 0) atomicAdd(task_.counts + i, static_cast<unsigned long long>(matrix_[i]));
@@ -55,13 +58,17 @@ class ConfusionBlock {
   UDAS_DEVICE Classes<C> classes() const { return {task_.classes}; }
   UDAS_DEVICE bool in_shared() const { return classes() <= kMostSharedMatrix; }
 
-  UDAS_DEVICE void walk() {
+  UDAS_DEVICE void walk(bool inside) {
     const Tiling& tiling = task_.tiling;
-    const int x = tile_.x + threadIdx.x;
+    const int x = tile_.x + min(static_cast<int>(threadIdx.x), tile_.columns - 1);
     const Source column = column_position(tiling, task_.map, x);
     int64_t at = (tile_.sample * tiling.height + tile_.y) * tiling.width + x;
     int64_t next = load_label(task_.target, at);
     Logits<C, false> logits;
+    if constexpr (C == 0) {
+      const int first = column_position(tiling, task_.map, tile_.x).low;
+      logits.keep_in(line_, task_.classes, task_.columns, task_.map, tiling, first, column);
+    }
     const Row* row = rows_;
     int cell = 0;
     unsigned count = 0;
@@ -70,6 +77,7 @@ class ConfusionBlock {
       const int64_t truth = next;
       if (y + 1 < tile_.rows) next = load_label(task_.target, at + tiling.width);
       logits.move(task_.map, tile_.sample, *row, column);
+      if (!inside) continue;
       const int found = arg_max<float>(logits, classes()).label;
       if (truth == task_.ignore_index || truth < 0 || truth >= classes()) continue;
       const int now = static_cast<int>(truth) * classes() + found;
@@ -94,6 +102,7 @@ class ConfusionBlock {
   const ConfusionTask& task_;
   const Tile tile_;
   Row* rows_;
+  float* line_;
   unsigned* matrix_;
 };
 
@@ -104,9 +113,12 @@ __global__ void __launch_bounds__(kTileWidth, 4) confusion_matrix_kernel(UDAS_PA
 
 }  // namespace
 
-void plan_confusion_matrix(Tiling& tiling, int classes) {
-  choose_tiles(tiling, widest_tile(classes), 4,
-               [&](int height, int) { return confusion_layout(height, classes).bytes; });
+void plan_confusion_matrix(ConfusionTask& task) {
+  const bool unrolled = is_unrolled(task.classes);
+  choose_tiles(task.tiling, widest_tile(task.classes), 4, [&](int height, int width) {
+    task.columns = unrolled ? 0 : most_columns(&task.map, 1, width, task.tiling);
+    return confusion_layout(height, task.classes, task.columns).bytes;
+  });
 }
 
 cudaError_t run_confusion_matrix(const ConfusionTask& task, cudaStream_t stream) {
@@ -117,7 +129,8 @@ cudaError_t run_confusion_matrix(const ConfusionTask& task, cudaStream_t stream)
   return with_classes(task.classes, [&](auto classes) {
     constexpr int C = decltype(classes)::value;
     return launch(confusion_matrix_kernel<C>, dim3(static_cast<unsigned>(tile_count(tiling))),
-                  tiling.tile_width, confusion_layout(tiling.tile_height, task.classes).bytes, stream, task);
+                  tiling.tile_width, confusion_layout(tiling.tile_height, task.classes, task.columns).bytes,
+                  stream, task);
   });
 }
 

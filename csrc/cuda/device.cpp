@@ -18,7 +18,7 @@ void Device::upsample(const Tensor& logits, Activation activation, bool align_co
   task.activation = activation;
   task.inverse_log_classes = inverse_log_classes(logits);
   task.out = out.mutable_data_ptr<float>();
-  plan_upsample(task.tiling, task.classes);
+  plan_upsample(task);
   check_launch(run_upsample(task, guard_.stream()));
 }
 
@@ -53,7 +53,7 @@ void Device::confusion_matrix(const Tensor& logits, const Tensor& target, int64_
   task.target = labels_of(labels);
   task.ignore_index = ignore_index;
   task.counts = static_cast<unsigned long long*>(counts.mutable_data_ptr());
-  plan_confusion_matrix(task.tiling, task.classes);
+  plan_confusion_matrix(task);
   check_launch(run_confusion_matrix(task, guard_.stream()));
 }
 

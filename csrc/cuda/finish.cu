@@ -106,9 +106,13 @@ int most_touched(int in, int out, int step, bool align_corners) {
 void plan_loss(LossTask& task, int gradients, int scratch) {
   const bool unrolled = is_unrolled(task.classes);
   const int lines = (unrolled ? gradients : scratch) * task.classes;  // at most, LossBlock::lines
-  const auto shared = [&](int, int width) {
-    task.columns = unrolled ? most_columns(task.maps + gradients, task.teachers, width, task.tiling) : 0;
-    return loss_layout(task, width, gradients, lines).bytes;
+  // As LossBlock has it.
+  const auto shared = [&](int height, int width) {
+    task.columns = unrolled ? most_columns(task.maps + gradients, task.teachers, width, task.tiling)
+                            : most_columns(task.maps, gradients, width, task.tiling);
+    const size_t staged = unrolled ? shared_rows_bytes(task.teachers, task.classes, task.columns)
+                                   : line_bytes(gradients, task.classes, task.columns);
+    return loss_layout(task, unrolled ? kTileHeight : height, width, gradients, staged, lines).bytes;
   };
   choose_tiles(task.tiling, widest_tile(task.classes), gradients == 1 ? 3 : 2, shared);
 }

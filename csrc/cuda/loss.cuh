@@ -28,17 +28,19 @@ namespace cuda {
 
 // Sizes and offsets, the same for the host that reserves the memory and the block that uses it.
 struct LossLayout {
-  size_t sums, rows, columns, teachers, starts, lines, bytes;
+  size_t sums, rows, columns, staged, starts, lines, bytes;
 };
 
-__host__ UDAS_DEVICE LossLayout loss_layout(const LossTask& task, int width, int gradients, int lines) {
+// `staged`: bytes for SharedRows of the teachers, or for the lines of Logits<0>.
+__host__ UDAS_DEVICE LossLayout loss_layout(const LossTask& task, int height, int width, int gradients,
+                                            size_t staged, int lines) {
   const int maps = gradients + task.teachers;
   LossLayout at;
-  at.sums = 0;                                               // double [2][width]
-  at.rows = at.sums + 2 * sizeof(double) * width;            // Row [maps][32]
-  at.columns = at.rows + sizeof(Row) * maps * kTileHeight;   // Source [maps][width]
-  at.teachers = at.columns + sizeof(Source) * maps * width;  // SharedRows
-  at.starts = at.teachers + shared_rows_bytes(task.teachers, task.classes, task.columns);
+  at.sums = 0;                                             // double [2][width]
+  at.rows = at.sums + 2 * sizeof(double) * width;          // Row [maps][height]
+  at.columns = at.rows + sizeof(Row) * maps * height;      // Source [maps][width]
+  at.staged = at.columns + sizeof(Source) * maps * width;  // float
+  at.starts = at.staged + staged;
   at.lines = at.starts + sizeof(int32_t) * gradients * (width + 1);  // float [lines][line(width)]
   at.bytes = at.lines + sizeof(float) * lines * line(width);         // starts: int32 [gradients][width + 1]
   return at;
@@ -66,15 +68,26 @@ class LossBlock {
     return kGrad ? (kSharedSteps ? kMaps : 1) * C : 0;
   }
 
+  // The rows of a block's table for each map.
+  __host__ UDAS_DEVICE static int table_height(const Tiling& tiling) {
+    return C > 0 ? kTileHeight : tiling.tile_height;
+  }
+
+  __host__ UDAS_DEVICE static size_t staged_bytes(const LossTask& task) {
+    return C > 0 ? shared_rows_bytes(task.teachers, task.classes, task.columns)
+                 : line_bytes(kMaps, task.classes, task.columns);
+  }
+
   UDAS_DEVICE LossBlock(const LossTask& task, unsigned char* shared)
       : task_(task), tile_(task.tiling, blockIdx.x) {
-    const LossLayout at = loss_layout(task, width(), kMaps, 0);
+    const LossLayout at = loss_layout(task, height(), width(), kMaps, staged_bytes(task), 0);
     sums_ = reinterpret_cast<double*>(shared + at.sums);
     rows_ = reinterpret_cast<Row*>(shared + at.rows);
     columns_ = reinterpret_cast<Source*>(shared + at.columns);
     starts_ = reinterpret_cast<int32_t*>(shared + at.starts);
     lines_ = reinterpret_cast<float*>(shared + at.lines);
-    if constexpr (kStaged) teachers_.keep_in(shared + at.teachers, task.columns);
+    staged_ = reinterpret_cast<float*>(shared + at.staged);
+    if constexpr (kStaged) teachers_.keep_in(shared + at.staged, task.columns);
 #pragma unroll
     for (int m = 0; m < kMaps; ++m) {
       if constexpr (kSharedSteps) logits_[m].keep_in(own_line(m * C));
@@ -99,6 +112,7 @@ class LossBlock {
  private:
   // Constants where registers are scarce.
   UDAS_DEVICE int width() const { return C > 0 && !Loss::kTeachers ? kTileWidth : task_.tiling.tile_width; }
+  UDAS_DEVICE int height() const { return table_height(task_.tiling); }
   UDAS_DEVICE Classes<C> classes() const { return {task_.classes}; }
   UDAS_DEVICE int maps() const { return kMaps + (Loss::kTeachers ? task_.teachers : 0); }
 
@@ -110,13 +124,13 @@ class LossBlock {
   UDAS_DEVICE float* lines_of(int m) const {
     return lines_ + (C == 0 ? m * task_.classes : kSharedSteps ? m * C : 0) * line(width());
   }
-  UDAS_DEVICE const Row& row(int map, int y) const { return rows_[map * kTileHeight + y]; }
+  UDAS_DEVICE const Row& row(int map, int y) const { return rows_[map * height() + y]; }
   UDAS_DEVICE const Source& column(int map, int x) const { return columns_[map * width() + x]; }
 
   // Fills in the sources of the tile's rows and columns for every map, and where the runs of columns start.
   UDAS_DEVICE void tables() {
-    for (int i = threadIdx.x; i < maps() * kTileHeight; i += width())
-      rows_[i] = row_of(task_.tiling, task_.maps[i / kTileHeight], tile_, i % kTileHeight);
+    for (int i = threadIdx.x; i < maps() * height(); i += width())
+      rows_[i] = row_of(task_.tiling, task_.maps[i / height()], tile_, i % height());
     const int x = threadIdx.x, last = tile_.columns - 1;
     for (int m = 0; m < maps(); ++m)
       columns_[m * width() + x] = column_position(task_.tiling, task_.maps[m], tile_.x + min(x, last));
@@ -141,6 +155,8 @@ class LossBlock {
   UDAS_DEVICE void walk(int x) {
     const bool inside = x >= 0;
     const Tiling& tiling = task_.tiling;
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) keep_line(m);
     int64_t at = (tile_.sample * tiling.height + tile_.y) * tiling.width + tile_.x + (inside ? x : 0);
     Sides next = load_sides<Loss>(task_, at);
 #pragma unroll 1
@@ -171,6 +187,14 @@ class LossBlock {
     for (int m = 0; m < kMaps; ++m) {
       const Row at_row = row(m, tile_.rows - 1);
       if (kGrad && C > 0) leave_rows(m, at_row.low, at_row.high - at_row.low + 1);
+    }
+  }
+
+  UDAS_DEVICE void keep_line(int m) {
+    if constexpr (C == 0) {
+      float* line = staged_ + m * task_.classes * task_.columns;
+      logits_[m].keep_in(line, task_.classes, task_.columns, task_.maps[m], task_.tiling, column(m, 0).low,
+                         column(m, threadIdx.x));
     }
   }
 
@@ -214,8 +238,8 @@ class LossBlock {
       if constexpr (kStaged) {
         block.teachers_.read(k, map, block.task_.tiling, &block.column(m, 0), to);
       } else {
-        interpolate<C>(map, block.tile_.sample, block.row(m, y), block.column(m, threadIdx.x),
-                       block.task_.classes, to);
+        interpolate(map, block.tile_.sample, block.row(m, y), block.column(m, threadIdx.x),
+                    block.task_.classes, to);
       }
       return to;
     }
@@ -364,6 +388,7 @@ class LossBlock {
   double* sums_;
   Row* rows_;
   Source* columns_;
+  float* staged_;
   int32_t* starts_;
   float* lines_;
   Logits<C, Loss::kScores, Steps> logits_[kMaps];
@@ -382,8 +407,11 @@ template <class Loss, int C, bool kGrad>
 cudaError_t launch_loss(const LossTask& task, cudaStream_t stream) {
   const int64_t tiles = tile_count(task.tiling);
   if (tiles == 0) return cudaSuccess;
-  const int width = task.tiling.tile_width, lines = LossBlock<Loss, C, kGrad>::lines(task.classes);
-  const size_t bytes = loss_layout(task, width, Loss::kMaps, lines).bytes;
+  using Block = LossBlock<Loss, C, kGrad>;
+  const int width = task.tiling.tile_width;
+  const size_t bytes = loss_layout(task, Block::table_height(task.tiling), width, Loss::kMaps,
+                                   Block::staged_bytes(task), Block::lines(task.classes))
+                           .bytes;
   return launch(loss_kernel<Loss, C, kGrad>, dim3(static_cast<unsigned>(tiles)), width, bytes, stream, task);
 }
 

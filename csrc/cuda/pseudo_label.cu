@@ -4,7 +4,7 @@
 // One thread per column, as everywhere (common.cuh). For the maximum, views are outside and rows inside, so
 // that a view's two rows stay in registers; the best so far of each pixel waits in shared memory, 5 bytes.
 // For the mean, all views of a pixel are needed at once: their rows are in shared memory (SharedRows), and
-// where the class count is not unrolled they are read anew at each pixel.
+// where the class count is not unrolled one after the other is (Logits<0>).
 //
 // The floor, with P pixels: bytes 5·P written, K·N·C·h·w·(2 or 4) read; exps K·P·C; FMAs and the like, per
 // pixel, class and view: 5 (interpolation, maximum with its label 3, sum). The mean has 7 and half a load
@@ -23,7 +23,7 @@ struct PseudoLabelLayout {
   size_t rows, columns, confidence, histogram, room, label, bytes;
 };
 
-// `room`: bytes for the views of the mean, SharedRows or scratch.
+// `room`: bytes for the views of the mean, SharedRows; not unrolled, for the line of Logits<0> and scratch.
 constexpr __host__ UDAS_DEVICE PseudoLabelLayout pseudo_label_layout(int height, int width, int views,
                                                                      bool mean, int classes, size_t room) {
   PseudoLabelLayout at{};
@@ -38,10 +38,10 @@ constexpr __host__ UDAS_DEVICE PseudoLabelLayout pseudo_label_layout(int height,
   return at;
 }
 
-__host__ UDAS_DEVICE size_t room_of(const PseudoLabelTask& task, int width) {
-  if (!task.mean) return 0;
-  if (task.columns > 0) return shared_rows_bytes(task.views, task.classes, task.columns);
-  return sizeof(float) * 2 * task.classes * line(width);
+__host__ UDAS_DEVICE size_t room_of(const PseudoLabelTask& task, int width, bool unrolled) {
+  if (unrolled) return task.mean ? shared_rows_bytes(task.views, task.classes, task.columns) : 0;
+  const size_t scratch = task.mean ? sizeof(float) * 2 * task.classes * line(width) : 0;
+  return line_bytes(1, task.classes, task.columns) + scratch;
 }
 
 static_assert(pseudo_label_layout(8, kTileWidth, kMaxViews, false, kMostSharedHistogram, 0).bytes <=
@@ -54,7 +54,7 @@ class PseudoLabelBlock {
   UDAS_DEVICE PseudoLabelBlock(const PseudoLabelTask& task, unsigned char* shared)
       : task_(task), tile_(task.tiling, blockIdx.x) {
     const PseudoLabelLayout at =
-        pseudo_label_layout(height(), width(), task.views, kMean, classes(), room_of(task, width()));
+        pseudo_label_layout(height(), width(), task.views, kMean, classes(), room_of(task, width(), C > 0));
     rows_ = reinterpret_cast<Row*>(shared + at.rows);
     columns_ = reinterpret_cast<Source*>(shared + at.columns);
     confidence_ = reinterpret_cast<float*>(shared + at.confidence);
@@ -117,9 +117,18 @@ class PseudoLabelBlock {
     __syncthreads();
   }
 
+  UDAS_DEVICE void keep_line(Logits<0, true>& logits, int view, int first, const Source& column) const {
+    logits.keep_in(reinterpret_cast<float*>(room_), task_.classes, task_.columns, task_.maps[view],
+                   task_.tiling, first, column);
+  }
+
   // The first of equal views wins.
   UDAS_DEVICE void best_of_views(int view, const Source& column) {
     Logits<C, true> logits;
+    if constexpr (C == 0) {
+      const int first = min(column_of(view, 0).low, column_of(view, tile_.columns - 1).low);
+      keep_line(logits, view, first, column);
+    }
     const Row* row = rows_ + view * height();
     float* confidence = confidence_ + threadIdx.x;
     uint8_t* label = label_ + threadIdx.x;
@@ -139,7 +148,7 @@ class PseudoLabelBlock {
   UDAS_DEVICE void mean_of_views() {
     Values<C> mean, scratch;
     if constexpr (C == 0) {
-      float* first = reinterpret_cast<float*>(room_) + threadIdx.x;
+      float* first = reinterpret_cast<float*>(room_) + classes() * task_.columns + threadIdx.x;
       mean = Values<0>{{first, line(width())}};
       scratch = Values<0>{{first + classes() * line(width()), line(width())}};
     } else {
@@ -164,12 +173,15 @@ class PseudoLabelBlock {
         const Map& map = task_.maps[view];
         const Source* columns = columns_ + view * width();
         if constexpr (C == 0) {
-          interpolate<C>(map, tile_.sample, rows_[view * height() + y], columns[threadIdx.x], classes(),
-                         scratch);
+          const Source& column = columns[threadIdx.x];
+          Logits<0, true> logits;
+          keep_line(logits, view, min(columns[0].low, columns[width() - 1].low), column);
+          logits.move(map, tile_.sample, rows_[view * height() + y], column);
+          add_softmax<float>(logits, task_.inverse_temperature, share, classes(), mean, scratch);
         } else {
           shared_.read(view, map, task_.tiling, columns, scratch);
+          add_softmax<float>(scratch, task_.inverse_temperature, share, classes(), mean, scratch);
         }
-        add_softmax<float>(scratch, task_.inverse_temperature, share, classes(), mean, scratch);
       }
       Prediction<float> found = arg_max<float>(mean, classes());
       asm("" : "+r"(found.label));
@@ -258,7 +270,7 @@ template <int C, bool kMean>
 cudaError_t run(const PseudoLabelTask& task, cudaStream_t stream) {
   const Tiling& tiling = task.tiling;
   const size_t bytes = pseudo_label_layout(tiling.tile_height, tiling.tile_width, task.views, kMean,
-                                           task.classes, room_of(task, tiling.tile_width))
+                                           task.classes, room_of(task, tiling.tile_width, C > 0))
                            .bytes;
   return launch(pseudo_label_kernel<C, kMean>, dim3(static_cast<unsigned>(tile_count(tiling))),
                 tiling.tile_width, bytes, stream, task);
@@ -267,11 +279,11 @@ cudaError_t run(const PseudoLabelTask& task, cudaStream_t stream) {
 }  // namespace
 
 void plan_pseudo_label(PseudoLabelTask& task) {
-  const bool staged = task.mean && is_unrolled(task.classes);
+  const bool unrolled = is_unrolled(task.classes);
   const auto shared = [&](int height, int width) {
-    task.columns = staged ? most_columns(task.maps, task.views, width, task.tiling) : 0;
-    return pseudo_label_layout(height, width, task.views, task.mean, task.classes, room_of(task, width))
-        .bytes;
+    task.columns = most_columns(task.maps, task.views, width, task.tiling);
+    const size_t room = room_of(task, width, unrolled);
+    return pseudo_label_layout(height, width, task.views, task.mean, task.classes, room).bytes;
   };
   choose_tiles(task.tiling, widest_tile(task.classes), task.mean ? 3 : 4, shared);
 }

@@ -47,7 +47,7 @@ struct LossTask {
   Tiling tiling;
   int32_t classes, teachers;
   Map maps[1 + kMaxViews];  // those with a gradient first, then the teachers
-  int32_t columns;          // of the teachers' rows in shared memory; 0: they are not there
+  int32_t columns;          // of the rows in shared memory, of the teachers or, not unrolled, of the others
   Labels target;
   const float* pixel_weight;  // [N, H, W] or null
   const bool* mask;           // [N, H, W] or null
@@ -80,7 +80,7 @@ struct FinishTask {
 
 struct UpsampleTask {
   Tiling tiling;
-  int32_t classes;
+  int32_t classes, columns;  // columns: of the row in shared memory, where the classes are not unrolled
   Map map;
   Activation activation;
   float inverse_log_classes;
@@ -91,7 +91,7 @@ struct PseudoLabelTask {
   Tiling tiling;
   int32_t classes, views;
   Map maps[kMaxViews];
-  int32_t columns;         // of the views' rows in shared memory; 0: they are not there
+  int32_t columns;         // of the views' rows in shared memory
   const bool* flips;       // [K, N] or null
   uint32_t flipped_views;  // a bit for each view that is mirrored in every sample
   bool mean;
@@ -105,7 +105,7 @@ struct PseudoLabelTask {
 
 struct ConfusionTask {
   Tiling tiling;
-  int32_t classes;
+  int32_t classes, columns;  // as of UpsampleTask
   Map map;
   Labels target;
   int64_t ignore_index;
@@ -137,9 +137,9 @@ static_assert(are_parameters<LossTask, FinishTask, UpsampleTask, PseudoLabelTask
 
 // Choose the tiles, by the sizes and the current device, before memory is allocated.
 void plan_loss(LossTask& task, int gradients, int scratch);  // scratch: kScratch of core/losses.h
-void plan_upsample(Tiling& tiling, int classes);
+void plan_upsample(UpsampleTask& task);
 void plan_pseudo_label(PseudoLabelTask& task);
-void plan_confusion_matrix(Tiling& tiling, int classes);
+void plan_confusion_matrix(ConfusionTask& task);
 Footprint footprint(const Tiling& tiling, const Map& map);
 
 // Each launches on `stream` and neither allocates nor waits. run_loss is instantiated for each loss of

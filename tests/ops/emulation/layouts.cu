@@ -56,8 +56,8 @@ void launch_all(int classes, int maps, const int (&size)[2]) {
   const LossTask like = task_of<LossTask>(classes, 1, size[0], size[1]);
   upsample.tiling = confusion.tiling = like.tiling;
   upsample.map = confusion.map = like.maps[0];
-  plan_upsample(upsample.tiling, classes);
-  plan_confusion_matrix(confusion.tiling, classes);
+  plan_upsample(upsample);
+  plan_confusion_matrix(confusion);
   count(run_upsample(upsample, nullptr));
   count(run_confusion_matrix(confusion, nullptr));
 }
