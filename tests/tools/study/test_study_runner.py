@@ -52,9 +52,9 @@ def _terminate_when_training(run: Path) -> None:
 def test_a_study_that_was_cut_goes_on_to_the_same_numbers(
     camvid_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    plan = _plan(camvid_folder("data"), steps=120)
+    plan = _plan(camvid_folder("data"), steps=120, settings=("online_self_training:input.batch_size=2",))
     runs = tmp_path / "out/runs"
-    first, second, _ = (runs / run.folder for run in plan.runs)
+    first, second, *_ = (runs / run.folder for run in plan.runs)
 
     watcher = threading.Thread(target=_terminate_when_training, args=(first,))
     watcher.start()
@@ -168,6 +168,14 @@ def test_a_method_that_cannot_use_its_network_ends_the_study_before_the_first_ru
     plan = plan_study("methods", task, seeds=(0,), num_labels=(0,))
     with pytest.raises(InputError, match=r"row DAFormer: .*random first weights.*--set daformer:KEY=VALUE"):
         run_studies([plan], tmp_path / "out", command="study")
+    assert not (tmp_path / "out").exists()
+
+
+def test_batches_that_a_method_cannot_mix_end_the_study_before_the_first_run(
+    camvid_root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"row Online self-training.*: batch size of stage online: found 1"):
+        run_studies([_plan(camvid_root)], tmp_path / "out", command="study")
     assert not (tmp_path / "out").exists()
 
 

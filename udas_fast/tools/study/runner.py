@@ -34,7 +34,7 @@ from udas_fast.tools.study.figures import (
 from udas_fast.tools.study.plan import StudyPlan, StudyRun, TranslationRun
 from udas_fast.tools.study.tables import csv_text, markdown
 from udas_fast.training.networks import check_stage
-from udas_fast.training.requirements import open_domains
+from udas_fast.training.requirements import check_batch_sizes, open_domains
 from udas_fast.training.run_folder import RunConfig, lock, read_run_file
 from udas_fast.training.translation import TranslationConfig
 
@@ -78,7 +78,7 @@ def check_rows(plans: Sequence[StudyPlan]) -> None:
     """Open the datasets of every row and look at its network.
 
     Raises:
-        InputError: a dataset is missing or does not fit, or a method cannot use the row's network.
+        InputError: a dataset is missing or does not fit, or a method cannot use its batches or the row's network.
     """
     for plan in plans:
         task = plan.task
@@ -87,7 +87,12 @@ def check_rows(plans: Sequence[StudyPlan]) -> None:
             if task.makes_translation and data.source == task.translate:
                 data = replace(data, source=task.source)  # whose images are not translated yet
             recipe = run.recipe()
-            _check_network(run, recipe, len(open_domains(data, recipe).classes()))
+            domains = open_domains(data, recipe)
+            try:
+                check_batch_sizes(recipe, domains)
+            except InputError as error:
+                raise InputError(f"row {run.row.title}: {error}") from error
+            _check_network(run, recipe, len(domains.classes()))
 
 
 def _check_network(run: StudyRun, recipe: Recipe, num_classes: int) -> None:
