@@ -9,7 +9,8 @@ The last one makes nothing: it lists the runs of all tables with their core-hour
 
 Steps are fixed, and the last weights are scored. Methods that see the source begin with the network that was trained on
 it alone, and take the rest of the steps from there. Complete runs are kept, interrupted ones are resumed, and tables of
-one pair of domains share their runs.
+one pair of domains share their runs. Scores of complete runs are recorded in results/runs, so that a table can be
+continued on another machine; ``--only RECIPE`` makes a part of it.
 """
 
 from __future__ import annotations
@@ -28,15 +29,12 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import harness
 import torch
+from run_records import compact, is_recorded, make_table, records_file
 
 from udas_fast.recipes import Changes
-from udas_fast.tools.study.collect import Spread, collect, with_costs
+from udas_fast.tools.study.collect import Spread, with_costs
 from udas_fast.tools.study.plan import StudyPlan, StudyRun, plan_study
 from udas_fast.tools.study.rows import Study, StudyRow, Task
-from udas_fast.tools.study.runner import make_runs
-
-RESULTS = Path(__file__).parent / "results"
-
 
 SIZE, STEPS, LABELLED_STEPS = (180, 240), 800, 1300
 # EfficientNet-Lite0 with ImageNet weights, its stride as published, in the precision that is faster for depthwise
@@ -102,6 +100,9 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data", help="folder that holds rendered/ and camvid/")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="RECIPE", help="of a study, make their runs alone"
+    )
     arguments = parser.parse_args()
     if arguments.task == "plan":
         import run_plan  # which imports this file
@@ -119,8 +120,11 @@ def main() -> None:
     elif arguments.task in PRECISIONS:
         document |= precision(PRECISIONS[arguments.task], arguments, document["command"])
     else:
-        document["tables"] = study(arguments, document["command"])
-    path = RESULTS / f"{arguments.task}.json"
+        document["tables"] = tables = study(arguments, document["command"])
+        if None in tables.values():
+            print("no table yet: it has rows whose runs are still to be made")
+            return
+    path = harness.RESULTS / f"{arguments.task}.json"
     harness.write(path, document)
     print(path)
 
@@ -136,27 +140,23 @@ def streets(seed: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]
         yield {"name": name, "seed": seed, "command": shlex.join(command), "phases": compact(row["phases"])}
 
 
-def compact(phases: dict[str, Any]) -> dict[str, Any]:
-    """Return scores without confusion matrices and reliability, which stay in the run folders."""
-    left_out = ("confusion_matrix", "reliability")
-    return {name: {k: v for k, v in s.items() if k not in left_out} for name, s in phases.items()}
-
-
 def study(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Make the runs of a table; return it by target, and of the baselines from random weights."""
+    """Make the runs of a table; return it by target, and of the baselines from random weights.
+
+    A target is None while it has rows whose runs ``--only`` left out.
+    """
     pair = STUDIES[arguments.task][1]
     copy_weights(arguments.runs / WEIGHTS)
-    found = plans(arguments.task, arguments.seeds, arguments.data, arguments.runs)
-    if any(run.row.translated for plan in found.values() for run in plan.runs):
-        translate(pair, arguments)
-    tables = {}
-    for name, plan in found.items():
+    tables: dict[str, Any] = {}
+    for name, plan in plans(arguments.task, arguments.seeds, arguments.data, arguments.runs).items():
         folder = runs_folder(arguments.runs, pair, RANDOM if name == RANDOM else "")
-        make_runs(plan.runs, folder, jobs=arguments.jobs)
-        table = collect(plan, folder, command)
-        if arguments.task.startswith("methods"):
+        todo = (run for run in plan.runs if not arguments.only or run.row.recipe in arguments.only)
+        if any(run.row.translated and not is_recorded(run, records_file(folder)) for run in todo):
+            translate(pair, arguments)
+        table = make_table(plan, folder, command, jobs=arguments.jobs, only=arguments.only)
+        if table and arguments.task.startswith("methods"):
             table = with_costs(table, plan)
-        tables[name] = table.to_dict()
+        tables[name] = table and table.to_dict()
     return tables
 
 
@@ -251,8 +251,9 @@ def precision(pair: str, arguments: argparse.Namespace, command: str) -> dict[st
     """Train our recipe on ``pair`` in each precision; return scores and their differences from fp32 by seed."""
     tables = {}
     for name, folder, plan in precision_plans(pair, arguments.seeds, arguments.data, arguments.runs):
-        make_runs(plan.runs, folder, jobs=arguments.jobs)
-        tables[name] = collect(plan, folder, command)
+        table = make_table(plan, folder, command, jobs=arguments.jobs)
+        assert table is not None  # as all runs are made
+        tables[name] = table
     scores = {name: table.rows[0].miou.by_seed for name, table in tables.items()}
     gaps = {
         name: Spread.of([ours - full for ours, full in zip(found, scores["fp32"], strict=True)])

@@ -27,6 +27,7 @@ from udas_fast.atomic import atomic_write, make_folder
 
 MIB = 2**20
 EXP_INSTRUCTIONS = 11  # of csrc/core/math.h's exp2: a clamp, three to split, five FMAs, two for the power
+RESULTS = Path(__file__).parent / "results"
 # With these, glibc keeps freed memory instead of giving it back to the kernel: no page faults after the first call.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import accuracy
 import torch
+from run_records import is_recorded, records_file
 from torch import nn
 
 from udas_fast.inference import MODEL_FILE
@@ -25,6 +26,7 @@ from udas_fast.objectives.base import ObjectiveConfig, build_objective
 from udas_fast.recipes import Recipe
 from udas_fast.testing import TinyNetwork, make_context, random_batches, take_step
 from udas_fast.tools import demo
+from udas_fast.tools.study.plan import StudyRun
 
 FORWARD_ALONE = 1 / 3  # of a pass; a backward takes about twice the time of a forward
 BATCH = 4
@@ -39,11 +41,12 @@ class PlannedRun:
     recipe: Recipe
     labelled: bool
     tables: tuple[str, ...]
+    recorded: bool = False
 
     @property
     def complete(self) -> bool:
-        """True where the run has been made."""
-        return (self.folder / MODEL_FILE).is_file()
+        """True where the run has been made, here or where its scores were recorded."""
+        return self.recorded or (self.folder / MODEL_FILE).is_file()
 
     @property
     def core_hours(self) -> float:
@@ -67,30 +70,31 @@ def planned_runs(seeds: Sequence[int], data: str, runs: Path) -> list[PlannedRun
         runs: folder of accuracy.py's runs.
     """
     found: dict[Path, PlannedRun] = {}
-    for table, folder, recipe, labelled in _all(seeds, data, runs):
-        before = found.get(folder)
-        if before is None:
-            found[folder] = PlannedRun(folder, recipe, labelled, (table,))
-        elif table not in before.tables:
-            found[folder] = replace(before, tables=(*before.tables, table))
+    for run in _all(seeds, data, runs):
+        before = found.setdefault(run.folder, run)
+        if not {*run.tables} <= {*before.tables}:
+            found[run.folder] = replace(before, tables=(*before.tables, *run.tables))
     return list(found.values())
 
 
-def _all(seeds: Sequence[int], data: str, runs: Path) -> Iterator[tuple[str, Path, Recipe, bool]]:
-    """Yield (table, folder, recipe, whether there are labelled target images) of each run of each table."""
+def _all(seeds: Sequence[int], data: str, runs: Path) -> Iterator[PlannedRun]:
+    """Yield each run of each table."""
     for name, (_, pair) in accuracy.STUDIES.items():
         for table, plan in accuracy.plans(name, seeds, data, runs).items():
             folder = accuracy.runs_folder(runs, pair, table if table == accuracy.RANDOM else "")
-            for run in plan.runs:
-                yield name, folder / run.folder, run.recipe(), bool(run.row.num_labels)
+            yield from (_planned(name, folder, run) for run in plan.runs)
     for name, of in accuracy.PRECISIONS.items():
         for _, folder, plan in accuracy.precision_plans(of, seeds, data, runs):
-            for run in plan.runs:
-                yield name, folder / run.folder, run.recipe(), bool(run.row.num_labels)
+            yield from (_planned(name, folder, run) for run in plan.runs)
     for seed in seeds:
         for entry in demo.ENTRIES:
             folder = runs / "streets" / f"seed-{seed}" / entry.folder
-            yield "streets", folder, entry.build(), bool(entry.num_labels)
+            yield PlannedRun(folder, entry.build(), bool(entry.num_labels), ("streets",))
+
+
+def _planned(table: str, folder: Path, run: StudyRun) -> PlannedRun:
+    recorded = is_recorded(run, records_file(folder))
+    return PlannedRun(folder / run.folder, run.recipe(), bool(run.row.num_labels), (table,), recorded)
 
 
 @cache

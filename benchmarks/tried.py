@@ -15,11 +15,10 @@ from typing import Any
 import accuracy
 import harness
 import torch
+from run_records import make_table
 
-from udas_fast.tools.study.collect import collect
 from udas_fast.tools.study.plan import StudyPlan
 from udas_fast.tools.study.rows import StudyRow
-from udas_fast.tools.study.runner import make_runs
 
 RECIPE = "online_self_training"
 STAGE, OBJECTIVE = "stages.online", "stages.online.objective"
@@ -65,9 +64,10 @@ def main() -> None:
     }
     plan = planned(arguments)
     folder = accuracy.runs_folder(arguments.runs, arguments.pair)
-    make_runs(plan.runs, folder, jobs=arguments.jobs)
-    document["table"] = collect(plan, folder, document["command"]).to_dict()
-    path = accuracy.RESULTS / f"tried-{arguments.pair}-{arguments.num_labels}-labels.json"
+    table = make_table(plan, folder, document["command"], jobs=arguments.jobs)
+    assert table is not None  # as all runs are made
+    document["table"] = table.to_dict()
+    path = harness.RESULTS / f"tried-{arguments.pair}-{arguments.num_labels}-labels.json"
     harness.write(path, document)
     print(path)
 

@@ -73,7 +73,7 @@ def main() -> None:
         "model_sha256": digests,
         "resumed_to_the_same_bits": len(set(digests.values())) == 1,
     }
-    path = accuracy.RESULTS / "vit-rendered-camvid.json"
+    path = harness.RESULTS / "vit-rendered-camvid.json"
     harness.write(path, document)
     print(path)
 
