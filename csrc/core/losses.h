@@ -11,6 +11,7 @@
 //   logits(m)      the logits of map m
 //   gradient(i)    the i-th scratch array; the first kMaps arrays are the gradients of the maps
 //   teacher(k)     the logits of teacher k, of teachers() teachers
+//   target()       the values of the teacher, of a loss with kTargets
 //   label          the class, negative where ignored
 //   weight         the factor of the gradient
 //   classes(), inverse_temperature(), inverse_log_classes()
@@ -33,6 +34,7 @@ struct Loss {
   static constexpr bool kCountsLabels =
       false;                                // counts labelled pixels by class weight instead of all pixels
   static constexpr bool kTeachers = false;  // has teachers: maps without a gradient
+  static constexpr bool kTargets = false;   // its one teacher has values in place of logits
   static constexpr bool kScores = true;     // a function of scores: what classes share does not matter
 };
 
@@ -261,6 +263,13 @@ struct DistillationKl : Loss<1> {
   }
 };
 
+// The label's one-hot vector by class.
+template <class V>
+struct OneHot {
+  IntOf<V> label;
+  UDAS_HD V operator[](int c) const { return select(label == c, V{} + 1.0f, V{}); }
+};
+
 // −Σ q·log p, p = softmax u, q any values, held constant: the gradient is p·Σq - q. Least: 6 and 1 exp [8,
 // 1]; q's interpolation 1, Σ q·u 1, Σq known where q are probabilities; the gradient 1. `q` may not be u.
 template <bool kGrad, class V, class Logits, class Target, class Grad>
@@ -283,52 +292,50 @@ UDAS_HD V soft_cross_entropy_pixel(const Logits& u, const Target& q, V weight, i
 
 struct SoftCrossEntropy : Loss<1> {
   static constexpr int kScratch = 2;
-  static constexpr bool kTeachers = true;  // one: q
+  static constexpr bool kTeachers = true, kTargets = true;
   template <bool kGrad, class V, class Pixel>
   UDAS_HD static V run(const Pixel& px) {
     auto&& g = px.gradient(0);
-    return soft_cross_entropy_pixel<kGrad, V>(px.logits(0), px.teacher(0), px.weight, px.classes(), g);
+    return soft_cross_entropy_pixel<kGrad, V>(px.logits(0), px.target(), px.weight, px.classes(), g);
   }
 };
 
 // Σ (p - q)², p = softmax u, q held constant: du = 2p·((p - q) - Σ p·(p - q)). q is the teacher's values
 // where there is one, the label's one-hot vector elsewhere. Least: 8 and 1 exp [11, 1]; q's interpolation and
-// the difference 2, the two sums 2; the gradient 2. `q` is left p - q.
-template <bool kGrad, class V, class Logits, class Grad, class Target>
-UDAS_HD V squared_error_pixel(const Logits& u, V weight, int classes, Grad& g, Target& q) {
+// the difference 2, the two sums 2; the gradient 2. `q` may not be u.
+template <bool kGrad, class V, class Logits, class Target, class Grad>
+UDAS_HD V squared_error_pixel(const Logits& u, const Target& q, V weight, int classes, Grad& g) {
   const V inverse = divide(V{} + 1.0f, exponentials(scores<V>(u, classes), classes, g));
   V loss = V{}, mean = V{};  // Σ (p - q)², Σ p·(p - q)
   UDAS_UNROLL
   for (int c = 0; c < classes; ++c) {
     const V p = g[c] * inverse, d = p - V(q[c]);
-    g[c] = p;
-    q[c] = d;
+    if (kGrad) g[c] = p;
     loss += d * d;
     mean += p * d;
   }
   if (kGrad) {
     UDAS_UNROLL
-    for (int c = 0; c < classes; ++c) g[c] = 2.0f * weight * V(g[c]) * (V(q[c]) - mean);
+    for (int c = 0; c < classes; ++c) {
+      const V p = g[c], d = p - V(q[c]);
+      g[c] = 2.0f * weight * p * (d - mean);
+    }
   }
   return loss;
 }
 
 struct SquaredError : Loss<1> {
   static constexpr int kScratch = 2;
-  static constexpr bool kLabels = true;    // where there is no teacher
-  static constexpr bool kTeachers = true;  // at most one
+  static constexpr bool kLabels = true;  // where there is no teacher
+  static constexpr bool kTeachers = true, kTargets = true;
   template <bool kGrad, class V, class Pixel>
   UDAS_HD static V run(const Pixel& px) {
-    auto &&g = px.gradient(0), &&q = px.gradient(1);
+    auto&& g = px.gradient(0);
     if (px.teachers() > 0) {
-      const auto teacher = px.teacher(0);
-      UDAS_UNROLL
-      for (int c = 0; c < px.classes(); ++c) q[c] = V(teacher[c]);
-    } else {
-      UDAS_UNROLL
-      for (int c = 0; c < px.classes(); ++c) q[c] = select(px.label == c, V{} + 1.0f, V{});
+      return squared_error_pixel<kGrad, V>(px.logits(0), px.target(), px.weight, px.classes(), g);
     }
-    return squared_error_pixel<kGrad, V>(px.logits(0), px.weight, px.classes(), g, q);
+    const OneHot<V> q{px.label};
+    return squared_error_pixel<kGrad, V>(px.logits(0), q, px.weight, px.classes(), g);
   }
 };
 

@@ -19,7 +19,8 @@ UDAS_HD V floored(V log_p) {
   return larger(V(V{} + kLogEpsilon), log_p);
 }
 
-// out[c] = the activation of class c; out may not be v. Least of softmax, as in losses.h: 5 and 1 exp.
+// out[c] = the activation of class c; out may be v, but for self_information. Least of softmax, as in
+// losses.h: 5 and 1 exp.
 template <Activation kActivation, class V, class Logits, class Out>
 UDAS_HD void activate(const Logits& v, float inverse_log_classes, int classes, Out& out) {
   if constexpr (kActivation == Activation::none) {
@@ -40,8 +41,8 @@ UDAS_HD void activate(const Logits& v, float inverse_log_classes, int classes, O
 }
 
 // g[c] = Σ_k G[k] · d activation[k] / dv[c], G the incoming gradient. softmax: p·(G - ΣGp). self_information:
-// the same with G·dI/dp for G, dI/dp = -(log(p + ε) + p / (p + ε)) / log C. g may be neither v nor G.
-// Least of softmax: 9 and 1 exp; Σ G·p 1, the gradient 2.
+// the same with G·dI/dp for G, dI/dp = -(log(p + ε) + p / (p + ε)) / log C. g may not be G, and v but for
+// self_information. Least of softmax: 9 and 1 exp; Σ G·p 1, the gradient 2.
 template <Activation kActivation, class V, class Logits, class Incoming, class Grad>
 UDAS_HD void activation_gradient(const Logits& v, const Incoming& incoming, float inverse_log_classes,
                                  int classes, Grad& g) {

@@ -7,16 +7,6 @@ inline namespace UDAS_ISA {
 
 using cpu::ConfusionTask;
 
-// Interpolated logits of one lane group, computed where they are read.
-struct Blended {
-  const float *low, *high;
-  float fraction;
-  Vec operator[](int c) const {
-    const Vec a = load(low + int64_t{c} * kTile);
-    return a + fraction * (load(high + int64_t{c} * kTile) - a);
-  }
-};
-
 // The class of the largest logit, the lowest of equals. Each half of the classes has a search of its own, as
 // a comparison waits for the one before it.
 inline VecInt largest_class(const Blended& v, int classes) {

@@ -18,6 +18,7 @@ struct Pixels {
   VecInt label;
   Vec weight;
   int first_teacher;
+  Blended target_values;
 
   int classes() const { return static_cast<int>(task.classes()); }
   int teachers() const { return static_cast<int>(task.maps.size()) - first_teacher; }
@@ -27,8 +28,8 @@ struct Pixels {
     return {{maps + map * task.classes() * kTile}, udas::load(top + map * kTile)};
   }
   Logits teacher(int k) const { return logits(first_teacher + k); }
+  const Blended& target() const { return target_values; }
   Column gradient(int64_t i) const { return {scratch + i * task.classes() * kTile}; }
-  Column incoming() const { return gradient(1); }
 };
 
 // The labels, weights and counts of one tile.
@@ -62,14 +63,28 @@ struct alignas(64) TileValues {
   }
 };
 
+// Begin a band of one map; the gradient rows that it will write belong to the task.
+inline void begin_band(LossTask& task, int map, int64_t band, RowPair* pair, bool with_gradient) {
+  float* rows = nullptr;
+  const int64_t first = task.first_row(map, band);
+  if (with_gradient) {
+    const Map& like = task.maps[map];
+    const int64_t size = (task.last_row(map, band) - first + 1) * like.classes * like.width;
+    rows = new float[size]();
+    task.gradients[map][band].reset(rows);
+  }
+  pair->begin(task.grid.sample(band), &task.columns[map], rows, first);
+}
+
 template <class Loss, bool kGrad>
 class LossLoop {
  public:
   explicit LossLoop(LossTask& task)
       : task_(task),
         block_(task.classes() * kTile),
-        logits_(task.maps.size() * block_),
-        top_(task.maps.size() * kTile),
+        blended_(Loss::kTargets ? Loss::kMaps : task.maps.size()),
+        logits_(blended_ * block_),
+        top_(blended_ * kTile),
         scratch_((kRows - 1) * Loss::kMaps * block_ + 2 * block_) {
     const int64_t rows = 2 * task.maps.size() + (kGrad ? 2 * Loss::kMaps : 0);
     const int64_t tiles = strip_tiles(task.grid, rows, task.classes());
@@ -82,16 +97,7 @@ class LossLoop {
     sample_ = task_.grid.sample(band);
     total_ = count_ = 0.0;
     for (size_t m = 0; m < pairs_.size(); ++m) {
-      const int map = static_cast<int>(m);
-      float* rows = nullptr;
-      const int64_t first = task_.first_row(map, band);
-      if (kGrad && map < Loss::kMaps) {
-        const Map& like = task_.maps[m];
-        const int64_t size = (task_.last_row(map, band) - first + 1) * like.classes * like.width;
-        rows = new float[size]();
-        task_.gradients[m][band].reset(rows);
-      }
-      pairs_[m].begin(sample_, &task_.columns[m], rows, first);
+      begin_band(task_, static_cast<int>(m), band, &pairs_[m], kGrad && m < Loss::kMaps);
     }
     for_each_run(task_.grid, task_.rows, pairs_, band,
                  [&](int64_t tile, int64_t begin, int64_t end) { run(tile, begin, end); });
@@ -107,6 +113,13 @@ class LossLoop {
   // The scratch arrays of the k-th of kRows rows. A row's arrays past its gradients are free for the next.
   float* scratch(int k) { return scratch_.data() + k * Loss::kMaps * block_; }
 
+  // What interpolates the target of row y while it is read: it is read once or twice.
+  Blended target_at(int64_t tile, int lane, int64_t y) {
+    if (blended_ == pairs_.size()) return {nullptr, nullptr, 0.0f};
+    RowPair& pair = pairs_.back();
+    return {pair.low(tile) + lane, pair.high(tile) + lane, task_.rows.back().fraction[y]};
+  }
+
   // Rows [begin, end) of one tile.
   void run(int64_t tile, int64_t begin, int64_t end) {
     const int64_t x = tile * kTile;
@@ -118,14 +131,9 @@ class LossLoop {
     for (int64_t y = begin; y < end; ++y) {
       float* to = scratch((y - begin) % kRows);
       values_.load<Loss>(task_, sample_, y, x, pixels);
-      for (size_t m = 0; m < pairs_.size(); ++m) {
+      for (size_t m = 0; m < blended_; ++m) {
         blend(pairs_[m].low(tile), pairs_[m].high(tile), task_.rows[m].fraction[y], task_.classes(),
               logits_.data() + m * block_, top_.data() + m * kTile);
-      }
-      if (task_.incoming.data != nullptr) {
-        map_tile(task_.incoming, sample_, y, x, pixels, to + block_);
-        const bool last = y + 1 == end;
-        prefetch_tile(task_.incoming, sample_, last ? begin : y + 1, last ? x + kTile : x);
       }
       for (int lane = 0; lane < kTile; lane += kLanes) {
         const Vec weight = udas::load(values_.weight + lane);
@@ -135,7 +143,8 @@ class LossLoop {
                         to + lane,
                         udas::load(values_.label + lane),
                         weight,
-                        Loss::kMaps};
+                        Loss::kMaps,
+                        target_at(tile, lane, y)};
         const Vec loss = weight * Loss::template run<kGrad, Vec>(px);
         total += loss;
         count += udas::load(values_.count + lane);
@@ -156,29 +165,14 @@ class LossLoop {
   template <int rows>
   void collect(int64_t tile, int64_t y) {
     for (int m = 0; m < Loss::kMaps; ++m) {
-      const float* from[rows];
-      float share[rows];  // of high
-      for (int k = 0; k < rows; ++k) {
-        from[k] = scratch(k) + m * block_;
-        share[k] = task_.rows[m].fraction[y + k];
-      }
-      float* low = pairs_[m].low_gradient(tile);
-      float* high = pairs_[m].high_gradient(tile);
-      for (int64_t i = 0; i < block_; i += kLanes) {
-        Vec to_low = udas::load(low + i), to_high = udas::load(high + i);
-        for (int k = 0; k < rows; ++k) {
-          const Vec g = udas::load(from[k] + i);
-          to_low += (1.0f - share[k]) * g;
-          to_high += share[k] * g;
-        }
-        store(high + i, to_high);
-        store(low + i, to_low);  // after high: they are one at the last row, where fraction is 0
-      }
+      add_rows<rows>(scratch(0) + m * block_, Loss::kMaps * block_, &task_.rows[m].fraction[y], block_,
+                     pairs_[m].low_gradient(tile), pairs_[m].high_gradient(tile));
     }
   }
 
   LossTask& task_;
   int64_t block_;
+  size_t blended_;  // maps whose rows are interpolated before the pixel function
   Floats logits_, top_, scratch_;
   std::vector<RowPair> pairs_;
   TileValues values_{};
@@ -203,12 +197,6 @@ template <class... Losses>
 struct LossTable<LossList<Losses...>> {
   static constexpr cpu::LossKernel kernels[] = {run_loss<Losses>...};
 };
-
-inline void run_upsample_backward(LossTask& task, int64_t begin, int64_t end) {
-  with_activation(task.activation, [&](auto activation) {
-    run_loop<UpsampleGradient<decltype(activation)::value>, true>(task, begin, end);
-  });
-}
 
 }  // namespace UDAS_ISA
 }  // namespace udas

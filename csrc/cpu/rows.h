@@ -56,6 +56,16 @@ inline double sum(Vec v) {
   return total;
 }
 
+// Interpolated values of one lane group, computed where they are read.
+struct Blended {
+  const float *low, *high;
+  float fraction;
+  Vec operator[](int c) const {
+    const Vec a = load(low + int64_t{c} * kTile);
+    return a + fraction * (load(high + int64_t{c} * kTile) - a);
+  }
+};
+
 // Lane index[i] of `from` in lane i.
 inline Vec permuted(Vec from, VecInt index) {
 #if UDAS_SIMD_WIDTH >= 8
@@ -263,11 +273,11 @@ inline int64_t strip_tiles(const cpu::Grid& grid, int64_t rows, int64_t classes)
   return std::min(std::max<int64_t>(kStripBytes / bytes, 1), grid.tiles);
 }
 
-// Calls body(tile, begin, end) for every run of rows [begin, end) of a band and every tile, strip by strip.
-// pairs[m] holds the low-resolution rows of map m around the run.
+// Calls body(strip, begin, end) for every run of rows [begin, end) of a band, strip by strip. pairs[m] holds
+// the low-resolution rows of map m around the run.
 template <class Body>
-inline void for_each_run(const cpu::Grid& grid, const std::vector<Axis>& rows, std::vector<RowPair>& pairs,
-                         int64_t band, const Body& body) {
+inline void for_each_strip(const cpu::Grid& grid, const std::vector<Axis>& rows, std::vector<RowPair>& pairs,
+                           int64_t band, const Body& body) {
   const int64_t end = grid.end_y(band);
   for (Strip strip{0, 0}; strip.begin < grid.tiles; strip.begin = strip.end) {
     strip.end = std::min(strip.begin + pairs[0].tiles(), grid.tiles);
@@ -275,11 +285,20 @@ inline void for_each_run(const cpu::Grid& grid, const std::vector<Axis>& rows, s
     for (int64_t y = grid.first_y(band); y < end;) {
       const int64_t next = run_end(rows, y, end);
       for (size_t m = 0; m < pairs.size(); ++m) pairs[m].move(rows[m].low[y], rows[m].high[y]);
-      for (int64_t tile = strip.begin; tile < strip.end; ++tile) body(tile, y, next);
+      body(strip, y, next);
       y = next;
     }
     for (RowPair& pair : pairs) pair.end_strip();
   }
+}
+
+// The same, tile by tile: body(tile, begin, end).
+template <class Body>
+inline void for_each_run(const cpu::Grid& grid, const std::vector<Axis>& rows, std::vector<RowPair>& pairs,
+                         int64_t band, const Body& body) {
+  for_each_strip(grid, rows, pairs, band, [&](Strip strip, int64_t begin, int64_t end) {
+    for (int64_t tile = strip.begin; tile < strip.end; ++tile) body(tile, begin, end);
+  });
 }
 
 // to[C][kTile] = low + fraction · (high - low), and top[kTile] the largest of each pixel, two classes at a
@@ -303,6 +322,23 @@ inline void blend(const float* low, const float* high, float fraction, int64_t c
   }
 }
 
+// The adjoint of blend() for `rows` rows, the gradients of each `stride` floats after those of the one
+// before. Several at once read and write the wide rows once.
+template <int rows>
+inline void add_rows(const float* gradient, int64_t stride, const float* fraction, int64_t count, float* low,
+                     float* high) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Vec to_low = load(low + i), to_high = load(high + i);
+    for (int k = 0; k < rows; ++k) {
+      const Vec g = load(gradient + k * stride + i);
+      to_low += (1.0f - fraction[k]) * g;
+      to_high += fraction[k] * g;
+    }
+    store(high + i, to_high);
+    store(low + i, to_low);  // after high: they are one at the last row, where fraction is 0
+  }
+}
+
 // kTile values of a plane from column x on as float or int32; `missing` past the end.
 template <class To, class From>
 inline void copy_tile(const cpu::Plane& plane, int64_t n, int64_t y, int64_t x, int count, To missing,
@@ -317,22 +353,6 @@ inline void copy_tile(const cpu::Plane& plane, int64_t n, int64_t y, int64_t x, 
   }
   for (int i = 0; i < count; ++i) to[i] = static_cast<To>(from[i * plane.stride[2]]);
   for (int i = count; i < kTile; ++i) to[i] = missing;
-}
-
-// kTile pixels of every class of a full-resolution float32 map from column x on, [C][kTile]; 0 past the end.
-inline void map_tile(const Map& map, int64_t n, int64_t y, int64_t x, int count, float* to) {
-  cpu::Plane plane{map.data, map.type, {map.stride[0], map.stride[2], map.stride[3]}};
-  for (int64_t c = 0; c < map.classes; ++c) {
-    plane.data = static_cast<const float*>(map.data) + c * map.stride[1];
-    copy_tile<float, float>(plane, n, y, x, count, 0.0f, to + c * kTile);
-  }
-}
-
-// Ask for what map_tile() will read there. Planes are far apart, so that the processor cannot foresee it.
-inline void prefetch_tile(const Map& map, int64_t n, int64_t y, int64_t x) {
-  const float* at =
-      static_cast<const float*>(map.data) + n * map.stride[0] + y * map.stride[2] + x * map.stride[3];
-  for (int64_t c = 0; c < map.classes; ++c) __builtin_prefetch(at + c * map.stride[1]);
 }
 
 // Labels of type From as classes, -1 where ignored, past the end or out of range (then bad_label is set). Int

@@ -243,6 +243,7 @@ class LossBlock {
       }
       return to;
     }
+    UDAS_DEVICE Values<C> target() const { return teacher(0); }
   };
 
   UDAS_DEVICE float pixel_loss(const Pixel& pixel, int y) {
