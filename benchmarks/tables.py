@@ -288,10 +288,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "headlines": headlines,
     "streets": partial(demo, "streets"),
     **{name: partial(study, name) for name in accuracy.STUDIES},
-    **{
-        name: partial(tried, name)
-        for name in (f"tried-rendered-camvid-{labels}-labels" for labels in (0, 20))
-    },
+    **{name: partial(tried, name) for name in (f"tried-camvid-{labels}-labels" for labels in (0, 20))},
     "precision-day-dusk": partial(precision, "precision-day-dusk"),
     "vit-rendered-camvid": partial(vit, "vit-rendered-camvid"),
     "plan": partial(plan, "plan"),

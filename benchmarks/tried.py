@@ -1,6 +1,6 @@
-"""Variants of our recipe on a pair of domains, one run each: ``python benchmarks/tried.py rendered-camvid``.
+"""Variants of our recipe on a target, one run each: ``python benchmarks/tried.py camvid``.
 
-Each is a row of accuracy.py's methods-PAIR with a few other settings, so its figures compare with those of that row at
+Each is a row of accuracy.py's methods on that target with a few other settings, so its figures compare with those of that row at
 the same seed, which is made too. Complete runs are kept.
 """
 
@@ -20,6 +20,9 @@ from run_records import make_table
 from udas_fast.tools.study.plan import StudyPlan
 from udas_fast.tools.study.rows import StudyRow
 
+PAIR_OF = {
+    target.partition(":")[0]: pair for pair, domains in accuracy.PAIRS.items() for target in domains.targets
+}
 RECIPE = "online_self_training"
 STAGE, OBJECTIVE = "stages.online", "stages.online.objective"
 # Settings by what is different; they follow those of all studies.
@@ -43,11 +46,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
-    """Make the missing runs, then write tried-PAIR.json."""
+    """Make the missing runs, then write tried-TARGET-N-labels.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pair", choices=accuracy.PAIRS)
+    parser.add_argument("target", choices=PAIR_OF)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-labels", type=int, default=0)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="all, or these")
@@ -58,24 +61,25 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     arguments = parser.parse_args()
     document: dict[str, Any] = {
-        "command": f"python benchmarks/tried.py {arguments.pair} --seed {arguments.seed} "
+        "command": f"python benchmarks/tried.py {arguments.target} --seed {arguments.seed} "
         f"--num-labels {arguments.num_labels} --variants {shlex.join(arguments.variants)}",
         "environment": harness.environment("cuda" if torch.cuda.is_available() else "cpu"),
     }
     plan = planned(arguments)
-    folder = accuracy.runs_folder(arguments.runs, arguments.pair)
+    folder = accuracy.runs_folder(arguments.runs, PAIR_OF[arguments.target])
     table = make_table(plan, folder, document["command"], jobs=arguments.jobs)
     assert table is not None  # as all runs are made
     document["table"] = table.to_dict()
-    path = harness.RESULTS / f"tried-{arguments.pair}-{arguments.num_labels}-labels.json"
+    path = harness.RESULTS / f"tried-{arguments.target}-{arguments.num_labels}-labels.json"
     harness.write(path, document)
     print(path)
 
 
 def planned(arguments: argparse.Namespace) -> StudyPlan:
     """Return the runs: the row itself, then its variants."""
-    plans = accuracy.plans(f"methods-{arguments.pair}", [arguments.seed], arguments.data, arguments.runs)
-    rows = (run for run in next(iter(plans.values())).runs if run.row.recipe == RECIPE)
+    table = f"methods-{PAIR_OF[arguments.target]}"
+    plan = accuracy.plans(table, [arguments.seed], arguments.data, arguments.runs)[arguments.target]
+    rows = (run for run in plan.runs if run.row.recipe == RECIPE)
     (itself,) = (run for run in rows if run.row.num_labels == arguments.num_labels)
     runs = [itself, *(replace(itself, row=changed(itself.row, name)) for name in arguments.variants)]
     return StudyPlan("methods", itself.task, tuple(run.row for run in runs), tuple(runs), None)
