@@ -1,7 +1,7 @@
 """Variants of our recipe on a target, one run each: ``python benchmarks/tried.py camvid``.
 
-Each is a row of accuracy.py's methods on that target with a few other settings, so its figures compare with those of that row at
-the same seed, which is made too. Complete runs are kept.
+Each is a row of accuracy.py's methods on that target with a few other settings, so its figures compare with those of
+that row at the same seed, which is made too. Complete runs are kept.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         for stream in ("source", "target")
         for key in ("scale=[1.0,2.0]", "crop=[180,240]")
     ),
+    "a mirrored view of the teacher": (f"{OBJECTIVE}.flip_view=true",),
     "a masked view": (f"{OBJECTIVE}.masked={{}}",),
     "one threshold, 0.9": (f"{OBJECTIVE}.threshold=0.9",),
     "one threshold, 0.9, and a masked view": (f"{OBJECTIVE}.threshold=0.9", f"{OBJECTIVE}.masked={{}}"),
