@@ -288,7 +288,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "headlines": headlines,
     "streets": partial(demo, "streets"),
     **{name: partial(study, name) for name in accuracy.STUDIES},
-    **{name: partial(tried, name) for name in (f"tried-camvid-{labels}-labels" for labels in (0, 20))},
+    **{
+        name: partial(tried, name)
+        for name in ("tried-camvid-0-labels", "tried-camvid-20-labels", "tried-camvid-drives-0-labels")
+    },
     "precision-day-dusk": partial(precision, "precision-day-dusk"),
     "vit-rendered-camvid": partial(vit, "vit-rendered-camvid"),
     "plan": partial(plan, "plan"),
