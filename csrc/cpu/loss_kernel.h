@@ -1,7 +1,7 @@
 #pragma once
 // The loop of every loss: interpolate the maps at a tile of pixels, compute the loss and its gradient with
 // the pixel function of core/losses.h, and add the gradient to the two low-resolution rows around the pixels.
-#include "../core/upsample.h"
+#include "../core/losses.h"
 #include "rows.h"
 
 namespace udas {
