@@ -81,12 +81,8 @@ METHODS = (
     *("no_adaptation", "dacs", "mic", "supervised", "joint", "fixmatch", "udas", "udas_tuned", "ddm"),
     "online_self_training",
 )
-BASELINES = (
-    "no_adaptation",
-    "supervised",
-    "joint",
-    "online_self_training",
-)  # and the advice that has to beat them
+# And our recipe, which has to beat them.
+BASELINES = ("no_adaptation", "supervised", "joint", "online_self_training")
 Table: TypeAlias = Literal["baselines", "labels", "methods", "ablation", "parts"]
 STUDIES: dict[str, tuple[Table, str]] = {
     f"{table}-{pair}": (table, pair) for table in get_args(Table) for pair in PAIRS

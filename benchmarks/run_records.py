@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import statistics
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,13 +17,11 @@ from typing import Any
 import harness
 
 from udas_fast.atomic import atomic_write, make_folder
-from udas_fast.tools.report.read import parse_step
-from udas_fast.tools.study.collect import StudyTable, collect
+from udas_fast.tools.study.collect import StudyTable, collect, step_seconds
 from udas_fast.tools.study.plan import StudyPlan, StudyRun
-from udas_fast.tools.study.runner import is_run_complete, make_runs
+from udas_fast.tools.study.runner import NO_SCORE, is_run_complete, make_runs
 
 LEFT_OUT = ("confusion_matrix", "reliability")  # of the scores; they stay in the run folders
-NO_SCORE = ("title", "summary", "paper", "published", "memory")  # parts of a recipe that change no score
 
 
 def records_file(folder: Path) -> Path:
@@ -91,20 +88,13 @@ def _record(runs: Iterable[StudyRun], folder: Path, path: Path) -> None:
             records[run.folder] = {
                 **identity(run),
                 "environment": json.loads((run_dir / "environment.json").read_text(encoding="utf-8")),
-                "step_seconds": _median_step(run_dir / "timing.jsonl"),
+                "step_seconds": next(iter(step_seconds(run_dir)), None),
                 "phases": compact(
                     json.loads((run_dir / run.scores_file).read_text(encoding="utf-8"))["phases"]
                 ),
             }
     if records != before:
         write_records(path, records)
-
-
-def _median_step(path: Path) -> float | None:
-    # A killed run may leave a cut last line.
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    values = (parse_step(line, str(path)).values for line in lines)
-    return statistics.median([step["seconds"] for step in values if "seconds" in step] or [0.0]) or None
 
 
 def _unpack(runs: Iterable[StudyRun], path: Path, folder: Path) -> None:

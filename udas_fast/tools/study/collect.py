@@ -187,11 +187,11 @@ def _row(plan: StudyPlan, row: StudyRow, folder: Path) -> RowScores:
             for name in (last[0]["subset_means"] if is_synthia(plan.task.source, plan.task.target) else ())
         },
         group=group_of(row.own_recipe, row.num_labels) if plan.study == "methods" else "",
-        step_seconds=[seconds for run in runs for seconds in _step_seconds(folder / run.folder)],
+        step_seconds=[seconds for run in runs for seconds in step_seconds(folder / run.folder)],
     )
 
 
-def _step_seconds(run: Path) -> list[float]:
+def step_seconds(run: Path) -> list[float]:
     """Return the median seconds of a step of ``run``, nothing where it has recorded no times."""
     path = run / "timing.jsonl"
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []

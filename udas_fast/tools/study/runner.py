@@ -46,6 +46,7 @@ KEEP_MEMORY = (
 )
 # One thread per run: several run at the same time, and threads that wait for each other slow all of them down.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "GLIBC_TUNABLES": KEEP_MEMORY}
+NO_SCORE = ("title", "summary", "paper", "published", "memory")  # parts of a recipe that change no score
 WITHOUT_SHEET = ("sizes", "gap")
 FIGURES = {"labels": labels_figure, "methods": methods_figure}
 
@@ -280,10 +281,8 @@ def _require_same(run_dir: Path, found: dict[str, Any], expected: dict[str, Any]
 
 
 def _identity(recipe: Recipe, config: RunConfig) -> dict[str, Any]:
-    """Return everything that a run's scores depend on; the recipe's texts and memory options change no score."""
-    plain = recipe.to_dict()
-    for key in ("title", "summary", "paper", "published", "memory"):
-        del plain[key]
+    """Return everything that a run's scores depend on."""
+    plain = {key: value for key, value in recipe.to_dict().items() if key not in NO_SCORE}
     data = config.data and asdict(config.data.absolute())
     weights, start = (path and existing_path(path) for path in (config.weights, config.start))
     return {**plain, "data": data, "weights": weights, "start": start, "seed": config.seed}
