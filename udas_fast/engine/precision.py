@@ -69,16 +69,21 @@ def build_amp(precision: Precision, device: torch.device) -> Amp:
 
 
 def memory_format(amp: Amp, model: nn.Module) -> torch.memory_format:
-    """Return channels_last on a GPU, and for bf16 on a CPU where it is half as fast again and safe; else contiguous.
+    """Return channels_last on a GPU, and on a CPU where it is faster and safe; else contiguous.
 
-    torch 2.13's channels_last convolutions on a CPU crash or return NaN for some numbers of channels that are no
-    multiple of 16, and gain nothing in float32. The three colours of an image are safe.
+    On a CPU it makes bf16 half as fast again, and float32 a third faster if the network has depthwise convolutions
+    (else it gains nothing). There torch 2.13's channels_last convolutions crash with 8 channels, and in bf16 return NaN
+    or crash for other numbers that are no multiple of 16. The three colours of an image are safe.
     """
     if amp.device.type == "cuda":
         return torch.channels_last
-    channels = {m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)} - {3}
-    safe = amp.name == "bf16" and all(c % 16 == 0 for c in channels)
-    return torch.channels_last if safe else torch.contiguous_format
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    channels = {m.in_channels for m in convolutions} - {3}
+    if amp.name == "bf16":
+        fast = all(c % 16 == 0 for c in channels)
+    else:
+        fast = any(m.groups > 1 for m in convolutions) and all(c % 4 == 0 and c > 8 for c in channels)
+    return torch.channels_last if fast else torch.contiguous_format
 
 
 def network_input(amp: Amp, model: nn.Module) -> NetworkInput:
