@@ -12,6 +12,7 @@
 //   gradient(i)    the i-th scratch array; the first kMaps arrays are the gradients of the maps
 //   teacher(k)     the logits of teacher k, of teachers() teachers
 //   target()       the values of the teacher, of a loss with kTargets
+//   with_target(f) f(target()), or f(the label's one-hot vector) where there is no teacher
 //   label          the class, negative where ignored
 //   weight         the factor of the gradient
 //   classes(), inverse_temperature(), inverse_log_classes()
@@ -331,11 +332,9 @@ struct SquaredError : Loss<1> {
   template <bool kGrad, class V, class Pixel>
   UDAS_HD static V run(const Pixel& px) {
     auto&& g = px.gradient(0);
-    if (px.teachers() > 0) {
-      return squared_error_pixel<kGrad, V>(px.logits(0), px.target(), px.weight, px.classes(), g);
-    }
-    const OneHot<V> q{px.label};
-    return squared_error_pixel<kGrad, V>(px.logits(0), q, px.weight, px.classes(), g);
+    return px.with_target([&](const auto& q) {
+      return squared_error_pixel<kGrad, V>(px.logits(0), q, px.weight, px.classes(), g);
+    });
   }
 };
 

@@ -29,6 +29,10 @@ struct Pixels {
   }
   Logits teacher(int k) const { return logits(first_teacher + k); }
   const Blended& target() const { return target_values; }
+  template <class Body>
+  Vec with_target(const Body& body) const {
+    return teachers() > 0 ? body(target_values) : body(OneHot<Vec>{label});
+  }
   Column gradient(int64_t i) const { return {scratch + i * task.classes() * kTile}; }
 };
 

@@ -244,6 +244,19 @@ class LossBlock {
       return to;
     }
     UDAS_DEVICE Values<C> target() const { return teacher(0); }
+    // Both in the last scratch array, for one copy of what follows.
+    template <class Body>
+    UDAS_DEVICE float with_target(const Body& body) const {
+      Values<C>& to = block.gradient_[Loss::kScratch - 1];
+      if (teachers() > 0) {
+        teacher(0);
+      } else {
+        const OneHot<float> of_label{label};
+#pragma unroll
+        for (int c = 0; c < classes(); ++c) to[c] = of_label[c];
+      }
+      return body(to);
+    }
   };
 
   UDAS_DEVICE float pixel_loss(const Pixel& pixel, int y) {

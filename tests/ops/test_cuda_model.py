@@ -1,4 +1,4 @@
-"""benchmarks/cuda_model.py: instructions a pixel of representative kernels against the committed model."""
+"""benchmarks/cuda_model.py: instructions a pixel and occupancy of every kernel against the committed model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = ("cross_entropy", "symmetric_kl", "pseudo_label max", "pseudo_label mean", "region_mix")
 CARD = "H200"
 
 
@@ -25,7 +24,7 @@ def model() -> Iterator[ModuleType]:
 
 
 @pytest.mark.slow
-def test_kernels_have_the_instructions_of_the_committed_model(
+def test_kernels_have_the_instructions_and_blocks_of_the_committed_model(
     model: ModuleType, pytestconfig: pytest.Config
 ) -> None:
     if model.tool("nvcc") is None or model.tool("nvdisasm") is None:
@@ -35,28 +34,24 @@ def test_kernels_have_the_instructions_of_the_committed_model(
         pytest.skip(f"nvcc is {model.nvcc_release()}, the committed model is of {committed['nvcc']}")
     sources = [Path(model.__file__), *sorted(ROOT.glob("csrc/cuda/*")), *sorted(ROOT.glob("csrc/core/*"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    key = f"udas_fast/instructions-{digest}"
-    found = pytestconfig.cache.get(key, None) or _instructions(model)
+    key = f"udas_fast/kernels-{digest}"
+    found = pytestconfig.cache.get(key, None) or _predicted(model)
     pytestconfig.cache.set(key, found)
-    expected = {
-        row["kernel"]: row["issue_per_pixel"]
-        for row in committed["rows"]
-        if (row["card"], row["batch"]) == (CARD, 1)
-    }
-    for name, count in found.items():
-        assert count == pytest.approx(expected[name], rel=0.05), (
-            f"{name}: {count:.0f} instructions a pixel, {expected[name]:.0f} in {model.RESULT.name}; "
-            f"if that is meant, run {committed['command']}"
+    expected = {row["kernel"]: row for row in committed["rows"] if (row["card"], row["batch"]) == (CARD, 1)}
+    assert found.keys() == expected.keys()
+    for name, (count, blocks) in found.items():
+        row = expected[name]
+        told = f"in {model.RESULT.name}; if that is meant, run {committed['command']}"
+        assert count == pytest.approx(row["issue_per_pixel"], rel=0.05), (
+            f"{name}: {count:.0f} instructions a pixel, {row['issue_per_pixel']:.0f} {told}"
         )
+        assert blocks >= row["blocks"], f"{name}: {blocks} blocks a multiprocessor, {row['blocks']} {told}"
 
 
-def _instructions(model: ModuleType) -> dict[str, float]:
-    kernels = [kernel for kernel in model.KERNELS if kernel.name in KERNELS]
-    compiled = model.compile_kernels(model.CARDS[CARD].arch, kernels)
-    return {
-        k.name: model.predict(k, compiled[k.name], model.CARDS[CARD], 1, 0.0)["issue_per_pixel"]
-        for k in kernels
-    }
+def _predicted(model: ModuleType) -> dict[str, tuple[float, int]]:
+    compiled = model.compile_kernels(model.CARDS[CARD].arch, model.KERNELS)
+    rows = {k.name: model.predict(k, compiled[k.name], model.CARDS[CARD], 1, 0.0) for k in model.KERNELS}
+    return {name: (row["issue_per_pixel"], row["blocks"]) for name, row in rows.items()}
 
 
 def test_lines_run_as_often_as_their_loops(model: ModuleType) -> None:
