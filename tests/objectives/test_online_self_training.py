@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from udas_fast.data import Batch
 from udas_fast.data.strong_view import StrongConfig, apply_strong, draw_strong
+from udas_fast.data.style import match_lab
 from udas_fast.errors import InputError
 from udas_fast.models import NetworkInput, Normalization
 from udas_fast.objectives import Batches
@@ -287,6 +288,22 @@ def test_labelled_target_images_are_a_term_and_partners_where_there_are_some(
     assert choose_partner(batches, "labelled", chosen) is batches.labelled
 
 
+def test_the_source_takes_the_targets_style_before_anything_else(
+    batches: Batches, tiny_net: TinyNetwork
+) -> None:
+    config = _config(translate="lab", domain="both", class_mix=ClassMixConfig(partner="source"))
+    assert {"source", "unlabelled"} <= set(config.requirements.paired)
+    objective, _ = _started(config, tiny_net)
+    made = objective.prepare_batch(batches, make_context())
+    expected = match_lab(batches.source.image, batches.unlabelled.image)
+    assert not torch.equal(expected, batches.source.image)
+    assert made.partner is not None
+    assert torch.equal(made.partner.image, expected)
+    assert torch.equal(made.labelled["seg"].image, expected)
+    assert torch.equal(made.labelled["seg_labelled"].image, batches.labelled.image)
+    assert torch.equal(made.target, batches.unlabelled.image)
+
+
 def test_a_rounds_result_may_be_the_teacher(tiny_net: TinyNetwork) -> None:
     before = copy.deepcopy(tiny_net.state_dict())
     for result in ("student", "teacher"):
@@ -300,6 +317,10 @@ def test_wrong_combinations_are_refused(batches: Batches, tiny_net: TinyNetwork)
         _config(class_mix=ClassMixConfig(partner="labelled"))
     with pytest.raises(InputError, match="class_mix.partner: found both, expected labelled"):
         _config(domain="labelled", class_mix=ClassMixConfig(partner="both"))
+    with pytest.raises(
+        InputError, match='translate: found lab, expected "none", or domain "source" or "both"'
+    ):
+        _config(domain="labelled", translate="lab")
     objective, _ = _started(_config(cut_mix=CutMixConfig()), tiny_net)
     one = Batches(
         source=batches.source,

@@ -112,6 +112,9 @@ def test_translations_of_recipes() -> None:
     assert translation_of(small(udas, size=(32, 48))) == ("lab",)
     assert translation_of(with_translation(udas, "fda")) == ("fda",)
     assert translation_of(with_translation(get_recipe("no_adaptation"), "cyclegan")) == ("cyclegan",)  # ST
+    for name in ("online_self_training", "dacs", "daformer", "mic"):
+        stages = with_translation(get_recipe(name), "lab").stages
+        assert [stage.objective.translate for stage in stages] == ["lab"] * len(stages)
     with pytest.raises(
         InputError, match="--translate: found lab, expected nothing: recipe supervised sees no"
     ):

@@ -35,7 +35,7 @@ from udas_fast.objectives.base import (
 from udas_fast.objectives.channel_dropout import ChannelDropoutConfig, draw_factors, scale_channels
 from udas_fast.objectives.feature_distance import FeatureDistance, FeatureDistanceConfig
 from udas_fast.objectives.losses import segmentation_loss
-from udas_fast.objectives.mixing import image_size
+from udas_fast.objectives.mixing import FdaBeta, Translate, image_size, translated_source
 from udas_fast.objectives.pseudo_labels import MAX_VIEWS, balanced_thresholds, loader_views, photometric_views
 from udas_fast.objectives.student_view import (
     ClassMixConfig,
@@ -64,6 +64,8 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
 
     # Labelled images: the source's, the target's, or the source's and the target's where there are some.
     domain: Literal["source", "labelled", "both"] = "source"
+    translate: Translate = "none"  # the source in the target's style, before anything else
+    fda_beta: FdaBeta = 0.01
     augment_labelled: StrongConfig | None = None  # photometric changes of them
     decay: Share = 0.999  # α of the teacher; 0.99 in DACS, 0.996 in UniMatch V2
     # Photometric views for the teacher, by kind.
@@ -90,6 +92,8 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
     result: Literal["student", "teacher"] = "student"  # the network that a round ends with
 
     def __post_init__(self) -> None:
+        if self.translate != "none" and self.domain == "labelled":
+            raise bad("translate", self.translate, '"none", or domain "source" or "both"')
         partner = None if self.class_mix is None else self.class_mix.partner
         if partner is not None and self.domain not in ("both", partner):
             raise bad("class_mix.partner", partner, f"{self.domain}, the labelled images of domain")
@@ -109,13 +113,14 @@ class OnlineSelfTrainingConfig(ObjectiveConfig, kind="online_self_training"):
             "both": ("source", "labelled", "unlabelled"),
         }
         mixed = () if self.class_mix is None else partners[self.class_mix.partner]
+        translated: tuple[StreamName, ...] = () if self.translate == "none" else ("source", "unlabelled")
         distance = None if self.feature_distance is None else "feature_distance"
         dropout = None if self.channel_dropout is None else "channel_dropout"
         tokens = self.masked is not None and self.masked.patch == "token"
         return Requirements(
             streams=("labelled" if self.domain == "labelled" else "source", "unlabelled"),
             optional_streams=("labelled",) if self.domain == "both" else (),
-            paired=mixed,
+            paired=tuple(dict.fromkeys((*mixed, *translated))),
             equal_sizes=mixed,
             several=() if self.cut_mix is None else ("unlabelled",),
             source_sized=(),
@@ -245,6 +250,9 @@ class OnlineSelfTraining(Objective):
                 view.chance = draw(lambda n: torch.rand(n, classes, generator=ctx.generator))
             return view
 
+        if config.translate != "none":
+            source = translated_source(batch, config.translate, config.fda_beta)
+            batch = Batches(source, batch.get("labelled"), batch.unlabelled)
         labelled = labelled_images(batch, config.domain)
         if (strong := config.augment_labelled) is not None:
             for name, images in labelled.items():
