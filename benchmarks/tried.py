@@ -34,6 +34,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         for stream in ("source", "target")
         for key in ("scale=[1.0,2.0]", "crop=[180,240]")
     ),
+    "the source in the target's colours": (f"{OBJECTIVE}.translate=lab",),
     "a mirrored view of the teacher": (f"{OBJECTIVE}.flip_view=true",),
     "a masked view": (f"{OBJECTIVE}.masked={{}}",),
     "one threshold, 0.9": (f"{OBJECTIVE}.threshold=0.9",),
