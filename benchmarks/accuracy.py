@@ -243,9 +243,15 @@ def rows_of(table: Table, pair: str, task: Task) -> Iterator[StudyRow]:
     for row in plan_study(study, own, seeds=[0], num_labels=numbers).rows:
         if names and row.recipe not in names:
             continue
-        if row.recipe == "online_self_training":  # whose first stage makes such a network as all begin with
-            row = replace(row, stages=("online",), settings=(f"stages.online.steps={more}",))
+        if row.recipe != "online_self_training":
+            yield row
+            continue
+        # Its first stage makes such a network as all begin with.
+        row = replace(row, stages=("online",), settings=(f"stages.online.steps={more}",))
         yield row
+        if not (PAIRS[pair].cyclegan or row.num_labels):  # domains that differ in their light
+            translated = (*row.settings, "stages.online.objective.translate=lab")
+            yield replace(row, title=f"{row.title}, LAB", settings=translated)
 
 
 def precision(pair: str, arguments: argparse.Namespace, command: str) -> dict[str, Any]:

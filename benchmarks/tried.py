@@ -82,7 +82,7 @@ def planned(arguments: argparse.Namespace) -> StudyPlan:
     table = f"methods-{PAIR_OF[arguments.target]}"
     plan = accuracy.plans(table, [arguments.seed], arguments.data, arguments.runs)[arguments.target]
     rows = (run for run in plan.runs if run.row.recipe == RECIPE)
-    (itself,) = (run for run in rows if run.row.num_labels == arguments.num_labels)
+    itself = next(run for run in rows if run.row.num_labels == arguments.num_labels)
     runs = [itself, *(replace(itself, row=changed(itself.row, name)) for name in arguments.variants)]
     return StudyPlan("methods", itself.task, tuple(run.row for run in runs), tuple(runs), None)
 
