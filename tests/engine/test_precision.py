@@ -38,6 +38,12 @@ def test_a_cpu_takes_channels_last_where_it_is_faster_and_safe(
     assert memory_format(build_amp(precision, CPU), network(width, backbone)) is expected
 
 
+def test_a_few_depthwise_convolutions_gain_nothing() -> None:
+    model = build_model(ModelConfig(backbone="resnet18", head="daformer"), 11)
+    assert any(m.groups > 1 for m in model.modules() if isinstance(m, nn.Conv2d))
+    assert memory_format(build_amp("fp32", CPU), model) is torch.contiguous_format
+
+
 def test_depthwise_convolutions_in_channels_last_give_the_same_gradients() -> None:
     image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     gradients = []
